@@ -1,0 +1,33 @@
+"""The one error root, and what each child means to the command line.
+
+An error message is one line that says what was found, what was expected, where, and what to do.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KernelsimpError(Exception):
+    """Something the user can mend: bad input, a bad option, an unreadable file. Exit code 2."""
+
+    exit_code = 2
+
+
+class CheckpointError(KernelsimpError):
+    """A checkpoint that cannot be read; a directory scan lists it and goes on."""
+
+
+class HoldError(KernelsimpError):
+    """A held kernel moved, which must be impossible. Exit code 3: our own bug."""
+
+    exit_code = 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the nearest known name, or the list of known names.
+
+    The answer is the tail of an error sentence: it begins with its own punctuation.
+    """
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"

@@ -1,0 +1,62 @@
+"""What was held, in a form that a report can carry and a later check can verify bit for bit."""
+
+import base64
+import hashlib
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CRC_PER_KERNEL_UP_TO = 100_000
+"""Layers of more kernels than this carry one checksum for the layer."""
+
+
+@dataclass(frozen=True)
+class HeldLayer:
+    """One layer's assignment and checksums, as in report.json under `layers[].hold`.
+
+    `assignment` is the run-length code, base64, of the choice of each kernel in canonical order: pairs of
+    little-endian uint16 structure and uint32 length. `frozen_crc32` has one CRC-32 a frozen kernel in that
+    order (or a single one for a large layer) over the stored bytes; `sha256` is over all frozen kernels.
+    """
+
+    assignment: str
+    frozen_crc32: tuple[int, ...]
+    sha256: str
+
+
+def encode_assignment(choice: NDArray[np.int16]) -> str:
+    """Run-length code the choices, flattened in canonical order."""
+    flat = choice.reshape(-1)
+    starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]]) if flat.size else np.array([], dtype=np.int64)
+    lengths = np.diff(np.r_[starts, flat.size])
+    pairs = np.zeros(starts.size, dtype=[("structure", "<u2"), ("length", "<u4")])
+    pairs["structure"], pairs["length"] = flat[starts], lengths
+    return base64.b64encode(pairs.tobytes()).decode()
+
+
+def decode_assignment(text: str, shape: tuple[int, int]) -> NDArray[np.int16]:
+    """Undo `encode_assignment` for a layer of `shape` (out, in / groups).
+
+    Raises ValueError where the text is damaged or describes another number of kernels.
+    """
+    pairs = np.frombuffer(
+        base64.b64decode(text, validate=True), dtype=[("structure", "<u2"), ("length", "<u4")]
+    )
+    if int(pairs["length"].sum(dtype=np.int64)) != int(np.prod(shape)):
+        raise ValueError(f"assignment of {pairs['length'].sum()} kernels for a layer of {shape}")
+    flat = np.repeat(pairs["structure"].astype(np.int16), pairs["length"].astype(np.int64))
+    return flat.reshape(shape)
+
+
+def hold_layer(choice: NDArray[np.int16], stored: NDArray[np.uint8], *, frozen: bool) -> HeldLayer:
+    """Return the record of one layer; `stored` is (kernels, bytes a kernel), the written bytes.
+
+    With `frozen` false (structure kept, values free) there are no checksums.
+    """
+    rows = stored[choice.reshape(-1) != 0] if frozen else stored[:0]
+    whole = rows.tobytes()
+    one_by_one = choice.size <= CRC_PER_KERNEL_UP_TO
+    sums = tuple(zlib.crc32(row.tobytes()) for row in rows) if one_by_one else (zlib.crc32(whole),)
+    return HeldLayer(encode_assignment(choice), sums if whole else (), hashlib.sha256(whole).hexdigest())

@@ -1,0 +1,77 @@
+"""Which kernel becomes what: the plan. It holds decisions as arrays and never touches a model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+FREE = 0
+"""The index of the structure 'free' in every plan: the kernel is left to itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPlan:
+    """The choices of one layer, arrays of shape (out, in / groups).
+
+    `choice` indexes `Plan.structures`; `found` marks choices that chance does not explain; `residual` is
+    the relative residual ||w - Pw|| / ||w|| of the choice; `dims` gives the degrees of freedom of each
+    structure at this layer's `grid`. `parameters` holds what a structure needs beside its name (the
+    partition of few values, the shape parameters of a template), each array led by (out, in / groups).
+    """
+
+    name: str
+    kind: str
+    groups: int
+    grid: tuple[int, ...]
+    choice: NDArray[np.int16]
+    found: NDArray[np.bool_]
+    dead: NDArray[np.bool_]
+    residual: NDArray[np.float32]
+    dims: NDArray[np.int16]
+    parameters: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> NDArray[np.bool_]:
+        """The kernels that get a structure, (out, in / groups)."""
+        return np.asarray(self.choice != FREE)
+
+    @property
+    def dof_before(self) -> int:
+        return int(self.choice.size * np.prod(self.grid))
+
+    @property
+    def dof_after(self) -> int:
+        return int(self.dims[self.choice].sum())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The choices for a whole network. `structures[0]` is 'free'; `rule` says how they were made.
+
+    `rule` holds plain JSON values. `choice_bits` is what naming the choices costs in all, in bits, and
+    `coefficient_bits` the bits of one coefficient; with both, the equivalent DOF is
+    (DOF * coefficient_bits + choice_bits) / coefficient_bits.
+    """
+
+    structures: tuple[str, ...]
+    layers: tuple[LayerPlan, ...]
+    rule: Mapping[str, object] = field(default_factory=dict)
+    choice_bits: float = 0.0
+    coefficient_bits: float = 32.0
+
+    @property
+    def dof_before(self) -> int:
+        return sum(layer.dof_before for layer in self.layers)
+
+    @property
+    def dof_after(self) -> int:
+        return sum(layer.dof_after for layer in self.layers)
+
+    @property
+    def simplified(self) -> int:
+        return sum(int(layer.changed.sum()) for layer in self.layers)
+
+    def layer(self, name: str) -> LayerPlan:
+        """Return the layer called `name`; raises KeyError."""
+        return {layer.name: layer for layer in self.layers}[name]

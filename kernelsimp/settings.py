@@ -1,0 +1,187 @@
+"""What can be set, one frozen dataclass a stage, and the one place where options become values.
+
+Every option of the command line is a field here, so it can also stand in a TOML file under its stage's
+heading; the command line wins over the file, the file over a recipe, and that over the defaults. Field
+metadata carries the help text.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from kernelsimp.errors import KernelsimpError, did_you_mean
+
+S = TypeVar("S")
+
+
+def option(default: Any, text: str) -> Any:
+    """Return a settings field with its default and the help text that the command line shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Where the network comes from."""
+
+    arch: str | None = option(None, "zoo:NAME, torchvision:NAME, file.py:callable or module:callable")
+    sha256: str | None = option(None, "refuse the checkpoint unless its file has this SHA-256")
+    weights: str | None = option(None, "which weights to take when a file holds several: model or ema")
+    trust_pickle: bool = option(False, "run the code inside a fully pickled module (dangerous)")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where images come from and how they become the network's input."""
+
+    data: str | None = option(
+        None, "digits, npz:FILE, imagefolder:DIR, torchvision:NAME?root=DIR, file.py:callable"
+    )
+    mean: tuple[float, ...] | None = option(None, "mean of each channel, in pixel / 255; comma-separated")
+    std: tuple[float, ...] | None = option(None, "standard deviation of each channel; comma-separated")
+    input_size: int | None = option(None, "resize the shorter side to this many pixels, then crop the centre")
+    crop: int | None = option(None, "side of the centre crop; the default is the input size")
+    channels: int | None = option(None, "repeat a grey image to this many channels")
+    augment: str = option("none", "training augmentation: none, cifar (pad, crop, flip) or imagenet")
+    split: str = option("80:10:10", "train:val:test of an unsplit folder, counts or shares")
+    calibration: int = option(1024, "how many unlabelled training images choose the simplification")
+    batch_size: int = option(128, "images a step")
+    workers: int = option(0, "processes that load images")
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """What a scan looks for."""
+
+    tolerance: float = option(0.1, "a kernel matches a family at or below this relative residual")
+    families: tuple[str, ...] | None = option(None, "only these families, comma-separated")
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What becomes of the kernels."""
+
+    tolerance: float | None = option(None, "simplify every kernel within this relative residual of a family")
+    dof: float | None = option(None, "simplify until this share of the degrees of freedom is left, 0..1")
+    families: tuple[str, ...] | None = option(None, "only these families, comma-separated")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How the rest is trained."""
+
+    finetune: bool = option(False, "train what is not held")
+    freeze: bool = option(False, "hold the values of simplified kernels, bit for bit")
+    no_freeze: bool = option(False, "hold nothing while fine-tuning")
+    epochs: int = option(12, "passes over the training split")
+    lr: float = option(0.01, "peak learning rate")
+    optimizer: str = option("sgd", "sgd or adamw")
+    momentum: float = option(0.9, "momentum of SGD")
+    weight_decay: float = option(1e-4, "weight decay")
+    distill: float = option(0.9, "weight of distillation from the original network, 0..1; 0 turns it off")
+    temperature: float = option(4.0, "temperature of distillation")
+    batch_norm: str = option("train", "batch norm while training: train or eval (running statistics kept)")
+    precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The surroundings of a run."""
+
+    seed: int = option(0, "seed of everything random")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+
+
+def help_of(stage: type[Any]) -> Iterator[tuple[str, Any, str]]:
+    """Yield (field, type, help text) for each option of a settings dataclass."""
+    hints = get_type_hints(stage)
+    for item in fields(stage):
+        yield item.name, hints[item.name], item.metadata["help"]
+
+
+def read_toml(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a settings file into {stage: {key: value}}; dashes in keys become underscores.
+
+    Raises `KernelsimpError` where the file is missing, is no TOML or has keys outside a stage.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise KernelsimpError(f"{path}: cannot read settings: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise KernelsimpError(f"{path}: not a TOML file: {error}") from error
+    for stage, table in raw.items():
+        if not isinstance(table, dict):
+            advice = "put it under its heading, such as [data]"
+            raise KernelsimpError(f"{path}: key '{stage}' stands outside a stage; {advice}")
+    return {
+        stage: {key.replace("-", "_"): value for key, value in table.items()} for stage, table in raw.items()
+    }
+
+
+def build(stage: type[S], *layers: Mapping[str, Any], where: str = "settings") -> S:
+    """Return the settings of one stage from mappings in falling order of precedence.
+
+    A value of None does not count as given. Raises `KernelsimpError` for an unknown key (with the nearest
+    known one) or a value of the wrong type.
+    """
+    hints = get_type_hints(stage)
+    values: dict[str, Any] = {}
+    for layer in reversed(layers):
+        for key, value in layer.items():
+            if key not in hints:
+                raise KernelsimpError(f"{where}: unknown key '{key}'{did_you_mean(key, hints)}")
+            if value is not None:
+                values[key] = _coerce(value, hints[key], f"{where}: '{key}'")
+    return stage(**values)
+
+
+def as_toml(stages: Mapping[str, Any]) -> str:
+    """Write settings dataclasses as TOML that `read_toml` reads back; None is left out."""
+    lines: list[str] = []
+    for name, stage in stages.items():
+        lines.append(f"[{name}]")
+        lines += [f"{key} = {_toml(value)}" for key, value in asdict(stage).items() if value is not None]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    return repr(value)
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """Turn a TOML or command-line value into the field's type, or say what was expected."""
+    choices = [item for item in get_args(hint) if item is not type(None)]
+    if get_origin(hint) is not tuple and choices:  # X | None
+        hint = choices[0]
+    try:
+        if get_origin(hint) is tuple:
+            return _sequence(value, get_args(hint)[0], where)
+        if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if hint is not float and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise KernelsimpError(f"{where} is {value!r}; expected {_spell(hint)}")
+
+
+def _sequence(value: Any, item: Any, where: str) -> tuple[Any, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if item is float:
+        return tuple(float(part) for part in parts)
+    return tuple(_coerce(part.strip() if isinstance(part, str) else part, item, where) for part in parts)
+
+
+def _spell(hint: Any) -> str:
+    if get_origin(hint) in (tuple, Union):
+        return f"a list of {get_args(hint)[0].__name__}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
