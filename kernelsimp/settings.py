@@ -56,6 +56,7 @@ class ScanSettings:
 
     tolerance: float = option(0.1, "a kernel matches a family at or below this relative residual")
     families: tuple[str, ...] | None = option(None, "only these families, comma-separated")
+    fdr: float = option(0.05, "false discovery rate at which a kernel counts as found")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class PlanSettings:
 
     tolerance: float | None = option(None, "simplify every kernel within this relative residual of a family")
     dof: float | None = option(None, "simplify until this share of the degrees of freedom is left, 0..1")
+    fdr: float = option(0.05, "false discovery rate at which a kernel counts as found, not imposed")
     families: tuple[str, ...] | None = option(None, "only these families, comma-separated")
 
 
@@ -72,8 +74,7 @@ class FinetuneSettings:
     """How the rest is trained."""
 
     finetune: bool = option(False, "train what is not held")
-    freeze: bool = option(False, "hold the values of simplified kernels, bit for bit")
-    no_freeze: bool = option(False, "hold nothing while fine-tuning")
+    hold: str = option("auto", "freeze (values, bit for bit), tie (structure) or none; auto is freeze")
     epochs: int = option(12, "passes over the training split")
     lr: float = option(0.01, "peak learning rate")
     optimizer: str = option("sgd", "sgd or adamw")
@@ -83,6 +84,12 @@ class FinetuneSettings:
     temperature: float = option(4.0, "temperature of distillation")
     batch_norm: str = option("train", "batch norm while training: train or eval (running statistics kept)")
     precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
+    schedule: str = option("cosine", "how the learning rate runs: cosine, one-cycle or constant")
+    warmup: float = option(0.0, "epochs in which the learning rate rises from 0 to its peak")
+    clip: float | None = option(None, "clip the gradient to this norm")
+    accumulate: int = option(1, "batches whose gradients are added up for one step")
+    label_smoothing: float = option(0.0, "share of the label spread over all classes, 0..1")
+    patience: int | None = option(None, "stop after this many epochs without a better validation result")
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,73 @@ class RunSettings:
 
     seed: int = option(0, "seed of everything random")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True)
+class RobustnessSettings:
+    """How networks are tried where images or weights are not what they were trained on."""
+
+    images: int = option(1000, "how many test images to use, seeded; 0 uses all")
+    corruptions: tuple[str, ...] | None = option(None, "only these corruptions, comma-separated")
+    cifar_c: str | None = option(None, "folder of the official CIFAR-10-C .npy files, instead of our own")
+    weight_noise: tuple[float, ...] = option((0.01, 0.02, 0.05, 0.1), "noise in weights, in RMS of each tensor")
+    noise_draws: int = option(3, "draws of weight noise at each level")
+    shifts: tuple[float, ...] = option((1.0, 2.0, 4.0), "pixels by which images are shifted")
+    radii: tuple[float, ...] = option((0.5, 1.0, 2.0), "radii of FGSM and PGD, in 1 / 255 of the pixel range")
+    pgd_steps: int = option(10, "steps of PGD")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All stages; the field names are the headings of a settings file."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    scan: ScanSettings = ScanSettings()
+    plan: PlanSettings = PlanSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    run: RunSettings = RunSettings()
+
+
+Given = Mapping[str, Mapping[str, Any]]
+"""What someone asked for: {stage: {key: value}}; None is 'not given'."""
+
+
+def settle(command_line: Given, config: str | None = None, base: Given | None = None) -> Settings:
+    """Return all settings: the command line wins over the `config` file, that over `base`, then defaults.
+
+    `config` is a path or `recipe:NAME`. Raises `KernelsimpError` for what cannot be read or is unknown.
+    """
+    file = read_toml(config_path(config)) if config else {}
+    hints = get_type_hints(Settings)
+    for name in file:
+        if name not in hints:
+            raise KernelsimpError(f"{config}: unknown stage [{name}]{did_you_mean(name, hints)}")
+    given = (command_line, file, base or {})
+    where = config or "settings"
+    return Settings(
+        **{
+            name: build(stage, *(layer.get(name, {}) for layer in given), where=f"{where} [{name}]")
+            for name, stage in hints.items()
+        }
+    )
+
+
+def recipe(name: str) -> Given:
+    """Return the [data] stage of a recipe that comes with the package: what an architecture brings along."""
+    return {"data": read_toml(config_path(f"recipe:{name}")).get("data", {})}
+
+
+def config_path(config: str) -> Path:
+    """Return the file of a `--config` value: a path, or `recipe:NAME` for one that comes with the package."""
+    if not config.startswith("recipe:"):
+        return Path(config)
+    name, package = config.removeprefix("recipe:"), Path(__file__).parent
+    folders = (package / "configs", package.parent / "configs")  # in a wheel, in a checkout
+    known = {path.stem: path for folder in folders for path in folder.glob("*.toml")}
+    if name not in known:
+        raise KernelsimpError(f"unknown recipe '{name}'{did_you_mean(name, known)}")
+    return known[name]
 
 
 def help_of(stage: type[Any]) -> Iterator[tuple[str, Any, str]]:
@@ -137,12 +211,12 @@ def build(stage: type[S], *layers: Mapping[str, Any], where: str = "settings") -
     return stage(**values)
 
 
-def as_toml(stages: Mapping[str, Any]) -> str:
-    """Write settings dataclasses as TOML that `read_toml` reads back; None is left out."""
+def as_toml(settings: Settings) -> str:
+    """Write settings as TOML that `settle` reads back to the same; None is left out."""
     lines: list[str] = []
-    for name, stage in stages.items():
+    for name, stage in asdict(settings).items():
         lines.append(f"[{name}]")
-        lines += [f"{key} = {_toml(value)}" for key, value in asdict(stage).items() if value is not None]
+        lines += [f"{key} = {_toml(value)}" for key, value in stage.items() if value is not None]
         lines.append("")
     return "\n".join(lines)
 

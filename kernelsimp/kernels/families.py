@@ -3,10 +3,11 @@
 Axis names: rows run top to bottom, columns left to right. `mirror-h` is unchanged when left and right
 are swapped, `mirror-v` when top and bottom are. A family gives signed cell permutations for a shape
 (kh, kw), or None where it has no meaning (a transpose of an oblong kernel). Kernels of Conv1d are
-(1, k). To add a family, add a row.
+(1, k); those of Conv3d are (kd, kh, kw), and mirrors and turns act on each (kh, kw) slice alike.
+To add a family, add a row.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -21,6 +22,7 @@ from kernelsimp.kernels.subspace import (
     SignedPermutation,
     clearing,
     from_generators,
+    from_orbits,
     moving,
 )
 
@@ -90,8 +92,8 @@ def _swapped(axis: int, first: int, second: int) -> Build:
 
 def _radial(shape: Shape) -> Generators | None:
     """Cells at one distance from the centre are equal, joined in a ring of swaps."""
-    rows, columns = np.indices(shape[-2:])
-    distance = (2 * rows - shape[-2] + 1) ** 2 + (2 * columns - shape[-1] + 1) ** 2
+    centred = [2 * place - side + 1 for place, side in zip(np.indices(shape), shape, strict=True)]
+    distance = np.square(centred).sum(axis=0)
     target = _grid(shape).reshape(-1)
     for value in np.unique(distance):
         ring = np.flatnonzero(distance.reshape(-1) == value)
@@ -106,7 +108,9 @@ def _only(keep: Callable[[Ints, Ints], np.ndarray]) -> Build:
     """
 
     def build(shape: Shape) -> Generators | None:
-        rows, columns = np.indices(shape[-2:])
+        if len(shape) != 2:
+            return None
+        rows, columns = np.indices(shape)
         kept = keep(2 * rows - shape[-2] + 1, 2 * columns - shape[-1] + 1)
         return [clearing(~kept)] if kept.any() else None
 
@@ -149,6 +153,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("cross", "zero but in the centre row and column", _only(lambda y, x: (y == 0) | (x == 0))),
 )
 
+ZERO = "zero"
+"""The structure of a kernel that is taken out: a choice of a plan, never scanned."""
+
 SEVENTEEN: tuple[str, ...] = (
     *("mirror-h", "mirror-v", "transpose", "anti-transpose", "half-turn", "both-mirrors", "both-transposes"),
     *("full-square", "odd-h", "odd-v", "odd-transpose", "odd-anti-transpose", "odd-half-turn"),
@@ -176,26 +183,27 @@ def offered(shape: Shape, names: tuple[str, ...] | None = None, *, pairs: bool =
     for name in names or ():
         check_name(name)
     chosen = [row for row in rows if names is None or row.name in names]
-    built: list[tuple[str, OrbitSubspace]] = []
+    built: dict[bytes, tuple[str, OrbitSubspace]] = {}
     aliases: dict[str, list[str]] = {}
     for row in chosen:
         generators = row.build(shape)
         subspace = from_generators(shape, generators) if generators is not None else None
         if subspace is None or not 0 < subspace.dim < subspace.cells:
             continue
-        twin = _equal_projector(subspace, built)
-        if twin is None:
-            built.append((row.name, subspace))
-        else:
-            aliases.setdefault(twin, []).append(row.name)
-    return tuple(Offered(name, space, tuple(aliases.get(name, ()))) for name, space in built)
+        first, _ = built.setdefault(subspace.key, (row.name, subspace))
+        if first != row.name:
+            aliases.setdefault(first, []).append(row.name)
+    return tuple(Offered(name, space, tuple(aliases.get(name, ()))) for name, space in built.values())
 
 
+@lru_cache(maxsize=4096)
 def find(name: str, shape: Shape) -> OrbitSubspace:
-    """Return the subspace of the family called `name`, or by an alias, at `shape`.
+    """Return the subspace of the family called `name`, or of `zero`, at `shape`.
 
-    Raises `KernelsimpError` where the family is unknown or not offered at this shape.
+    Raises `KernelsimpError` where the family is unknown or has no meaning at this shape.
     """
+    if name == ZERO:
+        return from_orbits(shape, np.full(int(np.prod(shape)), -1), np.ones(int(np.prod(shape))))
     for row in (*FAMILIES, *line_pairs(shape)):
         if row.name == name:
             generators = row.build(shape)
@@ -211,10 +219,3 @@ def check_name(name: str) -> None:
     pair = head in ("rows", "columns") and tail.replace("-", "").isdigit()
     if not pair and name not in (names := [row.name for row in FAMILIES]):
         raise KernelsimpError(f"unknown family '{name}'{did_you_mean(name, names)}")
-
-
-def _equal_projector(subspace: OrbitSubspace, built: Sequence[tuple[str, OrbitSubspace]]) -> str | None:
-    for name, other in built:
-        if other.dim == subspace.dim and np.allclose(other.projector, subspace.projector, atol=1e-9):
-            return name
-    return None

@@ -22,10 +22,14 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
-    """A linear subspace of the kernels of `shape`, with `basis` (cells, dim) orthonormal in float64."""
+    """A linear subspace of the kernels of `shape`: one of `OrbitSubspace` and `SpanSubspace`."""
 
     shape: Shape
-    basis: Floats
+
+    @property
+    def basis(self) -> Floats:
+        """An orthonormal basis U (cells, dim) in float64."""
+        raise NotImplementedError
 
     @property
     def cells(self) -> int:
@@ -75,6 +79,17 @@ class Subspace:
 
 
 @dataclass(frozen=True, eq=False)
+class SpanSubspace(Subspace):
+    """A subspace given by any orthonormal basis `span` (cells, dim): random ones, templates."""
+
+    span: Floats
+
+    @property
+    def basis(self) -> Floats:
+        return self.span
+
+
+@dataclass(frozen=True, eq=False)
 class OrbitSubspace(Subspace):
     """A subspace of signed orbits: `orbit` (cells,) numbers each cell's orbit, -1 for a cell that is zero.
 
@@ -83,6 +98,41 @@ class OrbitSubspace(Subspace):
 
     orbit: Ints
     sign: Floats
+
+    @cached_property
+    def basis(self) -> Floats:
+        basis = np.zeros((self.cells, self.dim))
+        inside = np.flatnonzero(self.orbit >= 0)
+        basis[inside, self.orbit[inside]] = self.sign[inside]
+        return np.asarray(basis / np.linalg.norm(basis, axis=0, keepdims=True))
+
+    @property
+    def dim(self) -> int:
+        return int(self.orbit.max(initial=-1)) + 1
+
+    @property
+    def key(self) -> bytes:
+        """The same bytes for the same subspace: orbits are numbered by first cell, whose sign is +1."""
+        return self.orbit.tobytes() + (self.sign * (self.orbit >= 0)).tobytes()
+
+    def project(self, kernels: Tensor) -> Tensor:
+        """Return the nearest members, in float64: each orbit takes its signed mean, without a matrix."""
+        flat = kernels.double().reshape(-1, self.cells)
+        inside = np.flatnonzero(self.orbit >= 0)
+        orbit, sign = torch.from_numpy(self.orbit[inside]), torch.from_numpy(self.sign[inside])
+        size = torch.bincount(orbit, minlength=self.dim).double()
+        mean = flat.new_zeros(flat.shape[0], self.dim).index_add_(1, orbit, flat[:, inside] * sign) / size
+        projected = torch.zeros_like(flat)
+        projected[:, inside] = mean[:, orbit] * sign
+        return projected.reshape(kernels.shape)
+
+    def residual(self, kernels: Tensor) -> Tensor:
+        """Return r = ||w - Pw|| / ||w||, in float64; 0 for a zero kernel."""
+        wide = kernels.double()
+        left = (wide - self.project(kernels)).reshape(-1, self.cells).norm(dim=1)
+        norm = wide.reshape(-1, self.cells).norm(dim=1)
+        r = torch.where(norm > 0, left / torch.where(norm > 0, norm, 1.0), torch.zeros_like(left))
+        return r.clamp(0, 1).reshape(kernels.shape[: kernels.ndim - len(self.shape)])
 
     @cached_property
     def representatives(self) -> Ints:
@@ -152,12 +202,7 @@ def from_generators(shape: Shape, generators: Sequence[SignedPermutation]) -> Or
 
 def from_orbits(shape: Shape, orbit: Ints, sign: Floats) -> OrbitSubspace:
     """Return the subspace of the given orbits (cells,) and signs (cells,); -1 marks a zero cell."""
-    dim = int(orbit.max(initial=-1)) + 1
-    basis = np.zeros((orbit.size, dim))
-    inside = np.flatnonzero(orbit >= 0)
-    basis[inside, orbit[inside]] = sign[inside]
-    basis /= np.linalg.norm(basis, axis=0, keepdims=True)
-    return OrbitSubspace(shape, basis, orbit, sign)
+    return OrbitSubspace(shape, orbit, sign)
 
 
 def _walk(start: int, generators: Sequence[SignedPermutation]) -> tuple[dict[int, float], bool]:

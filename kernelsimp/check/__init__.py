@@ -1,0 +1,19 @@
+"""A network against its report or baseline, and the verdict on it."""
+
+from kernelsimp.check.accuracy import verify_accuracy
+from kernelsimp.check.gate import Subject, baseline_from, check
+from kernelsimp.check.kernels import from_tensors, verify_holds
+from kernelsimp.check.rules import RULES, USUAL, read_limits, with_max
+
+__all__ = [
+    "RULES",
+    "USUAL",
+    "Subject",
+    "baseline_from",
+    "check",
+    "from_tensors",
+    "read_limits",
+    "verify_accuracy",
+    "verify_holds",
+    "with_max",
+]

@@ -1,0 +1,157 @@
+"""A network against a baseline and limits: the verdict.
+
+Every rule with a limit is measured once. A rule that lacks what it needs is skipped and says so; a change
+that cannot be judged, because the baseline does not say what the figure was, counts as crossed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from kernelsimp.check.accuracy import ROUNDING, Drop, measure_drop
+from kernelsimp.check.kernels import from_tensors, verify_holds
+from kernelsimp.check.measures import figures
+from kernelsimp.check.rules import USUAL
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.evaluation.accuracy import Outcome
+from kernelsimp.evaluation.accuracy import stage as stage_of
+from kernelsimp.models.layers import bank_from_tensors, tensor_name
+from kernelsimp.records.held import HeldLayer, encode_assignment
+from kernelsimp.records.limits import Baseline, BaselineLayer, Limit, Limits
+from kernelsimp.records.verdict import Finding, Measure, Verdict, shown
+
+COUNTED = ("kernels.frozen_changed", "kernels.structure_broken", "kernels.nan", "layers.changed")
+"""Rules whose figure is the sum of what `verify_holds` measured."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """The network under check: its state dict, and its outcome on test images if it was measured."""
+
+    tensors: Mapping[str, Tensor]
+    outcome: Outcome | None = None
+    fingerprint: str = ""
+    against: str = "last"
+
+
+def check(baseline: Baseline, subject: Subject, limits: Limits = USUAL) -> Verdict:
+    """Return the verdict on a network; raises as `verify_holds` and `measure_drop` do."""
+    kernels = from_tensors(baseline, subject.tensors)
+    found = [*verify_holds(baseline, kernels), *_added(baseline, subject.tensors)]
+    drop = _drop(baseline, subject)
+    values = {
+        **{rule: sum(item.measured or 0 for item in found if item.rule == rule) for rule in COUNTED},
+        **figures(baseline, kernels),
+        **({"accuracy.drop_pp": drop.drop_pp} if drop else {}),
+        **({"accuracy.top1": subject.outcome.top1} if subject.outcome else {}),
+    }
+    before = _before(baseline, subject.against)
+    measures = [_measure(limit, values.get(limit.rule), before.get(limit.rule)) for limit in limits.rules]
+    findings = [item for measure in measures for item in _findings(measure, limits, found, drop)]
+    findings.sort(key=lambda finding: finding.level != "error")
+    return Verdict(tuple(findings), tuple(measures))
+
+
+def baseline_from(subject: Subject, source: Baseline | None = None) -> Baseline:
+    """Return a baseline of the network as it is: what `--update-baseline` writes.
+
+    The structures and checksums of `source` are kept, its figures and its accuracy are made new; without
+    one every kernel is free.
+    """
+    base = source or _free(subject.tensors)
+    measured = figures(base, from_tensors(base, subject.tensors))
+    if subject.outcome is None:
+        return replace(base, measured=measured)
+    stages = (stage_of("baseline", subject.outcome),)
+    return replace(base, measured=measured, stages=stages, data_fingerprint=subject.fingerprint)
+
+
+def _free(tensors: Mapping[str, Tensor]) -> Baseline:
+    layers = []
+    for layer in bank_from_tensors(tensors).spatial:
+        choice = np.zeros(tuple(layer.kernels.shape[:2]), dtype=np.int16)
+        hold = HeldLayer(encode_assignment(choice), (), "")
+        shape = tuple(tensors[tensor_name(layer.name)].shape)
+        layers.append(BaselineLayer(layer.name, layer.kind, layer.groups, shape, hold))
+    layers.sort(key=lambda layer: layer.name)
+    return Baseline(("free",), tuple(layers), held=False)
+
+
+def _added(baseline: Baseline, tensors: Mapping[str, Tensor]) -> list[Finding]:
+    known = {layer.name for layer in baseline.layers}
+    try:
+        spatial = bank_from_tensors(tensors).spatial
+    except KernelsimpError:  # weights alone do not show one-dimensional convolutions; the baseline does
+        return []
+    names = [shown(layer.name) for layer in spatial if layer.name not in known]
+    return [
+        Finding("layers.changed", "error", name, 1, 0, f"{name}: the baseline does not have this layer")
+        for name in names
+    ]
+
+
+def _drop(baseline: Baseline, subject: Subject) -> Drop | None:
+    if subject.outcome is None:
+        return None
+    return measure_drop(baseline, subject.outcome, subject.fingerprint, subject.against)
+
+
+def _before(baseline: Baseline, against: str) -> dict[str, float]:
+    """Return the figures as they were. What a baseline does not tell is 0 for counts, else unknown."""
+    before: dict[str, float] = {**dict.fromkeys(COUNTED, 0.0), "accuracy.drop_pp": 0.0, **baseline.measured}
+    if baseline.stages:
+        before["accuracy.top1"] = baseline.stages[0 if against == "original" else -1].top1
+    return before
+
+
+def _measure(limit: Limit, value: float | None, before: float | None) -> Measure:
+    if value is None:
+        why = "needs --data" if limit.rule.startswith("accuracy.") else "no layer to measure"
+        return Measure(limit.rule, None, before, limit.text, "skip", why)
+    if (limit.max_delta is not None or limit.min_delta is not None) and before is None:
+        return Measure(
+            limit.rule, value, None, limit.text, limit.level, "the baseline does not say what it was"
+        )
+    crossed = crossed_bound(limit, value, before)
+    return Measure(limit.rule, value, before, limit.text, limit.level if crossed else "pass")
+
+
+def crossed_bound(limit: Limit, value: float, before: float | None) -> tuple[str, float] | None:
+    """Return the name and value of the first bound that is crossed, None where all hold."""
+    delta = value - before if before is not None else None
+    sides = (
+        ("max", limit.max, value),
+        ("max_delta", limit.max_delta, delta),
+        ("min", limit.min, value),
+        ("min_delta", limit.min_delta, delta),
+    )
+    for name, bound, figure in sides:
+        if bound is not None and figure is not None:
+            over = figure - bound if name.startswith("max") else bound - figure
+            if not over <= ROUNDING:
+                return name, bound
+    return None
+
+
+def _findings(measure: Measure, limits: Limits, found: list[Finding], drop: Drop | None) -> list[Finding]:
+    """Return the findings of a crossed rule: those with a place where there are such, else one for all."""
+    limit = limits.of(measure.rule)
+    if limit is None or measure.outcome in ("pass", "skip") or measure.measured is None:
+        return []
+    placed = [item for item in found if item.rule == measure.rule]
+    crossed = crossed_bound(limit, measure.measured, measure.baseline)
+    bound = crossed[1] if crossed else None
+    if placed:
+        return [replace(item, level=limit.level, limit=bound) for item in placed]
+    message = f"{measure.rule} is {measure.measured:.6g}{_was(measure)}; allowed: {limit.text}"
+    if measure.rule == "accuracy.drop_pp" and drop:
+        message = f"{drop.message}; allowed drop in pp: {limit.text}"
+    if crossed is None:
+        message = f"{measure.rule}: {measure.note}, so {limit.text} cannot be judged; make the baseline again"
+    return [Finding(measure.rule, limit.level, "", measure.measured, bound, message)]
+
+
+def _was(measure: Measure) -> str:
+    return "" if measure.baseline is None else f", was {measure.baseline:.6g}"

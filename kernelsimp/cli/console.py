@@ -1,0 +1,75 @@
+"""The terminal: where progress, notes, tables and errors are drawn. Results on stdout, the rest on stderr."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from kernelsimp.files import write_text
+from kernelsimp.watch import Watcher
+
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class TerminalWatcher(Watcher):
+    """Draws a progress bar on a terminal, and plain lines for notes and stages elsewhere."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def start(self, stage: str, total: int | None = None) -> None:
+        """Begin a stage: a new bar on a terminal, one line elsewhere."""
+        if self._quiet:
+            return
+        self.stop()
+        if not err.is_terminal:
+            err.print(f"{escape(stage)} ...")
+            return
+        figures = TextColumn("{task.fields[figures]}")
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            figures,
+        )
+        self._bar = Progress(*columns, console=err, transient=True)
+        self._task = self._bar.add_task(escape(stage), total=total, figures="")
+        self._bar.start()
+
+    def step(self, amount: int = 1, **figures: float) -> None:
+        """Advance the bar; figures stand behind it."""
+        if self._bar is not None and self._task is not None:
+            text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            self._bar.update(self._task, advance=amount, **({"figures": text} if text else {}))
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        if not self._quiet:
+            err.print(escape(text))
+
+    def warn(self, text: str) -> None:
+        """Print one line that stands out; shown even when quiet."""
+        err.print(f"[yellow]warning:[/] {escape(text)}")
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def emit_json(data: Any, target: str) -> None:
+    """Write `data` as JSON to a path, or to stdout for '-'."""
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        write_text(Path(target), text)

@@ -1,0 +1,31 @@
+"""`kernelsimp demo`: the whole story on a small network, in about a minute of CPU."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kernelsimp.cli.console import TerminalWatcher, out
+from kernelsimp.cli.options import QuietOption
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="where to write")] = Path(
+        "kernelsimp-demo"
+    ),
+    quiet: QuietOption = False,
+) -> None:
+    """Train a small network on digits, then scan, simplify, freeze, fine-tune, report and check it."""
+    from kernelsimp import pipeline
+    from kernelsimp.cli.tables import report_tables, scan_tables, verdict_tables
+
+    watcher = TerminalWatcher(quiet=quiet)
+    try:
+        story = pipeline.demo(folder, watcher)
+    finally:
+        watcher.stop()
+    if not quiet:
+        for table in (*scan_tables(story.scan), *report_tables(story.report), *verdict_tables(story.verdict)):
+            out.print(table)
+    out.print(f"report: {story.run / 'report.html'}")
+    raise typer.Exit(story.verdict.exit_code)

@@ -1,0 +1,95 @@
+"""Words in, words out: the commands, and the one funnel from exceptions to exit codes.
+
+Exit codes: 0 done; 1 a limit crossed or a budget not met; 2 could not do it; 3 our own bug; 130 interrupted.
+"""
+
+import os
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.markup import escape
+
+from kernelsimp import __version__
+from kernelsimp.cli.check import check
+from kernelsimp.cli.console import err
+from kernelsimp.cli.demo import demo
+from kernelsimp.cli.families import families
+from kernelsimp.cli.report import report
+from kernelsimp.cli.scan import scan
+from kernelsimp.cli.simplify import simplify
+from kernelsimp.errors import KernelsimpError
+
+app = typer.Typer(
+    name="kernelsimp",
+    help="Find the structure in trained convolution kernels, simplify to it, hold it, and say what it cost.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for command in (demo, scan, simplify, check, report, families):
+    app.command()(command)
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if value:
+        sys.stdout.write(f"kernelsimp {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; every exception becomes words here."""
+    try:
+        code: Any = typer.main.get_command(app)(arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except KernelsimpError as error:
+        return _fail(str(error), error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # the reader went away (`| head`): nothing is wrong, and nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno is None:
+            return _bug()
+        return _fail(f"{error.filename or 'operating system'}: {error.strerror}", 2)
+    except Exception as error:
+        # typer ships its own click in some versions: know its usage errors by what they can do
+        if hasattr(error, "format_message"):
+            return _fail(error.format_message() + _where(error), 2)
+        return _bug()
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    err.print(f"[red]kernelsimp:[/] {escape(' '.join(message.split()))}")
+    return code
+
+
+def _where(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f" (try '{context.command_path if context else 'kernelsimp'} --help')"
+
+
+def _bug() -> int:
+    import traceback
+
+    traceback.print_exc()
+    err.print("kernelsimp: this is a bug in kernelsimp; please report it with the lines above")
+    return 3

@@ -1,0 +1,86 @@
+"""Options of the command line, made from the settings dataclasses so that none is written twice."""
+
+import inspect
+from collections.abc import Callable
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+
+from kernelsimp.settings import Given, help_of
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint file")]
+ConfigOption = Annotated[str | None, typer.Option("--config", help="settings file, or recipe:NAME")]
+JsonOption = Annotated[str | None, typer.Option("--json", metavar="PATH|-", help="write JSON here")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no tables")]
+
+
+def with_settings(**stages: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for every field of the settings `stages`, named by their TOML heading.
+
+    The command takes them back in one mapping, its keyword argument `given`: {stage: {key: value}}, None
+    where the user said nothing. An option that two stages share goes to both.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [item for item in signature.parameters.values() if item.name != "given"]
+        extra = {
+            name: parameter for stage in stages.values() for name, parameter in _parameters(stage).items()
+        }
+
+        def run(**values: Any) -> None:
+            given = {
+                name: {key: values.get(key) for key, _, _ in help_of(stage)} for name, stage in stages.items()
+            }
+            rest = {item.name: values[item.name] for item in own}
+            command(given=given, **rest)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        keyword = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own]
+        run.__signature__ = inspect.Signature([*keyword, *extra.values()])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def put(given: Given, stage: str, key: str, value: Any) -> Given:
+    """Return `given` with one value set, when it was said."""
+    if value is None:
+        return given
+    return {**given, stage: {**given.get(stage, {}), key: value}}
+
+
+def _parameters(stage: type[Any]) -> dict[str, inspect.Parameter]:
+    """One keyword parameter for each field; None stands for 'not given', so the help shows the default."""
+    defaults = stage()
+    return {
+        name: inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                _plain(hint) | None,
+                typer.Option(
+                    *_flags(name, hint), help=_help(text, getattr(defaults, name)), show_default=False
+                ),
+            ],
+        )
+        for name, hint, text in help_of(stage)
+    }
+
+
+def _flags(name: str, hint: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    return [f"{flag}/--no-{name.replace('_', '-')}"] if hint is bool else [flag]
+
+
+def _plain(hint: Any) -> Any:
+    """The type that typer reads: sequences come as comma-separated text."""
+    inner = next((item for item in get_args(hint) if item is not NoneType), hint)
+    hint = inner if get_origin(hint) is not tuple else hint
+    return str if get_origin(hint) is tuple else hint
+
+
+def _help(text: str, default: Any) -> str:
+    return text if default in (None, False) else f"{text} [{default}]"

@@ -1,0 +1,281 @@
+"""Build a network from a word on the command line, and put a checkpoint's weights into it.
+
+A word is `zoo:NAME`, `torchvision:NAME`, `timm:NAME`, `file.py:callable` or `package.module:callable`;
+a callable takes no argument and returns the network. Whatever foreign code raises becomes one line.
+"""
+
+import importlib
+import importlib.util
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.models.checkpoint import Checkpoint
+from kernelsimp.models.foreign import kind_and_words, quiet, short
+from kernelsimp.models.zoo import ZOO
+
+FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, file.py:callable or package.module:callable"
+
+DOWNLOAD_TIMEOUT = 30.0
+"""Seconds of silence after which a download of pretrained weights gives up."""
+
+
+def build_model(spec: str) -> nn.Module:
+    """Return the network that `spec` names, with fresh weights, in evaluation mode, unwrapped.
+
+    Raises `KernelsimpError` for an unknown word and for whatever the user's code raises.
+    """
+    source, _, name = spec.rpartition(":")
+    if not source or not name:
+        known = [f"zoo:{item}" for item in ZOO]
+        near = did_you_mean(f"zoo:{spec.removeprefix('zoo:')}", known)
+        hint = near if near.startswith("; did") else ""
+        raise KernelsimpError(f"--arch '{spec}' is no architecture; expected {FORMS}{hint}")
+    builders: Mapping[str, Callable[[str], object]] = {
+        "zoo": _from_zoo,
+        "torchvision": _from_torchvision,
+        "timm": _from_timm,
+    }
+    built = builders[source](name) if source in builders else _from_code(spec, source, name)
+    if not isinstance(built, nn.Module):
+        kind = type(built).__name__
+        raise KernelsimpError(
+            f"--arch {spec}: returned {kind}, expected a torch.nn.Module; return the network"
+        )
+    return _unwrapped(built).eval()
+
+
+def recipe_of(spec: str) -> str | None:
+    """Return the packaged recipe (input size, mean, std) that fits an architecture, if one is known."""
+    source, _, name = spec.partition(":")
+    if source == "torchvision":
+        return "imagenet"
+    if source == "zoo" and name in ZOO:
+        return "digits" if name == "digits-cnn" else "cifar10-resnet"
+    return None
+
+
+def is_pretrained_name(word: str) -> bool:
+    """Say whether MODEL is the name of a published network, such as `torchvision:resnet18`, and no file."""
+    return word.startswith(("torchvision:", "timm:"))
+
+
+def load_pretrained(spec: str) -> nn.Module:
+    """Fetch a published network with its weights: `torchvision:NAME` or `timm:NAME`.
+
+    Raises `KernelsimpError` with the way round it where the weights cannot be fetched.
+    """
+    source, _, name = spec.partition(":")
+    build_model(spec)  # an unknown name is said before anything is fetched
+    try:
+        with _patient(), quiet():
+            if source == "torchvision":
+                model = _torchvision().models.get_model(name, weights="DEFAULT", progress=False)
+            else:
+                model = _timm().create_model(name, pretrained=True)
+    except KernelsimpError:
+        raise
+    except Exception as error:
+        advice = f"download the checkpoint yourself and pass its file with --arch {spec}"
+        raise KernelsimpError(
+            f"{spec}: cannot fetch pretrained weights ({short(error)}); {advice}"
+        ) from error
+    assert isinstance(model, nn.Module)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's tensors into a network, strictly.
+
+    Only batch norm's `num_batches_tracked` may be absent, as PyTorch itself allows for old files. Raises
+    `KernelsimpError` naming the missing, unexpected and misshapen keys.
+    """
+    wanted = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    have = checkpoint.tensors
+    missing = [name for name in wanted if name not in have and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in have if name not in wanted]
+    misshapen = [
+        f"{name} {tuple(have[name].shape)} for {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in have and have[name].shape != wanted[name].shape
+    ]
+    listed = ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))
+    faults = [_count(names, what) for names, what in listed if names]
+    if faults:
+        hint = _prefix_hint(wanted, have)
+        raise KernelsimpError(f"{checkpoint.path} does not fit --arch: {', '.join(faults)}; {hint}")
+    try:
+        model.load_state_dict(dict(have), strict=True)
+    except (RuntimeError, TypeError) as error:
+        raise KernelsimpError(f"{checkpoint.path} does not fit --arch: {short(error)}") from error
+
+
+def _count(names: list[str], what: str) -> str:
+    more = ", ..." if len(names) > 3 else ""
+    return f"{len(names)} {what} ({', '.join(names[:3])}{more})"
+
+
+def _prefix_hint(wanted: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> str:
+    """Say where the names differ only by a prefix; otherwise give plain advice."""
+    first = next(iter(wanted), "")
+    for name in have:
+        prefix = name.removesuffix(first)
+        if name.endswith(f".{first}") and all(prefix + item in have for item in wanted):
+            return (
+                f"the file has these names under '{prefix}': wrap the network in a module with that attribute"
+            )
+    return "pass the architecture this checkpoint was trained with"
+
+
+def _from_zoo(name: str) -> nn.Module:
+    if name not in ZOO:
+        raise KernelsimpError(f"--arch zoo:{name}: no such network{did_you_mean(name, ZOO)}")
+    return ZOO[name]()
+
+
+def _from_torchvision(name: str) -> object:
+    models = _torchvision().models
+    known = models.list_models()
+    if name not in known:
+        raise KernelsimpError(f"--arch torchvision:{name}: no such network{_near(name, known)}")
+    # detection and segmentation networks would otherwise fetch a pretrained backbone
+    backbone = "weights_backbone" in models.get_model_builder(name).__code__.co_varnames
+    options = {"weights_backbone": None} if backbone else {}
+    return _call(f"torchvision:{name}", lambda: models.get_model(name, weights=None, **options))
+
+
+def _from_timm(name: str) -> object:
+    timm = _timm()
+    if not timm.is_model(name):
+        raise KernelsimpError(f"--arch timm:{name}: no such network{_near(name, timm.list_models())}")
+    return _call(f"timm:{name}", lambda: timm.create_model(name, pretrained=False))
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """Return a did-you-mean, or nothing: hundreds of names would not fit one line."""
+    hint = did_you_mean(name, known)
+    return hint if hint.startswith("; did") else "; check the spelling"
+
+
+def _torchvision() -> Any:
+    """Import torchvision; a pair with torch that does not match becomes advice."""
+    try:
+        return importlib.import_module("torchvision")
+    except ImportError as error:
+        raise KernelsimpError(
+            f"torchvision cannot be imported ({short(error)}); pip install torchvision"
+        ) from error
+    except Exception as error:
+        advice = "they do not match: pip install --upgrade --force-reinstall torch torchvision"
+        raise KernelsimpError(
+            f"torchvision fails with torch {torch.__version__} ({short(error)}); {advice}"
+        ) from error
+
+
+def _timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise KernelsimpError("timm is not installed; pip install 'kernelsimp[timm]'") from error
+
+
+def _from_code(spec: str, source: str, name: str) -> object:
+    """Import a file or module of the user's and call what it names; an instance of a network will do."""
+    path = Path(source)
+    with _importing_from(path.resolve().parent if source.endswith(".py") else Path.cwd()):
+        module = _import_file(spec, path) if source.endswith(".py") else _import_module(spec, source)
+        if not hasattr(module, name):
+            known = [
+                item for item in vars(module) if callable(getattr(module, item)) and not item.startswith("_")
+            ]
+            raise KernelsimpError(f"--arch {spec}: {source} has no '{name}'{did_you_mean(name, known)}")
+        build = getattr(module, name)
+        if isinstance(build, nn.Module):
+            return build
+        if not callable(build):
+            raise KernelsimpError(f"--arch {spec}: '{name}' is {type(build).__name__}, expected a callable")
+        return _call(spec, build)
+
+
+def _callables(module: ModuleType) -> list[str]:
+    """Name what a user may have meant: public callables that the module itself defines."""
+    members = {name: item for name, item in vars(module).items() if callable(item) and name[0] != "_"}
+    return [name for name, item in members.items() if getattr(item, "__module__", "") == module.__name__]
+
+
+def _import_file(spec: str, path: Path) -> ModuleType:
+    if not path.is_file():
+        raise KernelsimpError(f"--arch {spec}: no file {path}; check the path")
+    recipe = importlib.util.spec_from_file_location(f"_kernelsimp_user_{path.stem}", path)
+    assert recipe is not None
+    assert recipe.loader is not None
+    module = importlib.util.module_from_spec(recipe)
+    sys.modules[recipe.name] = module  # dataclasses in the file look their module up
+    try:
+        recipe.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[recipe.name]
+        raise KernelsimpError(
+            f"--arch {spec}: importing {path} raised {kind_and_words(error)}; mend that file"
+        ) from error
+    return module
+
+
+def _import_module(spec: str, source: str) -> ModuleType:
+    try:
+        return importlib.import_module(source)
+    except (Exception, SystemExit) as error:
+        advice = f"expected {FORMS}" if isinstance(error, ModuleNotFoundError) else "mend that module"
+        raise KernelsimpError(
+            f"--arch {spec}: importing {source} raised {kind_and_words(error)}; {advice}"
+        ) from error
+
+
+def _call(spec: str, build: Callable[[], object]) -> object:
+    try:
+        with quiet():
+            return build()
+    except (Exception, SystemExit) as error:
+        advice = "expected a callable without arguments that returns the network"
+        raise KernelsimpError(f"--arch {spec}: raised {kind_and_words(error)}; {advice}") from error
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Take off DataParallel and its like and torch.compile; checkpoints lose their prefixes too."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Let the user's code import its neighbours while it is loaded and called."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Give up on a silent server instead of waiting for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

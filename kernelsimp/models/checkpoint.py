@@ -1,0 +1,189 @@
+"""A checkpoint as read from disk, and its edited twin written back in the same form.
+
+Tensor names here are those of the network: prefixes of wrappers are stripped on reading and restored on
+writing. Tensors stay as stored (dtype, shape, memory-mapped where the file is); "bit for bit" speaks of
+tensors, not of file bytes.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelsimp.errors import CheckpointError, KernelsimpError, did_you_mean
+from kernelsimp.files import write_atomically
+from kernelsimp.models.identify import Format, identify
+from kernelsimp.models.reading import Raw, read_raw
+from kernelsimp.models.wrappers import Found, common_prefix, find_state_dict, inside, rebuilt
+from kernelsimp.settings import ModelSettings
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The chosen state dict of one file, and what is needed to write it again.
+
+    `tensors` are in file order with `prefix` stripped; `wrapper` is the dotted path of keys that led to
+    them, None where they stood bare; `dropped` names the entries that `save` leaves out (optimiser state,
+    the weights that were not chosen).
+    """
+
+    path: Path
+    format: Format
+    tensors: Mapping[str, Tensor]
+    prefix: str = ""
+    wrapper: str | None = None
+    dropped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    raw: Raw | None = field(default=None, repr=False)
+    found: Found = field(default=Found(()), repr=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of the file that was read, as 64 hexadecimal digits."""
+        return file_sha256(self.path)
+
+    def replaced(self, changed: Mapping[str, Tensor]) -> "Checkpoint":
+        """Return this checkpoint with some tensors changed, cast to their stored dtypes.
+
+        Tensors that share memory in the file go on sharing it, so a change of one is a change of all.
+        Raises `KernelsimpError` for an unknown name, another shape, or tied tensors given different values.
+        """
+        for name, value in changed.items():
+            self._check_change(name, value)
+        tensors = dict(self.tensors)
+        for names in _sharing(self.tensors):
+            if any(name in changed for name in names):
+                _edit_together(tensors, names, changed)
+        return replace(self, tensors=tensors)
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint in its container, wrapper, names and order; whole or not at all.
+
+        Raises `KernelsimpError` where the disk refuses or the format is one that is only read.
+        """
+        if self.raw is None or self.format not in ("zip", "legacy", "safetensors"):
+            advice = "simplify the PyTorch checkpoint it was exported from"
+            raise KernelsimpError(f"{self.path}: {self.format} files are only read, not written; {advice}")
+        if self.format == "safetensors":
+            write_atomically(path, self._write_safetensors)
+            return
+        state = {self.prefix + name: value for name, value in self.tensors.items()}
+        payload = rebuilt(self.raw.payload, self.found, state)
+        write_atomically(path, lambda partial: _write_torch(payload, partial, zipped=self.format == "zip"))
+
+    def _write_safetensors(self, partial: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        metadata = dict(self.raw.metadata or {}) if self.raw else {}
+        tensors = {self.prefix + name: value.contiguous() for name, value in self.tensors.items()}
+        try:
+            save_file(tensors, partial, metadata=metadata or None)
+        except SafetensorError as error:  # its own words for a full or read-only disk
+            raise OSError(str(error)) from error
+
+    def _check_change(self, name: str, value: Tensor) -> None:
+        if name not in self.tensors:
+            raise KernelsimpError(f"{self.path}: no tensor '{name}'{did_you_mean(name, self.tensors)}")
+        have = tuple(self.tensors[name].shape)
+        if tuple(value.shape) != have:
+            raise KernelsimpError(f"{self.path}: '{name}' is {have}, cannot become {tuple(value.shape)}")
+
+
+def load_checkpoint(path: Path, settings: ModelSettings = ModelSettings()) -> Checkpoint:  # noqa: B008 (frozen)
+    """Read a checkpoint onto the CPU without running code from it.
+
+    Raises `CheckpointError`, in one line, for whatever is missing, damaged, foreign or hostile, and where
+    the file's SHA-256 is not the one asked for.
+    """
+    file_format = identify(path)
+    if settings.sha256 is not None:
+        verify_sha256(path, settings.sha256)
+    raw = read_raw(path, file_format, trust_pickle=settings.trust_pickle)
+    found = find_state_dict(raw.payload, settings.weights, path)
+    state = inside(raw.payload, found.keys)
+    named = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    prefix = common_prefix(list(named))
+    return Checkpoint(
+        path=path,
+        format=file_format,
+        tensors={key[len(prefix) :]: value for key, value in named.items() if key.startswith(prefix)},
+        prefix=prefix,
+        wrapper=".".join(found.keys) or None,
+        dropped=found.dropped,
+        warnings=(*raw.warnings, *found.warnings),
+        raw=raw,
+        found=found,
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits; raises `CheckpointError` if unreadable."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from error
+
+
+def verify_sha256(path: Path, expected: str) -> None:
+    """Raise `CheckpointError` unless the file has this SHA-256."""
+    wanted = expected.strip().lower()
+    if len(wanted) != 64 or set(wanted) - set("0123456789abcdef"):
+        raise CheckpointError(f"--sha256 '{expected}' is no SHA-256; expected 64 hexadecimal digits")
+    actual = file_sha256(path)
+    if actual != wanted:
+        raise CheckpointError(f"{path}: SHA-256 is {actual}, expected {wanted}; fetch the file again")
+
+
+def _write_torch(payload: Any, partial: Path, *, zipped: bool) -> None:
+    # through a file object: given a name, torch would write that name into the archive
+    with partial.open("wb") as file:
+        torch.save(payload, file, _use_new_zipfile_serialization=zipped)
+
+
+def _sharing(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Yield the names of tensors that share one storage, those that stand alone included."""
+    groups: dict[object, list[str]] = {}
+    for name, tensor in tensors.items():
+        strided = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        storage = tensor.untyped_storage().data_ptr() if strided else 0
+        groups.setdefault((storage, tensor.dtype) if storage else name, []).append(name)
+    yield from groups.values()
+
+
+def _edit_together(tensors: dict[str, Tensor], names: list[str], changed: Mapping[str, Tensor]) -> None:
+    """Copy the storage that `names` share, give each its view of the copy, and write the changes there."""
+    storage = _copy_of(tensors[names[0]].untyped_storage())
+    for name in names:
+        old = tensors[name].detach()
+        view = torch.empty(0, dtype=old.dtype).set_(storage, old.storage_offset(), old.shape, old.stride())
+        if name in changed:
+            view.copy_(changed[name].detach())
+        tensors[name] = _like(tensors[name], view)
+    for name in names:
+        if name in changed and not _same(tensors[name], changed[name]):
+            others = ", ".join(item for item in names if item != name)
+            raise KernelsimpError(
+                f"'{name}' is tied to {others} but was given other values; change them alike"
+            )
+
+
+def _copy_of(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    data = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))
+    return data.clone().untyped_storage()
+
+
+def _like(original: Tensor, view: Tensor) -> Tensor:
+    if isinstance(original, nn.Parameter):
+        return nn.Parameter(view, requires_grad=original.requires_grad)
+    return view
+
+
+def _same(stored: Tensor, asked: Tensor) -> bool:
+    return torch.equal(stored.detach().nan_to_num(), asked.detach().to(stored.dtype).nan_to_num())

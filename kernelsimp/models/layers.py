@@ -1,0 +1,297 @@
+"""Turn stored weights into a bank of kernels in canonical order, and back.
+
+Canonical order is (out, in / groups, kh, kw); a one-dimensional kernel has a grid of (1, k), a
+three-dimensional one (kd, kh, kw). Transposed convolutions store (in, out / groups, ...) and are turned
+round. Without an architecture the kind of a layer is guessed from shapes alone, and says so.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.bank import KernelBank, Kind, LayerKernels, Skipped
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def canonical(weight: Tensor, kind: str, groups: int) -> Tensor:
+    """Return a stored weight as (out, in / groups, kh, kw), a view where possible."""
+    if weight.ndim == 3:
+        weight = weight.unsqueeze(2)
+    return _swapped(weight, groups) if kind == "transposed" else weight
+
+
+def stored(kernels: Tensor, kind: str, groups: int, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Undo `canonical`; `shape` is the stored shape, needed for Conv1d: its grid is (1, k), stored (k,)."""
+    weight = _swapped(kernels, groups) if kind == "transposed" else kernels
+    return weight if shape is None else weight.reshape(shape)
+
+
+def _swapped(weight: Tensor, groups: int) -> Tensor:
+    """Swap input and output inside each group: (g * a, b, ...) becomes (g * b, a, ...)."""
+    if groups == 1:
+        return weight.transpose(0, 1)
+    outer, inner, *grid = weight.shape
+    split = weight.reshape(groups, outer // groups, inner, *grid).transpose(1, 2)
+    return split.reshape(groups * inner, outer // groups, *grid)
+
+
+def tensor_name(layer: str) -> str:
+    """Return the name of a layer's weight in the state dict; a lone convolution has the empty name."""
+    return f"{layer}.weight" if layer else "weight"
+
+
+def layer_name(tensor: str) -> str:
+    """Return the name of the layer whose weight this is."""
+    return tensor.removesuffix("weight").removesuffix(".")
+
+
+# ---------------------------------------------------------------- from a network
+
+
+def conv_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the convolutions by layer name, a module or weight that occurs twice only once."""
+    seen: set[int] = set()
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():  # names each shared module once
+        if isinstance(module, CONVOLUTIONS) and id(_plain_weight(module)) not in seen:
+            seen.add(id(_plain_weight(module)))
+            found[name] = module
+    return found
+
+
+def bank_from_model(model: nn.Module) -> KernelBank:
+    """Return the kernels of a network with the exact kinds and groups of its modules.
+
+    Raises `KernelsimpError`, saying what was found instead, where there is no convolution.
+    """
+    layers: list[LayerKernels] = []
+    reasons: dict[str, str] = {}
+    for name, module in conv_modules(model).items():
+        weight = _plain_weight(module)
+        if weight is None or is_lazy(weight):
+            reasons.update(dict.fromkeys(_tensors_of(name, module), _why_not_plain(weight)))
+        else:
+            layers.append(_layer_of(name, module, weight))
+    used = {tensor_name(layer.name) for layer in layers}
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    tied = _tied_weights(model, used)
+    skipped = tuple(
+        Skipped(name, reasons.get(name) or tied.get(name) or _reason(name, value, from_model=True))
+        for name, value in tensors.items()
+        if name not in used
+    )
+    return _nonempty(KernelBank(tuple(layers), skipped), tensors, "the network")
+
+
+def kind_of(inputs: int, groups: int, *, transposed: bool = False) -> Kind:
+    """Name the kind of a convolution; `groups == out` alone would also fit a single output."""
+    if transposed:
+        return "transposed"
+    if inputs == 1:
+        return "single-input"
+    if groups == inputs:
+        return "depthwise"
+    return "grouped" if groups > 1 else "dense"
+
+
+def _layer_of(name: str, module: nn.Module, weight: Tensor) -> LayerKernels:
+    groups, inputs = int(getattr(module, "groups", 1)), int(getattr(module, "in_channels", 0))
+    kind = kind_of(inputs, groups, transposed=isinstance(module, TRANSPOSED))
+    kernels = canonical(weight.detach(), kind, groups)
+    return LayerKernels(name, kind, kernels, groups, "architecture", tuple(weight.shape))
+
+
+def _plain_weight(module: nn.Module) -> Tensor | None:
+    """Return the weight parameter, or None where it is computed from others (weight norm...)."""
+    return module._parameters.get("weight")
+
+
+def _why_not_plain(weight: Tensor | None) -> str:
+    if weight is None:
+        return "part of a re-parametrised convolution; remove the parametrisation first"
+    return "lazy convolution without a shape yet; run the network once first"
+
+
+def _tensors_of(name: str, module: nn.Module) -> Iterator[str]:
+    """Yield the state-dict names of a module's tensors other than its bias."""
+    for key in module.state_dict(keep_vars=True):
+        if key != "bias":
+            yield f"{name}.{key}" if name else key
+
+
+def _tied_weights(model: nn.Module, used: set[str]) -> dict[str, str]:
+    """Return, for each further name of a weight that the bank already has, the sentence that says so."""
+    first: dict[int, str] = {}
+    reasons: dict[str, str] = {}
+    every = list(model.named_parameters(remove_duplicate=False))
+    for name, weight in every:
+        if name in used:
+            first.setdefault(id(weight), name)
+    for name, weight in every:
+        if name not in used and id(weight) in first:
+            reasons[name] = f"the same tensor as {first[id(weight)]}"
+    return reasons
+
+
+# ---------------------------------------------------------------- from weights alone
+
+
+@dataclass(frozen=True)
+class _Widths:
+    """The (out, in) widths of every layer with a weight matrix, in file order."""
+
+    names: tuple[str, ...]
+    outputs: tuple[int, ...]
+    inputs: tuple[int, ...]
+    ordered: bool
+
+    def depthwise(self, name: str) -> bool:
+        """Say whether other layers match this one's width on both sides.
+
+        Something must put out as many channels before it and something take as many after it; where the
+        file is sorted by name, before and after are unknown, but the first layer still has none before.
+        """
+        at = self.names.index(name)
+        width = self.outputs[at]
+        before = range(at) if self.ordered else [i for i in range(len(self.names)) if i != at and at > 0]
+        after = (
+            range(at + 1, len(self.names)) if self.ordered else [i for i in range(len(self.names)) if i != at]
+        )
+        return any(self.outputs[i] == width for i in before) and any(self.inputs[i] == width for i in after)
+
+
+def bank_from_tensors(tensors: Mapping[str, Tensor], where: str = "the checkpoint") -> KernelBank:
+    """Return the kernels of a state dict without its network: each 4-D `*.weight` is a convolution.
+
+    Kinds are guessed from shapes. Raises `KernelsimpError`, saying what was found instead, where there is
+    no convolution.
+    """
+    widths = _widths(tensors)
+    layers: list[LayerKernels] = []
+    skipped: list[Skipped] = []
+    seen: dict[object, str] = {}
+    for name, tensor in tensors.items():
+        reason = _reason(name, tensor) or _seen_before(name, tensor, seen)
+        if reason:
+            skipped.append(Skipped(name, reason))
+        else:
+            layers.append(_guessed(name, tensor, tensors.get(f"{name.removesuffix('weight')}bias"), widths))
+    return _nonempty(KernelBank(tuple(layers), tuple(skipped)), tensors, where)
+
+
+def _guessed(name: str, weight: Tensor, bias: Tensor | None, widths: _Widths) -> LayerKernels:
+    kind: Kind = "dense"
+    groups = 1
+    if weight.shape[1] == 1:
+        depthwise = weight.shape[0] > 1 and widths.depthwise(name)
+        kind, groups = ("depthwise", int(weight.shape[0])) if depthwise else ("single-input", 1)
+    elif bias is not None and bias.ndim == 1 and bias.shape[0] != weight.shape[0]:
+        # a transposed convolution stores (in, out / groups, ...), so its bias is not as long as axis 0
+        groups = max(1, bias.shape[0] // weight.shape[1])
+        fits = bias.shape[0] == groups * weight.shape[1] and weight.shape[0] % groups == 0
+        kind, groups = ("transposed", groups) if fits else ("dense", 1)
+    kernels = canonical(weight.detach(), kind, groups)
+    return LayerKernels(layer_name(name), kind, kernels, groups, "weights", tuple(weight.shape))
+
+
+def _widths(tensors: Mapping[str, Tensor]) -> _Widths:
+    names = [name for name, value in tensors.items() if name.endswith("weight") and value.ndim >= 2]
+    everything = list(tensors)
+    return _Widths(
+        names=tuple(names),
+        outputs=tuple(int(tensors[name].shape[0]) for name in names),
+        inputs=tuple(int(tensors[name].shape[1]) for name in names),
+        ordered=everything != sorted(everything),
+    )
+
+
+def _seen_before(name: str, tensor: Tensor, seen: dict[object, str]) -> str:
+    """Say which earlier tensor this one is a second name of, or nothing."""
+    key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+    first = seen.setdefault(key, name)
+    return "" if first == name else f"the same tensor as {first}"
+
+
+_BY_NDIM = {0: "a scalar", 1: "a vector: bias or normalisation", 2: "a matrix: linear layer or embedding"}
+
+
+def _reason(name: str, tensor: Tensor, *, from_model: bool = False) -> str:
+    """Say why a tensor is no kernel of the bank; nothing if it is a convolution by its name and shape."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return "stored sparse or quantised; expected plain numbers"
+    if tensor.ndim in _BY_NDIM:
+        return _BY_NDIM[tensor.ndim]
+    if from_model:
+        return f"{tensor.ndim}-D, but of no convolution module"
+    if not name.endswith(".weight") and name != "weight":
+        return f"{tensor.ndim}-D, but not named *.weight: a table, an embedding or a re-parametrised weight"
+    if tensor.ndim != 4:
+        guess = {3: "; if it is a Conv1d, pass --arch", 5: "; if it is a Conv3d, pass --arch"}
+        return f"{tensor.ndim}-D{guess.get(tensor.ndim, '')}"
+    if not tensor.is_floating_point():
+        return f"4-D, but of {str(tensor.dtype).removeprefix('torch.')}: expected real numbers"
+    return "" if tensor.numel() else f"empty: {tuple(tensor.shape)}"
+
+
+def _nonempty(bank: KernelBank, tensors: Mapping[str, Tensor], where: str) -> KernelBank:
+    if bank.layers:
+        return bank
+    counts = Counter(f"{tensor.ndim}-D" for tensor in tensors.values())
+    listed = ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing at all"
+    advice = (
+        "3-D and 5-D weights need --arch" if {"3-D", "5-D"} & set(counts) else "expected a 4-D '*.weight'"
+    )
+    raise KernelsimpError(f"{where}: no convolution found among {len(tensors)} tensors ({listed}); {advice}")
+
+
+# ---------------------------------------------------------------- soundness
+
+OUTLIER = 1e4
+"""A weight this many times its layer's RMS is taken for a flipped bit."""
+
+
+def check_weights(bank: KernelBank) -> None:
+    """Raise `KernelsimpError` at the first layer whose weights are NaN, infinite or absurdly large."""
+    for layer in bank.layers:
+        sentence = damage(layer)
+        if sentence:
+            raise KernelsimpError(f"{sentence}; repair the checkpoint or pass --skip-layer {layer.name}")
+
+
+def damage(layer: LayerKernels) -> str | None:
+    """Say what is wrong with a layer's weights, naming the kernel (out, in); None if they are sound.
+
+    A weight is absurd when it exceeds 1e4 times the RMS of its layer, taken with the largest 0.01 % (at
+    least one weight) cut down to the next, so that a wild weight cannot raise its own yardstick.
+    """
+    flat = layer.kernels.reshape(-1)
+    finite = flat.float().isfinite() if flat.dtype.itemsize == 1 else flat.isfinite()
+    if not bool(finite.all()):
+        at = int((~finite).to(torch.uint8).argmax())
+        what = "NaN" if bool(flat[at].float().isnan()) else "an infinite weight"
+        return f"{layer.name}: kernel {_kernel_at(layer, at)} holds {what}"
+    size = flat.abs().double() if flat.dtype != torch.float32 else flat.abs()
+    count = max(1, size.numel() // 10_000)
+    if size.numel() <= count:
+        return None
+    top = size.topk(count + 1)
+    rms = float(size.clamp(max=top.values[-1]).double().square().mean().sqrt())
+    if not 0 < OUTLIER * rms < float(top.values[0]):
+        return None
+    where, largest = _kernel_at(layer, int(top.indices[0])), float(top.values[0])
+    return f"{layer.name}: kernel {where} holds a weight of size {largest:.3g}, its layer's RMS is {rms:.3g}"
+
+
+def _kernel_at(layer: LayerKernels, position: int) -> tuple[int, int]:
+    """Return (out, in) of the kernel that holds a position of the flattened layer."""
+    cells = 1
+    for side in layer.grid:
+        cells *= side
+    return divmod(position // cells, layer.kernels.shape[1])

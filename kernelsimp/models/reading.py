@@ -1,0 +1,194 @@
+"""Read a checkpoint file into memory without running anything in it.
+
+Zip files are checked by their CRC and memory-mapped; pickles go through PyTorch's restricted unpickler
+with a short list of harmless extras. Malformed files raise a dozen exception types from several
+libraries: here, and only here, all of them become `CheckpointError`.
+"""
+
+import argparse
+import pathlib
+import pickletools
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import nn
+
+from kernelsimp.errors import CheckpointError
+from kernelsimp.models.foreign import quiet, short
+from kernelsimp.models.identify import Format
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """What a file holds: `payload` as it was saved, `metadata` of safetensors, and remarks."""
+
+    format: Format
+    payload: Any
+    metadata: Mapping[str, str] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> Raw:
+    """Read a zip, legacy or safetensors checkpoint onto the CPU.
+
+    Raises `CheckpointError` where the file is damaged, or is a full pickled object and `trust_pickle` is
+    false.
+    """
+    if file_format == "safetensors":
+        return _read_safetensors(path)
+    remarks = check_crc(path) if file_format == "zip" else ()
+    try:
+        with quiet(), torch.serialization.safe_globals(_harmless()):
+            payload = _load_zip(path) if file_format == "zip" else _load_legacy(path)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        foreign = unsafe_names(path, file_format)
+        if not foreign:
+            advice = "the file is damaged or truncated; fetch it again"
+            raise CheckpointError(f"{path}: cannot be read ({short(error)}); {advice}") from error
+        if not trust_pickle:
+            raise CheckpointError(_refusal(path, foreign)) from error
+        payload, remarks = _load_trusted(path), (*remarks, _trusted_remark(path, foreign))
+    return Raw(file_format, _without_modules(payload), warnings=remarks)
+
+
+def check_crc(path: Path) -> tuple[str, ...]:
+    """Check every record of a zip file by its CRC-32; return remarks.
+
+    PyTorch loads a flipped bit silently. Files written with `set_crc32_options(False)` carry zeros in
+    place of checksums: those are passed with a remark. Raises `CheckpointError` naming the bad record.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not any(item.CRC for item in archive.infolist()):
+                return (f"{path}: written without checksums, so damage cannot be seen",)
+            bad = archive.testzip()
+    except Exception as error:
+        raise CheckpointError(f"{path}: damaged zip archive ({short(error)}); fetch it again") from error
+    if bad is not None:
+        raise CheckpointError(
+            f"{path}: record '{bad}' fails its CRC check, the file is damaged; fetch it again"
+        )
+    return ()
+
+
+def unsafe_names(path: Path, file_format: Format) -> list[str]:
+    """Name, sorted, the classes and functions a pickle would run, without running them."""
+    try:
+        if file_format == "zip":
+            with quiet(), torch.serialization.safe_globals(_harmless()):
+                return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with path.open("rb") as file:
+            return sorted(set(_globals(file)) - _known_to_torch())
+    except Exception:
+        return []
+
+
+def _load_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        # a record that someone deflated cannot be mapped: the bytes at its offset are not the numbers
+        plain = all(item.compress_type == zipfile.ZIP_STORED for item in archive.infolist())
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=plain)
+
+
+def _load_legacy(path: Path) -> Any:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        payload = torch.load(file, map_location="cpu", weights_only=True)
+        end = file.tell()
+    if end != size:
+        raise CheckpointError(
+            f"{path}: {size - end} bytes follow the last tensor, the file is damaged; fetch it again"
+        )
+    return payload
+
+
+def _load_trusted(path: Path) -> Any:
+    try:
+        with quiet():
+            return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:
+        advice = "run where its code can be imported, or save its state_dict()"
+        raise CheckpointError(
+            f"{path}: the pickled object does not load ({short(error)}); {advice}"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> Raw:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return Raw("safetensors", tensors, file.metadata())
+    except Exception as error:
+        advice = "damaged or truncated; fetch it again"
+        raise CheckpointError(f"{path}: not a valid safetensors file ({short(error)}); {advice}") from error
+
+
+def _harmless() -> list[Any]:
+    """Return what training scripts leave beside weights and what does nothing when rebuilt."""
+    core = np.float64(0).__reduce__()[0]
+    rebuild = np.zeros(0).__reduce__()[0]
+    dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
+    older = [(core, "numpy.core.multiarray.scalar"), (rebuild, "numpy.core.multiarray._reconstruct")]
+    paths = [pathlib.PosixPath, pathlib.PurePosixPath]
+    return [core, rebuild, *older, np.dtype, np.ndarray, *dtypes, argparse.Namespace, *paths]
+
+
+def _known_to_torch() -> set[str]:
+    """Return the names that the restricted unpickler accepts by itself, and our harmless extras."""
+    from torch._weights_only_unpickler import _get_allowed_globals  # no public name exists
+
+    extras = {f"{item.__module__}.{item.__qualname__}" for item in _harmless() if not isinstance(item, tuple)}
+    older = {item[1] for item in _harmless() if isinstance(item, tuple)}
+    return set(_get_allowed_globals()) | extras | older
+
+
+def _globals(file: BinaryIO) -> Iterator[str]:
+    """Yield what the pickles at the head of a legacy file import; it has four, a plain pickle one."""
+    for _ in range(4):
+        strings: list[str] = []
+        try:
+            for opcode, argument, _position in pickletools.genops(file):
+                if isinstance(argument, str):
+                    strings.append(argument)
+                if opcode.name == "GLOBAL":
+                    yield str(argument).replace(" ", ".").replace("__builtin__.", "builtins.")
+                elif opcode.name == "STACK_GLOBAL":
+                    yield ".".join(strings[-2:])
+        except ValueError:  # the tensors' bytes begin here, or the file ends
+            return
+
+
+def _refusal(path: Path, foreign: list[str]) -> str:
+    more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+    return (
+        f"{path}: a full pickled object that would run code from {', '.join(foreign[:3])}{more}; save its "
+        "state_dict() instead, or pass --trust-pickle if you trust where it came from"
+    )
+
+
+def _trusted_remark(path: Path, foreign: list[str]) -> str:
+    more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+    return (
+        f"{path}: --trust-pickle ran code from {', '.join(foreign[:3])}{more}; written back as a state dict"
+    )
+
+
+def _without_modules(payload: Any) -> Any:
+    """Return the payload with each module, at the top or one level down, replaced by its state dict."""
+    if isinstance(payload, nn.Module):
+        return payload.state_dict()
+    if isinstance(payload, dict) and any(isinstance(value, nn.Module) for value in payload.values()):
+        return {
+            key: value.state_dict() if isinstance(value, nn.Module) else value
+            for key, value in payload.items()
+        }
+    return payload

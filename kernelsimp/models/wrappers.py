@@ -1,0 +1,210 @@
+"""Find the state dict inside what a training script saved, and know what else is there.
+
+A state dict may stand bare or under a key (`state_dict`, `model`, `ema`...), and its names may carry
+prefixes that wrappers of the module left (`module.`, `_orig_mod.`). The path of keys that leads to it is
+kept, so that the same shape can be written again.
+"""
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kernelsimp.errors import CheckpointError
+
+Keys = tuple[str, ...]
+
+MODEL_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "net_state_dict",
+    "weights",
+    "params",
+    "module",
+)
+"""Keys under which training scripts put the trained network, likeliest first."""
+
+_TRAINING_WORDS = {
+    "optimizer",
+    "optimizers",
+    "optimiser",
+    "optim",
+    "opt",
+    "scheduler",
+    "schedulers",
+    "scaler",
+}
+_TRAINING_KEYS = {"optimizer_states", "lr_schedulers", "lr_sched", "amp", "rng_state"}
+
+PREFIXES = ("module.", "_orig_mod.")
+_BESIDE_PREFIX = {"n_averaged"}
+"""What AveragedModel keeps beside `module.*`; it is no tensor of the network."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the chosen state dict stands: `keys` lead to it, `dropped` names what is not written again."""
+
+    keys: Keys
+    dropped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def find_state_dict(payload: Any, weights: str | None, path: Path) -> Found:
+    """Choose the state dict in `payload`; `weights` is model, ema, a key, or None for the obvious one.
+
+    Raises `CheckpointError` where there is none, where several stand side by side and none is obvious, or
+    where `weights` asks for one that is not there.
+    """
+    found = dict(_state_dicts(payload))
+    if not found:
+        raise CheckpointError(f"{path}: holds {_describe(payload)}, no state dict; save model.state_dict()")
+    averaged = [keys for keys in found if is_average(keys)]
+    plain = [keys for keys in found if not is_average(keys)]
+    keys = _choose(plain, averaged, weights, path)
+    remarks: tuple[str, ...] = ()
+    if weights is None and averaged and keys not in averaged:
+        remarks = (
+            f"{path}: also holds averaged weights under '{_spell(averaged[0])}'; --weights ema takes them",
+        )
+    other = {item for item in (plain if keys in averaged else averaged) if item != keys}
+    return Found(keys, tuple(_dropped(payload, keys, other)), remarks)
+
+
+def is_average(keys: Keys) -> bool:
+    """Say whether a path of keys names an exponential moving average."""
+    return any("ema" in re.split(r"[._\-]", key.lower()) for key in keys)
+
+
+def common_prefix(names: list[str]) -> str:
+    """Return the stacked `module.` and `_orig_mod.` that every name begins with."""
+    prefix = ""
+    names = [name for name in names if name not in _BESIDE_PREFIX]
+    while names:
+        step = next(
+            (item for item in PREFIXES if all(name.startswith(prefix + item) for name in names)), None
+        )
+        if step is None:
+            break
+        prefix += step
+    return prefix
+
+
+def inside(payload: Any, keys: Keys) -> Any:
+    """Return what stands at the end of a path of keys."""
+    for key in keys:
+        payload = payload[key]
+    return payload
+
+
+def rebuilt(payload: Any, found: Found, state: Mapping[str, Any]) -> Any:
+    """Return a copy of `payload` with `state` at its place and without what is dropped.
+
+    Mappings are copied by type, so an OrderedDict keeps the `_metadata` that modules read versions from.
+    """
+    return _rebuilt(payload, found, state, ())
+
+
+def _rebuilt(payload: Any, found: Found, state: Mapping[str, Any], at: Keys) -> Any:
+    if at == found.keys:
+        fresh = copy.copy(payload)
+        fresh.update(state)
+        return fresh
+    fresh = copy.copy(payload)
+    for key in list(fresh):
+        if _spell((*at, str(key))) in found.dropped:
+            del fresh[key]
+        elif (*at, key) == found.keys[: len(at) + 1]:
+            fresh[key] = _rebuilt(payload[key], found, state, (*at, key))
+    return fresh
+
+
+def _state_dicts(payload: Any, at: Keys = ()) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
+    """Yield each mapping that holds tensors by name, outermost first, at most three keys deep."""
+    if not isinstance(payload, Mapping) or len(at) > 3:
+        return
+    nested = {
+        key: value for key, value in payload.items() if isinstance(key, str) and isinstance(value, Mapping)
+    }
+    inner = [
+        item
+        for key, value in nested.items()
+        if not is_training_state(key, value)
+        for item in _state_dicts(value, (*at, key))
+    ]
+    known = any(keys[len(at)] in MODEL_KEYS for keys, _ in inner)
+    # a step counter or a random state kept beside 'state_dict' does not make the wrapper a state dict
+    least = 2 if inner else 0
+    if not known and any(isinstance(value, Tensor) and value.ndim >= least for value in payload.values()):
+        yield at, payload
+        return
+    yield from inner
+
+
+def is_training_state(key: str, value: Any) -> bool:
+    """Say whether an entry is the state of an optimiser, a schedule or a gradient scaler."""
+    words = set(re.split(r"[._\-]", key.lower()))
+    if key in _TRAINING_KEYS or words & _TRAINING_WORDS:
+        return True
+    return isinstance(value, Mapping) and {"state", "param_groups"} <= set(value)
+
+
+def _choose(plain: list[Keys], averaged: list[Keys], weights: str | None, path: Path) -> Keys:
+    everything = [*plain, *averaged]
+    named = [keys for keys in everything if weights in (_spell(keys), keys[-1] if keys else None)]
+    if weights is not None and named:
+        return named[0]
+    if weights not in (None, "model", "ema"):
+        listed = ", ".join(f"'{_spell(keys)}'" for keys in everything)
+        raise CheckpointError(
+            f"{path}: no weights under '{weights}'; the file holds {listed or 'a bare state dict'}"
+        )
+    if weights == "ema" and not averaged:
+        listed = ", ".join(f"'{_spell(keys)}'" for keys in plain)
+        raise CheckpointError(
+            f"{path}: no averaged (EMA) weights here; the file holds {listed}; drop --weights ema"
+        )
+    pool = averaged if weights == "ema" or not plain else plain
+    ranked = sorted(pool, key=_rank)
+    if len(ranked) > 1 and _rank(ranked[0]) == _rank(ranked[1]):
+        listed = ", ".join(f"'{_spell(keys)}'" for keys in pool)
+        raise CheckpointError(f"{path}: holds several state dicts: {listed}; choose one with --weights KEY")
+    return ranked[0]
+
+
+def _rank(keys: Keys) -> int:
+    """Rank a path by its first key among the known ones; averages and unknown keys come last, as equals."""
+    return MODEL_KEYS.index(keys[0]) if keys and keys[0] in MODEL_KEYS else len(MODEL_KEYS) if keys else -1
+
+
+def _dropped(payload: Any, keys: Keys, other: set[Keys]) -> Iterator[str]:
+    """Yield the entries along the path that hold training state or the weights that were not chosen."""
+    for depth in range(len(keys)):
+        at = keys[:depth]
+        for key, value in inside(payload, at).items():
+            here = (*at, str(key))
+            if here == keys[: depth + 1]:
+                continue
+            if is_training_state(str(key), value) or any(item[: depth + 1] == here for item in other):
+                yield _spell(here)
+
+
+def _spell(keys: Keys) -> str:
+    return ".".join(keys)
+
+
+def _describe(payload: Any) -> str:
+    if isinstance(payload, Tensor):
+        return f"a single tensor {tuple(payload.shape)}"
+    if isinstance(payload, Mapping):
+        listed = ", ".join(f"'{key}'" for key in list(payload)[:5])
+        return f"a dict with {len(payload)} entries ({listed})" if payload else "an empty dict"
+    return f"a {type(payload).__name__}"

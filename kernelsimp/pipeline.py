@@ -1,0 +1,370 @@
+"""Each command's story on one screen: load, scan, plan, apply, hold, fine-tune, evaluate, report.
+
+Nothing here computes; it says in which order the rooms below do their work.
+"""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kernelsimp import __version__
+from kernelsimp.analysis.scan import scan_bank
+from kernelsimp.check import USUAL, Subject, with_max
+from kernelsimp.check import check as verdict_on
+from kernelsimp.data.sources import Data, load_data
+from kernelsimp.data.transforms import Batches, batches, epoch_seed, preprocess_of
+from kernelsimp.errors import HoldError, KernelsimpError
+from kernelsimp.evaluation.accuracy import Outcome, measure
+from kernelsimp.files import write_atomically
+from kernelsimp.kernels.bank import KernelBank
+from kernelsimp.models.architectures import build_model, load_weights, recipe_of
+from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
+from kernelsimp.models.layers import bank_from_model, bank_from_tensors, check_weights
+from kernelsimp.records.plan import Plan
+from kernelsimp.records.report import Epoch, Report
+from kernelsimp.records.scan import Scan
+from kernelsimp.records.verdict import Verdict
+from kernelsimp.report import gallery_of, load_gallery, read_baseline, read_report
+from kernelsimp.report.assemble import RunFacts, assemble
+from kernelsimp.report.run_folder import JsonLog, RunFolder
+from kernelsimp.settings import Given, Settings, recipe, settle
+from kernelsimp.simplify.apply import apply_plan, broken
+from kernelsimp.simplify.plan import weight_plan
+from kernelsimp.training.finetune import FinetuneJob, finetune
+from kernelsimp.training.hold import hold, release
+from kernelsimp.watch import SILENT, Watcher
+
+DEMO_DOF = 0.6
+"""The share of the degrees of freedom that the demo leaves."""
+DEMO_DROP = 2.0
+"""What the demo's check allows to be lost, in percentage points: its test split has 360 images."""
+FROM_SCRATCH: dict[str, Any] = {"epochs": 20, "lr": 0.1, "distill": 0.0}
+"""How the demo trains its network before there is anything to simplify."""
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A checkpoint, its kernels, and how to build the module that runs it, where `arch` says."""
+
+    checkpoint: Checkpoint
+    bank: KernelBank
+    arch: str | None
+    device: torch.device
+
+    def module(self) -> nn.Module:
+        """Build the network with these weights, in evaluation mode."""
+        if self.arch is None:
+            raise KernelsimpError(f"{self.checkpoint.path}: running it needs the network: pass --arch")
+        model = build_model(self.arch)
+        load_weights(model, self.checkpoint)
+        return model.eval().to(self.device)
+
+    def with_weights(self, changed: Mapping[str, Tensor]) -> "Network":
+        """Return the network with some tensors replaced, cast to the checkpoint's dtypes."""
+        checkpoint = self.checkpoint.replaced(changed)
+        return replace(self, checkpoint=checkpoint, bank=bank_of(checkpoint, self.arch))
+
+
+@dataclass(frozen=True, eq=False)
+class Story:
+    """What `demo` made."""
+
+    run: Path
+    scan: Scan
+    report: Report
+    verdict: Verdict
+
+
+def settle_for_model(given: Given, config: str | None) -> Settings:
+    """Return all settings, with the recipe that the architecture brings along below everything else."""
+    arch = settle(given, config).model.arch
+    name = recipe_of(arch) if arch else None
+    return settle(given, config, recipe(name) if name else None)
+
+
+def settle_for_check(given: Given, config: str | None, baseline: Path) -> Settings:
+    """Return all settings, those of the baseline's run below everything else; data only where asked for.
+
+    A baseline that is no report brings no settings; then an architecture brings its recipe.
+    """
+    try:
+        ran = read_report(baseline).settings
+    except KernelsimpError:
+        return settle_for_model(given, config)
+    base = {name: dict(ran.get(name, {})) for name in ("model", "data")}
+    base["model"].pop("sha256", None)
+    base["data"].pop("data", None)
+    return settle(given, config, base)
+
+
+def open_network(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Network:
+    """Load the checkpoint and find its kernels; with an architecture, make sure that they belong together.
+
+    Raises `KernelsimpError` for anything that cannot be read, does not fit, or holds NaN.
+    """
+    checkpoint = load_checkpoint(path, settings.model)
+    bank = bank_of(checkpoint, settings.model.arch)
+    check_weights(bank)
+    for warning in (*checkpoint.warnings, *bank.warnings):
+        watcher.warn(warning)
+    return Network(checkpoint, bank, settings.model.arch, device_of(settings))
+
+
+def open_data(settings: Settings, watcher: Watcher = SILENT) -> Data | None:
+    """Load the images that the settings name, if any."""
+    if settings.data.data is None:
+        return None
+    if settings.model.arch is None:
+        raise KernelsimpError("--data needs a network to run the images: pass --arch")
+    data = load_data(settings.data, settings.run.seed)
+    for warning in data.warnings:
+        watcher.warn(warning)
+    return data
+
+
+def scan(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Scan:
+    """Scan one checkpoint: weights only, or with exact layer kinds where there is an architecture."""
+    network = open_network(path, settings, watcher)
+    checkpoint = network.checkpoint
+    source = {"path": str(path), "sha256": checkpoint.sha256, "format": checkpoint.format}
+    return scan_bank(network.bank, settings.scan, source, watcher)
+
+
+def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:
+    """Return the plan that `simplify` would carry out."""
+    return make_plan(open_network(path, settings, watcher), settings, watcher)
+
+
+def make_plan(network: Network, settings: Settings, watcher: Watcher) -> Plan:
+    """Return the plan by the rule that the settings ask for, and say which where they leave it open."""
+    watcher.start("planning")
+    if settings.plan.dof is None and settings.plan.tolerance is None:
+        watcher.note("neither a budget nor a tolerance was given: using --tolerance 0.1")
+    return weight_plan(network.bank, settings.plan)
+
+
+def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
+    """Choose, snap, hold, fine-tune, measure and report; everything lands in the directory `out`.
+
+    Raises `HoldError` where a held kernel moved, and `KernelsimpError` for bad input.
+    """
+    original = open_network(path, settings, watcher)
+    data = open_data(settings, watcher)
+    run = RunFolder.new(out, path)
+    log = JsonLog(out / "log.jsonl", watcher)
+    plan = make_plan(original, settings, log)
+    stages = {"original": original, "simplified": original.with_weights(apply_plan(original.bank, plan))}
+    training: tuple[Epoch, ...] = ()
+    if settings.finetune.finetune:
+        stages["finetuned"], training = tune(stages, plan, data, settings, log)
+    written = write_checkpoint(list(stages.values())[-1], run, settings)
+    verify(plan, stages["simplified"].bank, written.bank, hold_of(settings))
+    facts = RunFacts(
+        plan,
+        original.bank,
+        written.bank,
+        (path, run.checkpoint),
+        settings=asdict(settings),
+        provenance=provenance(original, data, settings),
+        hold=hold_of(settings),
+        outcomes=measure_all(stages, data, settings, log),
+        training=training,
+        notes=original.checkpoint.warnings,
+    )
+    report = assemble(facts)
+    run.write_settings(settings)
+    run.write_plan(plan)
+    run.write_events(training)
+    run.write_report(report, gallery_of(plan, original.bank, written.bank))
+    return report
+
+
+def tune(
+    stages: Mapping[str, Network], plan: Plan, data: Data | None, settings: Settings, watcher: Watcher
+) -> tuple[Network, tuple[Epoch, ...]]:
+    """Train what is not held, taught by the original; return the trained network and its history."""
+    if data is None:
+        raise KernelsimpError("--finetune needs a network and images: pass --arch and --data")
+    student = stages["simplified"].module()
+    teacher = stages["original"].module() if settings.finetune.distill else None
+    mode = hold_of(settings)
+    if mode != "none":
+        hold(student, plan, mode)
+    trained = finetune(student, job_of(data, settings, teacher), settings.finetune, watcher)
+    release(student)
+    return stages["simplified"].with_weights(student.state_dict()), trained.history
+
+
+def job_of(data: Data, settings: Settings, teacher: nn.Module | None) -> FinetuneJob:
+    """Return what to train on: the training split, judged on the validation split."""
+    return FinetuneJob(
+        train=lambda epoch: epoch_batches(data, settings, epoch),
+        val=batches(data.val, preprocess_of(settings.data), settings.data.batch_size),
+        teacher=teacher,
+        device=str(device_of(settings)),
+        seed=settings.run.seed,
+    )
+
+
+def epoch_batches(data: Data, settings: Settings, epoch: int) -> Batches:
+    """Return the augmented training batches of one epoch, the same for the same seed and epoch."""
+    seed = settings.run.seed
+    return batches(
+        data.train,
+        preprocess_of(settings.data),
+        settings.data.batch_size,
+        shuffle_seed=epoch_seed(seed, epoch, "order"),
+        augment_seed=epoch_seed(seed, epoch, "augment"),
+        workers=settings.data.workers,
+    )
+
+
+def write_checkpoint(network: Network, run: RunFolder, settings: Settings) -> Network:
+    """Write the checkpoint and read it back: what is verified is the file, after the cast to its dtype."""
+    network.checkpoint.save(run.checkpoint)
+    return open_network(run.checkpoint, replace(settings, model=replace(settings.model, sha256=None)))
+
+
+def verify(plan: Plan, simplified: KernelBank, written: KernelBank, mode: str) -> None:
+    """Raise `HoldError` naming the first kernel of the written file that left its structure or its value."""
+    if mode == "none":
+        return
+    before = {layer.name: layer.kernels for layer in simplified.layers}
+    after = {layer.name: layer.kernels for layer in written.layers}
+    for layer in plan.layers:
+        kernels = after[layer.name]
+        moved = broken(kernels, layer, plan.structures)
+        if mode == "freeze":
+            changed = (kernels != before[layer.name]).flatten(2).any(2)
+            moved |= changed & torch.from_numpy(layer.changed)
+        if moved.any():
+            out_channel, in_channel = moved.nonzero()[0].tolist()
+            kernel = f"{layer.name}[{out_channel},{in_channel}]"
+            raise HoldError(f"{kernel} moved while it was held; do not use this run, and report the bug")
+
+
+def measure_all(
+    networks: Mapping[str, Network], data: Data | None, settings: Settings, watcher: Watcher
+) -> dict[str, Outcome]:
+    """Return the test-set outcome of every stage, or nothing where there are no images."""
+    if data is None:
+        return {}
+    return {name: measured(network, data, settings, watcher) for name, network in networks.items()}
+
+
+def measured(network: Network, data: Data, settings: Settings, watcher: Watcher) -> Outcome:
+    """Return the outcome of one network on the test split."""
+    preprocess = preprocess_of(settings.data)
+    loader = batches(data.test, preprocess, settings.data.batch_size, workers=settings.data.workers)
+    watcher.start("measuring on the test split", len(loader))
+    return measure(network.module(), loader, network.device, watcher)
+
+
+def check(
+    path: Path, baseline: Path, settings: Settings, limit: tuple[float, str], watcher: Watcher = SILENT
+) -> Verdict:
+    """Verify holds, structures and, with images, accuracy; `limit` is (largest drop in pp, against stage).
+
+    Raises `KernelsimpError` for unreadable input and for other test images than the baseline's.
+    """
+    expected = read_baseline(baseline)
+    checkpoint = load_checkpoint(path, settings.model)
+    data = open_data(settings, watcher)
+    outcome = None
+    if data is not None:
+        network = open_network(path, settings, watcher)
+        outcome = measured(network, data, settings, watcher)
+    subject = Subject(checkpoint.tensors, outcome, data.fingerprint if data else "", limit[1])
+    return verdict_on(expected, subject, with_max(USUAL, "accuracy.drop_pp", limit[0]))
+
+
+def render_again(folder: Path) -> Report:
+    """Write report.md and report.html of a run again from its report.json."""
+    report = read_report(folder)
+    RunFolder(folder).write_pages(report, load_gallery(folder / "pictures.npz"))
+    return report
+
+
+def demo(folder: Path, watcher: Watcher = SILENT) -> Story:
+    """Train a small network on digits, scan it, simplify, freeze and fine-tune it, and check the result."""
+    given: Given = {
+        "model": {"arch": "zoo:digits-cnn"},
+        "plan": {"dof": DEMO_DOF},
+        "finetune": {"finetune": True},
+    }
+    settings = settle(given, "recipe:digits")
+    path = folder / "digits-cnn.pt"
+    train_from_scratch(path, settings, watcher)
+    scanned = scan(path, settings, watcher)
+    report = simplify(path, settings, folder / "run", watcher)
+    limit = (DEMO_DROP, "original")
+    verdict = check(folder / "run" / path.name, folder / "run" / "report.json", settings, limit, watcher)
+    return Story(folder / "run", scanned, report, verdict)
+
+
+def train_from_scratch(path: Path, settings: Settings, watcher: Watcher) -> None:
+    """Train a fresh network of the settings' architecture and data, and write its checkpoint to `path`."""
+    data = open_data(settings, watcher)
+    assert data is not None
+    assert settings.model.arch is not None
+    torch.manual_seed(settings.run.seed)
+    model = build_model(settings.model.arch)
+    job = job_of(data, settings, teacher=None)
+    finetune(model, job, replace(settings.finetune, **FROM_SCRATCH), watcher)
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    write_atomically(path, lambda partial: torch.save({"state_dict": state}, partial))
+
+
+def provenance(network: Network, data: Data | None, settings: Settings) -> dict[str, Any]:
+    """Return where everything came from: file, data, seed, versions."""
+    import torchvision
+
+    return {
+        "input": str(network.checkpoint.path),
+        "input_sha256": network.checkpoint.sha256,
+        "data_fingerprint": data.fingerprint if data else None,
+        "seed": settings.run.seed,
+        "device": str(network.device),
+        "versions": {
+            "kernelsimp": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+    }
+
+
+def bank_of(checkpoint: Checkpoint, arch: str | None) -> KernelBank:
+    """Return the kernels of a checkpoint, with exact layer kinds where there is an architecture."""
+    if arch is None:
+        return bank_from_tensors(checkpoint.tensors)
+    model = build_model(arch)
+    load_weights(model, checkpoint)
+    return bank_from_model(model)
+
+
+def hold_of(settings: Settings) -> Literal["freeze", "tie", "none"]:
+    """Return what is held: values unless the settings say otherwise."""
+    mode = settings.finetune.hold
+    if mode not in ("auto", "freeze", "tie", "none"):
+        raise KernelsimpError(f"--hold is '{mode}'; expected freeze, tie or none")
+    return "freeze" if mode == "auto" else mode
+
+
+def device_of(settings: Settings) -> torch.device:
+    """Return the device to run on; 'auto' is a GPU where there is one."""
+    name = settings.run.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise KernelsimpError(f"--device is '{name}'; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise KernelsimpError(f"--device {name}: no CUDA device is available here; use --device cpu")
+    return device

@@ -1,0 +1,82 @@
+"""What a check found, as plain data; the exit code is a property of the verdict.
+
+A finding is one crossed limit at one place. `level` error fails the check, warn only speaks. Names come
+from foreign checkpoints, so every face of a verdict passes them through `shown`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["error", "warn"]
+Outcome = Literal["pass", "warn", "error", "skip"]
+
+SCHEMA = "kernelsimp.verdict/1"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One limit crossed: `measured` against `limit`, at `where` (a layer, or empty for the whole model).
+
+    `kernels` names the kernels at fault, `layer[out,in]`, as far as they are worth listing.
+    """
+
+    rule: str
+    level: Level
+    where: str
+    measured: float | None
+    limit: float | None
+    message: str
+    kernels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One rule that was examined: its value now and in the baseline (null where there is none)."""
+
+    rule: str
+    measured: float | None
+    baseline: float | None
+    limit: str
+    outcome: Outcome
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All findings, and every rule examined with what it measured, crossed or not."""
+
+    findings: tuple[Finding, ...]
+    measures: tuple[Measure, ...] = ()
+    notes: tuple[str, ...] = ()
+    schema: str = SCHEMA
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.level == "error")
+
+    @property
+    def exit_code(self) -> int:
+        """0 within the limits, 1 where one is crossed at level error."""
+        return 1 if self.errors else 0
+
+
+def joined(*parts: Iterable[Finding]) -> Verdict:
+    """Return the verdict over several groups of findings, errors first, else in the order given."""
+    findings = [finding for part in parts for finding in part]
+    return Verdict(tuple(sorted(findings, key=lambda finding: finding.level != "error")))
+
+
+def shown(name: str) -> str:
+    r"""Return `name` on one line and without effects: unprintable characters become \x1b, \n, \u202e.
+
+    Covers ANSI codes, line ends, direction overrides and lone surrogates, which no file could be
+    written with; printable characters of any script stay.
+    """
+    if name.isprintable():
+        return name
+    return "".join(char if char.isprintable() else _escape(char) for char in name)
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape", "backslashreplace").decode("ascii")

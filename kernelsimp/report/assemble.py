@@ -1,0 +1,167 @@
+"""From what a run did to its report: counts, degrees of freedom, errors and checksums, layer by layer."""
+
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernelsimp.evaluation.accuracy import Outcome, mcnemar, paired_interval, stage
+from kernelsimp.kernels.bank import KernelBank, LayerKernels
+from kernelsimp.kernels.families import ZERO
+from kernelsimp.records.held import HeldLayer, hold_layer
+from kernelsimp.records.plan import FREE, LayerPlan, Plan
+from kernelsimp.records.report import Accuracy, Dof, Epoch, KernelCounts, LayerReport, Report, Size
+
+ZIP_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class RunFacts:
+    """What a run did: the plan, the kernels `before` and `after`, and everything measured on the way.
+
+    `outcomes` are test-set results by stage in order; `output_errors` by layer name; `files` are the
+    checkpoint before and after. `hold` is freeze, tie or none.
+    """
+
+    plan: Plan
+    before: KernelBank
+    after: KernelBank
+    files: tuple[Path, Path]
+    settings: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    hold: str = "none"
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    training: tuple[Epoch, ...] = ()
+    output_errors: Mapping[str, float] = field(default_factory=dict)
+    buffers_changed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def assemble(facts: RunFacts) -> Report:
+    """Return the report of a run."""
+    plan = facts.plan
+    return Report(
+        structures=plan.structures,
+        accuracy=_accuracy(facts.outcomes),
+        kernels=_counts(plan, facts.hold),
+        dof=_dof(plan),
+        bits=_bits(plan),
+        size=_size(*facts.files),
+        layers=tuple(_layer(layer, facts) for layer in plan.layers),
+        settings=facts.settings,
+        provenance=facts.provenance,
+        hold=facts.hold,
+        training=facts.training,
+        buffers_changed=facts.buffers_changed,
+        notes=facts.notes,
+    )
+
+
+def stored_bytes(kernels: Tensor) -> NDArray[np.uint8]:
+    """Return the stored bytes of kernels (out, in / groups, *grid), one row a kernel in canonical order."""
+    rows = kernels.detach().cpu().contiguous().reshape(kernels.shape[0] * kernels.shape[1], -1)
+    return rows.view(torch.uint8).numpy()
+
+
+def held_layer(kernels: Tensor, layer: LayerPlan, hold: str) -> HeldLayer:
+    """Return the record by which a later check verifies this layer."""
+    return hold_layer(layer.choice, stored_bytes(kernels), frozen=hold == "freeze")
+
+
+def _accuracy(outcomes: Mapping[str, Outcome]) -> Accuracy | None:
+    if not outcomes:
+        return None
+    measured = list(outcomes.values())
+    first, last = measured[0], measured[-1]
+    return Accuracy(
+        stages=tuple(stage(name, outcome) for name, outcome in outcomes.items()),
+        change_pp=last.top1 - first.top1,
+        change_ci95=paired_interval(first.correct, last.correct),
+        mcnemar_p=mcnemar(first.correct, last.correct),
+    )
+
+
+def _counts(plan: Plan, hold: str) -> KernelCounts:
+    zero = plan.structures.index(ZERO) if ZERO in plan.structures else -1
+    simplified = plan.simplified
+    zeroed = sum(int((layer.choice == zero).sum()) for layer in plan.layers)
+    found = sum(int((layer.found & layer.changed & (layer.choice != zero)).sum()) for layer in plan.layers)
+    return KernelCounts(
+        total=sum(layer.choice.size for layer in plan.layers),
+        simplified=simplified,
+        found=found,
+        imposed=simplified - found - zeroed,
+        zeroed=zeroed,
+        dead=sum(int(layer.dead.sum()) for layer in plan.layers),
+        frozen=simplified if hold == "freeze" else 0,
+        tied=simplified if hold == "tie" else 0,
+    )
+
+
+def _dof(plan: Plan) -> Dof:
+    before, after = plan.dof_before, plan.dof_after
+    equivalent = (after * plan.coefficient_bits + plan.choice_bits) / plan.coefficient_bits
+    return Dof(before, after, after / before, equivalent / before)
+
+
+def _bits(plan: Plan) -> dict[str, float]:
+    return {
+        "coefficient": plan.coefficient_bits,
+        "choices": plan.choice_bits,
+        "before": plan.dof_before * plan.coefficient_bits,
+        "after": plan.dof_after * plan.coefficient_bits + plan.choice_bits,
+    }
+
+
+def _size(before: Path, after: Path) -> Size:
+    return Size(
+        file=after.stat().st_size,
+        zip=deflated(after),
+        original_file=before.stat().st_size,
+        original_zip=deflated(before),
+    )
+
+
+def deflated(path: Path) -> int:
+    """Return how many bytes the file takes when deflated as a whole."""
+    packer, total = zlib.compressobj(6), 0
+    with path.open("rb") as file:
+        while block := file.read(ZIP_CHUNK):
+            total += len(packer.compress(block))
+    return total + len(packer.flush())
+
+
+def _layer(layer: LayerPlan, facts: RunFacts) -> LayerReport:
+    before, after = _named(facts.before, layer.name), _named(facts.after, layer.name)
+    names = Counter(facts.plan.structures[index] for index in layer.choice.reshape(-1) if index != FREE)
+    return LayerReport(
+        layer.name,
+        layer.kind,
+        layer.groups,
+        tuple(before.weight_shape or before.kernels.shape),
+        int(layer.choice.size),
+        int(layer.changed.sum()),
+        int((layer.found & layer.changed).sum()),
+        dict(names.most_common()),
+        layer.dof_after,
+        weight_error=_relative(before.kernels, after.kernels),
+        output_error=facts.output_errors.get(layer.name),
+        hold=held_layer(after.kernels, layer, facts.hold),
+        dead=int(layer.dead.sum()),
+    )
+
+
+def _named(bank: KernelBank, name: str) -> LayerKernels:
+    return next(layer for layer in bank.layers if layer.name == name)
+
+
+def _relative(before: Tensor, after: Tensor) -> float:
+    norm = float(before.double().norm())
+    return float((after.double() - before.double()).norm()) / norm if norm else 0.0

@@ -1,0 +1,57 @@
+"""The baseline file of a check: small, sorted, the same bytes for the same content.
+
+A run's report.json serves as well: what a check needs is taken from it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.files import write_text
+from kernelsimp.records.limits import SCHEMA, Baseline, baseline_of
+from kernelsimp.records.report import SCHEMA as REPORT_SCHEMA
+from kernelsimp.records.verdict import shown
+from kernelsimp.report.plain import MisfitError, plain, restored
+from kernelsimp.report.store import check_schema, is_folder, read_json, read_report
+
+MAKE = "baseline; make one: kernelsimp check MODEL --baseline {path} --update-baseline"
+
+
+def baseline_text(baseline: Baseline) -> str:
+    """Return the file's text: keys sorted, one a line, layers by name, ASCII, one line end."""
+    data = plain(baseline)
+    data["layers"] = sorted(data["layers"], key=lambda layer: str(layer["name"]))
+    return json.dumps(_rounded(data), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def write_baseline(baseline: Baseline, path: Path) -> None:
+    """Write a baseline file, whole or not at all."""
+    write_text(path, baseline_text(baseline))
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read a baseline file, a report.json, or the report of a run directory.
+
+    Raises `KernelsimpError` where there is none (with the line that makes one), or it cannot be used.
+    """
+    if is_folder(path):
+        return baseline_of(read_report(path))
+    data = read_json(path, MAKE.format(path=shown(str(path))))
+    if str(data.get("schema", "")).startswith(REPORT_SCHEMA.partition("/")[0]):
+        return baseline_of(read_report(path))
+    check_schema(path, data, SCHEMA)
+    try:
+        return restored(Baseline, data)
+    except MisfitError as error:
+        remedy = "the file is damaged, make it again with --update-baseline"
+        raise KernelsimpError(f"{path}: {shown(str(error))}; {remedy}") from error
+
+
+def _rounded(value: Any) -> Any:
+    """Round to nine digits, so that another machine's last bit does not change the file."""
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value

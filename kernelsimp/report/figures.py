@@ -1,0 +1,91 @@
+"""Which charts a report gets from which of its figures; none where the figures are not there.
+
+The sentences beside the charts say what they can and cannot show.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from kernelsimp.records.report import Control, Report, Stage
+from kernelsimp.records.scan import Scan
+from kernelsimp.records.verdict import shown
+from kernelsimp.report.charts import Level, Pair, against_chance, curve, dots, waterfall
+from kernelsimp.report.store import family_totals
+
+Charts = tuple[Markup, ...]
+
+CHANCE = (
+    "A small kernel is often near a structure by chance, the more so in a smooth layer. A family is worth "
+    "attention where the bar reaches well past the mark."
+)
+CONTROLS = (
+    "What else the same budget buys. Where a control does as well as the run, the structures themselves "
+    "are not what kept the accuracy."
+)
+MOST_FAMILIES = 20
+
+
+def stages(report: Report) -> Charts:
+    """Return the waterfall of the stages."""
+    if report.accuracy is None or not report.accuracy.stages:
+        return ()
+    return (waterfall([_level(stage) for stage in report.accuracy.stages]),)
+
+
+def controls(report: Report) -> Charts:
+    """Return the run's stages and the control arms on one scale."""
+    if not report.controls or report.accuracy is None or not report.accuracy.stages:
+        return ()
+    total = report.accuracy.stages[-1].total
+    own = [_level(report.accuracy.stages[0]), _level(report.accuracy.stages[-1])]
+    return (dots([*own, *(_arm(arm, total) for arm in report.controls)], marked=len(own)),)
+
+
+def curves(report: Report) -> Charts:
+    """Return loss and validation accuracy by epoch."""
+    epochs = report.training
+    drawn = (
+        curve("training loss", [epoch.train_loss for epoch in epochs], "line-a"),
+        curve("validation loss", [epoch.val_loss for epoch in epochs], "line-b"),
+        curve("validation top-1, percent", [epoch.val_top1 for epoch in epochs], "line-b"),
+        curve("learning rate", [epoch.lr for epoch in epochs], "line-a"),
+    )
+    return tuple(chart for chart in drawn if chart)
+
+
+def chance(report: Report) -> Charts:
+    """Return seen against expected from `pictures["chance"]`, the totals of a scan's families."""
+    totals = report.pictures.get("chance")
+    return _chance(totals) if isinstance(totals, Mapping) else ()
+
+
+def scan_chance(scan: Scan) -> Charts:
+    """Return seen against expected for each family of a scan."""
+    return _chance(family_totals(scan))
+
+
+def _chance(totals: Mapping[str, Any]) -> Charts:
+    """Draw under the strictest null that was asked; families by how much they exceed it."""
+    nulls = [null for total in totals.values() for null in total.get("null", {})]
+    null = next((name for name in ("ring", "matched", "permuted", "white") if name in nulls), None)
+    if null is None:
+        return ()
+    rows = [
+        Pair(shown(name), float(total["observed"]), total["null"].get(null, {}).get("expected"))
+        for name, total in totals.items()
+    ]
+    rows.sort(key=lambda row: (-(row.seen - (row.expected or 0)), row.name))
+    return (against_chance(rows[:MOST_FAMILIES], null),)
+
+
+def _level(stage: Stage) -> Level:
+    return Level(shown(stage.stage), stage.top1, *stage.ci95)
+
+
+def _arm(arm: Control, total: int) -> Level:
+    """Return a control arm; its interval is the normal one, for the eye only."""
+    half = 196 * float(np.sqrt(max(arm.top1 / 100 * (1 - arm.top1 / 100), 0) / max(total, 1)))
+    return Level(shown(arm.name), arm.top1, arm.top1 - half, arm.top1 + half)

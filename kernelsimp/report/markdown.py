@@ -1,0 +1,108 @@
+"""report.md: what a person pastes into a pull request.
+
+Foreign names are escaped so that they show as text in any Markdown renderer; nothing in them can open a
+tag, a link, a table cell or a line.
+"""
+
+import re
+
+from kernelsimp.records.report import Report
+from kernelsimp.records.verdict import shown
+from kernelsimp.report import words
+from kernelsimp.report.pair import pair_tables
+from kernelsimp.report.tables import (
+    SPEED,
+    Table,
+    control_table,
+    family_table,
+    flat,
+    headline,
+    layer_table,
+    pairs,
+    stage_table,
+    training_table,
+)
+
+MOST_LAYERS = 60
+"""Longer layer tables are cut: a pull request is no place for a thousand rows."""
+
+_SPECIAL = re.compile(r"([\\`*_\[\]|~#!@])")
+
+
+def escaped(text: str) -> str:
+    """Return `text` as Markdown that shows just these characters, on one line."""
+    safe = shown(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\1", safe)
+
+
+def report_markdown(report: Report) -> str:
+    """Return the report as Markdown with tables."""
+    parts = ["# What was simplified, and what it cost", _lead(report), _headline(report)]
+    tables = [stage_table(report), control_table(report), family_table(report), layer_table(report)]
+    parts += [section(table) for table in tables if table.rows]
+    if report.training:
+        parts.append(section(_best_epochs(report)))
+    parts += [_list("Notes", report.notes), _list("Buffers changed", report.buffers_changed)]
+    parts.append(section(_provenance(report)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def pair_markdown(reports: tuple[Report, Report], names: tuple[str, str]) -> str:
+    """Return two runs side by side as Markdown."""
+    parts = ["# Two runs side by side", *(section(table) for table in pair_tables(reports, names))]
+    return "\n\n".join(parts) + "\n"
+
+
+def section(table: Table) -> str:
+    """Return a heading and the table under it."""
+    return f"## {table.title}\n\n{table_markdown(table)}"
+
+
+def table_markdown(table: Table, most: int = MOST_LAYERS) -> str:
+    """Return a pipe table of at most `most` rows, and a line on how many are left out."""
+    rule = ["---" if place in table.text else "---:" for place in range(len(table.heads))]
+    body = [[escaped(cell) for cell in row] for row in table.rows[:most]]
+    lines = [f"| {' | '.join(row)} |" for row in ([escaped(head) for head in table.heads], rule, *body)]
+    rest = len(table.rows) - most
+    return "\n".join(lines) + (f"\n\n{rest:,} more rows in report.json." if rest > 0 else "")
+
+
+def _lead(report: Report) -> str:
+    if report.accuracy is None or not report.accuracy.stages:
+        cost = "Accuracy was not measured."
+    else:
+        accuracy = report.accuracy
+        low_high = words.interval(*accuracy.change_ci95, "+.2f")
+        cost = f"Accuracy change {words.points(accuracy.change_pp)} (95 % {low_high}, McNemar p "
+        cost += f"{words.p_value(accuracy.mcnemar_p)})."
+    kernels = report.kernels
+    what = f"{kernels.simplified:,} of {kernels.total:,} kernels simplified"
+    labels = f"{kernels.found:,} found, {kernels.imposed:,} imposed, {kernels.zeroed:,} zeroed"
+    left = f"{words.share(report.dof.fraction)} of the degrees of freedom left"
+    return f"**{what}** ({labels}); {left}. {cost} {SPEED}"
+
+
+def _headline(report: Report) -> str:
+    rows = tuple((fact.name, fact.value, fact.note) for fact in headline(report))
+    return table_markdown(Table("", ("figure", "value", "beside it"), rows, frozenset({0, 2})))
+
+
+def _best_epochs(report: Report) -> Table:
+    """Return the first, the best and the last epoch: the curve is in report.html."""
+    table = training_table(report)
+    tops = [epoch.val_top1 if epoch.val_top1 is not None else -1.0 for epoch in report.training]
+    places = sorted({0, tops.index(max(tops)), len(tops) - 1})
+    return Table("Fine-tuning, first, best and last epoch", table.heads, tuple(table.rows[i] for i in places))
+
+
+def _provenance(report: Report) -> Table:
+    facts = list(pairs(flat(report.provenance)))
+    return Table("Provenance", ("what", "value"), tuple(facts), frozenset({0, 1}))
+
+
+def _list(title: str, items: tuple[str, ...]) -> str:
+    if not items:
+        return ""
+    lines = [f"- {escaped(item)}" for item in items[:MOST_LAYERS]]
+    rest = len(items) - MOST_LAYERS
+    return "\n".join([f"## {title}", "", *lines, *([f"- and {rest:,} more"] if rest > 0 else [])])

@@ -1,0 +1,112 @@
+"""The run directory: everything that one `simplify` produced, each file written whole or not at all."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.files import write_text
+from kernelsimp.records.plan import Plan
+from kernelsimp.records.plan_file import save_plan
+from kernelsimp.records.report import Epoch, Report
+from kernelsimp.report.gallery import Gallery
+from kernelsimp.report.html import report_html
+from kernelsimp.report.markdown import report_markdown
+from kernelsimp.report.picture_file import save_gallery
+from kernelsimp.report.plain import json_text
+from kernelsimp.report.store import report_json
+from kernelsimp.settings import Settings, as_toml
+from kernelsimp.watch import Watcher
+
+
+class RunFolder:
+    """A run directory at `path`; `checkpoint` is where the simplified network goes."""
+
+    def __init__(self, path: Path, name: str = "") -> None:
+        self.path = path
+        self.checkpoint = path / name
+
+    @classmethod
+    def new(cls, path: Path, source: Path) -> "RunFolder":
+        """Begin a run of the checkpoint `source`, and prove that the directory can be written.
+
+        Raises `KernelsimpError` where it cannot, or where the simplified checkpoint would overwrite `source`.
+        """
+        run = cls(path, source.name)
+        if run.checkpoint.resolve() == source.resolve():
+            raise KernelsimpError(f"--out {path} would overwrite {source}; choose another directory")
+        write_text(path / ".writable", "")
+        (path / ".writable").unlink()
+        return run
+
+    def write_settings(self, settings: Settings) -> None:
+        """Write settings.toml, which runs again as `--config`."""
+        write_text(self.path / "settings.toml", as_toml(settings))
+
+    def write_plan(self, plan: Plan) -> None:
+        """Write plan.safetensors."""
+        save_plan(plan, self.path / "plan.safetensors")
+
+    def write_report(self, report: Report, gallery: Gallery) -> None:
+        """Write report.json, and what renders it: the pictures and the pages."""
+        write_text(self.path / "report.json", json_text(report_json(report)))
+        save_gallery(gallery, self.path / "pictures.npz")
+        self.write_pages(report, gallery)
+
+    def write_pages(self, report: Report, gallery: Gallery) -> None:
+        """Write report.md and report.html."""
+        write_text(self.path / "report.md", report_markdown(report))
+        write_text(self.path / "report.html", report_html(report, gallery))
+
+    def write_events(self, history: tuple[Epoch, ...]) -> None:
+        """Write TensorBoard events under tensorboard/, where TensorBoard is installed."""
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            return
+        with SummaryWriter(str(self.path / "tensorboard")) as writer:
+            for epoch in history:
+                for name, value in asdict(epoch).items():
+                    if isinstance(value, float):
+                        writer.add_scalar(name, value, epoch.epoch)
+
+
+class JsonLog(Watcher):
+    """Passes everything on to another watcher and appends notes, warnings and figures to log.jsonl."""
+
+    def __init__(self, path: Path, inner: Watcher) -> None:
+        self._path, self._inner, self._stage = path, inner, ""
+        write_text(path, "")
+
+    def start(self, stage: str, total: int | None = None) -> None:
+        """Begin a stage; one line."""
+        self._stage = stage
+        self._append("start", {"total": total})
+        self._inner.start(stage, total)
+
+    def step(self, amount: int = 1, **figures: float) -> None:
+        """Advance; a line only where there are figures."""
+        if figures:
+            self._append("step", figures)
+        self._inner.step(amount, **figures)
+
+    def note(self, text: str) -> None:
+        """Log and pass on a note."""
+        self._append("note", {"text": text})
+        self._inner.note(text)
+
+    def warn(self, text: str) -> None:
+        """Log and pass on a warning."""
+        self._append("warning", {"text": text})
+        self._inner.warn(text)
+
+    def _append(self, event: str, values: Mapping[str, Any]) -> None:
+        line = {"time": round(time.time(), 3), "stage": self._stage, "event": event, **values}
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise KernelsimpError(f"{self._path}: cannot write: {error.strerror}") from error

@@ -1,0 +1,284 @@
+"""What a report and a scan say, as tables of text: the command line, Markdown and HTML draw these same rows.
+
+Cells are plain text, unescaped; a face that draws them escapes them in its own way. Columns of figures
+are aligned right.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from kernelsimp.records.report import LayerReport, Report
+from kernelsimp.records.scan import LayerScan, Scan
+from kernelsimp.records.verdict import shown
+from kernelsimp.report import words
+from kernelsimp.report.store import family_totals
+
+SPEED = (
+    "Every tensor keeps its shape, so the network runs no faster on a GPU and takes the same memory; "
+    "what became smaller is the number of independent values in its kernels."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, column heads, rows of as many cells; `text` columns are left-aligned, the others right.
+
+    `bars` gives for some columns a share 0..1 for each row, for faces that can draw a bar beside a figure.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text: frozenset[int] = frozenset({0})
+    bars: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One figure of the headline: what it is, the figure, and what stands beside it."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def headline(report: Report) -> tuple[Fact, ...]:
+    """Return the figures that a reader needs first."""
+    kernels, dof = report.kernels, report.dof
+    simplified = f"{words.count(kernels.simplified)} of {words.count(kernels.total)}"
+    labels = f"{kernels.found:,} found, {kernels.imposed:,} imposed, {kernels.zeroed:,} zeroed"
+    held = f"{kernels.frozen:,} frozen, {kernels.tied:,} tied" if report.hold != "none" else "nothing held"
+    equivalent = f"{words.share(dof.equivalent_fraction)} counting the choice of structure"
+    return (
+        *_accuracy_facts(report),
+        Fact("kernels simplified", simplified, f"{labels}; {held}"),
+        Fact("degrees of freedom left", words.share(dof.fraction), equivalent),
+        *_bit_facts(report),
+        _size_fact(report),
+    )
+
+
+def _accuracy_facts(report: Report) -> tuple[Fact, ...]:
+    if report.accuracy is None or not report.accuracy.stages:
+        return (Fact("accuracy", "not measured", "no data was given"),)
+    accuracy = report.accuracy
+    first, last = accuracy.stages[0], accuracy.stages[-1]
+    change = words.interval(*accuracy.change_ci95, "+.2f")
+    test = words.p_value(accuracy.mcnemar_p)
+    return (
+        Fact(f"accuracy, {first.stage}", words.percent(first.top1), _stage_note(report, 0)),
+        Fact(f"accuracy, {last.stage}", words.percent(last.top1), _stage_note(report, -1)),
+        Fact(
+            "accuracy change",
+            words.points(accuracy.change_pp),
+            f"95 % interval {change} pp, McNemar p {test}",
+        ),
+    )
+
+
+def _stage_note(report: Report, place: int) -> str:
+    assert report.accuracy is not None
+    stage = report.accuracy.stages[place]
+    return f"{words.right_of(stage)} {stage.split} images, 95 % interval {words.interval(*stage.ci95)}"
+
+
+def _bit_facts(report: Report) -> tuple[Fact, ...]:
+    before, after = report.bits.get("before"), report.bits.get("after")
+    if before is None or after is None:
+        return ()
+    return (Fact("bits in kernels", words.count(after), f"{words.count(before)} before"),)
+
+
+def _size_fact(report: Report) -> Fact:
+    size = report.size
+    zipped = f"zipped {words.size(size.zip)}"
+    before = f" (was {words.size(size.original_zip)})" if size.original_zip else ""
+    packed = f", packed {words.size(size.packed)}" if size.packed else ""
+    return Fact("file", words.size(size.file), zipped + before + packed)
+
+
+def stage_table(report: Report) -> Table:
+    """Return accuracy at each stage; the change is against the first."""
+    stages = report.accuracy.stages if report.accuracy else ()
+    rows = [
+        (
+            shown(stage.stage),
+            words.percent(stage.top1),
+            words.right_of(stage),
+            words.interval(*stage.ci95),
+            words.points(stage.top1 - stages[0].top1) if place else words.DASH,
+            words.number(stage.loss),
+        )
+        for place, stage in enumerate(stages)
+    ]
+    return Table("Accuracy", ("stage", "top-1", "correct", "95 % interval", "change", "loss"), tuple(rows))
+
+
+def layer_table(report: Report) -> Table:
+    """Return one row a layer."""
+    heads = ("layer", "kind", "shape", "kernels", "simplified", "found", "DOF left", "weight error")
+    rows = tuple(_layer_row(layer) for layer in report.layers)
+    last = ("output error", "structures")
+    simplified = tuple(layer.simplified / max(layer.kernels, 1) for layer in report.layers)
+    left = tuple(layer.dof / max(layer_cells(layer), 1) for layer in report.layers)
+    return Table("Layers", heads + last, rows, frozenset({0, 1, 2, 9}), {4: simplified, 6: left})
+
+
+def _layer_row(layer: LayerReport) -> tuple[str, ...]:
+    return (
+        shown(layer.name),
+        layer.kind,
+        words.shape(layer.weight_shape),
+        words.count(layer.kernels),
+        words.count(layer.simplified),
+        words.count(layer.found),
+        words.share(layer.dof, layer_cells(layer)),
+        words.number(layer.weight_error),
+        words.number(layer.output_error),
+        families_text(layer.families),
+    )
+
+
+def layer_cells(layer: LayerReport) -> int:
+    """Return the cells in all kernels of a layer: its degrees of freedom before."""
+    cells = 1
+    for side in layer.weight_shape[2:]:
+        cells *= side
+    return layer.kernels * cells
+
+
+def families_text(families: Mapping[str, int], most: int = 3) -> str:
+    """Spell the commonest families with their counts, and how many others there are."""
+    ranked = ranked_families(families)
+    named = [f"{shown(name)} {number:,}" for name, number in ranked[:most]]
+    rest = len(ranked) - most
+    return ", ".join(named) + (f", {rest} more" if rest > 0 else "")
+
+
+def family_table(report: Report) -> Table:
+    """Return the kernels of each structure over all layers, the commonest first."""
+    totals: dict[str, int] = {}
+    for layer in report.layers:
+        for name, number in layer.families.items():
+            totals[name] = totals.get(name, 0) + number
+    ranked = ranked_families(totals)
+    whole = report.kernels.total
+    rows = [(shown(name), words.count(number), words.share(number, whole)) for name, number in ranked]
+    shares = tuple(number / max(whole, 1) for _, number in ranked)
+    return Table("Structures", ("structure", "kernels", "share of all"), tuple(rows), bars={2: shares})
+
+
+def ranked_families(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return the families that occur, the commonest first, names breaking ties."""
+    return sorted(
+        ((name, number) for name, number in counts.items() if number), key=lambda pair: (-pair[1], pair[0])
+    )
+
+
+def control_table(report: Report) -> Table:
+    """Return the control arms: what else the same budget buys."""
+    heads = ("control", "DOF left", "top-1", "correct", "change", "McNemar p")
+    rows = [
+        (
+            shown(arm.name),
+            words.share(arm.dof),
+            words.percent(arm.top1),
+            words.count(arm.correct),
+            words.points(arm.change_pp),
+            words.p_value(arm.mcnemar_p),
+        )
+        for arm in report.controls
+    ]
+    return Table("Controls", heads, tuple(rows))
+
+
+def training_table(report: Report) -> Table:
+    """Return one row an epoch of fine-tuning."""
+    heads = ("epoch", "training loss", "validation loss", "validation top-1", "learning rate", "seconds")
+    rows = [
+        (
+            str(epoch.epoch),
+            words.number(epoch.train_loss),
+            words.number(epoch.val_loss),
+            words.percent(epoch.val_top1),
+            words.number(epoch.lr),
+            words.number(epoch.seconds),
+        )
+        for epoch in report.training
+    ]
+    return Table("Fine-tuning", heads, tuple(rows), frozenset())
+
+
+def scan_facts(scan: Scan) -> tuple[Fact, ...]:
+    """Return the figures of a scan that a reader needs first."""
+    kernels, dead = sum(layer.kernels for layer in scan.layers), sum(layer.dead for layer in scan.layers)
+    matching = sum(int((layer.best >= 0).sum()) for layer in scan.layers)
+    tolerance = words.number(scan.settings.get("tolerance"))
+    return (
+        Fact(
+            "layers larger than 1x1", words.count(len(scan.layers)), f"{len(scan.skipped):,} tensors skipped"
+        ),
+        Fact("kernels", words.count(kernels), f"{dead:,} dead; {scan.pointwise:,} pointwise besides"),
+        Fact("matching a family", words.count(matching), f"relative residual at most {tolerance}"),
+        Fact("weights", words.count(scan.weights)),
+    )
+
+
+def scan_family_table(scan: Scan) -> Table:
+    """Return each family over all layers beside what the first null expects by chance."""
+    totals = family_totals(scan)
+    null = next((null for total in totals.values() for null in total["null"]), None)
+    heads = ("family", "layers", "matches", f"expected ({null or 'no null'})", "enrichment")
+    rows = []
+    for name, total in totals.items():
+        chance = total["null"].get(null, {})
+        expected, enrichment = chance.get("expected"), chance.get("enrichment")
+        figures = (words.count(total["observed"]), words.number(expected), _times(enrichment))
+        rows.append((shown(name), str(total["layers"]), *figures))
+    return Table("Families", heads, tuple(rows))
+
+
+def scan_layer_table(scan: Scan) -> Table:
+    """Return one row a layer: how many kernels match, and the commonest families by best match."""
+    heads = ("layer", "kind", "shape", "kernels", "dead", "matching", "best families")
+    rows = tuple(_scan_row(scan, layer) for layer in scan.layers)
+    return Table("Layers", heads, rows, frozenset({0, 1, 2, 6}))
+
+
+def _scan_row(scan: Scan, layer: LayerScan) -> tuple[str, ...]:
+    best = layer.best.reshape(-1)
+    counts = {
+        scan.families[place]: int((best == place).sum()) for place in sorted(set(best[best >= 0].tolist()))
+    }
+    return (
+        shown(layer.name),
+        layer.kind,
+        words.shape(layer.weight_shape),
+        words.count(layer.kernels),
+        words.count(layer.dead),
+        f"{words.count(sum(counts.values()))} ({words.share(sum(counts.values()), layer.kernels)})",
+        families_text(counts),
+    )
+
+
+def skipped_table(scan: Scan) -> Table:
+    """Return the tensors that were passed over, and why."""
+    return Table("Skipped", ("tensor", "reason"), pairs(scan.skipped), frozenset({0, 1}))
+
+
+def flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Yield (dotted name, value) of nested mappings; what is None is left out."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flat(item, f"{name}.{key}" if name else str(key))
+    elif value is not None:
+        yield name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def pairs(items: Iterable[tuple[object, object]]) -> tuple[tuple[str, str], ...]:
+    """Return rows of two cells of safe text."""
+    return tuple((shown(str(name)), shown(str(value))) for name, value in items)
+
+
+def _times(value: float | None) -> str:
+    return words.DASH if value is None else f"{words.number(value)} x"

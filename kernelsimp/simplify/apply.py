@@ -1,0 +1,59 @@
+"""Writing a plan into weights. Pure: kernels in, new stored tensors out, nothing is loaded or saved."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.bank import KernelBank, LayerKernels
+from kernelsimp.kernels.families import find
+from kernelsimp.models.layers import stored
+from kernelsimp.records.plan import FREE, LayerPlan, Plan
+
+
+def apply_plan(bank: KernelBank, plan: Plan) -> dict[str, Tensor]:
+    """Return {tensor name: new weight in its stored layout and dtype} for the layers the plan changes.
+
+    Every chosen kernel is exactly in its family afterwards; every other kernel keeps its bits. Raises
+    `KernelsimpError` where the plan was made for another network.
+    """
+    layers = {layer.name: layer for layer in bank.layers}
+    changed: dict[str, Tensor] = {}
+    for choice in plan.layers:
+        check_fits(choice, layers)
+        if choice.changed.any():
+            layer = layers[choice.name]
+            kernels = snap_layer(layer.kernels, choice, plan.structures)
+            changed[f"{choice.name}.weight"] = stored(kernels, layer.kind, layer.groups)
+    return changed
+
+
+def snap_layer(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
+    """Return kernels (out, in / groups, *grid) with each chosen one written into its structure."""
+    result = kernels.clone(memory_format=torch.contiguous_format)
+    for index in np.unique(layer.choice):
+        if index != FREE:
+            mask = torch.from_numpy(layer.choice == index)
+            result[mask] = find(structures[index], layer.grid).snap(kernels[mask])
+    return result
+
+
+def broken(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
+    """Say for each kernel (out, in / groups) whether it has left the structure that the plan gave it."""
+    result = torch.zeros(layer.choice.shape, dtype=torch.bool)
+    for index in np.unique(layer.choice):
+        if index != FREE:
+            mask = torch.from_numpy(layer.choice == index)
+            result[mask] = ~find(structures[index], layer.grid).holds(kernels[mask])
+    return result
+
+
+def check_fits(choice: LayerPlan, layers: dict[str, LayerKernels]) -> None:
+    """Raise `KernelsimpError` unless the layer that `choice` speaks of is there and has its shape."""
+    layer = layers.get(choice.name)
+    expected = (*choice.choice.shape, *choice.grid)
+    if layer is None:
+        raise KernelsimpError(f"the plan names layer '{choice.name}', which this network does not have")
+    if tuple(layer.kernels.shape) != expected:
+        found = tuple(layer.kernels.shape)
+        raise KernelsimpError(f"{choice.name}: the plan is for kernels {expected}, this network has {found}")

@@ -1,0 +1,212 @@
+"""Second moments of what a convolution really sees, and how much the loss minds its outputs.
+
+A row is one window of the input, cells in the canonical order of the layer's kernels, D = in / groups *
+cells; moments have one matrix a group, (groups, D, D), in float64. Rule of positions: `rows_wanted` windows
+spread evenly over the images, drawn without replacement inside each from the layer's seed, so that an
+original and a simplified network are read at the same places.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from kernelsimp.models.hooks import Call, Use
+from kernelsimp.models.layers import TRANSPOSED
+
+ROWS_AT_LEAST = 65_536
+ROWS_A_CELL = 10
+"""A layer is read at max(65,536, 10 D) windows, or at all it has."""
+
+ROWS_AT_ONCE = 1 << 23
+"""Windows times cells in memory at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What one layer's inputs look like, before (x) and after (t) the layers upstream were changed.
+
+    `gram` = T'T/n and `cross` = T'X/n, (groups, D, D); `mean` of t and `mean_before` of x, (groups, D);
+    `rows` is n. Where nothing upstream changed, both are of x.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    mean: Tensor
+    mean_before: Tensor
+    rows: int
+
+    @property
+    def width(self) -> int:
+        """D, the cells of one filter."""
+        return int(self.gram.shape[-1])
+
+    def centred(self) -> "Moments":
+        """Return covariances in place of raw moments: a bias takes care of the means."""
+        gram = self.gram - self.mean[:, :, None] * self.mean[:, None, :]
+        cross = self.cross - self.mean[:, :, None] * self.mean_before[:, None, :]
+        return replace(self, gram=gram, cross=cross)
+
+
+def rows_wanted(width: int) -> int:
+    """Return how many windows are read of a layer with D = `width`."""
+    return max(ROWS_AT_LEAST, ROWS_A_CELL * width)
+
+
+def windows(call: Call) -> Tensor:
+    """Return the windows of one call as a view (n, channels, *positions, *grid).
+
+    Multiplying by a kernel in canonical cell order and summing gives the layer's output. A transposed
+    convolution is an ordinary one over its input spread with zeros, with its cells in reverse.
+    """
+    module: Any = call[0]
+    images = call[1] if call[1].ndim == len(module.kernel_size) + 2 else call[1][None]
+    transposed = isinstance(module, TRANSPOSED)
+    spread = _spread(images, module.stride) if transposed else images
+    sides = _transposed_sides(module, call[1]) if transposed else _sides(module)
+    mode = {"zeros": "constant"}.get(module.padding_mode, module.padding_mode)
+    flat_sides = [side for pair in reversed(sides) for side in pair]
+    view = pad(spread, flat_sides, mode=mode)
+    axes = len(module.kernel_size)
+    for axis in range(axes):
+        dilation, length = module.dilation[axis], module.kernel_size[axis]
+        step = 1 if transposed else module.stride[axis]
+        view = view.unfold(axis + 2, dilation * (length - 1) + 1, step)[..., ::dilation]
+    return view.flip(tuple(range(-axes, 0))) if transposed else view
+
+
+def _sides(module: Any) -> list[tuple[int, int]]:
+    """Return the padding before and after along each axis."""
+    pairs = list(zip(module.kernel_size, module.dilation, strict=True))
+    if module.padding == "valid":
+        return [(0, 0)] * len(pairs)
+    if module.padding == "same":
+        totals = [dilation * (length - 1) for length, dilation in pairs]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(side, side) for side in module.padding]
+
+
+def _transposed_sides(module: Any, images: Tensor) -> list[tuple[int, int]]:
+    sides = []
+    for axis, length in enumerate(module.kernel_size):
+        edge = module.dilation[axis] * (length - 1) - module.padding[axis]
+        sides.append((edge, edge + module.output_padding[axis]))
+    assert images.ndim >= len(sides)
+    return sides
+
+
+def _spread(images: Tensor, stride: Sequence[int]) -> Tensor:
+    """Put stride - 1 zeros between neighbouring cells."""
+    lengths = [(side - 1) * step + 1 for side, step in zip(images.shape[2:], stride, strict=True)]
+    spread = images.new_zeros(*images.shape[:2], *lengths)
+    spread[(..., *(slice(None, None, step) for step in stride))] = images
+    return spread
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Where a layer is read: `share` of the positions of each image, from `seed`."""
+
+    share: float
+    seed: int
+
+    def places(self, images: int, positions: int, batch: int) -> tuple[Tensor, Tensor]:
+        """Return (image, position) of each row of one batch."""
+        count = min(positions, max(1, math.ceil(self.share * positions)))
+        image = torch.arange(images)[:, None].expand(images, count)
+        if count == positions:
+            return image.reshape(-1), torch.arange(positions).repeat(images)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch)
+        draws = torch.rand(images, positions, generator=generator)
+        return image.reshape(-1), draws.topk(count, dim=1).indices.reshape(-1)
+
+
+def sampling_for(use: Use, width: int, images: int, seed: int) -> Sampling:
+    """Return the sampling that gives a layer the rows of the rule, over `images` images."""
+    return Sampling(min(1.0, rows_wanted(width) / max(1, images * use.positions)), seed)
+
+
+def rows_of(call: Call, image: Tensor, place: Tensor) -> Tensor:
+    """Return the chosen windows as float32 (groups, rows, D)."""
+    module: Any = call[0]
+    view = windows(call)
+    axes = len(module.kernel_size)
+    sizes = view.shape[2 : 2 + axes]
+    index = torch.unravel_index(place.to(view.device), sizes)
+    image = image.to(view.device)
+    taken = view.movedim(1, 1 + axes)[(image, *index)].float()  # (rows, channels, *grid)
+    return taken.reshape(len(image), module.groups, -1).transpose(0, 1)
+
+
+def pair_moments(
+    now: Iterable[list[Call]], before: Iterable[list[Call]] | None, sampling: Sampling
+) -> Moments | None:
+    """Return the moments of one layer over batches of calls; `before` is None where nothing changed.
+
+    None where the layer was never called.
+    """
+    total: _Sums | None = None
+    for batch, (calls, originals) in enumerate(_together(now, before)):
+        for number, call in enumerate(calls):
+            for image, place in _parts(call, sampling, batch * 101 + number):
+                current = rows_of(call, image, place)
+                original = rows_of(originals[number], image, place) if originals is not None else None
+                total = total or _Sums.like(current)
+                total.add(current, original)
+    return total.moments(paired=before is not None) if total is not None else None
+
+
+def _together(
+    now: Iterable[list[Call]], before: Iterable[list[Call]] | None
+) -> Iterator[tuple[list[Call], list[Call] | None]]:
+    if before is None:
+        yield from ((calls, None) for calls in now)
+    else:
+        yield from zip(now, before, strict=True)
+
+
+def _parts(call: Call, sampling: Sampling, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the rows of one call in pieces that fit in memory."""
+    view = windows(call)
+    axes = len(call[0].kernel_size)  # type: ignore[arg-type]
+    positions = math.prod(view.shape[2 : 2 + axes])
+    image, place = sampling.places(view.shape[0], positions, batch)
+    cells = view.shape[1] * math.prod(view.shape[2 + axes :])
+    size = max(256, ROWS_AT_ONCE // cells)
+    yield from zip(image.split(size), place.split(size), strict=True)
+
+
+@dataclass
+class _Sums:
+    """Running sums in float64; products of one piece are taken in float32."""
+
+    gram: Tensor
+    cross: Tensor
+    mean: Tensor
+    mean_before: Tensor
+    rows: int = 0
+
+    @staticmethod
+    def like(rows: Tensor) -> "_Sums":
+        groups, _, width = rows.shape
+        zeros = [torch.zeros(groups, width, n, dtype=torch.float64, device=rows.device) for n in (width, width)]
+        means = [torch.zeros(groups, width, dtype=torch.float64, device=rows.device) for _ in range(2)]
+        return _Sums(zeros[0], zeros[1], means[0], means[1])
+
+    def add(self, current: Tensor, original: Tensor | None) -> None:
+        self.gram += current.mT @ current
+        self.mean += current.sum(1, dtype=torch.float64)
+        self.rows += current.shape[1]
+        if original is not None:
+            self.cross += current.mT @ original
+            self.mean_before += original.sum(1, dtype=torch.float64)
+
+    def moments(self, *, paired: bool) -> Moments:
+        gram, mean = self.gram / self.rows, self.mean / self.rows
+        if not paired:
+            return Moments(gram, gram, mean, mean, self.rows)
+        return Moments(gram, self.cross / self.rows, mean, self.mean_before / self.rows, self.rows)

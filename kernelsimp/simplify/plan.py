@@ -1,0 +1,118 @@
+"""The weight-space plan: every kernel within one relative residual of a family takes that family.
+
+The simple rule. It needs no data and no architecture; where both are there, the road through the layer's
+real inputs keeps far more accuracy at the same degrees of freedom.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsimp.analysis.chance import found_by_chance_test
+from kernelsimp.analysis.examine import NONE, Examined, examine
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.bank import KernelBank
+from kernelsimp.kernels.families import SEVENTEEN
+from kernelsimp.records.plan import LayerPlan, Plan
+from kernelsimp.settings import PlanSettings
+
+BISECTIONS = 40
+
+
+def weight_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
+    """Return the plan of `settings.tolerance`, or of the least tolerance that leaves `settings.dof`.
+
+    Raises `KernelsimpError` for a share or tolerance out of range, one out of reach, or an unknown family.
+    """
+    names = settings.families or SEVENTEEN
+    examined = [examine(layer, names) for layer in bank.spatial]
+    if settings.dof is not None:
+        _check_share("--dof", settings.dof)
+        tolerance = tolerance_for(examined, settings.dof)
+    else:
+        tolerance = 0.1 if settings.tolerance is None else settings.tolerance
+        _check_share("--tolerance", tolerance)
+    rule = {
+        "rule": "relative tolerance",
+        "tolerance": tolerance,
+        "dof": settings.dof,
+        "families": list(names),
+    }
+    return plan_at(examined, tolerance, settings.fdr, rule)
+
+
+def tolerance_for(examined: Sequence[Examined], share: float) -> float:
+    """Return, by bisection, the least relative tolerance that leaves at most `share` of the DOF."""
+    before = sum(layer.layer.count * int(np.prod(layer.layer.grid)) for layer in examined)
+    low, high = 0.0, 1.0
+    if dof_at(examined, high) > share * before:
+        least = dof_at(examined, high) / before
+        raise KernelsimpError(f"--dof {share:g} is out of reach: these families leave {least:.3f} at least")
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if dof_at(examined, middle) <= share * before else (middle, high)
+    return high
+
+
+def dof_at(examined: Sequence[Examined], tolerance: float) -> int:
+    """Return the degrees of freedom left when every match at `tolerance` is taken."""
+    return sum(int(_dims(layer)[_choice(layer, tolerance)].sum()) for layer in examined)
+
+
+def plan_at(
+    examined: Sequence[Examined], tolerance: float, fdr: float, rule: dict[str, object] | None = None
+) -> Plan:
+    """Return the plan that takes every match at `tolerance`, each labelled found or imposed at `fdr`."""
+    seen = dict.fromkeys(family.name for layer in examined for family in layer.families)
+    structures = ("free", *seen)
+    layers = tuple(_layer_plan(layer, structures, tolerance, fdr) for layer in examined)
+    plan = Plan(structures, layers, rule or {"rule": "relative tolerance", "tolerance": tolerance})
+    return replace(plan, choice_bits=choice_bits(plan))
+
+
+def choice_bits(plan: Plan) -> float:
+    """Return the bits that name every kernel's structure: n times the entropy of the choices, by layer."""
+    total = 0.0
+    for layer in plan.layers:
+        counts = np.bincount(layer.choice.reshape(-1))
+        shares = counts[counts > 0] / layer.choice.size
+        total -= layer.choice.size * float((shares * np.log2(shares)).sum())
+    return total
+
+
+def _layer_plan(layer: Examined, structures: tuple[str, ...], tolerance: float, fdr: float) -> LayerPlan:
+    best = layer.best(tolerance)
+    index = np.array([0, *(structures.index(family.name) for family in layer.families)], dtype=np.int16)
+    dims = np.full(len(structures), np.prod(layer.layer.grid), dtype=np.int16)
+    dims[index] = _dims(layer)
+    rows = np.arange(len(best))
+    taken = best != NONE
+    residual = np.where(taken, layer.residual[rows, best], 0) if layer.families else np.zeros(len(best))
+    shape = layer.layer.kernels.shape[:2]
+    return LayerPlan(
+        layer.layer.name,
+        layer.layer.kind,
+        layer.layer.groups,
+        layer.layer.grid,
+        choice=index[best + 1].reshape(shape),
+        found=(found_by_chance_test(layer, fdr) & taken).reshape(shape),
+        dead=layer.dead.reshape(shape),
+        residual=residual.astype(np.float32).reshape(shape),
+        dims=dims,
+    )
+
+
+def _dims(layer: Examined) -> NDArray[np.int64]:
+    """The dimension of 'free' and of each family, (1 + families,)."""
+    return np.array([np.prod(layer.layer.grid), *layer.dims], dtype=np.int64)
+
+
+def _choice(layer: Examined, tolerance: float) -> NDArray[np.int64]:
+    return layer.best(tolerance) + 1
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise KernelsimpError(f"{name} is {value:g}; expected a number from 0 to 1")

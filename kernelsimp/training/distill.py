@@ -1,0 +1,33 @@
+"""What a step minimises: the labels, and the original network as a teacher.
+
+L = (1 - a) * CE(labels) + a * T^2 * KL(softmax(teacher / T) || softmax(student / T)), in nats a sample;
+T^2 keeps the size of the gradient independent of T. Source: Hinton, Vinyals and Dean 2015.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelsimp.settings import FinetuneSettings
+
+
+def objective(logits: Tensor, labels: Tensor, teacher: Tensor | None, settings: FinetuneSettings) -> Tensor:
+    """Return the mean loss of a batch; `logits` and `teacher` are (n, classes), `labels` (n,).
+
+    Without a teacher, or at weight 0, it is plain cross-entropy; at weight 1 the labels are not read.
+    """
+    share = settings.distill if teacher is not None else 0.0
+    loss = logits.new_zeros(())
+    if share < 1:
+        hard = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        loss = loss + (1 - share) * hard
+    if teacher is not None and share > 0:
+        heat = settings.temperature
+        loss = loss + share * heat**2 * divergence(teacher / heat, logits / heat)
+    return loss
+
+
+def divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return KL(softmax(teacher) || softmax(student)) in nats, the mean over (n, classes) logits."""
+    log_p, log_q = torch.log_softmax(teacher, 1), torch.log_softmax(student, 1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)

@@ -1,0 +1,255 @@
+"""Holding what was simplified while the rest of the network trains.
+
+`hold` re-parametrises convolutions, `release` makes their parameters plain again with the exact values,
+`verify` proves that nothing held has moved. What was promised is kept in a `Witness` apart from every
+buffer of the network, so the proof does not rest on the mechanism it checks. Kernel coordinates are
+canonical, (out, in / groups).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from kernelsimp.errors import HoldError, KernelsimpError
+from kernelsimp.kernels.families import find
+from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored, tensor_name
+from kernelsimp.records.plan import FREE, LayerPlan, Plan
+from kernelsimp.training.parametrisations import Frozen, Tied
+
+Mode = Literal["freeze", "tie"]
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True, eq=False)
+class Witness:
+    """What a hold promised of one layer.
+
+    `values` (held kernels, cells) are their bits at the time, on the CPU; `trained` says whether the
+    weight took gradients, which release restores.
+    """
+
+    layer: LayerPlan
+    structures: tuple[str, ...]
+    mode: Mode
+    kind: str
+    values: Tensor
+    trained: bool
+
+    def moved(self, weight: Tensor) -> Tensor:
+        """Say for each kernel (out, in / groups) whether the stored `weight` broke the promise.
+
+        Frozen kernels must have the same bits after a cast to the weight's dtype, tied ones must lie in
+        their structure exactly.
+        """
+        kernels = canonical(weight.detach().cpu(), self.kind, self.layer.groups)
+        if self.mode == "tie":
+            return _outside(kernels, self.layer, self.structures)
+        held = torch.from_numpy(self.layer.changed)
+        result = torch.zeros(held.shape, dtype=torch.bool)
+        now, then = kernels[held].flatten(1), self.values.to(weight.dtype)
+        integer = _BITS[weight.element_size()]
+        result[held] = (now.contiguous().view(integer) != then.contiguous().view(integer)).any(dim=1)
+        return result
+
+
+def hold(model: nn.Module, plan: Plan, mode: Mode) -> None:
+    """Hold every simplified kernel of `model`, whose weights already are what the plan made of them.
+
+    `freeze` keeps the values bit for bit (w = where(mask, frozen, free)); `tie` keeps the structure and
+    leaves its coefficients free (w = U z). Parameters keep their identity, so an optimiser made before
+    still works. Raises `KernelsimpError` where the plan does not fit the model or, for `tie`, where a
+    kernel is not in its structure yet.
+    """
+    if any(True for _ in _held(model)):
+        raise KernelsimpError("the network is held already; call release first")
+    made: dict[int, tuple[nn.Parameter, Frozen | Tied]] = {}
+    for layer in plan.layers:
+        if layer.changed.any():
+            module = _module(model, layer)
+            weight = module.get_parameter("weight")
+            if id(weight) not in made:
+                made[id(weight)] = (weight, _promise(module, layer, plan.structures, mode))
+    for weight, part in made.values():
+        for sharer in [other for other in model.modules() if other._parameters.get("weight") is weight]:
+            parametrize.register_parametrization(sharer, "weight", part, unsafe=True)
+        if isinstance(part, Frozen) and part.whole:
+            weight.requires_grad_(False)
+
+
+def release(model: nn.Module) -> None:
+    """Make every held weight a plain parameter again: same name, same object, exactly its held value."""
+    for module, _, witness in list(_held(model)):
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        for name in [other for other in module._parameters if other != "weight"]:
+            module._parameters[name] = module._parameters.pop(name)  # the weight comes first again
+        module.get_parameter("weight").requires_grad_(witness.trained)
+
+
+def witnesses(model: nn.Module) -> dict[str, Witness]:
+    """Return what was promised, {layer name: Witness}, to verify a written file with after `release`."""
+    return {witness.layer.name: witness for _, _, witness in _held(model)}
+
+
+def verify(model: nn.Module) -> None:
+    """Raise `HoldError` with the kernel's name if a single held bit of `model` has moved."""
+    for module, _, witness in _held(model):
+        _check(witness, _weight(module))
+
+
+def verify_tensors(promised: Mapping[str, Witness], tensors: Mapping[str, Tensor]) -> None:
+    """Raise `HoldError` unless `tensors` (as written, {name: stored weight}) keep what was `promised`."""
+    for name, witness in promised.items():
+        if tensor_name(name) not in tensors:
+            raise HoldError(f"{name}: held, but its weight is not in the file; this is a bug in kernelsimp")
+        _check(witness, tensors[tensor_name(name)])
+
+
+def held_share(model: nn.Module) -> float:
+    """Return the share of kernels larger than 1x1 that are held, 0..1."""
+    seen: dict[int, int] = {}
+    for module in model.modules():
+        if isinstance(module, CONVOLUTIONS):
+            weight = _weight(module)
+            cells = weight[0, 0].numel()
+            seen[_identity(module)] = weight.numel() // cells if cells > 1 else 0
+    held = sum(int(witness.layer.changed.sum()) for witness in witnesses(model).values())
+    return held / sum(seen.values()) if any(seen.values()) else 0.0
+
+
+def _held(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, Witness]]:
+    """Yield (module, parametrisation, witness) for each module whose weight is held here."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            part = module.parametrizations["weight"][0]  # type: ignore[index]
+            if isinstance(part, Frozen | Tied):
+                yield module, part, part.witness  # type: ignore[misc]
+
+
+def _weight(module: nn.Module) -> Tensor:
+    with torch.no_grad():
+        weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _identity(module: nn.Module) -> int:
+    """Return what tells weights apart: the same for two convolutions that share one, held or plain."""
+    if parametrize.is_parametrized(module, "weight"):
+        return id(next(module.get_submodule("parametrizations.weight").parameters()))
+    return id(module._parameters.get("weight", module))
+
+
+def _check(witness: Witness, weight: Tensor) -> None:
+    moved = witness.moved(weight)
+    if moved.any():
+        out, into = (int(i) for i in moved.nonzero()[0])
+        what = "changed its value" if witness.mode == "freeze" else "left its structure"
+        name = witness.structures[witness.layer.choice[out, into]]
+        raise HoldError(
+            f"{witness.layer.name}: kernel ({out}, {into}), held as '{name}', {what}"
+            f" ({int(moved.sum())} of {int(witness.layer.changed.sum())} did); nothing may move it:"
+            " this is a bug in kernelsimp, please report it"
+        )
+
+
+def _module(model: nn.Module, layer: LayerPlan) -> nn.Module:
+    """Return the convolution that `layer` speaks of, by any name of a shared module."""
+    module = dict(model.named_modules(remove_duplicate=False)).get(layer.name)
+    if not isinstance(module, CONVOLUTIONS):
+        raise KernelsimpError(f"the plan names layer '{layer.name}', which this network does not have")
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise KernelsimpError(
+            f"{layer.name}: its weight is computed from others; remove that parametrisation before holding it"
+        )
+    kernels = canonical(weight, _kind(module, layer), layer.groups)
+    expected = (*layer.choice.shape, *layer.grid)
+    if tuple(kernels.shape) != expected:
+        found = tuple(kernels.shape)
+        raise KernelsimpError(f"{layer.name}: the plan is for kernels {expected}, this network has {found}")
+    return module
+
+
+def _kind(module: nn.Module, layer: LayerPlan) -> str:
+    """Take the layout from the module: a plan made from weights alone only guessed it."""
+    if isinstance(module, TRANSPOSED):
+        return "transposed"
+    return "dense" if layer.kind == "transposed" else layer.kind
+
+
+def _promise(module: nn.Module, layer: LayerPlan, structures: tuple[str, ...], mode: Mode) -> Frozen | Tied:
+    """Return the parametrisation of one layer with its witness; changes nothing in the network yet."""
+    weight, kind = module.get_parameter("weight"), _kind(module, layer)
+    kernels = canonical(weight.detach(), kind, layer.groups)
+    held = torch.from_numpy(layer.changed)
+    values = kernels.cpu()[held].flatten(1).clone()
+    trained = weight.requires_grad
+    witness = Witness(layer, structures, mode, kind, values, trained)
+    part = _freezing(witness, weight) if mode == "freeze" else _tying(witness, weight)
+    part.witness = witness  # a plain attribute: no cast and no device move of the network reaches it
+    return part
+
+
+def _freezing(witness: Witness, weight: Tensor) -> Frozen:
+    layer = witness.layer
+    cells = canonical(weight.detach(), witness.kind, layer.groups)
+    held = torch.from_numpy(layer.changed).reshape(layer.choice.shape + (1,) * len(layer.grid))
+    mask = stored(held.expand(cells.shape), witness.kind, layer.groups, tuple(weight.shape))
+    return Frozen(mask.contiguous().to(weight.device), weight)
+
+
+def _tying(witness: Witness, weight: Tensor) -> Tied:
+    _refuse_outside(witness, weight)
+    layer, kind = witness.layer, witness.kind
+    cells = torch.arange(weight.numel()).reshape(weight.shape)
+    source, sign = orbits(canonical(cells, kind, layer.groups), layer, witness.structures)
+    shape = tuple(weight.shape)
+    source, sign = (stored(part, kind, layer.groups, shape).contiguous() for part in (source, sign))
+    return Tied(source.to(weight.device), sign.to(weight.device, weight.dtype))
+
+
+def orbits(cells: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Return for each cell its representative's number and its sign, both shaped like `cells`.
+
+    `cells` (out, in / groups, *grid) numbers the cells; a cell of a free kernel represents itself, and so
+    does a cell that is zero, with sign 0.
+    """
+    source = cells.flatten(2).clone()
+    sign = torch.ones(source.shape, dtype=torch.float64)
+    for index in np.unique(layer.choice):
+        if index == FREE:
+            continue
+        subspace = find(structures[index], layer.grid)
+        rows = torch.from_numpy(layer.choice == index)
+        first, inside = np.arange(subspace.cells), subspace.orbit >= 0
+        first[inside] = subspace.representatives[subspace.orbit[inside]]
+        source[rows] = source[rows][:, torch.from_numpy(first)]
+        sign[rows] = torch.from_numpy(np.where(inside, subspace.sign, 0.0))
+    return source.reshape(cells.shape), sign.reshape(cells.shape)
+
+
+def _refuse_outside(witness: Witness, weight: Tensor) -> None:
+    outside = witness.moved(weight)
+    if outside.any():
+        out, into = (int(i) for i in outside.nonzero()[0])
+        name = witness.structures[witness.layer.choice[out, into]]
+        raise KernelsimpError(
+            f"{witness.layer.name}: kernel ({out}, {into}) is not in its structure '{name}';"
+            " apply the plan to the weights before tying them"
+        )
+
+
+def _outside(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
+    """Say for each kernel (out, in / groups) whether it is outside the structure the plan gave it."""
+    result = torch.zeros(layer.choice.shape, dtype=torch.bool)
+    for index in np.unique(layer.choice):
+        if index != FREE:
+            rows = torch.from_numpy(layer.choice == index)
+            result[rows] = ~find(structures[index], layer.grid).holds(kernels[rows])
+    return result

@@ -1,0 +1,73 @@
+"""Choosing the best epoch, by the validation split alone.
+
+A checkpoint's own training images, or images near them, say little by accuracy: where the original is
+right on more than 99 % of the validation split, epochs are ranked by KL(original || network) there, else
+by cross-entropy. Both are nats an image, less is better.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernelsimp.evaluation.accuracy import evaluating
+from kernelsimp.training.distill import divergence
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+SATURATED = 99.0
+"""Above this validation accuracy of the original, in percent, labels no longer tell epochs apart."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a network did on the validation split: percent right, and nats an image."""
+
+    top1: float
+    loss: float
+    divergence: float | None
+
+
+class Judge:
+    """Marks networks on one validation split, in evaluation mode and full precision."""
+
+    def __init__(self, batches: Batches, teacher: nn.Module | None, device: torch.device) -> None:
+        self._batches, self._device = batches, device
+        self._teacher: list[Tensor] | None = None
+        self.rule = "validation loss"
+        if teacher is not None:
+            logits = [part for part, _ in self._outputs(teacher)]
+            right = [
+                (part.argmax(1) == labels).cpu() for part, (_, labels) in zip(logits, batches, strict=True)
+            ]
+            self._teacher = logits
+            if right and 100 * float(torch.cat(right).double().mean()) > SATURATED:
+                self.rule = "divergence from the original on validation images"
+
+    def mark(self, model: nn.Module) -> Mark | None:
+        """Return the mark of `model`, or None where the validation split is empty."""
+        right, loss, apart, total = 0, 0.0, 0.0, 0
+        for index, (logits, labels) in enumerate(self._outputs(model)):
+            count = len(labels)
+            right += int((logits.argmax(1) == labels).sum())
+            loss += count * float(F.cross_entropy(logits, labels))
+            if self._teacher is not None:
+                apart += count * float(divergence(self._teacher[index], logits))
+            total += count
+        if not total:
+            return None
+        return Mark(100 * right / total, loss / total, apart / total if self._teacher is not None else None)
+
+    def score(self, mark: Mark) -> float:
+        """Return the number that ranks epochs: less is better."""
+        by_teacher = self.rule != "validation loss" and mark.divergence is not None
+        return mark.divergence if by_teacher and mark.divergence is not None else mark.loss
+
+    def _outputs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (logits, labels) of the validation batches, the logits in float32."""
+        with evaluating(model), torch.no_grad():
+            for images, labels in self._batches:
+                logits = model(images.to(self._device, non_blocking=True)).float()
+                yield logits, labels.to(self._device)

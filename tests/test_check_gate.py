@@ -1,0 +1,506 @@
+"""The gate: limits are read or refused, ten kinds of damage are caught, and each face says the same."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import reports
+import torch
+from torch import Tensor
+
+from kernelsimp.check import USUAL, Subject, baseline_from, check, read_limits, with_max
+from kernelsimp.check.rules import NAMES, RULES, limits_from
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.evaluation.accuracy import Outcome
+from kernelsimp.records.limits import Baseline, Limit, Limits, baseline_of
+from kernelsimp.records.verdict import Finding, Measure, Verdict
+from kernelsimp.report.baselines import baseline_text, read_baseline, write_baseline
+from kernelsimp.report.faces import annotations, finding_table, gitlab, junit, step_summary, verdict_table
+from kernelsimp.report.plain import json_text
+from kernelsimp.report.store import report_json, verdict_json
+
+LAYER = "layer1.0.conv1"
+FINGERPRINT = "cd" * 32
+
+
+def tensors() -> dict[str, Tensor]:
+    return {f"{name}.weight": kernels.clone() for name, kernels in reports.before_and_after()[1].items()}
+
+
+def baseline() -> Baseline:
+    return baseline_of(reports.report())
+
+
+def outcome(correct: int) -> Outcome:
+    right = np.zeros(reports.TOTAL, dtype=bool)
+    right[np.random.default_rng(2).permutation(reports.TOTAL)[:correct]] = True
+    return Outcome(right, 0.3)
+
+
+def only(rule: str, **bounds: object) -> Limits:
+    limit = limits_from({rule: bounds}).of(rule)
+    assert limit is not None
+    return Limits((limit,))
+
+
+# ---------------------------------------------------------------- limits
+
+
+def test_the_table_of_rules_is_what_the_docs_promise() -> None:
+    assert NAMES == (
+        "accuracy.drop_pp",
+        "accuracy.top1",
+        "kernels.frozen_changed",
+        "kernels.structure_broken",
+        "kernels.nan",
+        "kernels.simplified_share",
+        "kernels.dead_share",
+        "dof.fraction",
+        "bits.per_kernel",
+        "layers.changed",
+    )
+    assert all(rule.meaning for rule in RULES)
+
+
+def test_limits_replace_the_usual_ones_and_keep_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "limits.toml"
+    path.write_text(
+        '[kernels.nan]\nmax = 3\nlevel = "warn"\n[dof]\nfraction = { max_delta = 0.01, min = 0.2 }\n'
+        '["accuracy.drop_pp"]\nmax = 1\n'
+    )
+    limits = read_limits(path)
+    assert limits.of("kernels.nan") == Limit("kernels.nan", max=3.0, level="warn")
+    assert limits.of("dof.fraction") == Limit("dof.fraction", min=0.2, max_delta=0.01)
+    assert limits.of("accuracy.drop_pp") == Limit("accuracy.drop_pp", max=1.0)
+    assert limits.of("layers.changed") == USUAL.of("layers.changed")
+    assert [limit.rule for limit in limits.rules] == [name for name in NAMES if limits.of(name)]
+
+
+def test_limits_stand_in_pyproject_too(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text('[project]\nname = "x"\n[tool.kernelsimp.check.kernels.dead_share]\nmax = 0.1\n')
+    assert read_limits(path).of("kernels.dead_share") == Limit("kernels.dead_share", max=0.1)
+    path.write_text('[project]\nname = "x"\n')
+    assert read_limits(path) == USUAL
+
+
+REFUSED = [
+    ("[kernels.nam]\nmax = 1", "unknown rule 'kernels.nam'; did you mean 'kernels.nan'?"),
+    ("[frozen]\nmax = 1", "unknown rule 'frozen'; known: " + ", ".join(sorted(NAMES))),
+    (
+        "[kernels.nan]\nmaximum = 1",
+        "rule 'kernels.nan' has unknown key 'maximum'; did you mean 'max'?",
+    ),
+    ("[kernels.nan]\nmax = nan", "rule 'kernels.nan' has max nan; expected a finite number"),
+    ("[kernels.nan]\nmax = inf", "rule 'kernels.nan' has max inf; expected a finite number"),
+    ("[kernels.nan]\nmax = true", "rule 'kernels.nan' has max True; expected a finite number"),
+    ('[kernels.nan]\nmax = "1"', "rule 'kernels.nan' has max '1'; expected a finite number"),
+    ("[kernels]\nnan = 0", "rule 'kernels.nan' is 0; expected a table such as { max = 0.1 }"),
+    ("kernels = 0", "unknown rule 'kernels'; did you mean 'kernels.nan'?"),
+    (
+        '[kernels.nan]\nmax = 1\nlevel = "fatal"',
+        "rule 'kernels.nan' has level 'fatal'; expected 'error' or 'warn'",
+    ),
+    (
+        '[kernels.nan]\nlevel = "warn"',
+        "rule 'kernels.nan' bounds nothing; give it max, min, max_delta, min_delta",
+    ),
+    (
+        "[dof.fraction]\nmin = 0.5\nmax = 0.4",
+        "rule 'dof.fraction' has min 0.5 above max 0.4; nothing can pass",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), REFUSED)
+def test_bad_limits_are_refused_in_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "limits.toml"
+    path.write_text(text)
+    with pytest.raises(KernelsimpError) as caught:
+        read_limits(path)
+    assert str(caught.value) == f"{path}: {expected}"
+
+
+@pytest.mark.parametrize("data", [b"[[", b"\xff", None])
+def test_unreadable_limits_are_refused_in_one_line(tmp_path: Path, data: bytes | None) -> None:
+    path = tmp_path / "limits.toml"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(KernelsimpError, match="(not a TOML file|cannot read limits): ") as caught:
+        read_limits(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_option_replaces_the_max_and_keeps_the_level() -> None:
+    warned = limits_from({"accuracy.drop_pp": {"max": 1, "level": "warn"}})
+    assert with_max(warned, "accuracy.drop_pp", 2.0).of("accuracy.drop_pp") == Limit(
+        "accuracy.drop_pp", max=2.0, level="warn"
+    )
+    assert with_max(USUAL, "kernels.dead_share", 0.5).of("kernels.dead_share") == Limit(
+        "kernels.dead_share", max=0.5
+    )
+    with pytest.raises(
+        KernelsimpError, match="rule 'accuracy.drop_pp' has max nan; expected a finite number"
+    ):
+        with_max(USUAL, "accuracy.drop_pp", float("nan"))
+
+
+# ---------------------------------------------------------------- ten damaged checkpoints
+
+
+def at(structure: int) -> tuple[int, int]:
+    out, into = np.argwhere(reports.before_and_after()[2].layer(LAYER).choice == structure)[0]
+    return int(out), int(into)
+
+
+def flip(values: dict[str, Tensor]) -> None:
+    values[f"{LAYER}.weight"][at(1)].view(torch.int32)[0, 0] ^= 1
+
+
+def swap(values: dict[str, Tensor]) -> None:
+    values[f"{LAYER}.weight"] = values[f"{LAYER}.weight"].flip(0)
+
+
+def add_noise(values: dict[str, Tensor]) -> None:
+    values[f"{LAYER}.weight"] += 1e-3
+
+
+def scale(values: dict[str, Tensor]) -> None:
+    values["conv1.weight"] *= 1.01
+
+
+def poison(values: dict[str, Tensor]) -> None:
+    values[f"{LAYER}.weight"][at(0)][1, 1] = torch.nan
+
+
+def lose(values: dict[str, Tensor]) -> None:
+    del values["layer2.0.conv1.weight"]
+
+
+def reshape(values: dict[str, Tensor]) -> None:
+    values["conv1.weight"] = values["conv1.weight"][:, :, :2]
+
+
+def add(values: dict[str, Tensor]) -> None:
+    values["extra.weight"] = torch.ones(2, 2, 3, 3)
+
+
+def halve(values: dict[str, Tensor]) -> None:
+    values["conv1.weight"] = values["conv1.weight"].half()
+
+
+def revive(values: dict[str, Tensor]) -> None:
+    values[f"{LAYER}.weight"][at(3)] = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+
+
+FROZEN, BROKEN, NAN, LAYERS = (
+    "kernels.frozen_changed",
+    "kernels.structure_broken",
+    "kernels.nan",
+    "layers.changed",
+)
+
+DAMAGED: list[tuple[Callable[[dict[str, Tensor]], None], set[str]]] = [
+    (flip, {FROZEN, BROKEN}),
+    (swap, {FROZEN, BROKEN}),
+    (add_noise, {FROZEN, BROKEN}),
+    (scale, {FROZEN}),
+    (poison, {NAN}),
+    (lose, {LAYERS}),
+    (reshape, {LAYERS}),
+    (add, {LAYERS}),
+    (halve, {FROZEN}),
+    (revive, {FROZEN, BROKEN}),
+]
+
+
+@pytest.mark.parametrize(("damage", "rules"), DAMAGED, ids=lambda item: getattr(item, "__name__", ""))
+def test_a_damaged_checkpoint_fails_by_the_right_rules(
+    damage: Callable[[dict[str, Tensor]], None], rules: set[str]
+) -> None:
+    values = tensors()
+    damage(values)
+    verdict = check(baseline(), Subject(values))
+    assert {finding.rule for finding in verdict.findings} == rules
+    assert verdict.exit_code == 1
+    assert all("\n" not in finding.message for finding in verdict.findings)
+
+
+def test_an_undamaged_checkpoint_passes_and_says_what_it_did_not_measure() -> None:
+    verdict = check(baseline(), Subject(tensors()))
+    assert verdict.findings == ()
+    assert verdict.exit_code == 0
+    assert {measure.rule: measure.outcome for measure in verdict.measures} == {
+        "accuracy.drop_pp": "skip",
+        "kernels.frozen_changed": "pass",
+        "kernels.structure_broken": "pass",
+        "kernels.nan": "pass",
+        "layers.changed": "pass",
+    }
+
+
+def test_a_tolerated_number_of_damaged_kernels_passes() -> None:
+    values = tensors()
+    flip(values)
+    limits = with_max(with_max(USUAL, FROZEN, 1), BROKEN, 1)
+    assert check(baseline(), Subject(values), limits).findings == ()
+    assert check(baseline(), Subject(values), with_max(limits, BROKEN, 0)).exit_code == 1
+
+
+def test_a_warning_does_not_fail() -> None:
+    values = tensors()
+    poison(values)
+    limits = limits_from({NAN: {"max": 0, "level": "warn"}})
+    verdict = check(baseline(), Subject(values), limits)
+    assert [finding.level for finding in verdict.findings] == ["warn"]
+    assert verdict.exit_code == 0
+
+
+# ---------------------------------------------------------------- figures
+
+
+def figure(rule: str, values: dict[str, Tensor] | None = None) -> float:
+    (measure,) = check(baseline(), Subject(values or tensors()), only(rule, max=1e9)).measures
+    assert measure.measured is not None
+    return measure.measured
+
+
+def test_figures_of_an_undamaged_network_are_those_of_its_report() -> None:
+    report = reports.report()
+    assert figure("kernels.simplified_share") == report.kernels.simplified / report.kernels.total
+    assert figure("dof.fraction") == report.dof.fraction
+    expected = (report.dof.after * 32 + 900) / report.kernels.total
+    assert figure("bits.per_kernel") == pytest.approx(expected)
+
+
+def test_a_kernel_out_of_its_structure_counts_in_full() -> None:
+    values, report = tensors(), reports.report()
+    flip(values)
+    assert (
+        figure("kernels.simplified_share", values) == (report.kernels.simplified - 1) / report.kernels.total
+    )
+    assert figure("dof.fraction", values) == (report.dof.after + 9 - 6) / report.dof.before
+
+
+def test_dead_kernels_are_counted_as_a_bank_counts_them() -> None:
+    from kernelsimp.models.layers import bank_from_tensors
+
+    bank = bank_from_tensors(tensors())
+    dead = sum(int(layer.dead().sum()) for layer in bank.spatial)
+    assert dead > 0
+    assert figure("kernels.dead_share") == dead / sum(layer.count for layer in bank.spatial)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "passes"),
+    [
+        ({"max": 0.6}, True),
+        ({"max": 0.5}, False),
+        ({"min": 0.5}, True),
+        ({"min": 0.6}, False),
+        ({"max_delta": 0.0}, True),
+        ({"max_delta": -0.01}, False),
+        ({"min_delta": 0.0}, True),
+        ({"min_delta": 0.01}, False),
+    ],
+)
+def test_each_bound_bounds_its_side(bounds: dict[str, float], passes: bool) -> None:
+    verdict = check(baseline(), Subject(tensors()), only("dof.fraction", **bounds))
+    assert (verdict.exit_code == 0) is passes
+
+
+def test_a_crossed_figure_says_what_it_is_and_was() -> None:
+    (finding,) = check(baseline(), Subject(tensors()), only("dof.fraction", max=0.5)).findings
+    fraction = reports.report().dof.fraction
+    assert finding.message == f"dof.fraction is {fraction:.6g}, was {fraction:.6g}; allowed: max 0.5"
+    assert (finding.where, finding.limit) == ("", 0.5)
+
+
+def test_a_change_that_the_baseline_cannot_tell_is_crossed() -> None:
+    bare = replace(baseline(), measured={})
+    verdict = check(bare, Subject(tensors()), only("dof.fraction", max_delta=0.1))
+    assert verdict.exit_code == 1
+    assert verdict.findings[0].message == (
+        "dof.fraction: the baseline does not say what it was, so max_delta 0.1 cannot be judged; "
+        "make the baseline again"
+    )
+
+
+def test_accuracy_is_gated_with_data_and_against_either_stage() -> None:
+    def gate(correct: int, against: str = "last", **bounds: float) -> Verdict:
+        subject = Subject(tensors(), outcome(correct), FINGERPRINT, against)
+        return check(baseline(), subject, only("accuracy.drop_pp", **(bounds or {"max": 0.5})))
+
+    assert gate(924).exit_code == 0
+    assert gate(923).exit_code == 1
+    assert gate(926, "original").exit_code == 1
+    (finding,) = gate(900).findings
+    assert "McNemar p 3.7e-09" in finding.message
+    assert finding.message.endswith("; allowed drop in pp: max 0.5")
+    with pytest.raises(KernelsimpError, match="--against is 'first'; expected last or original"):
+        gate(924, "first")
+
+
+def test_top1_has_the_baselines_stage_beside_it() -> None:
+    subject = Subject(tensors(), outcome(900), FINGERPRINT)
+    (measure,) = check(baseline(), subject, only("accuracy.top1", min=90)).measures
+    assert (measure.measured, measure.baseline, measure.outcome) == (90.0, 92.9, "pass")
+    assert check(baseline(), subject, only("accuracy.top1", min_delta=-2)).exit_code == 1
+
+
+# ---------------------------------------------------------------- baselines
+
+
+def test_a_baseline_file_is_read_back_and_stable_to_the_byte(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    write_baseline(baseline(), path)
+    back = read_baseline(path)
+    assert back.layers == baseline().layers
+    assert baseline_text(back) == path.read_text()
+    turned = replace(baseline(), layers=baseline().layers[::-1])
+    assert baseline_text(turned) == path.read_text()
+    assert check(back, Subject(tensors())).exit_code == 0
+
+
+def test_a_reports_file_and_its_run_serve_as_a_baseline(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json_text(report_json(reports.report())))
+    assert read_baseline(path) == read_baseline(tmp_path) == baseline()
+
+
+def test_a_missing_baseline_says_the_line_that_makes_one(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    with pytest.raises(KernelsimpError) as caught:
+        read_baseline(path)
+    assert str(caught.value) == (
+        f"{path}: there is no baseline; make one: kernelsimp check MODEL --baseline {path} --update-baseline"
+    )
+
+
+def test_a_newer_a_foreign_and_a_cut_baseline_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    cases = {
+        '{"schema": "kernelsimp.baseline/2"}': "is newer than 'kernelsimp.baseline/1', the newest this version",
+        '{"schema": "kernelsimp.scan/1"}': "schema is 'kernelsimp.scan/1'; expected 'kernelsimp.baseline/1'",
+        "{}": "foreign JSON without a schema",
+        baseline_text(baseline())[:-50]: "not whole JSON",
+        '{"schema": "kernelsimp.baseline/1"}': "key 'structures' is missing; the file is damaged, make it again",
+    }
+    for text, expected in cases.items():
+        path.write_text(text)
+        with pytest.raises(KernelsimpError, match=expected):
+            read_baseline(path)
+
+
+def test_a_network_without_a_run_makes_its_own_baseline() -> None:
+    subject = Subject(tensors(), outcome(930), FINGERPRINT)
+    made = baseline_from(subject)
+    assert [stage.correct for stage in made.stages] == [930]
+    assert check(made, subject).exit_code == 0
+    damaged = tensors()
+    lose(damaged)
+    assert {finding.rule for finding in check(made, Subject(damaged)).findings} == {LAYERS}
+    worse = Subject(tensors(), outcome(920), FINGERPRINT)
+    assert {finding.rule for finding in check(made, worse).findings} == {"accuracy.drop_pp"}
+
+
+def test_updating_a_baseline_keeps_what_is_held() -> None:
+    subject = Subject(tensors(), outcome(935), FINGERPRINT)
+    made = baseline_from(subject, baseline())
+    assert made.layers == baseline().layers
+    assert made.stages[-1].correct == 935
+    values = tensors()
+    flip(values)
+    assert check(made, Subject(values)).exit_code == 1
+
+
+# ---------------------------------------------------------------- faces
+
+NASTY = "a<b>&\"'%,:|`\x1b[31m\n\x00‮"
+
+
+def nasty(count: int = 1, level: str = "error") -> Verdict:
+    finding = Finding("kernels.nan", level, NASTY, 1, 0, f"{NASTY}: 1 kernel")  # type: ignore[arg-type]
+    measures = (
+        Measure("kernels.nan", 1, 0, "max 0", level),  # type: ignore[arg-type]
+        Measure("accuracy.drop_pp", None, None, "max 0.5", "skip", "needs --data"),
+        Measure("dof.fraction", 0.5, 0.5, "max 1", "pass"),
+    )
+    return Verdict((finding,) * count, measures)
+
+
+def test_junit_is_xml_and_counts_its_cases() -> None:
+    suite = ElementTree.fromstring(junit(nasty(2), NASTY)).find("testsuite")
+    assert suite is not None
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
+    failure = suite.find("testcase/failure")
+    assert failure is not None
+    assert failure.get("message") == "1; allowed: max 0"
+    assert failure.text is not None
+    assert failure.text.splitlines() == [r"""a<b>&"'%,:|`\x1b[31m\n\x00\u202e: 1 kernel"""] * 2
+    assert [case.get("name") for case in suite] == ["kernels.nan", "accuracy.drop_pp", "dof.fraction"]
+
+
+def test_a_warning_is_no_junit_failure() -> None:
+    root = ElementTree.fromstring(junit(nasty(level="warn"), "m"))
+    assert root.get("failures") == "0"
+    assert root.find(".//failure") is None
+    assert root.find(".//system-out") is not None
+
+
+def test_annotations_are_escaped_and_one_line() -> None:
+    (line,) = annotations(nasty())
+    assert line == (r"""::error title=kernelsimp kernels.nan::a<b>&"'%25,:|`\x1b[31m\n\x00\u202e: 1 kernel""")
+    (line,) = annotations(nasty(level="warn"))
+    assert line.startswith("::warning title=")
+
+
+def test_at_most_ten_annotations_the_last_counts_the_rest() -> None:
+    assert len(annotations(nasty(10))) == 10
+    lines = annotations(nasty(25))
+    assert len(lines) == 10
+    assert lines[-1] == "::error title=kernelsimp::16 more findings; see the step summary"
+
+
+def test_a_title_cannot_open_another_property() -> None:
+    finding = Finding("a,file=x::b", "error", "", None, None, "m")
+    (line,) = annotations(Verdict((finding,)))
+    assert line == "::error title=kernelsimp a%2Cfile=x%3A%3Ab::m"
+
+
+def test_the_step_summary_shows_names_as_text() -> None:
+    text = step_summary(nasty(), NASTY)
+    assert text.startswith("### kernelsimp check failed: a&lt;b&gt;&amp;")
+    assert "\x1b" not in text
+    assert "| kernels.nan | 1 | 0 | max 0 | FAIL |" in text
+    assert step_summary(Verdict(()), "m").startswith("### kernelsimp check passed: m")
+
+
+def test_gitlab_issues_have_stable_fingerprints() -> None:
+    issues = json.loads(gitlab(nasty(), "model.pt"))
+    assert set(issues[0]) == {"description", "check_name", "fingerprint", "severity", "location"}
+    assert issues[0]["severity"] == "major"
+    assert issues[0]["location"] == {"path": "model.pt", "lines": {"begin": 1}}
+    assert json.loads(gitlab(nasty(), "model.pt")) == issues
+    other = json.loads(gitlab(nasty(), "other.pt"))
+    assert other[0]["fingerprint"] != issues[0]["fingerprint"]
+    assert json.loads(gitlab(Verdict(()), "m")) == []
+
+
+def test_tables_and_json_of_a_verdict() -> None:
+    verdict = nasty()
+    assert verdict_table(verdict).rows[1] == (
+        "accuracy.drop_pp",
+        "–",
+        "–",
+        "max 0.5",
+        "skipped (needs --data)",
+    )
+    assert "\x1b" not in "".join(finding_table(verdict).rows[0])
+    data = verdict_json(verdict)
+    assert (data["schema"], data["exit_code"]) == ("kernelsimp.verdict/1", 1)
+    assert data["findings"][0]["where"] == NASTY

@@ -1,0 +1,515 @@
+"""Reading and writing checkpoints: every container and wrapper comes back, nothing hostile gets in."""
+
+import argparse
+import hashlib
+import os
+import shutil
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import (
+    WRITERS,
+    deflated,
+    flip_bit,
+    position_of,
+    prefixed,
+    tiny_net,
+    tiny_state,
+    write_bombs,
+    write_legacy,
+    write_safetensors,
+    write_sparse_safetensors,
+    write_zip,
+)
+from torch import Tensor, nn
+
+from kernelsimp.errors import CheckpointError, KernelsimpError
+from kernelsimp.models.checkpoint import load_checkpoint
+from kernelsimp.settings import ModelSettings
+
+PLAIN = ModelSettings()
+EXPECTED = "expected a PyTorch (.pt, .pth, .bin, .ckpt) or .safetensors checkpoint"
+
+
+def refusal(path: Path, settings: ModelSettings = PLAIN) -> str:
+    """Return the words with which a file is refused, with its path left out."""
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path, settings)
+    words = str(caught.value)
+    assert "\n" not in words
+    assert caught.value.exit_code == 2
+    return words.replace(str(path), "FILE")
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def same(one: dict[str, Tensor] | object, other: dict[str, Tensor]) -> bool:
+    """Say whether two state dicts agree bit for bit, order and dtypes included."""
+    assert isinstance(one, dict | OrderedDict)
+    return list(one) == list(other) and all(
+        a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b)
+        for a, b in zip(one.values(), other.values(), strict=True)
+    )
+
+
+# ---------------------------------------------------------------- containers, wrappers, prefixes
+
+
+@pytest.mark.parametrize("container", WRITERS)
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".th", ".pth.tar", ".ckpt", ".bin", ".safetensors"])
+def test_the_content_decides_not_the_ending(container: str, ending: str, tmp_path: Path) -> None:
+    path = WRITERS[container](tiny_state(), tmp_path / f"net{ending}")
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.format == container
+    assert checkpoint.wrapper is None
+    order = sorted if container == "safetensors" else list
+    assert same(dict(checkpoint.tensors), {name: tiny_state()[name] for name in order(tiny_state())})
+
+
+@pytest.mark.parametrize("container", WRITERS)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_are_stripped_and_written_again(container: str, prefix: str, tmp_path: Path) -> None:
+    path = WRITERS[container](prefixed(tiny_state(), prefix), tmp_path / "net.pt")
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.prefix == prefix
+    assert set(checkpoint.tensors) == set(tiny_state())
+    checkpoint.save(tmp_path / "again.pt")
+    assert load_checkpoint(tmp_path / "again.pt").prefix == prefix
+    tiny_net().load_state_dict(dict(load_checkpoint(tmp_path / "again.pt").tensors), strict=True)
+
+
+def test_a_prefix_that_some_names_lack_stays(tmp_path: Path) -> None:
+    state = {"module.conv.weight": torch.ones(1, 1, 3, 3), "head.weight": torch.ones(2, 2)}
+    checkpoint = load_checkpoint(write_zip(state, tmp_path / "net.pt"))
+    assert checkpoint.prefix == ""
+    assert list(checkpoint.tensors) == list(state)
+
+
+WRAPPERS = ["state_dict", "model", "net", "ema", "model_state", "model_state_dict", "weights", "generator"]
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_are_found_and_kept(container: str, wrapper: str, tmp_path: Path) -> None:
+    payload = {"epoch": 3, wrapper: tiny_state(), "note": "mine", "step": torch.tensor(7)}
+    checkpoint = load_checkpoint(WRITERS[container](payload, tmp_path / "net.pt"))
+    assert checkpoint.wrapper == wrapper
+    assert same(dict(checkpoint.tensors), tiny_state())
+    checkpoint.save(tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt", weights_only=True)
+    assert list(again) == list(payload)
+    assert (again["epoch"], again["note"], int(again["step"])) == (3, "mine", 7)
+    assert same(again[wrapper], tiny_state())
+
+
+def test_a_wrapper_inside_a_wrapper(tmp_path: Path) -> None:
+    path = write_zip({"model": {"state_dict": tiny_state(), "name": "x"}}, tmp_path / "net.pt")
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.wrapper == "model.state_dict"
+    checkpoint.save(path)
+    again = torch.load(path, weights_only=True)
+    assert again["model"]["name"] == "x"
+    assert same(again["model"]["state_dict"], tiny_state())
+
+
+def test_training_state_is_dropped_and_named(tmp_path: Path) -> None:
+    net = tiny_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(torch.ones(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    payload = {
+        "state_dict": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_scheduler": {"last_epoch": 2},
+        "grad_scaler": {"scale": 1.0},
+        "my_sgd": optimizer.state_dict(),
+        "hyper_parameters": {"lr": 0.1},
+    }
+    checkpoint = load_checkpoint(write_zip(payload, tmp_path / "net.ckpt"))
+    assert checkpoint.dropped == ("optimizer", "optimizer_states", "lr_scheduler", "grad_scaler", "my_sgd")
+    checkpoint.save(tmp_path / "again.ckpt")
+    again = torch.load(tmp_path / "again.ckpt", weights_only=True)
+    assert list(again) == ["state_dict", "hyper_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "wrapper", "dropped", "seed"),
+    [(None, "model", "model_ema", 0), ("model", "model", "model_ema", 0), ("ema", "model_ema", "model", 1)],
+)
+def test_averaged_weights(weights: str | None, wrapper: str, dropped: str, seed: int, tmp_path: Path) -> None:
+    average = {"n_averaged": torch.tensor(9), **prefixed(tiny_state(1), "module.")}
+    path = write_zip({"model": tiny_state(0), "model_ema": average, "epoch": 1}, tmp_path / "net.pth")
+    checkpoint = load_checkpoint(path, ModelSettings(weights=weights))
+    assert (checkpoint.wrapper, checkpoint.dropped) == (wrapper, (dropped,))
+    assert same(dict(checkpoint.tensors), tiny_state(seed))
+    told = f"{path}: also holds averaged weights under 'model_ema'; --weights ema takes them"
+    assert checkpoint.warnings == ((told,) if weights is None else ())
+    checkpoint.save(path)
+    again = torch.load(path, weights_only=True)
+    assert set(again) == {wrapper, "epoch"}
+    assert ("n_averaged" in again[wrapper]) == (wrapper == "model_ema")
+
+
+def test_several_networks_side_by_side_need_a_choice(tmp_path: Path) -> None:
+    payload = {"generator": tiny_state(0), "critic": tiny_state(1)}
+    path = write_zip(payload, tmp_path / "gan.pt")
+    words = "FILE: holds several state dicts: 'generator', 'critic'; choose one with --weights KEY"
+    assert refusal(path) == words
+    checkpoint = load_checkpoint(path, ModelSettings(weights="critic"))
+    assert same(dict(checkpoint.tensors), tiny_state(1))
+    assert refusal(path, ModelSettings(weights="student")) == (
+        "FILE: no weights under 'student'; the file holds 'generator', 'critic'"
+    )
+    assert refusal(path, ModelSettings(weights="ema")) == (
+        "FILE: no averaged (EMA) weights here; the file holds 'generator', 'critic'; drop --weights ema"
+    )
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_what_training_scripts_leave_beside_weights(container: str, tmp_path: Path) -> None:
+    payload = {
+        "state_dict": tiny_state(),
+        "args": argparse.Namespace(lr=0.1, out=Path("runs")),
+        "best": np.float64(91.5),
+        "count": np.int64(3),
+        "curve": np.arange(3.0),
+    }
+    checkpoint = load_checkpoint(WRITERS[container](payload, tmp_path / "net.pt"))
+    checkpoint.save(tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt", weights_only=False)
+    assert again["args"] == payload["args"]
+    assert (again["best"], again["count"], list(again["curve"])) == (91.5, 3, [0.0, 1.0, 2.0])
+
+
+# ---------------------------------------------------------------- replaced and save
+
+
+@pytest.mark.parametrize("container", WRITERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_change_keeps_everything_else(container: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tiny_state().items()}
+    checkpoint = load_checkpoint(WRITERS[container](state, tmp_path / "net.pt"))
+    new = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(3))
+    checkpoint.replaced({"stem.weight": new}).save(tmp_path / "again.pt")
+    again = load_checkpoint(tmp_path / "again.pt")
+    assert again.format == container
+    assert list(again.tensors) == list(checkpoint.tensors)
+    assert {k: v.dtype for k, v in again.tensors.items()} == {k: v.dtype for k, v in state.items()}
+    assert torch.equal(again.tensors["stem.weight"], new.to(dtype))
+    rest = {k: v for k, v in state.items() if k != "stem.weight"}
+    assert same({k: again.tensors[k] for k in rest}, rest)
+    assert torch.equal(checkpoint.tensors["stem.weight"], state["stem.weight"])  # the original is untouched
+
+
+def test_metadata_of_safetensors_is_kept(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    path = write_safetensors(tiny_state(), tmp_path / "net.safetensors", {"format": "pt", "author": "me"})
+    load_checkpoint(path).save(path)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "author": "me"}
+
+
+def test_versions_of_modules_and_parameters_are_kept(tmp_path: Path) -> None:
+    state = tiny_net().state_dict()
+    state["head.weight"] = nn.Parameter(state["head.weight"].clone())
+    checkpoint = load_checkpoint(write_zip({"state_dict": state}, tmp_path / "net.pt"))
+    checkpoint.replaced({"head.weight": torch.zeros(5, 6)}).save(tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt", weights_only=True)["state_dict"]
+    assert again._metadata == state._metadata
+    assert isinstance(again["head.weight"], nn.Parameter)
+    assert not again["head.weight"].any()
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_tied_tensors_stay_tied(container: str, tmp_path: Path) -> None:
+    weight, whole = torch.randn(4, 3, 3, 3), torch.randn(6, 4, 3, 3)
+    state = {"a.weight": weight, "b.weight": weight, "low.weight": whole[:2], "high.weight": whole[2:]}
+    checkpoint = load_checkpoint(WRITERS[container](state, tmp_path / "net.pt"))
+    changed = checkpoint.replaced({"b.weight": weight + 1, "low.weight": whole[:2] * 2})
+    changed.save(tmp_path / "again.pt")
+    again = load_checkpoint(tmp_path / "again.pt").tensors
+    assert again["a.weight"].data_ptr() == again["b.weight"].data_ptr()
+    assert torch.equal(again["a.weight"], weight + 1)
+    assert (
+        again["low.weight"].untyped_storage().data_ptr() == again["high.weight"].untyped_storage().data_ptr()
+    )
+    assert torch.equal(again["low.weight"], whole[:2] * 2)
+    assert torch.equal(again["high.weight"], whole[2:])
+
+
+def test_tied_tensors_cannot_be_given_different_values(tmp_path: Path) -> None:
+    weight = torch.randn(4, 3, 3, 3)
+    checkpoint = load_checkpoint(write_zip({"a.weight": weight, "b.weight": weight}, tmp_path / "net.pt"))
+    with pytest.raises(KernelsimpError) as caught:
+        checkpoint.replaced({"a.weight": weight + 1, "b.weight": weight + 2})
+    assert str(caught.value) == "'a.weight' is tied to b.weight but was given other values; change them alike"
+
+
+def test_unknown_names_and_other_shapes_are_refused(tmp_path: Path) -> None:
+    path = write_zip(tiny_state(), tmp_path / "net.pt")
+    checkpoint = load_checkpoint(path)
+    with pytest.raises(KernelsimpError) as caught:
+        checkpoint.replaced({"stm.weight": torch.zeros(1)})
+    assert str(caught.value) == f"{path}: no tensor 'stm.weight'; did you mean 'stem.weight'?"
+    with pytest.raises(KernelsimpError) as caught:
+        checkpoint.replaced({"stem.weight": torch.zeros(4, 3, 5, 5)})
+    assert str(caught.value) == f"{path}: 'stem.weight' is (4, 3, 3, 3), cannot become (4, 3, 5, 5)"
+
+
+def test_writing_over_the_file_that_is_mapped(tmp_path: Path) -> None:
+    path = write_zip(tiny_state(), tmp_path / "net.pt")
+    checkpoint = load_checkpoint(path)
+    before = {name: value.clone() for name, value in checkpoint.tensors.items()}
+    checkpoint.save(path)
+    assert same(dict(checkpoint.tensors), before)
+    assert same(dict(load_checkpoint(path).tensors), before)
+
+
+def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(write_zip(tiny_state(), tmp_path / "net.pt"))
+    checkpoint.save(tmp_path / "one.pt")
+    checkpoint.save(tmp_path / "two.pt")
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
+
+
+@pytest.mark.parametrize("container", WRITERS)
+def test_a_full_disk_leaves_nothing_behind(container: str, tmp_path: Path, monkeypatch) -> None:
+    checkpoint = load_checkpoint(WRITERS[container](tiny_state(), tmp_path / "net.pt"))
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(KernelsimpError, match="cannot write"):
+        checkpoint.save(blocked / "net.pt")
+    if container == "safetensors":
+        monkeypatch.setattr("safetensors.torch.serialize_file", _no_space)
+    else:
+        monkeypatch.setattr("torch.save", _no_space)
+    with pytest.raises(KernelsimpError) as caught:
+        checkpoint.save(tmp_path / "out.pt")
+    assert str(caught.value) == (
+        f"{tmp_path / 'out.pt'}: cannot write: No space left on device; choose another place"
+    )
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "net.pt"]
+
+
+def _no_space(*args: object, **kwargs: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    write_zip(tiny_state(), tmp_path / "nett.pt")
+    assert refusal(path) == f"FILE: no such file; did you mean '{tmp_path / 'nett.pt'}'?"
+    assert refusal(tmp_path / "nowhere" / "net.pt") == "FILE: no such file; check the path"
+    assert refusal(tmp_path) == "FILE: is a directory; give one checkpoint file"
+    path.write_bytes(b"")
+    assert refusal(path) == "FILE: the file is empty; fetch it again"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    assert refusal(path) == "FILE: this is a git-LFS pointer, not the file itself; run 'git lfs pull'"
+    for page in ("<!DOCTYPE html><html>no</html>", "  <html><body>404</body></html>"):
+        path.write_text(page)
+        assert refusal(path) == (
+            "FILE: this is an HTML page, not a checkpoint; the download went wrong; fetch the file itself"
+        )
+    path.write_text("Hello,\nworld")
+    assert refusal(path) == f"FILE: this is text ('Hello, world'), not a checkpoint; {EXPECTED}"
+    path.write_bytes(bytes(range(200, 256)) * 50)
+    assert refusal(path) == f"FILE: not a checkpoint: begins with c8 c9 ca cb cc cd ce cf; {EXPECTED}"
+
+
+FOREIGN = {
+    b"\x1f\x8b\x08": "a gzip archive; unpack it and give the checkpoint inside",
+    b"\x89HDF\r\n": "an HDF5 file (Keras); convert it to a PyTorch state dict",
+    b"\x89PNG\r\n": f"a PNG image; {EXPECTED}",
+    b"\x93NUMPY": "a NumPy array; save a state dict with torch.save",
+}
+
+
+@pytest.mark.parametrize("signature", FOREIGN)
+def test_known_foreign_formats_are_named(signature: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    path.write_bytes(signature + bytes(600))
+    assert refusal(path) == f"FILE: this is {FOREIGN[signature]}"
+
+
+def test_a_zip_of_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    np.savez(tmp_path / "arrays.npz", a=np.zeros(2))
+    shutil.move(tmp_path / "arrays.npz", path)
+    assert refusal(path) == f"FILE: a zip archive without a PyTorch state (it holds a.npy); {EXPECTED}"
+
+
+@pytest.mark.parametrize("container", WRITERS)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.999])
+def test_truncated_files(container: str, share: float, tmp_path: Path) -> None:
+    path = WRITERS[container](tiny_state(), tmp_path / "net.pt")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    assert refusal(path).startswith("FILE: ")
+    assert refusal(path).endswith("fetch it again")
+
+
+@pytest.mark.parametrize("container", ["legacy", "safetensors"])
+def test_a_file_that_grew(container: str, tmp_path: Path) -> None:
+    path = WRITERS[container](tiny_state(), tmp_path / "net.pt")
+    with path.open("ab") as file:
+        file.write(b"more")
+    assert refusal(path).endswith("fetch it again")
+
+
+def test_a_flipped_bit_in_a_zip_fails_its_crc(tmp_path: Path) -> None:
+    state = tiny_state()
+    path = write_zip(state, tmp_path / "net.pt")
+    flip_bit(path, position_of(path, state["stem.weight"].numpy().tobytes()), bit=1)
+    assert (
+        refusal(path) == "FILE: record 'net/data/0' fails its CRC check, the file is damaged; fetch it again"
+    )
+
+
+@pytest.mark.parametrize("container", ["legacy", "safetensors"])
+def test_damaged_headers(container: str, tmp_path: Path) -> None:
+    path = WRITERS[container](tiny_state(), tmp_path / "net.safetensors")
+    flip_bit(path, 5, bit=6)
+    assert refusal(path).endswith("fetch it again")
+
+
+def test_every_single_flip_is_one_line_or_loads(tmp_path: Path) -> None:
+    """Whatever bit of the pickled part of a legacy file is hit: a refusal in one line, or tensors."""
+    path = write_legacy({"a.weight": torch.ones(1, 1, 3, 3)}, tmp_path / "net.pt")
+    data = path.read_bytes()
+    outcomes = []
+    for position in range(0, len(data), 3):
+        path.write_bytes(data)
+        flip_bit(path, position, bit=position % 8)
+        outcomes.append(_outcome(path))
+    assert all("\n" not in words for words in outcomes)
+    assert "" in outcomes
+    assert any(outcomes)
+
+
+def _outcome(path: Path) -> str:
+    """Return the words of the refusal, none if the file loads."""
+    try:
+        load_checkpoint(path)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def test_a_zip_without_checksums_is_read_with_a_remark(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    try:
+        torch.serialization.set_crc32_options(False)
+        write_zip(tiny_state(), path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.warnings == (f"{path}: written without checksums, so damage cannot be seen",)
+
+
+def test_a_compressed_zip_is_not_mapped(tmp_path: Path) -> None:
+    path = deflated(write_zip(tiny_state(), tmp_path / "net.pt"))
+    assert same(dict(load_checkpoint(path).tensors), tiny_state())
+
+
+def test_sha256(tmp_path: Path) -> None:
+    path = write_zip(tiny_state(), tmp_path / "net.pt")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load_checkpoint(path, ModelSettings(sha256=digest.upper())).sha256 == digest
+    wrong = "0" * 64
+    assert refusal(path, ModelSettings(sha256=wrong)) == (
+        f"FILE: SHA-256 is {digest}, expected {wrong}; fetch the file again"
+    )
+    assert refusal(path, ModelSettings(sha256="abc")) == (
+        "--sha256 'abc' is no SHA-256; expected 64 hexadecimal digits"
+    )
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_a_full_pickled_module_is_refused_unless_trusted(container: str, tmp_path: Path) -> None:
+    path = WRITERS[container]({"model": tiny_net(), "epoch": 2}, tmp_path / "net.pt")
+    assert refusal(path).startswith("FILE: a full pickled object that would run code from builders.TinyNet, ")
+    assert refusal(path).endswith(
+        "; save its state_dict() instead, or pass --trust-pickle if you trust where it came from"
+    )
+    checkpoint = load_checkpoint(path, ModelSettings(trust_pickle=True))
+    assert same(dict(checkpoint.tensors), tiny_state())
+    assert len(checkpoint.warnings) == 1
+    assert "--trust-pickle ran code from builders.TinyNet" in checkpoint.warnings[0]
+    checkpoint.save(tmp_path / "again.pt")
+    assert load_checkpoint(tmp_path / "again.pt").wrapper == "model"  # a state dict now: no code left in it
+
+
+def test_a_pickle_bomb_does_not_go_off(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    for path in write_bombs(tmp_path, marker):
+        assert refusal(path) == (
+            f"FILE: a full pickled object that would run code from {os.system.__module__}.system; save its "
+            "state_dict() instead, or pass --trust-pickle if you trust where it came from"
+        )
+        assert not marker.exists()
+
+
+def test_trusting_a_pickle_whose_code_is_not_here(tmp_path: Path, monkeypatch) -> None:
+    path = write_zip(tiny_net(), tmp_path / "net.pt")
+    monkeypatch.delattr("builders.TinyNet")
+    words = refusal(path, ModelSettings(trust_pickle=True))
+    assert words.startswith("FILE: the pickled object does not load (")
+    assert words.endswith("; run where its code can be imported, or save its state_dict()")
+
+
+def test_payloads_without_a_state_dict(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    for payload, what in [
+        ([1, 2], "a list"),
+        (torch.ones(2, 3), "a single tensor (2, 3)"),
+        ({}, "an empty dict"),
+        ({"epoch": 1, "lr": 0.5}, "a dict with 2 entries ('epoch', 'lr')"),
+    ]:
+        write_zip(payload, path)
+        assert refusal(path) == f"FILE: holds {what}, no state dict; save model.state_dict()"
+
+
+def test_a_large_file_is_mapped_not_read(tmp_path: Path) -> None:
+    path = write_sparse_safetensors(tmp_path / "net.safetensors", {"a.weight": (4096, 4096, 4, 4)})
+    before = _anonymous()
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.tensors["a.weight"].shape == (4096, 4096, 4, 4)  # 1 GiB
+    assert float(checkpoint.tensors["a.weight"][-1, -1].sum()) == 0.0
+    assert _anonymous() - before < 100e6
+
+
+def _anonymous() -> float:
+    """Return the process's private memory in bytes."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("no /proc here, so memory cannot be read")
+    line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024.0
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("resnet20-12fca82f.th", 97), ("mobilenet_v1_025.safetensors", 164)]
+)
+def test_published_checkpoints_come_back_bit_for_bit(
+    name: str, tensors: int, shared_data: Path, tmp_path: Path
+) -> None:
+    checkpoint = load_checkpoint(shared_data / "checkpoints" / name)
+    assert len(checkpoint.tensors) == count
+    checkpoint.save(tmp_path / name)
+    again = load_checkpoint(tmp_path / name)
+    assert (again.format, again.wrapper, again.prefix) == (
+        checkpoint.format,
+        checkpoint.wrapper,
+        checkpoint.prefix,
+    )
+    assert same(dict(again.tensors), dict(checkpoint.tensors))

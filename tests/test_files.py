@@ -1,0 +1,32 @@
+import errno
+
+import pytest
+
+from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.files import write_atomically, write_text
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_partial_one(tmp_path):
+    target = tmp_path / "report.json"
+    target.write_text("old")
+
+    def fill(partial):
+        partial.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(KernelsimpError) as caught:
+        write_atomically(target, fill)
+    assert str(caught.value) == f"{target}: cannot write: No space left on device; choose another place"
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_file_as_parent_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KernelsimpError, match="cannot write"):
+        write_text(tmp_path / "file" / "run" / "x.txt", "text")
+
+
+def test_did_you_mean_names_the_nearest_or_all():
+    assert did_you_mean("miror-h", ["mirror-h", "zero"]) == "; did you mean 'mirror-h'?"
+    assert did_you_mean("qqq", ["b", "a"]) == "; known: a, b"

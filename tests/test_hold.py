@@ -1,0 +1,366 @@
+"""Nothing that is held may move: every kind of convolution, both modes, both optimisers."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kernelsimp.errors import HoldError, KernelsimpError
+from kernelsimp.kernels.families import find
+from kernelsimp.models.layers import bank_from_model, canonical
+from kernelsimp.records.plan import LayerPlan, Plan
+from kernelsimp.simplify.apply import apply_plan
+from kernelsimp.training.hold import held_share, hold, release, verify, verify_tensors, witnesses
+
+STRUCTURES = ("free", "mirror-h", "odd-half-turn", "equal-rows", "centre-cell", "zero")
+
+
+class Mixed(nn.Module):
+    """One convolution of each kind, sides that tell axes apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Conv2d(3, 4, (3, 5), padding=(1, 2), bias=False)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.grouped = nn.Conv2d(4, 6, 3, padding=1, groups=2)
+        self.transposed = nn.ConvTranspose2d(6, 4, 3, padding=1)
+        self.grouped_transposed = nn.ConvTranspose2d(4, 6, 5, padding=2, groups=2)
+        self.norm = nn.BatchNorm2d(6)
+        self.line = nn.Conv1d(6, 5, 3, padding=1)
+        self.volume = nn.Conv3d(1, 2, 3, padding=1)
+        self.out = nn.Linear(2 * 5, 3)
+
+    def forward(self, images):
+        x = self.depthwise(self.dense(images))
+        x = self.norm(self.grouped_transposed(self.transposed(self.grouped(x).relu()).relu()))
+        x = self.line(x.mean(3))
+        return self.out(self.volume(x[:, None, :, :, None]).mean((3, 4)).flatten(1))
+
+
+def plan_for(model, seed=0, structures=STRUCTURES, chosen=None):
+    """Return a plan with a random structure, or `chosen`, for every kernel larger than 1x1."""
+    rng = np.random.default_rng(seed)
+    layers = []
+    for layer in bank_from_model(model).spatial:
+        shape = tuple(layer.kernels.shape[:2])
+        choice = rng.integers(0, len(structures), shape) if chosen is None else np.full(shape, chosen)
+        cells = int(np.prod(layer.grid))
+        dims = [cells if name == "free" else find(name, layer.grid).dim for name in structures]
+        none = np.zeros(shape, bool)
+        layers.append(
+            LayerPlan(
+                name=layer.name,
+                kind=layer.kind,
+                groups=layer.groups,
+                grid=layer.grid,
+                choice=choice.astype(np.int16),
+                found=none,
+                dead=none,
+                residual=np.zeros(shape, np.float32),
+                dims=np.array(dims, np.int16),
+            )
+        )
+    return Plan(structures, tuple(layers))
+
+
+def simplified(model, plan):
+    changed = apply_plan(bank_from_model(model), plan)
+    model.load_state_dict({**model.state_dict(), **changed})
+    return model
+
+
+def made(seed=0, build=Mixed, **choices):
+    torch.manual_seed(seed)
+    model = build()
+    plan = plan_for(model, seed, **choices)
+    return simplified(model, plan), plan
+
+
+def train(model, optimizer, steps=4, autocast=False):
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(steps):
+        images, labels = torch.randn(4, 3, 7, 9, generator=generator), torch.tensor([0, 1, 2, 0])
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = nn.functional.cross_entropy(model(images).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.5),
+    "adam": lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.5, amsgrad=True),
+}
+
+
+def kernels_of(model, plan, layer):
+    weight = dict(model.named_modules())[layer.name].weight.detach()
+    kind = "transposed" if "transposed" in layer.name else layer.kind
+    return canonical(weight, kind, layer.groups)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_kernels_keep_every_bit_and_the_others_train(name, autocast):
+    model, plan = made()
+    before = copy.deepcopy(model)
+    hold(model, plan, "freeze")
+    train(model, OPTIMIZERS[name](model.parameters()), autocast=autocast)
+    verify(model)
+    release(model)
+    for layer in plan.layers:
+        now, then = kernels_of(model, plan, layer), kernels_of(before, plan, layer)
+        held = torch.from_numpy(layer.changed)
+        assert torch.equal(now[held].view(torch.int32), then[held].view(torch.int32)), layer.name
+        assert (now[~held] != then[~held]).flatten(1).any(1).all(), layer.name
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_tied_kernels_keep_their_structure_exactly_and_their_coefficients_train(name, autocast):
+    model, plan = made(1)
+    before = copy.deepcopy(model)
+    hold(model, plan, "tie")
+    train(model, OPTIMIZERS[name](model.parameters()), autocast=autocast)
+    verify(model)
+    release(model)
+    for layer in plan.layers:
+        now, then = kernels_of(model, plan, layer), kernels_of(before, plan, layer)
+        for index, structure in enumerate(STRUCTURES):
+            rows = torch.from_numpy(layer.choice == index)
+            space = find(structure, layer.grid) if index else None
+            if space is not None:
+                assert space.holds(now[rows]).all(), (layer.name, structure)
+            if space is None or space.dim:
+                assert (now[rows] != then[rows]).flatten(1).any(1).all(), (layer.name, structure)
+
+
+def test_a_step_on_tied_weights_is_the_projected_gradient_step():
+    """The slow twin: w - lr * P g with the dense projector, in float64."""
+    model, plan = made(2)
+    model = model.double()
+    dense = copy.deepcopy(model)
+    hold(model, plan, "tie")
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(4, 3, 7, 9, generator=generator).double(), torch.tensor([0, 1, 2, 0])
+    for net in (model, dense):
+        net.train()
+        nn.functional.cross_entropy(net(images), labels).backward()
+    torch.optim.SGD(model.parameters(), 0.5).step()
+    for layer in plan.layers:
+        now = kernels_of(model, plan, layer).flatten(2)
+        module = dict(dense.named_modules())[layer.name]
+        kind = "transposed" if "transposed" in layer.name else layer.kind
+        weight = canonical(module.weight.detach(), kind, layer.groups).flatten(2)
+        gradient = canonical(module.weight.grad, kind, layer.groups).flatten(2)
+        for index, structure in enumerate(STRUCTURES):
+            rows = torch.from_numpy(layer.choice == index)
+            projector = np.eye(weight.shape[2]) if index == 0 else find(structure, layer.grid).projector
+            expected = weight[rows] - 0.5 * gradient[rows] @ torch.from_numpy(projector)
+            torch.testing.assert_close(now[rows], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["freeze", "tie"])
+def test_hold_and_release_change_no_bit_no_name_no_order_and_no_parameter_object(mode):
+    model, plan = made(3)
+    names = [name for name, _ in model.named_parameters()]
+    parameters = {name: parameter for name, parameter in model.named_parameters()}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    classes = [type(module) for module in model.modules()]
+    hold(model, plan, mode)
+    for module in plan.layers:
+        now = dict(model.named_modules())[module.name].weight
+        assert torch.equal(now.view(torch.int32), state[f"{module.name}.weight"].view(torch.int32))
+    release(model)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert list(model.state_dict()) == list(state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert [type(module) for module in model.modules()] == classes
+
+
+def test_an_optimizer_made_before_the_hold_and_used_after_the_release_still_works():
+    model, plan = made(4)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    train(model, optimizer, steps=1)
+    simplified(model, plan)
+    hold(model, plan, "freeze")
+    frozen = kernels_of(model, plan, plan.layers[0]).clone()
+    train(model, optimizer, steps=2)
+    release(model)
+    held = torch.from_numpy(plan.layers[0].changed)
+    assert torch.equal(kernels_of(model, plan, plan.layers[0])[held], frozen[held])
+    train(model, optimizer, steps=1)
+    assert not torch.equal(kernels_of(model, plan, plan.layers[0])[held], frozen[held])
+
+
+def test_a_layer_frozen_as_a_whole_computes_no_gradient():
+    model, plan = made(5, chosen=1)
+    hold(model, plan, "freeze")
+    train(model, OPTIMIZERS["adamw"](model.parameters()), steps=1)
+    free = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert not [name for name in free if "original" in name]
+    assert not model.dense.weight.requires_grad
+    assert model.depthwise.bias.grad is not None
+    release(model)
+    assert model.dense.weight.requires_grad
+
+
+def test_frozen_minus_zero_stays_minus_zero():
+    model, plan = made(6)
+    held = tuple(np.argwhere(plan.layers[0].changed)[0])
+    with torch.no_grad():
+        model.dense.weight[held] = -0.0
+    hold(model, plan, "freeze")
+    train(model, OPTIMIZERS["sgd"](model.parameters()), steps=2)
+    release(model)
+    assert torch.signbit(model.dense.weight[held]).all()
+
+
+class Shared(nn.Module):
+    """One module used twice, and one weight in two modules, of which one has a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.again = self.first
+        self.other = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+        self.other.weight = self.first.weight
+        self.out = nn.Linear(3, 3)
+
+    def forward(self, images):
+        return self.out(self.other(self.again(self.first(images).relu()).relu()).mean((2, 3)))
+
+
+@pytest.mark.parametrize("mode", ["freeze", "tie"])
+@pytest.mark.parametrize("name", ["first", "again", "other"])
+def test_a_shared_weight_is_held_once_and_stays_shared(mode, name):
+    model, plan = made(7, Shared)
+    (layer,) = plan.layers
+    plan = Plan(plan.structures, (LayerPlan(**{**vars(layer), "name": name}),))
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    hold(model, plan, mode)
+    assert held_share(model) == pytest.approx(layer.changed.mean())
+    train(model, OPTIMIZERS["sgd"](model.parameters()))
+    verify(model)
+    release(model)
+    assert model.first.weight is model.other.weight
+    assert list(model.state_dict()) == list(state)
+    held = torch.from_numpy(layer.changed)
+    same = torch.equal(model.first.weight[held], state["first.weight"][held])
+    assert same == (mode == "freeze")
+    assert not torch.equal(model.first.weight[~held], state["first.weight"][~held])
+
+
+def test_held_share_counts_kernels_larger_than_one_cell():
+    model, plan = made(8, lambda: nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3)))
+    assert held_share(model) == 0
+    hold(model, plan, "tie")
+    assert held_share(model) == plan.simplified / 16
+    assert held_share(nn.Linear(2, 2)) == 0
+
+
+def test_a_lone_convolution_can_be_held():
+    model, plan = made(9, lambda: nn.Conv2d(2, 2, 3))
+    hold(model, plan, "freeze")
+    promised = witnesses(model)
+    release(model)
+    verify_tensors(promised, model.state_dict())
+
+
+def first_held(plan):
+    layer = plan.layers[0]
+    return layer, tuple(int(i) for i in np.argwhere(layer.changed)[0])
+
+
+def test_verify_names_the_kernel_that_moved():
+    model, plan = made(10)
+    hold(model, plan, "freeze")
+    layer, (out, into) = first_held(plan)
+    model.dense.parametrizations.weight[0].frozen[out, into, 0, 0] += 1e-7
+    with pytest.raises(HoldError) as caught:
+        verify(model)
+    structure = STRUCTURES[layer.choice[out, into]]
+    assert str(caught.value) == (
+        f"dense: kernel ({out}, {into}), held as '{structure}', changed its value"
+        f" (1 of {int(layer.changed.sum())} did); nothing may move it:"
+        " this is a bug in kernelsimp, please report it"
+    )
+
+
+@pytest.mark.parametrize(("mode", "words"), [("freeze", "changed its value"), ("tie", "left its structure")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_written_file_is_verified_after_the_cast_to_its_dtype(mode, words, dtype):
+    model, plan = made(11)
+    hold(model, plan, mode)
+    promised = witnesses(model)
+    train(model, OPTIMIZERS["sgd"](model.parameters()))
+    release(model)
+    written = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    verify_tensors(promised, written)
+    choice = plan.layers[0].choice
+    out, into = np.argwhere((choice == 1) | (choice == 3))[0]
+    cell = written["dense.weight"][out, into, 0]
+    cell[0] = torch.nextafter(cell[0], torch.tensor(9.0, dtype=dtype))
+    with pytest.raises(HoldError, match=f"{words} \\(1 of"):
+        verify_tensors(promised, written)
+    del written["dense.weight"]
+    with pytest.raises(HoldError) as caught:
+        verify_tensors(promised, written)
+    assert str(caught.value) == "dense: held, but its weight is not in the file; this is a bug in kernelsimp"
+
+
+def renamed(plan, **changes):
+    return Plan(plan.structures, (LayerPlan(**{**vars(plan.layers[0]), **changes}),))
+
+
+def test_a_plan_for_another_network_is_refused_and_leaves_the_network_plain():
+    model, plan = made(12)
+    names = list(model.state_dict())
+    wrong = Plan(plan.structures, (*plan.layers, *renamed(plan, name="nowhere").layers))
+    with pytest.raises(KernelsimpError) as caught:
+        hold(model, wrong, "freeze")
+    assert str(caught.value) == "the plan names layer 'nowhere', which this network does not have"
+    with pytest.raises(KernelsimpError) as caught:
+        hold(model, renamed(plan, name="grouped"), "freeze")
+    expected = "grouped: the plan is for kernels (4, 3, 3, 5), this network has (6, 2, 3, 3)"
+    assert str(caught.value) == expected
+    assert list(model.state_dict()) == names
+
+
+def test_a_kernel_outside_its_structure_is_not_tied():
+    torch.manual_seed(0)
+    model = Mixed()
+    plan = plan_for(model, chosen=1)
+    with pytest.raises(KernelsimpError) as caught:
+        hold(model, plan, "tie")
+    assert str(caught.value) == (
+        "dense: kernel (0, 0) is not in its structure 'mirror-h'; apply the plan to the weights before tying them"
+    )
+
+
+def test_a_network_is_not_held_twice():
+    model, plan = made(13)
+    hold(model, plan, "tie")
+    with pytest.raises(KernelsimpError) as caught:
+        hold(model, plan, "freeze")
+    assert str(caught.value) == "the network is held already; call release first"
+    release(model)
+    release(model)
+    hold(model, plan, "freeze")
+
+
+def test_a_weight_that_is_computed_already_is_refused():
+    model, plan = made(14)
+    nn.utils.parametrizations.weight_norm(model.dense)
+    with pytest.raises(KernelsimpError) as caught:
+        hold(model, plan, "freeze")
+    assert str(caught.value) == (
+        "dense: its weight is computed from others; remove that parametrisation before holding it"
+    )
+    assert held_share(model) == 0

@@ -1,0 +1,408 @@
+"""Markdown, HTML, pictures and tables of a report: complete, harmless with hostile names, and light."""
+
+import base64
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reports
+from PIL import Image
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.report import (
+    Gallery,
+    Picture,
+    choose,
+    load_gallery,
+    pair_html,
+    pair_markdown,
+    report_html,
+    report_markdown,
+    save_gallery,
+    scan_html,
+    words,
+)
+from kernelsimp.report.markdown import escaped
+from kernelsimp.report.sprites import LEVELS, sprite, tile
+from kernelsimp.report.tables import (
+    families_text,
+    flat,
+    headline,
+    layer_table,
+    scan_family_table,
+    scan_layer_table,
+    stage_table,
+)
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m\n|`x`](javascript:1)"
+
+
+def gallery() -> Gallery:
+    before, after, plan = reports.before_and_after()
+    return choose(plan, before, after)
+
+
+class Page(HTMLParser):
+    """Collects tags and visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.ids: set[str] = set()
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids |= {value for key, value in attrs if key == "id" and value}
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+# ---------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("spelled", "expected"),
+    [
+        (words.count(1234567), "1,234,567"),
+        (words.count(None), "–"),
+        (words.number(float("nan")), "–"),
+        (words.number(0.000123456), "0.000123"),
+        (words.number(12345.6), "12,346"),
+        (words.number(0.0), "0"),
+        (words.percent(91.642), "91.64 %"),
+        (words.share(1, 3), "33.3 %"),
+        (words.share(1, 0), "–"),
+        (words.points(-0.3), "-0.30 pp"),
+        (words.points(0.3), "+0.30 pp"),
+        (words.p_value(1e-12), "< 1e-8"),
+        (words.p_value(0.0123), "0.012"),
+        (words.size(999), "999 bytes"),
+        (words.size(1_103_432), "1.1 MB"),
+        (words.interval(1.0, float("nan")), "–"),
+    ],
+)
+def test_figures_are_spelled(spelled: str, expected: str) -> None:
+    assert spelled == expected
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_the_layer_table_adds_up_to_the_report() -> None:
+    report = reports.report()
+    table = layer_table(report)
+    columns = list(zip(*table.rows, strict=True))
+    assert sum(int(cell.replace(",", "")) for cell in columns[3]) == report.kernels.total
+    assert sum(int(cell.replace(",", "")) for cell in columns[4]) == report.kernels.simplified
+    assert sum(int(cell.replace(",", "")) for cell in columns[5]) == report.kernels.found
+    assert all(len(row) == len(table.heads) for row in table.rows)
+
+
+def test_the_stage_table_counts_changes_from_the_first() -> None:
+    assert [row[4] for row in stage_table(reports.report()).rows] == ["–", "-3.80 pp", "-0.30 pp"]
+
+
+def test_the_headline_says_what_it_cost_and_by_what_right() -> None:
+    facts = {fact.name: fact for fact in headline(reports.report())}
+    assert facts["accuracy change"].value == "-0.30 pp"
+    assert facts["accuracy change"].note == "95 % interval -1.20 to +0.60 pp, McNemar p 0.63"
+    assert facts["kernels simplified"].value == "118 of 158"
+    assert facts["kernels simplified"].note == "19 found, 61 imposed, 38 zeroed; 118 frozen, 0 tied"
+    assert facts["degrees of freedom left"].note == "61.0 % counting the choice of structure"
+
+
+def test_a_report_without_data_says_that_nothing_was_measured() -> None:
+    bare = replace(reports.report(), accuracy=None)
+    assert headline(bare)[0].value == "not measured"
+    assert "Accuracy was not measured." in report_markdown(bare)
+    assert "not measured" in report_html(bare)
+
+
+def test_families_are_ranked_and_cut() -> None:
+    counts = {"a": 1, "b": 5, "c": 5, "d": 0, "e": 2}
+    assert families_text(counts) == "b 5, c 5, e 2, 1 more"
+
+
+def test_nested_settings_become_dotted_names() -> None:
+    nested = {"a": {"b": 1, "c": None}, "d": (1, 2)}
+    assert list(flat(nested)) == [("a.b", 1), ("d", "1, 2")]
+
+
+def test_scan_tables_count_best_matches() -> None:
+    table = scan_layer_table(reports.scan())
+    assert table.rows[0][5:] == ("4 (33.3 %)", "mirror-h 3, equal-rows 1")
+    families = scan_family_table(reports.scan())
+    assert families.heads[3] == "expected (white)"
+    assert families.rows[0] == ("mirror-h", "2", "18", "9", "2 x")
+    assert families.rows[1] == ("equal-rows", "1", "2", "0", "–")
+
+
+# ---------------------------------------------------------------- markdown
+
+
+def test_markdown_tables_are_whole() -> None:
+    lines = report_markdown(reports.report()).splitlines()
+    widths = []
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith("|"):
+            widths.append(line.count("|"))
+            if not after.startswith("|"):
+                assert len(set(widths)) == 1, line
+                widths = []
+
+
+def test_a_hostile_layer_name_stays_text_in_markdown() -> None:
+    report = reports.renamed(reports.report(), {"conv1": HOSTILE})
+    text = report_markdown(report)
+    assert "<script" not in text
+    assert "\x1b" not in text
+    row = next(line for line in text.splitlines() if "alert" in line)
+    cells = re.split(r"(?<!\\)\|", row)
+    assert len(cells) == 12
+    assert cells[1].strip() == (r"&lt;script&gt;alert(1)&lt;/script&gt;\\x1b\[31m\\n\|\`x\`\](javascript:1)")
+
+
+def test_escaping_is_undone_by_a_markdown_reader() -> None:
+    raw = "a|b`c*d_e[f]~g#h!i@j\\k<l>&m"
+    read = re.sub(r"\\([\\`*_\[\]|~#!@])", r"\1", escaped(raw))
+    assert read.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") == raw
+
+
+def test_a_thousand_layers_are_cut_in_markdown() -> None:
+    report = reports.report()
+    many = tuple(replace(report.layers[0], name=f"layer{n}") for n in range(1000))
+    text = report_markdown(replace(report, layers=many))
+    assert "layer59 " in text
+    assert "layer60 " not in text
+    assert "940 more rows in report.json." in text
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def picture(before: np.ndarray, after: np.ndarray) -> Picture:
+    return Picture("conv1", (0, 0), "mirror-h", "found", before.astype(np.float32), after.astype(np.float32))
+
+
+def test_a_tile_shows_before_after_and_difference_on_one_scale() -> None:
+    pixels = tile(picture(np.array([[2.0, -2.0]]), np.array([[1.0, -1.0]])))
+    zero = 1 + LEVELS
+    half = round(LEVELS / 2)
+    expected = [zero + LEVELS, 1, 0, zero + half, zero - half, 0, zero - half, zero + half]
+    assert pixels.tolist() == [expected]
+
+
+def test_zero_nan_and_infinite_kernels_have_tiles() -> None:
+    zero = 1 + LEVELS
+    assert set(tile(picture(np.zeros((3, 3)), np.zeros((3, 3)))).reshape(-1).tolist()) == {0, zero}
+    odd = np.array([[np.nan, np.inf, -np.inf]])
+    assert set(tile(picture(odd, odd)).reshape(-1).tolist()) == {0, zero}
+
+
+def test_a_kernel_of_three_sides_is_unrolled() -> None:
+    assert tile(picture(np.ones((2, 3, 3)), np.ones((2, 3, 3)))).shape == (6, 11)
+
+
+def decoded(address: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/png;base64,"))))
+
+
+def test_a_sprite_holds_every_tile_where_it_says() -> None:
+    pictures = [item for item in gallery().pictures if item.layer == "layer1.0.conv1"]
+    sheet = sprite(pictures)
+    pixels = np.asarray(decoded(sheet.address))
+    assert pixels.shape == (sheet.height, sheet.width)
+    for item, (x, y, width, height) in zip(pictures, sheet.tiles, strict=True):
+        assert (pixels[y : y + height, x : x + width] == tile(item)).all()
+
+
+def test_colours_run_from_blue_over_light_to_red() -> None:
+    image = decoded(sprite([picture(np.array([[-1.0, 0.0, 1.0]]), np.array([[-1.0, 0.0, 1.0]]))]).address)
+    blue, light, red = (image.convert("RGBA").getpixel((x, 0)) for x in range(3))
+    assert (blue, light, red) == ((33, 102, 172, 255), (244, 243, 240, 255), (178, 24, 43, 255))
+    assert image.convert("RGBA").getpixel((3, 0))[3] == 0  # type: ignore[index]
+
+
+def test_the_gallery_has_the_largest_changes_and_counts_the_rest() -> None:
+    before, after, plan = reports.before_and_after()
+    few = choose(plan, before, after, most=5)
+    whole = gallery()
+    assert few.left_out == len(whole.pictures) - len(few.pictures) > 0
+    for layer in reports.LAYERS:
+        changes = sorted((p.change for p in whole.pictures if p.layer == layer), reverse=True)
+        assert [p.change for p in few.pictures if p.layer == layer] == changes[:5]
+
+
+def test_a_picture_knows_its_kernel() -> None:
+    before, after, plan = reports.before_and_after()
+    for item in gallery().pictures:
+        choice = plan.layer(item.layer).choice[item.index]
+        assert plan.structures[choice] == item.family
+        assert (item.before == before[item.layer][item.index].numpy()).all()
+        assert (item.after == after[item.layer][item.index].numpy()).all()
+        found = bool(plan.layer(item.layer).found[item.index])
+        assert item.label == ("zeroed" if item.family == "zero" else "found" if found else "imposed")
+
+
+def test_a_gallery_is_read_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.npz"
+    whole = replace(gallery(), left_out=7)
+    named = replace(whole.pictures[0], layer=HOSTILE, p=0.25, residual=None)
+    whole = replace(whole, pictures=(*whole.pictures[1:], named))
+    save_gallery(whole, path)
+    back = load_gallery(path)
+    assert back.left_out == 7
+    pairs = list(zip(whole.pictures, back.pictures, strict=True))
+    for a, b in pairs:
+        assert (a.layer, a.index, a.family, a.label, a.p) == (b.layer, b.index, b.family, b.label, b.p)
+        assert a.residual == b.residual
+        assert (a.before == b.before).all()
+        assert (a.after == b.after).all()
+
+
+def test_no_gallery_and_a_damaged_one(tmp_path: Path) -> None:
+    assert load_gallery(tmp_path / "pictures.npz").pictures == ()
+    path = tmp_path / "bad.npz"
+    save_gallery(gallery(), path)
+    whole = path.read_bytes()
+    flipped = whole[:1000] + bytes([whole[1000] ^ 255]) + whole[1001:]
+    for data in (b"", b"PK\x03\x04 rubbish", whole[:-400], b"\x80\x04.", flipped):
+        path.write_bytes(data)
+        with pytest.raises(KernelsimpError, match="remove the file to render without") as caught:
+            load_gallery(path)
+        assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- HTML
+
+
+def test_the_page_is_self_contained() -> None:
+    page = Page(report_html(reports.report(), gallery()))
+    for tag, attributes in page.tags:
+        assert tag not in ("iframe", "object", "embed", "base", "form"), tag
+        for key, value in attributes.items():
+            assert not key.startswith("on"), (tag, key)
+            assert key != "style", tag
+            if key in ("src", "href", "xlink:href", "action"):
+                assert value is not None
+                assert value.startswith(("#", "data:")), value
+
+
+def test_every_link_and_picture_leads_somewhere() -> None:
+    page = Page(report_html(reports.report(), gallery()))
+    links = [a["href"][1:] for _, a in page.tags if (a.get("href") or "").startswith("#")]  # type: ignore[index]
+    assert links
+    assert set(links) <= page.ids
+
+
+def test_the_policy_names_the_hashes_of_style_and_script() -> None:
+    import hashlib
+
+    text = report_html(reports.report())
+    policy = next(a["content"] for t, a in Page(text).tags if a.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:; ")
+    for tag in ("style", "script"):
+        inside = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.S)
+        assert inside is not None
+        digest = base64.b64encode(hashlib.sha256(inside[1].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+@pytest.mark.parametrize("name", [HOSTILE, '" onload="alert(1)', "</style><b>", "{{ 7*7 }}", "%s\u202e"])
+def test_a_hostile_layer_name_is_text_in_every_page(name: str) -> None:
+    names = {"conv1": name}
+    report = reports.renamed(reports.report(), names)
+    shown_ = Gallery(tuple(replace(p, layer=names.get(p.layer, p.layer)) for p in gallery().pictures))
+    for text in (report_html(report, shown_), pair_html((report, report), (name, "b"))):
+        plain = Page(report_html(reports.report(), gallery()))
+        page = Page(text)
+        assert sum(tag == "script" for tag, _ in page.tags) == 1
+        assert {tag for tag, _ in page.tags} <= {tag for tag, _ in plain.tags}
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+        assert words_of(name) in " ".join(page.text)
+
+
+def words_of(name: str) -> str:
+    from kernelsimp.records.verdict import shown
+
+    return shown(name)
+
+
+def test_hostile_provenance_and_settings_are_text() -> None:
+    bad = {"command": HOSTILE, HOSTILE: {"x": HOSTILE}}
+    report = replace(reports.report(), provenance=bad, settings={HOSTILE: {"a": HOSTILE}}, notes=(HOSTILE,))
+    text = report_html(report)
+    assert sum(tag == "script" for tag, _ in Page(text).tags) == 1
+    assert "<script>alert" not in text
+    assert "<script" not in report_markdown(report)
+
+
+def test_charts_have_words_for_those_who_cannot_see_them() -> None:
+    page = Page(report_html(reports.report(), gallery()))
+    charts = [a for t, a in page.tags if t == "svg" and a.get("class") == "chart"]
+    assert len(charts) == 7
+    assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
+    assert "Accuracy by stage: original 93.20 %, simplified 89.40 %, finetuned 92.90 %" in [
+        chart["aria-label"] for chart in charts
+    ]
+
+
+def test_no_number_in_a_chart_is_nan() -> None:
+    report = reports.report()
+    assert report.accuracy is not None
+    epoch = replace(report.training[0], val_loss=float("nan"), val_top1=None, train_loss=float("inf"))
+    text = report_html(replace(report, training=(epoch, *report.training[1:])))
+    assert not re.search(r'="[^"]*\b(nan|inf)\b[^"]*"', text)
+
+
+def test_one_stage_one_epoch_and_equal_values_are_drawn() -> None:
+    report = reports.report()
+    assert report.accuracy is not None
+    one = replace(report.accuracy, stages=report.accuracy.stages[:1])
+    text = report_html(replace(report, accuracy=one, training=report.training[:1], controls=()))
+    assert text.count('class="chart"') == 6
+
+
+def test_a_scan_page_has_its_tables_and_its_chart() -> None:
+    text = scan_html(reports.scan())
+    assert "Found against chance" in text
+    assert "fc.weight" in text
+    assert text.count('class="chart"') == 1
+
+
+def test_two_runs_stand_side_by_side() -> None:
+    first = reports.report()
+    second = replace(first, layers=first.layers[1:], settings={"plan": {"tolerance": 0.2}})
+    text = pair_markdown((first, second), ("a", "b"))
+    assert "| plan.tolerance | 0.1 | 0.2 |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| conv1 "))
+    assert row.count("–") == 4
+    assert "93.20 % (932 of 1,000)" in text
+
+
+def test_a_page_of_resnet50_size_stays_under_three_megabytes() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(7, 7)] + [(3, 3)] * 16
+    pictures = tuple(
+        Picture(
+            f"layer{n}.0.conv2", (int(i), int(i) * 7 % 512), "both-transposes", "imposed",
+            rng.normal(size=grid).astype(np.float32), rng.normal(size=grid).astype(np.float32), 0.123, 1e-5,
+        )
+        for n, grid in enumerate(shapes)
+        for i in range(256)
+    )  # fmt: skip
+    report = reports.report()
+    layers = tuple(replace(report.layers[0], name=f"layer{n}.0.conv2") for n in range(17))
+    text = report_html(replace(report, layers=layers), Gallery(pictures, left_out=1_000_000))
+    assert len(text.encode()) < 3_000_000
+    assert "1,000,000 simplified kernels are not drawn" in text
+    assert text.count("<figure") == len(pictures) + 24
