@@ -10,21 +10,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
 from kernelsimp import __version__
 from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.check import USUAL, Subject, with_max
 from kernelsimp.check import check as verdict_on
 from kernelsimp.data.sources import Data, load_data
-from kernelsimp.data.transforms import Batches, batches, epoch_seed, preprocess_of
+from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, measure
 from kernelsimp.files import write_atomically
 from kernelsimp.kernels.bank import KernelBank
-from kernelsimp.models.architectures import build_model, load_weights, recipe_of
-from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
-from kernelsimp.models.layers import bank_from_model, bank_from_tensors, check_weights
+from kernelsimp.models.architectures import build_model, recipe_of
+from kernelsimp.models.checkpoint import load_checkpoint
+from kernelsimp.models.network import Network, open_network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch, Report
 from kernelsimp.records.scan import Scan
@@ -35,8 +34,9 @@ from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import Given, Settings, recipe, settle
 from kernelsimp.simplify.apply import apply_plan, broken
 from kernelsimp.simplify.plan import weight_plan
-from kernelsimp.training.finetune import FinetuneJob, finetune
-from kernelsimp.training.hold import hold, release
+from kernelsimp.training.finetune import finetune
+from kernelsimp.training.hold import Mode, hold, release
+from kernelsimp.training.job import job_of
 from kernelsimp.watch import SILENT, Watcher
 
 DEMO_DOF = 0.6
@@ -45,29 +45,6 @@ DEMO_DROP = 2.0
 """What the demo's check allows to be lost, in percentage points: its test split has 360 images."""
 FROM_SCRATCH: dict[str, Any] = {"epochs": 20, "lr": 0.1, "distill": 0.0}
 """How the demo trains its network before there is anything to simplify."""
-
-
-@dataclass(frozen=True, eq=False)
-class Network:
-    """A checkpoint, its kernels, and how to build the module that runs it, where `arch` says."""
-
-    checkpoint: Checkpoint
-    bank: KernelBank
-    arch: str | None
-    device: torch.device
-
-    def module(self) -> nn.Module:
-        """Build the network with these weights, in evaluation mode."""
-        if self.arch is None:
-            raise KernelsimpError(f"{self.checkpoint.path}: running it needs the network: pass --arch")
-        model = build_model(self.arch)
-        load_weights(model, self.checkpoint)
-        return model.eval().to(self.device)
-
-    def with_weights(self, changed: Mapping[str, Tensor]) -> "Network":
-        """Return the network with some tensors replaced, cast to the checkpoint's dtypes."""
-        checkpoint = self.checkpoint.replaced(changed)
-        return replace(self, checkpoint=checkpoint, bank=bank_of(checkpoint, self.arch))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,19 +77,6 @@ def settle_for_check(given: Given, config: str | None, baseline: Path) -> Settin
     base["model"].pop("sha256", None)
     base["data"].pop("data", None)
     return settle(given, config, base)
-
-
-def open_network(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Network:
-    """Load the checkpoint and find its kernels; with an architecture, make sure that they belong together.
-
-    Raises `KernelsimpError` for anything that cannot be read, does not fit, or holds NaN.
-    """
-    checkpoint = load_checkpoint(path, settings.model)
-    bank = bank_of(checkpoint, settings.model.arch)
-    check_weights(bank)
-    for warning in (*checkpoint.warnings, *bank.warnings):
-        watcher.warn(warning)
-    return Network(checkpoint, bank, settings.model.arch, device_of(settings))
 
 
 def open_data(settings: Settings, watcher: Watcher = SILENT) -> Data | None:
@@ -155,6 +119,7 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     """
     original = open_network(path, settings, watcher)
     data = open_data(settings, watcher)
+    outcomes = {"original": measured(original, data, settings, watcher)}  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher)
     plan = make_plan(original, settings, log)
@@ -162,6 +127,7 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     training: tuple[Epoch, ...] = ()
     if settings.finetune.finetune:
         stages["finetuned"], training = tune(stages, plan, data, settings, log)
+    outcomes |= {name: measured(stages[name], data, settings, log) for name in list(stages)[1:]}
     written = write_checkpoint(list(stages.values())[-1], run, settings)
     verify(plan, stages["simplified"].bank, written.bank, hold_of(settings))
     facts = RunFacts(
@@ -172,7 +138,7 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
         settings=asdict(settings),
         provenance=provenance(original, data, settings),
         hold=hold_of(settings),
-        outcomes=measure_all(stages, data, settings, log),
+        outcomes={name: outcome for name, outcome in outcomes.items() if outcome is not None},
         training=training,
         notes=original.checkpoint.warnings,
     )
@@ -200,30 +166,6 @@ def tune(
     return stages["simplified"].with_weights(student.state_dict()), trained.history
 
 
-def job_of(data: Data, settings: Settings, teacher: nn.Module | None) -> FinetuneJob:
-    """Return what to train on: the training split, judged on the validation split."""
-    return FinetuneJob(
-        train=lambda epoch: epoch_batches(data, settings, epoch),
-        val=batches(data.val, preprocess_of(settings.data), settings.data.batch_size),
-        teacher=teacher,
-        device=str(device_of(settings)),
-        seed=settings.run.seed,
-    )
-
-
-def epoch_batches(data: Data, settings: Settings, epoch: int) -> Batches:
-    """Return the augmented training batches of one epoch, the same for the same seed and epoch."""
-    seed = settings.run.seed
-    return batches(
-        data.train,
-        preprocess_of(settings.data),
-        settings.data.batch_size,
-        shuffle_seed=epoch_seed(seed, epoch, "order"),
-        augment_seed=epoch_seed(seed, epoch, "augment"),
-        workers=settings.data.workers,
-    )
-
-
 def write_checkpoint(network: Network, run: RunFolder, settings: Settings) -> Network:
     """Write the checkpoint and read it back: what is verified is the file, after the cast to its dtype."""
     network.checkpoint.save(run.checkpoint)
@@ -248,17 +190,10 @@ def verify(plan: Plan, simplified: KernelBank, written: KernelBank, mode: str) -
             raise HoldError(f"{kernel} moved while it was held; do not use this run, and report the bug")
 
 
-def measure_all(
-    networks: Mapping[str, Network], data: Data | None, settings: Settings, watcher: Watcher
-) -> dict[str, Outcome]:
-    """Return the test-set outcome of every stage, or nothing where there are no images."""
+def measured(network: Network, data: Data | None, settings: Settings, watcher: Watcher) -> Outcome | None:
+    """Return the outcome of one network on the test split, or None where there are no images."""
     if data is None:
-        return {}
-    return {name: measured(network, data, settings, watcher) for name, network in networks.items()}
-
-
-def measured(network: Network, data: Data, settings: Settings, watcher: Watcher) -> Outcome:
-    """Return the outcome of one network on the test split."""
+        return None
     preprocess = preprocess_of(settings.data)
     loader = batches(data.test, preprocess, settings.data.batch_size, workers=settings.data.workers)
     watcher.start("measuring on the test split", len(loader))
@@ -275,10 +210,7 @@ def check(
     expected = read_baseline(baseline)
     checkpoint = load_checkpoint(path, settings.model)
     data = open_data(settings, watcher)
-    outcome = None
-    if data is not None:
-        network = open_network(path, settings, watcher)
-        outcome = measured(network, data, settings, watcher)
+    outcome = measured(open_network(path, settings, watcher), data, settings, watcher) if data else None
     subject = Subject(checkpoint.tensors, outcome, data.fingerprint if data else "", limit[1])
     return verdict_on(expected, subject, with_max(USUAL, "accuracy.drop_pp", limit[0]))
 
@@ -339,32 +271,12 @@ def provenance(network: Network, data: Data | None, settings: Settings) -> dict[
     }
 
 
-def bank_of(checkpoint: Checkpoint, arch: str | None) -> KernelBank:
-    """Return the kernels of a checkpoint, with exact layer kinds where there is an architecture."""
-    if arch is None:
-        return bank_from_tensors(checkpoint.tensors)
-    model = build_model(arch)
-    load_weights(model, checkpoint)
-    return bank_from_model(model)
-
-
-def hold_of(settings: Settings) -> Literal["freeze", "tie", "none"]:
+def hold_of(settings: Settings) -> Mode | Literal["none"]:
     """Return what is held: values unless the settings say otherwise."""
     mode = settings.finetune.hold
-    if mode not in ("auto", "freeze", "tie", "none"):
-        raise KernelsimpError(f"--hold is '{mode}'; expected freeze, tie or none")
-    return "freeze" if mode == "auto" else mode
-
-
-def device_of(settings: Settings) -> torch.device:
-    """Return the device to run on; 'auto' is a GPU where there is one."""
-    name = settings.run.device
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise KernelsimpError(f"--device is '{name}'; expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise KernelsimpError(f"--device {name}: no CUDA device is available here; use --device cpu")
-    return device
+    match mode:
+        case "auto":
+            return "freeze"
+        case "freeze" | "tie" | "none":
+            return mode
+    raise KernelsimpError(f"--hold is '{mode}'; expected freeze, tie or none")

@@ -67,6 +67,14 @@ class PlanSettings:
     dof: float | None = option(None, "simplify until this share of the degrees of freedom is left, 0..1")
     fdr: float = option(0.05, "false discovery rate at which a kernel counts as found, not imposed")
     families: tuple[str, ...] | None = option(None, "only these families, comma-separated")
+    simplified: float | None = option(None, "simplify at least this share of the kernels, 0..1")
+    max_drop: float | None = option(None, "simplify as much as loses at most this accuracy, in pp")
+    cost: str = option("auto", "what an error costs: absolute, layer or filter; auto keeps the best")
+    resolve: str = option("auto", "fit the rest of each filter again: auto (where there are images) or none")
+    only_found: bool = option(False, "simplify only kernels whose structure chance does not explain")
+    layers: tuple[str, ...] | None = option(None, "only the layers whose names match these globs")
+    skip_layers: tuple[str, ...] | None = option(None, "not the layers whose names match these globs")
+    keep_first: bool = option(False, "leave the first convolution as it is")
 
 
 @dataclass(frozen=True)

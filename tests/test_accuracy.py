@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from kernelsimp.data.sources import load_data
+from kernelsimp.data.transforms import Preprocess, batches
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import (
     Outcome,
@@ -20,6 +23,9 @@ from kernelsimp.evaluation.accuracy import (
     stage,
     wilson,
 )
+from kernelsimp.models.architectures import build_model, load_weights
+from kernelsimp.models.checkpoint import load_checkpoint
+from kernelsimp.settings import DataSettings
 
 
 def table(both: int, gained: int, lost: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -158,6 +164,11 @@ def test_the_paired_interval_agrees_with_its_slow_twin(cells: tuple[int, int, in
     assert paired_interval(*table(*cells)) == pytest.approx(slow_interval(*cells), abs=1e-7)
 
 
+def test_the_paired_interval_is_newcombes_published_example() -> None:
+    low, high = paired_interval(*table(20, 12, 2, 16))
+    assert (round(low / 100, 4), round(high / 100, 4)) == (0.0562, 0.3292)
+
+
 def test_the_paired_interval_turns_round_with_its_arguments() -> None:
     before, after = table(80, 9, 3, 8)
     low, high = paired_interval(before, after)
@@ -200,3 +211,29 @@ def test_a_damaged_stage_is_refused() -> None:
     assert refusal(lambda: correct_from(replace(record, total=30))) == words
     words = "stage 'finetuned': correct_bits has 2 right, the stage says 3; the report is damaged"
     assert refusal(lambda: correct_from(replace(record, correct=3))) == words
+
+
+# --- the real networks
+
+
+@pytest.mark.parametrize(("network", "file", "right"), [("resnet20", "resnet20-12fca82f.th", 932)])
+def test_a_published_network_has_its_measured_accuracy(
+    shared_data: Path, network: str, file: str, right: int
+) -> None:
+    model = build_model(f"zoo:{network}")
+    load_weights(model, load_checkpoint(shared_data / "checkpoints" / file))
+    data = load_data(DataSettings(data=f"npz:{shared_data / 'cifar10-exact.npz'}"), 0)
+    preprocess = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    outcome = measure(model, batches(data.test, preprocess, 128))
+    assert (outcome.right, outcome.total) == (right, 1017)
+
+
+@pytest.mark.slow
+def test_mobilenet_on_the_imagenet_sample(shared_data: Path) -> None:
+    model = build_model(f"{shared_data / 'nets.py'}:mobilenet_v1_025")
+    load_weights(model, load_checkpoint(shared_data / "checkpoints" / "mobilenet_v1_025.safetensors"))
+    settings = DataSettings(data=f"imagefolder:{shared_data / 'imagenet-sample'}", split="0:0:1000", crop=224)
+    data = load_data(settings, 0)
+    outcome = measure(model, batches(data.test, Preprocess((0.5,), (0.5,)), 100, workers=2))
+    assert outcome.top1 == pytest.approx(57.2)
+    assert outcome.top5 == pytest.approx(79.9)

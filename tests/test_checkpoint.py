@@ -118,17 +118,15 @@ def test_a_wrapper_inside_a_wrapper(tmp_path: Path) -> None:
 
 
 def test_training_state_is_dropped_and_named(tmp_path: Path) -> None:
-    net = tiny_net()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    net(torch.ones(1, 3, 8, 8)).sum().backward()
-    optimizer.step()
+    momentum = {0: {"momentum_buffer": torch.ones(4, 3, 3, 3)}}
+    optimizer = {"state": momentum, "param_groups": [{"lr": 0.1, "params": [0]}]}
     payload = {
-        "state_dict": net.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "optimizer_states": [optimizer.state_dict()],
+        "state_dict": tiny_state(),
+        "optimizer": optimizer,
+        "optimizer_states": [optimizer],
         "lr_scheduler": {"last_epoch": 2},
         "grad_scaler": {"scale": 1.0},
-        "my_sgd": optimizer.state_dict(),
+        "my_sgd": optimizer,
         "hyper_parameters": {"lr": 0.1},
     }
     checkpoint = load_checkpoint(write_zip(payload, tmp_path / "net.ckpt"))
@@ -500,9 +498,7 @@ def _anonymous() -> float:
 @pytest.mark.parametrize(
     ("name", "count"), [("resnet20-12fca82f.th", 97), ("mobilenet_v1_025.safetensors", 164)]
 )
-def test_published_checkpoints_come_back_bit_for_bit(
-    name: str, tensors: int, shared_data: Path, tmp_path: Path
-) -> None:
+def test_published_checkpoints_come_back(name: str, count: int, shared_data: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(shared_data / "checkpoints" / name)
     assert len(checkpoint.tensors) == count
     checkpoint.save(tmp_path / name)

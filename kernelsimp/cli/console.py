@@ -48,7 +48,9 @@ class TerminalWatcher(Watcher):
         """Advance the bar; figures stand behind it."""
         if self._bar is not None and self._task is not None:
             text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            self._bar.update(self._task, advance=amount, **({"figures": text} if text else {}))
+            self._bar.update(self._task, advance=amount)
+            if text:
+                self._bar.update(self._task, figures=text)
 
     def note(self, text: str) -> None:
         """Print one line."""

@@ -32,7 +32,7 @@ for command in (demo, scan, simplify, check, report, families):
     app.command()(command)
 
 
-def _version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
+def _version(value: bool) -> None:
     if value:
         sys.stdout.write(f"kernelsimp {__version__}\n")
         raise typer.Exit

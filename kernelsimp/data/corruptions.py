@@ -204,38 +204,29 @@ def _elastic(images: Images, strength: Strength, dice: Dice) -> Images:
 
 
 def _pixelate(images: Images, strength: Strength, dice: Dice) -> Images:  # noqa: ARG001
-    """Average onto a coarser grid of `share` of the side, and show its cells as squares."""
-    for axis, side in ((1, images.shape[1]), (2, images.shape[2])):
-        cells = max(1, int(side * strength[0]))
-        mix = (_spread(cells, side).T / (side / cells)) @ _nearest(side, cells)
-        images = np.moveaxis(np.moveaxis(images, axis, -1) @ mix.astype(np.float32), -1, axis)
-    return images
+    """Average onto a coarser grid of `share` of the side, and show its cells as boxes."""
 
+    def coarser(picture: Image.Image) -> Image.Image:
+        cells = (max(1, int(picture.width * strength[0])), max(1, int(picture.height * strength[0])))
+        return picture.resize(cells, Image.Resampling.BOX).resize(picture.size, Image.Resampling.BOX)
 
-def _spread(cells: int, side: int) -> NDArray[np.float64]:
-    """Return the length that cell i of `cells` shares with pixel j of `side`, in pixels."""
-    edges, pixels = np.arange(cells + 1) * side / cells, np.arange(side)
-    low = np.maximum(edges[:-1, None], pixels)
-    high = np.minimum(edges[1:, None], pixels + 1)
-    return np.asarray(np.clip(high - low, 0, None))
-
-
-def _nearest(side: int, cells: int) -> NDArray[np.float64]:
-    """Return the 0/1 matrix (cells, side) that shows each cell at the pixels whose middle it covers."""
-    chosen = ((np.arange(side) + 0.5) * cells / side).astype(int)
-    return np.asarray(np.eye(cells)[:, chosen])
+    return _by_picture(images, coarser)
 
 
 def _jpeg(images: Images, strength: Strength, dice: Dice) -> Images:  # noqa: ARG001
-    return np.stack([_compressed(image, int(strength[0])) for image in images])
+    def compressed(picture: Image.Image) -> Image.Image:
+        buffer = BytesIO()
+        picture.save(buffer, "JPEG", quality=int(strength[0]))
+        return Image.open(buffer)
+
+    return _by_picture(images, compressed)
 
 
-def _compressed(image: Images, quality: int) -> Images:
-    pixels = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
-    buffer = BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, "JPEG", quality=quality)
-    decoded = np.array(Image.open(buffer), dtype=np.float32) / 255
-    return np.asarray(decoded.reshape(image.shape), dtype=np.float32)
+def _by_picture(images: Images, change: Callable[[Image.Image], Image.Image]) -> Images:
+    """Give each image to `change` as an 8-bit picture."""
+    pixels = np.rint(images.clip(0, 1) * 255).astype(np.uint8)
+    rows = [np.array(change(Image.fromarray(row.squeeze(2) if row.shape[2] == 1 else row))) for row in pixels]
+    return (np.stack(rows).reshape(images.shape) / 255).astype(np.float32)
 
 
 def _saturate(images: Images, strength: Strength, dice: Dice) -> Images:  # noqa: ARG001

@@ -24,7 +24,7 @@ Cell = tuple[str, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class Tried:
     """Which images a network gets right: unchanged (n,), and in every cell (m,)."""
 
     name: str
@@ -122,7 +122,7 @@ def scores(cells: Mapping[Cell, Bools]) -> tuple[CorruptedTop1, ...]:
     return tuple(rows)
 
 
-def corruption_change(before: Tested, after: Tested) -> CorruptionChange:
+def corruption_change(before: Tried, after: Tried) -> CorruptionChange:
     """Compare two networks image by image; raises `KernelsimpError` where their cells differ."""
     if list(before.cells) != list(after.cells):
         raise KernelsimpError(f"{before.name} and {after.name} saw different corruptions; expected the same")

@@ -37,6 +37,11 @@ def norms(flat: Tensor) -> Tensor:
     return size * largest[:, 0]
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """Return the residual that a cast to `dtype` may leave: 4 eps, and 64 for float64, where our sums round."""
+    return (64 if dtype == torch.float64 else 4) * float(torch.finfo(dtype).eps)
+
+
 def chunks(rows: Tensor, size: int) -> Iterator[Tensor]:
     """Yield at most `size` rows at a time, views in order."""
     for start in range(0, len(rows), size):

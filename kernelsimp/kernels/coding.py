@@ -36,7 +36,8 @@ class Coding:
     """One way to write a layer: mean bits a kernel, the distortion reached, the quantiser's step.
 
     `each` (n,) are the bits of each kernel, side information spread evenly; `choice` (n,) is the structure of
-    each kernel where the coding has one: -2 zero, -1 free, else an index into the subspaces.
+    each kernel where the coding has one: -2 zero, -1 free, else an index into the subspaces; `written`
+    (n, cells) is then what a decoder would read back.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Coding:
     step: float = 0.0
     each: Floats | None = None
     choice: Ints | None = None
+    written: Floats | None = None
 
 
 def code_layer(
@@ -341,18 +343,14 @@ class _StructureCoder:
         learned = special.gammaln(len(choice) + alphabet / 2) - special.gammaln(alphabet / 2)
         learned -= np.sum(special.gammaln(counts + 0.5) - special.gammaln(0.5))
         total = adaptive_bits(every) + float(learned) / math.log(2) + STEP_BITS
-        final, each, error = _prices(every), np.zeros(len(choice)), 0.0
+        final, each, written = _prices(every), np.zeros(len(choice)), np.zeros_like(self.flat)
         share = np.log2((len(choice) + alphabet / 2) / (counts + 0.5))
         for index, part in enumerate(symbols):
             rows = choice == index
             each[rows] = final(part).sum(axis=1) + share[index]
-            written = np.zeros_like(self.scores[index])
-            written[rows] = part * step
-            error += float(self._error(index, written)[rows].sum())
-        whole = float(self.energy.sum())
-        distortion = error / whole if whole else 0.0
-        bits = total / len(choice)
-        return Coding("structure", bits, distortion, step, _spread(each, total), _public(choice))
+            written[rows] = _steps(part, step) @ self.bases[index].T
+        bits, distortion = total / len(choice), _share(self.flat, written)
+        return Coding("structure", bits, distortion, step, _spread(each, total), _public(choice), written)
 
 
 def _public(choice: Ints) -> Ints:

@@ -83,12 +83,14 @@ def residual(kernels: Tensor, labels: Tensor) -> Tensor:
 def snap(kernels: Tensor, labels: Tensor) -> Tensor:
     """Return kernels whose cells are equal, bit for bit, wherever labels (n, cells) are.
 
-    The mean is cast to the stored dtype once a class and then copied.
+    The mean is cast to the stored dtype once a class and then copied; a kernel that is there already comes
+    back as it was.
     """
     flat, _ = rows_of(kernels)
     classes = canonical(labels)
-    cast = means(flat, classes).to(kernels.dtype)
-    return _from_first(cast, classes).reshape(kernels.shape)
+    written = _from_first(means(flat, classes).to(kernels.dtype), classes)
+    there = holds(kernels, labels)[:, None]
+    return torch.where(there, kernels.flatten(1), written).reshape(kernels.shape)
 
 
 def holds(kernels: Tensor, labels: Tensor) -> Tensor:

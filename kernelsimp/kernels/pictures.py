@@ -110,8 +110,8 @@ def pictures(kernels: Tensor, *, ascii_only: bool = False) -> list[list[str]]:
     bounds = torch.tensor([FAINT, 0.25, 0.5, 0.75], dtype=torch.float64)
     level = torch.bucketize(share.nan_to_num(0), bounds)
     glyph = torch.where(level == 0, 0, level + 4 * (cells < 0))
-    glyph = torch.where(cells.isfinite(), glyph, 9).numpy()
-    drawn = np.array(_glyphs(ASCII_SHADES if ascii_only else SHADES))[glyph]
+    glyph = torch.where(cells.isfinite(), glyph, 9)
+    drawn = np.array(_glyphs(ASCII_SHADES if ascii_only else SHADES))[glyph.numpy()]
     return [[" ".join(row) for row in kernel] for kernel in drawn.tolist()]
 
 
@@ -136,8 +136,8 @@ def match(kernels: Tensor, tolerance: float = 0.1) -> Matches:
     if not rows:
         return Matches((), dims, np.full(len(kernels), -1, dtype=np.int64))
     grids = rows_of(kernels)[0].reshape(kernels.shape)
-    r = torch.stack([row.subspace.residual(grids) for row in rows]).numpy()
-    score = np.where(r <= tolerance, dims[:, None] + 0.5 * r, np.inf)
+    residual = torch.stack([row.subspace.residual(grids) for row in rows]).numpy()
+    score = np.where(residual <= tolerance, dims[:, None] + 0.5 * residual, np.inf)
     best = np.where(np.isfinite(score.min(axis=0)), score.argmin(axis=0), -1)
     return Matches(tuple(row.name for row in rows), dims, best)
 

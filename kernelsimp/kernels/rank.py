@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.kernels.cells import Grid, grid_of, residual_of, rows_of
+from kernelsimp.kernels.cells import Grid, grid_of, residual_of, rounding, rows_of
 
 
 def dof(grid: Grid, rank: int) -> int:
@@ -69,7 +69,7 @@ def snap(kernels: Tensor, rank: int = 1) -> Tensor:
 
 def holds(kernels: Tensor, rank: int = 1) -> Tensor:
     """Say for each kernel whether its rank is `rank` or less up to 4 eps of its dtype, (n,)."""
-    return residual(kernels, rank) <= 4 * torch.finfo(kernels.dtype).eps
+    return residual(kernels, rank) <= rounding(kernels.dtype)
 
 
 def distance(kernels: Tensor, rank: int = 1) -> Tensor:

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kernelsimp.kernels.cells import Grid, chunks, grid_of, norms, residual_of, rows_of
+from kernelsimp.kernels.cells import Grid, chunks, grid_of, norms, residual_of, rounding, rows_of
 from kernelsimp.kernels.templates import (
     Template,
     by_name,
@@ -124,7 +124,7 @@ def refit(kernels: Tensor, fitted: TemplateFit) -> TemplateFit:
 
 def holds(kernels: Tensor, fitted: TemplateFit) -> Tensor:
     """Say for each kernel whether it is its template up to 4 eps of its dtype, (n,)."""
-    return refit(kernels, fitted).residual <= 4 * torch.finfo(kernels.dtype).eps
+    return refit(kernels, fitted).residual <= rounding(kernels.dtype)
 
 
 @lru_cache(maxsize=64)

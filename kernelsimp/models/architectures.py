@@ -129,9 +129,7 @@ def _prefix_hint(wanted: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> st
     for name in have:
         prefix = name.removesuffix(first)
         if name.endswith(f".{first}") and all(prefix + item in have for item in wanted):
-            return (
-                f"the file has these names under '{prefix}': wrap the network in a module with that attribute"
-            )
+            return f"the file has these names under '{prefix}': give a network that has them there"
     return "pass the architecture this checkpoint was trained with"
 
 

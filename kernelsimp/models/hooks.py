@@ -268,25 +268,37 @@ def _weight_of(module: nn.Module) -> Tensor | None:
     return module._parameters.get("weight")
 
 
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """One call of a convolution: what went in, what came out, with the output's gradient kept."""
+
+    call: Call
+    output: Tensor
+
+
 @contextmanager
-def output_gradients(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Within the block, collect every convolution's outputs of each forward pass with their gradients kept.
+def observing(model: nn.Module) -> Iterator[dict[str, list[Observed]]]:
+    """Within the block, collect every call of every convolution, by layer name.
 
-    After a backward pass, `.grad` of the tensors under a layer's name is dL/dy of each call, (n, out, ...).
+    After a backward pass, `output.grad` is dL/dy of that call, (n, out, ...). Empty the dictionary after
+    each batch: it holds the whole pass.
     """
-    collected: dict[str, list[Tensor]] = {}
-    convolutions = layers_by_weight(model)
+    collected: dict[str, list[Observed]] = {}
+    layers = layers_by_weight(model)
 
-    def keep(module: nn.Module, _: Any, output: Tensor) -> Tensor:
-        name = convolutions[module._parameters["weight"]]  # type: ignore[index]
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not output.requires_grad:
             output.requires_grad_()
         output.retain_grad()
-        collected.setdefault(name, []).append(output)
+        weight = _weight_of(module)
+        assert weight is not None
+        collected.setdefault(layers[weight], []).append(
+            Observed((module, inputs[0].detach().clone()), output)
+        )
         # what follows may work in place, and must not touch the tensor whose gradient is kept
         return output.clone()
 
-    modules = [module for module in model.modules() if _weight_of(module) in convolutions]
+    modules = [module for module in model.modules() if _weight_of(module) in layers]
     handles = [module.register_forward_hook(keep) for module in modules]
     try:
         yield collected

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from itertools import islice, zip_longest
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def report_html(report: Report, gallery: Gallery = Gallery(())) -> str:  # noqa:
         top=_top(gallery, walls),
         left_out=gallery.left_out,
         facts_below=_facts_below(report),
-        command=report.provenance.get("command"),
+        command=_command(report),
         schema=report.schema,
     )
 
@@ -149,23 +150,30 @@ def _filled(table: Table) -> tuple[Table, ...]:
 def _lead(report: Report) -> str:
     kernels, total = report.kernels, report.kernels.total
     held = {"freeze": "and frozen", "tie": "and tied"}.get(report.hold, "and left free")
+    zeroed = f", {kernels.zeroed:,} became zero" if kernels.zeroed else ""
     return (
         f"{kernels.simplified:,} of {total:,} kernels were simplified {held}: {kernels.found:,} have a "
-        f"structure that chance does not explain, on {kernels.imposed:,} it was imposed, {kernels.zeroed:,} "
-        f"became zero. {SPEED}"
+        f"structure that chance does not explain, on {kernels.imposed:,} it was imposed{zeroed}. {SPEED}"
     )
 
 
 def _facts_below(report: Report) -> list[Table]:
-    listed = [(name, "") for name in report.buffers_changed]
-    notes = [(note, "") for note in report.notes]
+    provenance = {key: value for key, value in report.provenance.items() if key != "command"}
     tables = [
-        Table("Notes", ("note",), tuple((name,) for name, _ in pairs(notes))),
-        Table("Buffers changed", ("buffer",), tuple((name,) for name, _ in pairs(listed))),
-        *(_settings(shown(str(stage)).capitalize(), value) for stage, value in report.settings.items()),
-        _settings("Provenance", {key: value for key, value in report.provenance.items() if key != "command"}),
+        Table("Notes", ("note",), tuple((shown(note),) for note in report.notes)),
+        Table("Buffers changed", ("buffer",), tuple((shown(name),) for name in report.buffers_changed)),
+        _settings("Provenance", provenance),
+        _settings("Settings", report.settings),
     ]
     return [table for table in tables if table.rows]
+
+
+def _command(report: Report) -> str | None:
+    """Return the command that was recorded, or the one that reads the run's own settings."""
+    recorded, source = report.provenance.get("command"), report.provenance.get("input")
+    if recorded is None and source is not None:
+        return f"kernelsimp simplify {shown(quote(str(source)))} --config settings.toml --out ../again"
+    return None if recorded is None else shown(str(recorded))
 
 
 def _settings(title: str, value: object) -> Table:

@@ -17,6 +17,7 @@ from kernelsimp.report.tables import (
     family_table,
     flat,
     headline,
+    label_words,
     layer_table,
     pairs,
     stage_table,
@@ -77,9 +78,8 @@ def _lead(report: Report) -> str:
         cost += f"{words.p_value(accuracy.mcnemar_p)})."
     kernels = report.kernels
     what = f"{kernels.simplified:,} of {kernels.total:,} kernels simplified"
-    labels = f"{kernels.found:,} found, {kernels.imposed:,} imposed, {kernels.zeroed:,} zeroed"
     left = f"{words.share(report.dof.fraction)} of the degrees of freedom left"
-    return f"**{what}** ({labels}); {left}. {cost} {SPEED}"
+    return f"**{what}** ({label_words(report)}); {left}. {cost} {SPEED}"
 
 
 def _headline(report: Report) -> str:

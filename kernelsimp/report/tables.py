@@ -46,16 +46,29 @@ def headline(report: Report) -> tuple[Fact, ...]:
     """Return the figures that a reader needs first."""
     kernels, dof = report.kernels, report.dof
     simplified = f"{words.count(kernels.simplified)} of {words.count(kernels.total)}"
-    labels = f"{kernels.found:,} found, {kernels.imposed:,} imposed, {kernels.zeroed:,} zeroed"
-    held = f"{kernels.frozen:,} frozen, {kernels.tied:,} tied" if report.hold != "none" else "nothing held"
     equivalent = f"{words.share(dof.equivalent_fraction)} counting the choice of structure"
     return (
         *_accuracy_facts(report),
-        Fact("kernels simplified", simplified, f"{labels}; {held}"),
+        Fact("kernels simplified", simplified, f"{label_words(report)}; {_held_words(report)}"),
         Fact("degrees of freedom left", words.share(dof.fraction), equivalent),
         *_bit_facts(report),
         _size_fact(report),
     )
+
+
+def label_words(report: Report) -> str:
+    """Spell how many kernels were found, imposed and, if any, zeroed."""
+    kernels = report.kernels
+    zeroed = f", {kernels.zeroed:,} zeroed" if kernels.zeroed else ""
+    return f"{kernels.found:,} found, {kernels.imposed:,} imposed{zeroed}"
+
+
+def _held_words(report: Report) -> str:
+    kernels = report.kernels
+    held = [f"{kernels.frozen:,} frozen"] * bool(kernels.frozen) + [f"{kernels.tied:,} tied"] * bool(
+        kernels.tied
+    )
+    return ", ".join(held) or "nothing held"
 
 
 def _accuracy_facts(report: Report) -> tuple[Fact, ...]:
@@ -115,16 +128,18 @@ def stage_table(report: Report) -> Table:
 
 
 def layer_table(report: Report) -> Table:
-    """Return one row a layer."""
+    """Return one row a layer; the output error only where it was measured."""
     heads = ("layer", "kind", "shape", "kernels", "simplified", "found", "DOF left", "weight error")
-    rows = tuple(_layer_row(layer) for layer in report.layers)
-    last = ("output error", "structures")
+    measured = any(layer.output_error is not None for layer in report.layers)
+    last = (*(["output error"] if measured else []), "structures")
+    rows = tuple(_layer_row(layer, measured=measured) for layer in report.layers)
     simplified = tuple(layer.simplified / max(layer.kernels, 1) for layer in report.layers)
     left = tuple(layer.dof / max(layer_cells(layer), 1) for layer in report.layers)
-    return Table("Layers", heads + last, rows, frozenset({0, 1, 2, 9}), {4: simplified, 6: left})
+    text = frozenset({0, 1, 2, len(heads + last) - 1})
+    return Table("Layers", heads + last, rows, text, {4: simplified, 6: left})
 
 
-def _layer_row(layer: LayerReport) -> tuple[str, ...]:
+def _layer_row(layer: LayerReport, *, measured: bool) -> tuple[str, ...]:
     return (
         shown(layer.name),
         layer.kind,
@@ -134,7 +149,7 @@ def _layer_row(layer: LayerReport) -> tuple[str, ...]:
         words.count(layer.found),
         words.share(layer.dof, layer_cells(layer)),
         words.number(layer.weight_error),
-        words.number(layer.output_error),
+        *([words.number(layer.output_error)] if measured else []),
         families_text(layer.families),
     )
 
@@ -216,7 +231,7 @@ def scan_facts(scan: Scan) -> tuple[Fact, ...]:
     tolerance = words.number(scan.settings.get("tolerance"))
     return (
         Fact(
-            "layers larger than 1x1", words.count(len(scan.layers)), f"{len(scan.skipped):,} tensors skipped"
+            "layers larger than 1x1", words.count(len(scan.layers)), f"tensors skipped: {len(scan.skipped):,}"
         ),
         Fact("kernels", words.count(kernels), f"{dead:,} dead; {scan.pointwise:,} pointwise besides"),
         Fact("matching a family", words.count(matching), f"relative residual at most {tolerance}"),

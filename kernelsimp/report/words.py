@@ -57,7 +57,8 @@ def size(value: float | None) -> str:
 
 
 def shape(sides: tuple[int, ...]) -> str:
-    return " x ".join(str(side) for side in sides)
+    """Spell a shape so that it does not break over lines."""
+    return "x".join(str(side) for side in sides)
 
 
 def interval(low: float, high: float, spell: str = ".2f") -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from kernelsimp.models.hooks import Call, Use
@@ -31,25 +31,38 @@ class Moments:
     """What one layer's inputs look like, before (x) and after (t) the layers upstream were changed.
 
     `gram` = T'T/n and `cross` = T'X/n, (groups, D, D); `mean` of t and `mean_before` of x, (groups, D);
-    `rows` is n. Where nothing upstream changed, both are of x.
+    `power` is the mean square of each filter's original output without bias, (groups, filters); `rows` is
+    n. `same` says that nothing upstream changed: t is x.
     """
 
     gram: Tensor
     cross: Tensor
     mean: Tensor
     mean_before: Tensor
+    power: Tensor
     rows: int
+    same: bool
 
     @property
     def width(self) -> int:
         """D, the cells of one filter."""
         return int(self.gram.shape[-1])
 
-    def centred(self) -> "Moments":
-        """Return covariances in place of raw moments: a bias takes care of the means."""
+    def centred(self, original: Tensor) -> "Moments":
+        """Return covariances in place of raw moments, for a layer whose bias takes care of the means."""
         gram = self.gram - self.mean[:, :, None] * self.mean[:, None, :]
         cross = self.cross - self.mean[:, :, None] * self.mean_before[:, None, :]
-        return replace(self, gram=gram, cross=cross)
+        level = (original @ self.mean_before[:, :, None])[:, :, 0]
+        return replace(self, gram=gram, cross=cross, power=self.power - level.square())
+
+    def error(self, weights: Tensor, original: Tensor) -> Tensor:
+        """Return the mean square of t'w - x'w0 of each filter, weights and result as `power` is laid out.
+
+        The means' part of it is left out of `centred` moments, where a bias takes care of it.
+        """
+        square = (weights @ self.gram * weights).sum(-1)
+        product = (weights @ self.cross * original).sum(-1)
+        return (square - 2 * product + self.power).clamp_min(0)
 
 
 def rows_wanted(width: int) -> int:
@@ -67,7 +80,7 @@ def windows(call: Call) -> Tensor:
     images = call[1] if call[1].ndim == len(module.kernel_size) + 2 else call[1][None]
     transposed = isinstance(module, TRANSPOSED)
     spread = _spread(images, module.stride) if transposed else images
-    sides = _transposed_sides(module, call[1]) if transposed else _sides(module)
+    sides = _transposed_sides(module) if transposed else _sides(module)
     mode = {"zeros": "constant"}.get(module.padding_mode, module.padding_mode)
     flat_sides = [side for pair in reversed(sides) for side in pair]
     view = pad(spread, flat_sides, mode=mode)
@@ -90,12 +103,11 @@ def _sides(module: Any) -> list[tuple[int, int]]:
     return [(side, side) for side in module.padding]
 
 
-def _transposed_sides(module: Any, images: Tensor) -> list[tuple[int, int]]:
+def _transposed_sides(module: Any) -> list[tuple[int, int]]:
     sides = []
     for axis, length in enumerate(module.kernel_size):
         edge = module.dilation[axis] * (length - 1) - module.padding[axis]
         sides.append((edge, edge + module.output_padding[axis]))
-    assert images.ndim >= len(sides)
     return sides
 
 
@@ -103,7 +115,8 @@ def _spread(images: Tensor, stride: Sequence[int]) -> Tensor:
     """Put stride - 1 zeros between neighbouring cells."""
     lengths = [(side - 1) * step + 1 for side, step in zip(images.shape[2:], stride, strict=True)]
     spread = images.new_zeros(*images.shape[:2], *lengths)
-    spread[(..., *(slice(None, None, step) for step in stride))] = images
+    every: tuple[Any, ...] = (..., *(slice(None, None, step) for step in stride))
+    spread[every] = images
     return spread
 
 
@@ -143,11 +156,11 @@ def rows_of(call: Call, image: Tensor, place: Tensor) -> Tensor:
 
 
 def pair_moments(
-    now: Iterable[list[Call]], before: Iterable[list[Call]] | None, sampling: Sampling
+    now: Iterable[list[Call]], before: Iterable[list[Call]] | None, weights: Tensor, sampling: Sampling
 ) -> Moments | None:
     """Return the moments of one layer over batches of calls; `before` is None where nothing changed.
 
-    None where the layer was never called.
+    `weights` (groups, filters, D) are the original ones. None where the layer was never called.
     """
     total: _Sums | None = None
     for batch, (calls, originals) in enumerate(_together(now, before)):
@@ -155,9 +168,9 @@ def pair_moments(
             for image, place in _parts(call, sampling, batch * 101 + number):
                 current = rows_of(call, image, place)
                 original = rows_of(originals[number], image, place) if originals is not None else None
-                total = total or _Sums.like(current)
+                total = total or _Sums.like(current, weights)
                 total.add(current, original)
-    return total.moments(paired=before is not None) if total is not None else None
+    return total.moments() if total is not None else None
 
 
 def _together(
@@ -177,36 +190,55 @@ def _parts(call: Call, sampling: Sampling, batch: int) -> Iterator[tuple[Tensor,
     image, place = sampling.places(view.shape[0], positions, batch)
     cells = view.shape[1] * math.prod(view.shape[2 + axes :])
     size = max(256, ROWS_AT_ONCE // cells)
-    yield from zip(image.split(size), place.split(size), strict=True)
+    yield from zip(torch.split(image, size), torch.split(place, size), strict=True)
 
 
 @dataclass
 class _Sums:
     """Running sums in float64; products of one piece are taken in float32."""
 
+    weights: Tensor
     gram: Tensor
     cross: Tensor
     mean: Tensor
     mean_before: Tensor
+    power: Tensor
     rows: int = 0
+    same: bool = True
 
     @staticmethod
-    def like(rows: Tensor) -> "_Sums":
+    def like(rows: Tensor, weights: Tensor) -> "_Sums":
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=rows.device)
+
         groups, _, width = rows.shape
-        zeros = [torch.zeros(groups, width, n, dtype=torch.float64, device=rows.device) for n in (width, width)]
-        means = [torch.zeros(groups, width, dtype=torch.float64, device=rows.device) for _ in range(2)]
-        return _Sums(zeros[0], zeros[1], means[0], means[1])
+        return _Sums(
+            weights.to(rows.device, torch.float32),
+            gram=zeros(groups, width, width),
+            cross=zeros(groups, width, width),
+            mean=zeros(groups, width),
+            mean_before=zeros(groups, width),
+            power=zeros(groups, weights.shape[1]),
+        )
 
     def add(self, current: Tensor, original: Tensor | None) -> None:
-        self.gram += current.mT @ current
-        self.mean += current.sum(1, dtype=torch.float64)
+        source = current if original is None else original
         self.rows += current.shape[1]
-        if original is not None:
-            self.cross += current.mT @ original
-            self.mean_before += original.sum(1, dtype=torch.float64)
+        self.mean_before += source.sum(1, dtype=torch.float64)
+        self.power += (self.weights @ source.mT).square().sum(2, dtype=torch.float64)
+        if original is None or torch.equal(current, original):
+            product = current.mT @ current
+            self.gram += product
+            self.cross += product
+            self.mean += current.sum(1, dtype=torch.float64)
+            return
+        self.same = False
+        self.gram += current.mT @ current
+        self.cross += current.mT @ original
+        self.mean += current.sum(1, dtype=torch.float64)
 
-    def moments(self, *, paired: bool) -> Moments:
-        gram, mean = self.gram / self.rows, self.mean / self.rows
-        if not paired:
-            return Moments(gram, gram, mean, mean, self.rows)
-        return Moments(gram, self.cross / self.rows, mean, self.mean_before / self.rows, self.rows)
+    def moments(self) -> Moments:
+        n = self.rows
+        return Moments(
+            self.gram / n, self.cross / n, self.mean / n, self.mean_before / n, self.power / n, n, self.same
+        )

@@ -1,0 +1,167 @@
+"""One multiplier for the whole network: each kernel takes the structure of least cost + lambda * bits.
+
+bits = dim * b + side bits + log2(1 / how often the layer chooses it), b the bits of a coefficient at one
+per cent distortion of the original layer. Frequencies follow from the choices, and these from the
+frequencies, so both are iterated. A menu is one layer's table of costs (kernels, structures).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernelsimp.errors import KernelsimpError
+
+HALVINGS = 44
+ROUNDS = 6
+"""Rounds of frequencies and choices at one multiplier; each starts from the last multiplier's."""
+
+LEAST, MOST = -50.0, 30.0
+"""The multiplier runs from 2^-50 to 2^30 of the network's cost a bit of taking everything out."""
+
+HALF = 0.5
+"""A structure that was never chosen is counted as half a kernel."""
+
+
+@dataclass(frozen=True, eq=False)
+class Menu:
+    """One layer: `costs` (n, structures), `dims` and `side_bits` (structures,), `bits` b, grid `cells`.
+
+    Column 0 is 'free' and costs nothing. `allowed` (n,) says which kernels may be anything else.
+    """
+
+    name: str
+    costs: Tensor
+    dims: Tensor
+    side_bits: Tensor
+    bits: float
+    cells: int
+    allowed: Tensor
+
+    @property
+    def count(self) -> int:
+        return int(self.costs.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """The structure of every kernel, (n,) a menu, at one `multiplier`; `frequencies` go with it."""
+
+    multiplier: float
+    structures: tuple[Tensor, ...]
+    frequencies: tuple[Tensor, ...]
+
+
+Reached = Callable[[Sequence[Menu], Choices], bool]
+
+
+def dof_share(menus: Sequence[Menu], choices: Choices) -> float:
+    """Return the degrees of freedom left, as a share of all cells."""
+    left = sum(int(menu.dims[chosen].sum()) for menu, chosen in zip(menus, choices.structures, strict=True))
+    return left / sum(menu.count * menu.cells for menu in menus)
+
+
+def simplified_share(menus: Sequence[Menu], choices: Choices) -> float:
+    """Return the share of kernels that are not free."""
+    changed = sum(int((chosen != 0).sum()) for chosen in choices.structures)
+    return changed / sum(menu.count for menu in menus)
+
+
+def choose_for_dof(menus: Sequence[Menu], share: float) -> Choices:
+    """Return the choices of the least multiplier that leaves at most `share` of the degrees of freedom.
+
+    Raises `KernelsimpError` where the share is no share or these structures cannot reach it.
+    """
+    _check_share("--dof", share)
+    found = _least(menus, lambda menus, choices: dof_share(menus, choices) <= share)
+    if dof_share(menus, found) > share:
+        left = dof_share(menus, found)
+        raise KernelsimpError(f"--dof {share:g} is out of reach: these structures leave {left:.3f} at least")
+    return found
+
+
+def choose_for_count(menus: Sequence[Menu], share: float) -> Choices:
+    """Return the choices of the least multiplier that simplifies at least `share` of the kernels.
+
+    Raises `KernelsimpError` as `choose_for_dof` does.
+    """
+    _check_share("--simplified", share)
+    found = _least(menus, lambda menus, choices: simplified_share(menus, choices) >= share)
+    if simplified_share(menus, found) < share:
+        most = simplified_share(menus, found)
+        raise KernelsimpError(f"--simplified {share:g} is out of reach: at most {most:.3f} can be")
+    return found
+
+
+def choices_at(menus: Sequence[Menu], multiplier: float, start: Choices | None = None) -> Choices:
+    """Return the choices at one multiplier, from the frequencies of `start` or from equal ones."""
+    structures, frequencies = [], []
+    for place, menu in enumerate(menus):
+        share = start.frequencies[place] if start else torch.full((len(menu.dims),), 1 / len(menu.dims))
+        chosen, share = _settle(menu, multiplier, share)
+        structures.append(chosen)
+        frequencies.append(share)
+    return Choices(multiplier, tuple(structures), tuple(frequencies))
+
+
+def choice_bits(menus: Sequence[Menu], choices: Choices) -> float:
+    """Return the bits that name all choices: n times their entropy in each layer, and side bits."""
+    total = 0.0
+    for menu, chosen in zip(menus, choices.structures, strict=True):
+        counts = torch.bincount(chosen, minlength=len(menu.dims)).double()
+        used = counts[counts > 0]
+        total += float((used * (menu.count / used).log2()).sum() + (counts * menu.side_bits).sum())
+    return total
+
+
+def coefficient_bits(menus: Sequence[Menu]) -> float:
+    """Return b, averaged over all cells of the network."""
+    cells = [menu.count * menu.cells for menu in menus]
+    return sum(n * menu.bits for n, menu in zip(cells, menus, strict=True)) / sum(cells)
+
+
+def _least(menus: Sequence[Menu], reached: Reached) -> Choices:
+    """Return the choices of the least multiplier that has `reached`, by bisection of its logarithm."""
+    unit = _unit(menus)
+    low, high = LEAST, MOST
+    best = choices_at(menus, unit * 2**high)
+    start = choices_at(menus, unit * 2**low)
+    if reached(menus, start):
+        return start
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        start = choices_at(menus, unit * 2**middle, start)
+        if reached(menus, start):
+            high, best = middle, start
+        else:
+            low = middle
+    return best
+
+
+def _unit(menus: Sequence[Menu]) -> float:
+    """Return the cost a bit of giving every kernel its smallest structure."""
+    cost = sum(float(menu.costs[:, int(menu.dims.argmin())].double().sum()) for menu in menus)
+    bits = sum(menu.count * menu.cells * menu.bits for menu in menus)
+    return cost / bits if cost > 0 and bits > 0 else 1.0
+
+
+def _settle(menu: Menu, multiplier: float, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Iterate choices and their frequencies to a fixed point, or for a few rounds."""
+    chosen = torch.zeros(menu.count, dtype=torch.int64)
+    for _ in range(ROUNDS):
+        bits = menu.dims * menu.bits + menu.side_bits - share.log2()
+        price = menu.costs + (multiplier * bits).to(menu.costs.dtype)
+        chosen = torch.where(menu.allowed, price.argmin(1), 0)
+        counts = torch.bincount(chosen, minlength=len(menu.dims)).float() + HALF
+        fresh = counts / counts.sum()
+        settled = torch.allclose(fresh, share, rtol=1e-3, atol=1e-6)
+        share = fresh
+        if settled:
+            break
+    return chosen, share
+
+
+def _check_share(option: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise KernelsimpError(f"{option} is {value:g}; expected a number from 0 to 1")

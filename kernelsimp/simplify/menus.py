@@ -1,0 +1,173 @@
+"""From kernels and what is known of them to a plan: menus for the chooser, choices back into a plan."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernelsimp.analysis.chance import found_by_chance_test
+from kernelsimp.analysis.examine import examine
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.bank import KernelBank, LayerKernels
+from kernelsimp.kernels.coding import coefficient_bits as bits_of_coefficient
+from kernelsimp.records.plan import LayerPlan, Plan
+from kernelsimp.settings import PlanSettings
+from kernelsimp.simplify.candidates import Candidate, candidates_for, chosen_layers, rows_of_layer
+from kernelsimp.simplify.choose import (
+    Choices,
+    Menu,
+    choice_bits,
+    choose_for_count,
+    choose_for_dof,
+    coefficient_bits,
+)
+from kernelsimp.simplify.costs import NEEDS_IMAGES, check_cost, cost_table, predicted_loss
+from kernelsimp.simplify.survey import Sensitivity
+
+Chooser = Callable[[Sequence[Menu]], Choices]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What choosing starts from: layers with the structures on offer, chance's verdict, and the survey."""
+
+    bank: KernelBank
+    offers: Mapping[str, tuple[Candidate, ...]]
+    found: Mapping[str, NDArray[np.bool_]]
+    bits: Mapping[str, float]
+    changeable: frozenset[str]
+    seen: Mapping[str, Sensitivity]
+    settings: PlanSettings
+
+
+def prepare(
+    bank: KernelBank, settings: PlanSettings, seen: Mapping[str, Sensitivity] | None = None
+) -> Prepared:
+    """Return the structures on offer and chance's verdict for every kernel larger than 1x1."""
+    check_cost(settings.cost)
+    offers = {layer.name: candidates_for(layer, settings.families) for layer in bank.spatial}
+    found = {layer.name: _found(layer, settings) for layer in bank.spatial}
+    bits = {layer.name: _bits(layer) for layer in bank.spatial}
+    return Prepared(bank, offers, found, bits, frozenset(chosen_layers(bank, settings)), seen or {}, settings)
+
+
+def chooser(settings: PlanSettings) -> Chooser:
+    """Return how the settings' budget picks the multiplier."""
+    if settings.dof is not None:
+        return lambda menus: choose_for_dof(menus, float(settings.dof or 0))
+    if settings.simplified is not None:
+        return lambda menus: choose_for_count(menus, float(settings.simplified or 0))
+    raise KernelsimpError("no budget was given; pass --dof, --simplified or --max-drop")
+
+
+def data_free_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
+    """Return the plan by absolute cost, which needs neither images nor the network."""
+    if settings.cost in NEEDS_IMAGES:
+        raise KernelsimpError(f"--cost {settings.cost} needs images and the network: pass --data and --arch")
+    prepared = prepare(bank, settings)
+    plan, _ = plan_for(prepared, "absolute", chooser(settings))
+    return plan
+
+
+def menus_for(prepared: Prepared, cost: str) -> tuple[Menu, ...]:
+    """Return one menu a layer, with costs by the name of `cost`."""
+    return tuple(_menu(prepared, layer, cost) for layer in prepared.bank.spatial)
+
+
+def plan_for(prepared: Prepared, cost: str, choose: Chooser) -> tuple[Plan, float]:
+    """Return the plan of one cost, and the loss it predicts in nats an image."""
+    menus = menus_for(prepared, cost)
+    choices = choose(menus)
+    return plan_of(prepared, menus, choices, cost)
+
+
+def plan_of(prepared: Prepared, menus: Sequence[Menu], choices: Choices, cost: str) -> tuple[Plan, float]:
+    """Return choices as a plan, and the loss it predicts in nats an image."""
+    names = dict.fromkeys(item.name for offer in prepared.offers.values() for item in offer)
+    structures = tuple(names)
+    layers, predicted = [], 0.0
+    for layer, chosen in zip(prepared.bank.spatial, choices.structures, strict=True):
+        errors = _errors(layer, prepared.offers[layer.name], chosen)
+        predicted += predicted_loss(layer, errors, prepared.seen.get(layer.name))
+        layers.append(_layer_plan(prepared, layer, (structures, chosen, errors)))
+    settings = prepared.settings
+    rule: dict[str, Any] = {
+        "rule": "one multiplier",
+        "cost": cost,
+        "multiplier": choices.multiplier,
+        "dof": settings.dof,
+        "simplified": settings.simplified,
+        "resolve": settings.resolve,
+    }
+    bits = choice_bits(menus, choices)
+    return Plan(structures, tuple(layers), rule, bits, coefficient_bits(menus)), predicted
+
+
+def equivalent_share(plan: Plan) -> float:
+    """Return the equivalent degrees of freedom left, (DOF * b + choice bits) / b, as a share."""
+    return (plan.dof_after + plan.choice_bits / plan.coefficient_bits) / plan.dof_before
+
+
+def _menu(prepared: Prepared, layer: LayerKernels, cost: str) -> Menu:
+    offer = prepared.offers[layer.name]
+    allowed = torch.full((layer.count,), layer.name in prepared.changeable)
+    if prepared.settings.only_found:
+        allowed &= torch.from_numpy(prepared.found[layer.name])
+    return Menu(
+        layer.name,
+        cost_table(layer, offer, prepared.seen.get(layer.name), cost),
+        dims=torch.tensor([item.dim for item in offer]),
+        side_bits=torch.tensor([item.side_bits for item in offer]),
+        bits=prepared.bits[layer.name],
+        cells=int(np.prod(layer.grid)),
+        allowed=allowed,
+    )
+
+
+def _errors(layer: LayerKernels, offer: Sequence[Candidate], chosen: Tensor) -> Tensor:
+    """Return w - Pw of each kernel's choice, (n, cells)."""
+    kernels = rows_of_layer(layer)
+    errors = torch.zeros_like(kernels)
+    for place in torch.unique(chosen).tolist():
+        mask = chosen == place
+        errors[mask] = offer[place].errors(kernels[mask])
+    return errors
+
+
+def _layer_plan(
+    prepared: Prepared, layer: LayerKernels, made: tuple[tuple[str, ...], Tensor, Tensor]
+) -> LayerPlan:
+    structures, chosen, errors = made
+    offer = prepared.offers[layer.name]
+    index = np.array([structures.index(item.name) for item in offer], dtype=np.int16)
+    dims = np.full(len(structures), np.prod(layer.grid), dtype=np.int16)
+    dims[index] = [item.dim for item in offer]
+    shape = layer.kernels.shape[:2]
+    norms = rows_of_layer(layer).norm(dim=1)
+    residual = torch.where(norms > 0, errors.norm(dim=1) / norms.clamp_min(1e-300), 0.0)
+    choice = index[chosen.numpy()].reshape(shape)
+    return LayerPlan(
+        layer.name,
+        layer.kind,
+        layer.groups,
+        layer.grid,
+        choice=choice,
+        found=prepared.found[layer.name].reshape(shape) & (choice != 0),
+        dead=layer.dead().numpy().reshape(shape),
+        residual=residual.float().numpy().reshape(shape),
+        dims=dims,
+    )
+
+
+def _found(layer: LayerKernels, settings: PlanSettings) -> NDArray[np.bool_]:
+    return found_by_chance_test(examine(layer, settings.families), settings.fdr)
+
+
+def _bits(layer: LayerKernels) -> float:
+    """Return the bits of a coefficient; a layer of zeros needs none, and is priced at one bit."""
+    kernels = layer.kernels.detach().float().reshape(layer.count, *layer.grid)
+    return bits_of_coefficient(kernels) if bool(kernels.any()) else 1.0

@@ -1,0 +1,109 @@
+"""One pass over calibration images that says what a kernel's error costs, before anything is changed.
+
+Per layer: H_jj, the second moment of the windows of input channel j, (in, cells, cells), and g_o, how much
+the loss minds output channel o, (out,). Both are means over images; g is summed over positions.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_leaves
+
+from kernelsimp.models.hooks import Observed, Trace, observing
+from kernelsimp.simplify.moments import Sampling, rows_of, sampling_for, windows
+from kernelsimp.watch import SILENT, Watcher
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """One layer: `blocks` (in, cells, cells) and `fisher` (out,), float64 on the CPU."""
+
+    blocks: Tensor
+    fisher: Tensor
+
+    @property
+    def active(self) -> bool:
+        """Whether the layer saw anything but zeros."""
+        return bool(self.blocks.diagonal(dim1=1, dim2=2).sum() > 0)
+
+
+def survey(
+    model: nn.Module, traced: Trace, images: Sequence[Tensor], seed: int, watcher: Watcher = SILENT
+) -> Mapping[str, Sensitivity]:
+    """Return the sensitivity of every convolution that the images reach.
+
+    L is the cross-entropy against a label drawn from the model's own output (the Fisher information);
+    a network whose output is not (n, classes) gets Gaussian noise on its output in place of that.
+    """
+    count = sum(len(batch) for batch in images)
+    sums: dict[str, _Sum] = {use.name: _Sum(sampling_for(use, 1, count, seed)) for use in traced.uses}
+    generator = torch.Generator().manual_seed(seed)
+    watcher.start("measuring what each layer sees", len(images))
+    with observing(model) as seen, torch.enable_grad():
+        for batch, inputs in enumerate(images):
+            torch.autograd.backward(_loss(model(inputs.clone().requires_grad_()), generator))
+            for name, calls in seen.items():
+                sums[name].add(calls, batch)
+            seen.clear()
+            model.zero_grad(set_to_none=True)
+            watcher.step()
+    return {name: item.result(count) for name, item in sums.items() if item.rows}
+
+
+def _loss(output: object, generator: torch.Generator) -> Tensor:
+    """Return a scalar whose gradient's second moment is the Fisher information of the output."""
+    tensors = output_tensors(output)
+    if len(tensors) == 1 and tensors[0].ndim == 2 and tensors[0].shape[1] > 1:
+        logits = tensors[0].float()
+        labels = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
+        return cross_entropy(logits, labels.to(logits.device), reduction="sum")
+    noise = [torch.randn(item.shape, generator=generator).to(item.device) for item in tensors]
+    return torch.stack([(item.float() * eps).sum() for item, eps in zip(tensors, noise, strict=True)]).sum()
+
+
+def output_tensors(output: object) -> list[Tensor]:
+    """Return the real tensors of whatever a network returns, in order."""
+    return [item for item in tree_leaves(output) if isinstance(item, Tensor) and item.is_floating_point()]
+
+
+class _Sum:
+    """Running sums of one layer."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.blocks: Tensor | None = None
+        self.fisher: Tensor | None = None
+        self.rows = 0
+
+    def add(self, calls: Sequence[Observed], batch: int) -> None:
+        for number, observed in enumerate(calls):
+            blocks, rows = _blocks(observed, self.sampling, batch * 101 + number)
+            gradient = observed.output.grad
+            fisher = torch.zeros(observed.output.shape[1], dtype=torch.float64)
+            if gradient is not None:
+                fisher = gradient.double().square().transpose(0, 1).flatten(1).sum(1).cpu()
+            self.blocks = blocks if self.blocks is None else self.blocks + blocks
+            self.fisher = fisher if self.fisher is None else self.fisher + fisher
+            self.rows += rows
+
+    def result(self, images: int) -> Sensitivity:
+        assert self.blocks is not None
+        assert self.fisher is not None
+        return Sensitivity(self.blocks / self.rows, self.fisher / images)
+
+
+@torch.no_grad()
+def _blocks(observed: Observed, sampling: Sampling, batch: int) -> tuple[Tensor, int]:
+    """Return the sum of x_j x_j' over the sampled windows, (in, cells, cells), and their number."""
+    view = windows(observed.call)
+    grid = observed.call[0].kernel_size
+    positions = math.prod(view.shape[2 : 2 + len(grid)])  # type: ignore[arg-type]
+    image, place = sampling.places(view.shape[0], positions, batch)
+    rows = rows_of(observed.call, image, place)  # (groups, rows, D)
+    cells = math.prod(view.shape[-len(grid) :])  # type: ignore[arg-type]
+    split = rows.transpose(0, 1).reshape(len(image), -1, cells).transpose(0, 1)
+    return (split.mT @ split).double().cpu(), len(image)

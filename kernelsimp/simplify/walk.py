@@ -1,0 +1,222 @@
+"""Carry out a plan on a network, layer by layer from input to output, each on its already changed inputs.
+
+Every layer's weights are fitted so that its outputs stay nearest to the original network's; each kernel is
+then written exactly into its structure, in the dtype of the checkpoint, and the layers after it see that.
+Where the layer has a bias, or feeds one batch norm, the shift of its mean goes there in closed form.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelsimp.kernels.bank import KernelBank, LayerKernels
+from kernelsimp.kernels.families import find
+from kernelsimp.models.hooks import Replay, Trace, Use
+from kernelsimp.models.layers import conv_modules, stored, tensor_name
+from kernelsimp.records.plan import FREE, LayerPlan, Plan
+from kernelsimp.simplify.apply import snap_layer
+from kernelsimp.simplify.moments import Moments, pair_moments, sampling_for
+from kernelsimp.simplify.resolve import Constraint, UnsolvableError, pieces_of, resolve
+from kernelsimp.watch import SILENT, Watcher
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What a walk stands on: the original network with its kernels, and images to look at it with.
+
+    `model` runs in float32, in evaluation mode; `images` are batches of its input, `held` batches that
+    judge and are never fitted to.
+    """
+
+    model: nn.Module
+    bank: KernelBank
+    traced: Trace
+    images: tuple[Tensor, ...]
+    held: tuple[Tensor, ...] = ()
+    seed: int = 0
+
+    @property
+    def count(self) -> int:
+        return sum(len(batch) for batch in self.images)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How one layer came out: relative `output_error` (None where it was never run) and a word on trouble."""
+
+    output_error: float | None
+    steps: int = 0
+    trouble: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Walked:
+    """The simplified network, and the tensors that differ from the original's.
+
+    Weights are in the bank's dtype; biases and running means in float32, for the checkpoint to cast.
+    """
+
+    model: nn.Module
+    tensors: Mapping[str, Tensor]
+    fits: Mapping[str, Fit]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What did not go as it should, a sentence a layer."""
+        return tuple(f"{name}: {fit.trouble}" for name, fit in self.fits.items() if fit.trouble)
+
+
+@dataclass
+class _State:
+    """What changes along the way."""
+
+    model: nn.Module
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    fits: dict[str, Fit] = field(default_factory=dict)
+
+
+def walk(ground: Ground, plan: Plan, watcher: Watcher = SILENT, *, fitted: bool = True) -> Walked:
+    """Return the network that `plan` makes of the original one.
+
+    With `fitted` false every kernel is only projected and nothing else moves. A layer whose moments are
+    singular, missing or of too few rows is projected too, and its `Fit` says so.
+    """
+    state = _State(copy.deepcopy(ground.model))
+    plans = {layer.name: layer for layer in plan.layers}
+    layers = {layer.name: layer for layer in ground.bank.layers}
+    now, before = (Replay(model, ground.traced, ground.images) for model in (state.model, ground.model))
+    watcher.start("re-solving layer by layer" if fitted else "projecting", len(ground.traced.uses))
+    for use in ground.traced.uses:
+        layer, choice = layers[use.name], plans.get(use.name)
+        if fitted and (state.tensors or (choice is not None and choice.changed.any())):
+            moments = _moments(use, layer, (now, before if state.tensors else None), ground)
+            _fit_layer(state, use, (layer, choice), (plan.structures, moments))
+        elif choice is not None and choice.changed.any():
+            _project_layer(state, layer, choice, plan.structures)
+        watcher.step()
+    for name in plans.keys() - {use.name for use in ground.traced.uses}:
+        if plans[name].changed.any():
+            _project_layer(state, layers[name], plans[name], plan.structures)
+            state.fits[name] = Fit(None, trouble="never run on calibration images: only projected")
+    return Walked(state.model, state.tensors, state.fits)
+
+
+def _moments(
+    use: Use, layer: LayerKernels, replays: tuple[Replay, Replay | None], ground: Ground
+) -> Moments | None:
+    now, before = replays
+    original = _by_group(layer)
+    sampling = sampling_for(use, original.shape[-1], ground.count, ground.seed)
+    was = before.inputs_of(use) if before is not None else None
+    return pair_moments(now.inputs_of(use), was, original, sampling)
+
+
+def _fit_layer(
+    state: _State,
+    use: Use,
+    work: tuple[LayerKernels, LayerPlan | None],
+    help_: tuple[Sequence[str], Moments | None],
+) -> None:
+    layer, choice = work
+    structures, moments = help_
+    if moments is None or (moments.same and (choice is None or not choice.changed.any())):
+        return
+    original = _by_group(layer)
+    shifted = _takes_shift(state.model, use)
+    metric = moments.centred(original) if shifted else moments
+    constraint = _constraint(layer, choice, structures)
+    trouble, steps = None, 0
+    try:
+        solved = resolve(original, constraint, metric)
+        weights, steps = solved.weights, solved.steps
+    except UnsolvableError as reason:
+        trouble, weights = f"{reason}; only projected", constraint.project(original)
+    written = _write(state, layer, choice, (structures, weights))
+    if shifted:
+        _shift(state, use, (written, original), moments)
+    share = metric.error(written, original).sum() / metric.power.sum().clamp_min(1e-300)
+    state.fits[use.name] = Fit(float(share.sqrt()), steps, trouble)
+
+
+def _by_group(layer: LayerKernels) -> Tensor:
+    """Return the original weights (groups, filters, D) in float64."""
+    return layer.kernels.detach().double().reshape(layer.groups, len(layer.kernels) // layer.groups, -1)
+
+
+def _constraint(layer: LayerKernels, choice: LayerPlan | None, structures: Sequence[str]) -> Constraint:
+    cells = layer.kernels[0, 0].numel()
+    if choice is None:
+        return Constraint(cells, ())
+    used = torch.from_numpy(choice.choice).long().reshape(-1)
+    projectors: list[Tensor | None] = [None] * len(structures)
+    for index in torch.unique(used).tolist():
+        if index != FREE:
+            projectors[index] = torch.from_numpy(find(structures[index], layer.grid).projector)
+    return Constraint(cells, pieces_of(used, projectors))
+
+
+def _write(
+    state: _State, layer: LayerKernels, choice: LayerPlan | None, made: tuple[Sequence[str], Tensor]
+) -> Tensor:
+    """Put new weights into the network, exactly in their structures in the stored dtype; return those.
+
+    A filter whose weights did not move beyond rounding keeps its bits.
+    """
+    structures, weights = made
+    kernels = weights.reshape(layer.kernels.shape).to(layer.kernels.dtype)
+    still = torch.isclose(weights, _by_group(layer), rtol=1e-12, atol=0).all(-1).reshape(-1)
+    kernels[still] = layer.kernels[still]
+    if choice is not None:
+        kernels = snap_layer(kernels, choice, tuple(structures))
+    _store(state, layer, kernels)
+    return kernels.double().reshape(weights.shape)
+
+
+def _project_layer(state: _State, layer: LayerKernels, choice: LayerPlan, structures: Sequence[str]) -> None:
+    _store(state, layer, snap_layer(layer.kernels, choice, tuple(structures)))
+
+
+def _store(state: _State, layer: LayerKernels, kernels: Tensor) -> None:
+    weight: Any = conv_modules(state.model)[layer.name].weight
+    value = stored(kernels, layer.kind, layer.groups, tuple(weight.shape))
+    with torch.no_grad():
+        weight.copy_(value)
+    state.tensors[tensor_name(layer.name)] = value.contiguous()
+
+
+def _takes_shift(model: nn.Module, use: Use) -> bool:
+    """Say whether a shift of the layer's mean output has somewhere to go: its bias or its batch norm."""
+    module: Any = conv_modules(model)[use.name]
+    if use.calls > 1:
+        return False  # one bias for several places cannot mend each
+    if module.bias is not None:
+        return True
+    norm: Any = dict(model.named_modules())[use.norm] if use.norm else None
+    return norm is not None and norm.running_mean is not None
+
+
+def _shift(state: _State, use: Use, weights: tuple[Tensor, Tensor], moments: Moments) -> None:
+    """Let the bias, or the batch norm's running mean, take the change of the layer's mean output.
+
+    b* = b + mean_before'w0 - mean'w; a running mean moves the other way.
+    """
+    new, old = weights
+    change = (new @ moments.mean[:, :, None] - old @ moments.mean_before[:, :, None]).reshape(-1)
+    module: Any = conv_modules(state.model)[use.name]
+    if module.bias is not None:
+        name, target, change = f"{use.name}.bias" if use.name else "bias", module.bias, -change
+    else:
+        norm: Any = dict(state.model.named_modules())[str(use.norm)]
+        name, target = f"{use.norm}.running_mean", norm.running_mean
+    with torch.no_grad():
+        target.add_(change.to(target.dtype))
+    state.tensors[name] = target.detach().clone()
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+    """Return a copy of the network that calculates in float32, in evaluation mode."""
+    return copy.deepcopy(model).float().eval()

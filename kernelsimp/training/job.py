@@ -1,0 +1,33 @@
+"""What settings and data mean for a fine-tuning run: which images, in which order, judged on which."""
+
+from torch import nn
+
+from kernelsimp.data.sources import Data
+from kernelsimp.data.transforms import Batches, batches, epoch_seed, preprocess_of
+from kernelsimp.models.network import device_of
+from kernelsimp.settings import Settings
+from kernelsimp.training.finetune import FinetuneJob
+
+
+def job_of(data: Data, settings: Settings, teacher: nn.Module | None) -> FinetuneJob:
+    """Return what to train on: the training split, judged on the validation split."""
+    return FinetuneJob(
+        train=lambda epoch: epoch_batches(data, settings, epoch),
+        val=batches(data.val, preprocess_of(settings.data), settings.data.batch_size),
+        teacher=teacher,
+        device=str(device_of(settings)),
+        seed=settings.run.seed,
+    )
+
+
+def epoch_batches(data: Data, settings: Settings, epoch: int) -> Batches:
+    """Return the augmented training batches of one epoch, the same for the same seed and epoch."""
+    seed = settings.run.seed
+    return batches(
+        data.train,
+        preprocess_of(settings.data),
+        settings.data.batch_size,
+        shuffle_seed=epoch_seed(seed, epoch, "order"),
+        augment_seed=epoch_seed(seed, epoch, "augment"),
+        workers=settings.data.workers,
+    )

@@ -1,0 +1,86 @@
+"""Rank one and two: against the plain decomposition of each kernel, and exact to the dtype's rounding."""
+
+import numpy as np
+import pytest
+import torch
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels import rank
+
+GRIDS = [(1, 3), (2, 2), (3, 3), (3, 5), (5, 3), (5, 5), (7, 7)]
+
+
+def bank(grid, count=40, seed=0):
+    return torch.randn(count, *grid, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_residuals_match_the_definition_kernel_by_kernel(grid):
+    kernels = bank(grid)
+    found = rank.residuals(kernels).numpy()
+    for kernel, row in zip(kernels.numpy(), found, strict=True):
+        s = np.linalg.svd(kernel, compute_uv=False)
+        expected = [np.sqrt((s[k:] ** 2).sum() / (s**2).sum()) for k in range(1, len(s) + 1)]
+        assert np.allclose(row, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_snapped_kernels_hold_and_lie_as_far_as_the_residual_says(grid, order, dtype):
+    kernels = bank(grid).to(dtype)
+    written = rank.snap(kernels, order)
+    assert written.dtype == dtype
+    assert bool(rank.holds(written, order).all())
+    far = (written.double() - kernels.double()).flatten(1).norm(dim=1) / kernels.double().flatten(1).norm(dim=1)
+    assert torch.allclose(far, rank.residual(kernels, order), atol=8 * torch.finfo(dtype).eps)
+    assert torch.allclose(far, rank.distance(kernels, order), atol=1e-12)
+
+
+def test_random_kernels_do_not_hold():
+    assert not bool(rank.holds(bank((3, 3)), 2).any())
+
+
+def test_a_tiny_residual_is_not_read_as_nothing():
+    kernel = torch.outer(torch.tensor([1.0, 2, 3]), torch.tensor([3.0, -1, 1])).double()
+    kernel[0, 0] += 1e-9
+    r = float(rank.residual(kernel[None])[0])
+    assert 1e-11 < r < 1e-9
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-40, 1e200])
+def test_scale_does_not_matter(scale):
+    kernels = bank((3, 3))
+    assert torch.allclose(rank.residuals(kernels * scale), rank.residuals(kernels), atol=1e-9)
+
+
+def test_factors_multiply_to_the_nearest_kernel():
+    columns, rows = rank.factors(bank((5, 3)), 2)
+    assert columns.shape == (40, 5, 2)
+    assert rows.shape == (40, 2, 3)
+    assert torch.allclose(columns @ rows, rank.snap(bank((5, 3)), 2), atol=1e-12)
+    assert torch.allclose(columns.norm(dim=1), rows.norm(dim=2), atol=1e-12)
+
+
+def test_zero_and_broken_kernels():
+    kernels = bank((3, 3), 3)
+    kernels[0], kernels[1, 0, 0] = 0, torch.nan
+    r = rank.residual(kernels)
+    assert r[0] == 0
+    assert bool(r[1].isnan())
+    assert not bool(rank.holds(kernels)[1])
+    assert len(rank.residual(kernels[:0])) == 0
+
+
+def test_degrees_of_freedom_and_offers():
+    assert [rank.dof((k, k), 1) for k in (3, 5, 7)] == [5, 9, 13]
+    assert rank.dof((3, 3), 2) == 8
+    assert rank.offered((3, 3), 1)
+    assert rank.offered((3, 3), 2)
+    assert not rank.offered((2, 2), 2)
+    assert not rank.offered((1, 7), 1)
+
+
+def test_a_rank_below_one_is_refused():
+    with pytest.raises(KernelsimpError, match="^rank 0; expected 1 or more$"):
+        rank.residual(bank((3, 3)), 0)
