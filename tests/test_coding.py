@@ -127,11 +127,13 @@ def test_a_layer_of_zeros_and_a_layer_of_one_kernel():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(KernelsimpError, match="^coding: no kernels; expected finite kernels, drop the others"):
+    with pytest.raises(
+        KernelsimpError, match=r"^coding: no kernels; expected finite kernels, drop the others"
+    ):
         code_layer(torch.zeros(0, 3, 3))
-    with pytest.raises(KernelsimpError, match="^coding: 1 kernels that are not finite; expected finite"):
+    with pytest.raises(KernelsimpError, match=r"^coding: 1 kernels that are not finite; expected finite"):
         code_layer(torch.tensor([[[0.0, float("nan")]]]))
-    with pytest.raises(KernelsimpError, match="^coding: distortion 1.0; expected a number between 0 and 1$"):
+    with pytest.raises(KernelsimpError, match=r"^coding: distortion 1.0; expected a number between 0 and 1$"):
         code_layer(bank(), (), 1.0)
 
 

@@ -109,9 +109,10 @@ def test_total_variation_meets_its_optimum():
     weight = level * 0.3 / 0.7
 
     def objective(values):
-        return 0.5 * ((values - kernels) ** 2).sum() + weight * np.sqrt(
-            (denoisers._gradient(values) ** 2).sum(axis=0)
-        ).sum()
+        return (
+            0.5 * ((values - kernels) ** 2).sum()
+            + weight * np.sqrt((denoisers._gradient(values) ** 2).sum(axis=0)).sum()
+        )
 
     generator = np.random.default_rng(0)
     best = objective(flat)

@@ -103,7 +103,7 @@ def test_too_many_values_are_refused():
 def test_choice_bits_count_partitions():
     assert [round(2 ** partitions.bits(4, k)) for k in (1, 2, 3, 4)] == [1, 7, 6, 1]
     assert few_values.fit(bank((3, 3), 1), 2).choice_bits == pytest.approx(np.log2(255))
-    with pytest.raises(KernelsimpError, match="^2 items cannot be parted into 3 classes$"):
+    with pytest.raises(KernelsimpError, match=r"^2 items cannot be parted into 3 classes$"):
         partitions.bits(2, 3)
 
 
@@ -175,5 +175,5 @@ def test_partitions_in_words():
 
 
 def test_an_axis_that_is_none_is_refused():
-    with pytest.raises(KernelsimpError, match="^axis 2; expected 0 for rows or 1 for columns$"):
+    with pytest.raises(KernelsimpError, match=r"^axis 2; expected 0 for rows or 1 for columns$"):
         partitions.equal_lines(bank((3, 3)), 2)

@@ -111,7 +111,7 @@ def test_frozen_kernels_keep_every_bit_and_the_others_train(name, autocast):
     before = copy.deepcopy(model)
     hold(model, plan, "freeze")
     train(model, OPTIMIZERS[name](model.parameters()), autocast=autocast)
-    verify(model)
+    verify(model.eval())
     release(model)
     for layer in plan.layers:
         now, then = kernels_of(model, plan, layer), kernels_of(before, plan, layer)
@@ -209,6 +209,8 @@ def test_a_layer_frozen_as_a_whole_computes_no_gradient():
     assert not [name for name in free if "original" in name]
     assert not model.dense.weight.requires_grad
     assert model.depthwise.bias.grad is not None
+    model.requires_grad_(True)  # a loop that thaws everything still computes nothing here
+    assert not model.dense.weight.requires_grad
     release(model)
     assert model.dense.weight.requires_grad
 

@@ -136,7 +136,7 @@ def test_shared_modules_and_weights_count_once_and_every_other_tensor_has_a_reas
     part = "part of a re-parametrised convolution; remove the parametrisation first"
     assert reasons["again.weight"] == "the same tensor as first.weight"
     assert reasons["twin.weight"] == "the same tensor as first.weight"
-    assert reasons["table"] == "4-D, but of no convolution module"
+    assert reasons["table"] == "4-D, but no convolution uses it"
     assert reasons["norm.num_batches_tracked"] == "a scalar"
     assert reasons["normed.parametrizations.weight.original1"] == part
     assert reasons["lazy.weight"] == "lazy convolution without a shape yet; run the network once first"

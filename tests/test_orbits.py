@@ -115,7 +115,13 @@ def gabors(phases, angle=0.5):
 
 def test_quadrature_pairs_are_a_quarter_wave_apart():
     kernels = torch.cat(
-        [gabors([0.3]) + 0.01, -2 * gabors([0.3 + math.pi / 2]), gabors([0.8]), gabors([0.3], 1.4), bank((7, 7), 3)]
+        [
+            gabors([0.3]) + 0.01,
+            -2 * gabors([0.3 + math.pi / 2]),
+            gabors([0.8]),
+            gabors([0.3], 1.4),
+            bank((7, 7), 3),
+        ]
     )
     pairs = quadrature_pairs(kernels, fit(kernels), 0.1)
     assert pairs.tolist() == [[0, 1]]

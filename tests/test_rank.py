@@ -32,7 +32,9 @@ def test_snapped_kernels_hold_and_lie_as_far_as_the_residual_says(grid, order, d
     written = rank.snap(kernels, order)
     assert written.dtype == dtype
     assert bool(rank.holds(written, order).all())
-    far = (written.double() - kernels.double()).flatten(1).norm(dim=1) / kernels.double().flatten(1).norm(dim=1)
+    far = (written.double() - kernels.double()).flatten(1).norm(dim=1) / kernels.double().flatten(1).norm(
+        dim=1
+    )
     assert torch.allclose(far, rank.residual(kernels, order), atol=8 * torch.finfo(dtype).eps)
     assert torch.allclose(far, rank.distance(kernels, order), atol=1e-12)
 
@@ -82,5 +84,5 @@ def test_degrees_of_freedom_and_offers():
 
 
 def test_a_rank_below_one_is_refused():
-    with pytest.raises(KernelsimpError, match="^rank 0; expected 1 or more$"):
+    with pytest.raises(KernelsimpError, match=r"^rank 0; expected 1 or more$"):
         rank.residual(bank((3, 3)), 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import template_fit
-from kernelsimp.kernels.template_fit import Effort, fit, holds, redraw, refit, snap
+from kernelsimp.kernels.template_fit import Effort, fit, from_parameters, holds, redraw, refit, shapes, snap
 from kernelsimp.kernels.templates import (
     NAMES,
     TEMPLATES,
@@ -223,13 +223,30 @@ def test_refit_sees_a_kernel_that_left_its_template():
     assert refit(kernels.mT.contiguous(), found).residual.min() > 0.2
 
 
+def test_stored_choices_describe_the_same_kernels():
+    kernels = torch.randn(40, 5, 5, generator=torch.Generator().manual_seed(8))
+    found = fit(kernels)
+    stored = from_parameters(found.grid, found.names, found.template.short(), found.parameters.float())
+    written = snap(kernels, found)
+    assert bool(holds(written, stored).all())
+    assert torch.allclose(redraw(refit(written, stored)), redraw(found), atol=1e-6)
+
+
+def test_shapes_span_what_a_and_b_move_in():
+    kernels = torch.randn(40, 3, 3, generator=torch.Generator().manual_seed(9))
+    found = fit(kernels)
+    other = 3 * shapes(found).reshape(-1, 3, 3) - 2
+    assert bool(holds(other, found).all())
+    assert torch.allclose(refit(other, found).a, torch.tensor(3.0).double())
+
+
 def test_every_template_has_an_example_that_varies():
     for template in TEMPLATES:
         assert float(example(template.name).std()) > 0
 
 
 def test_errors_say_what_and_where():
-    with pytest.raises(KernelsimpError, match="^unknown template 'gausian'; did you mean 'gaussian'\\?$"):
+    with pytest.raises(KernelsimpError, match=r"^unknown template 'gausian'; did you mean 'gaussian'\?$"):
         fit(torch.zeros(1, 3, 3), ["gausian"])
     with pytest.raises(KernelsimpError, match=r"^kernels of shape \(2, 3\); expected \(n, kh, kw\)"):
         fit(torch.zeros(2, 3))

@@ -1,38 +1,77 @@
-"""What chance would give: expected matches and which kernels chance does not explain."""
+"""What chance gives a layer: the nulls its residuals are judged by, and the kernels they do not explain.
+
+`found` is the verdict of the ring null (how smooth the layer's kernels are, and nothing else); a kernel
+that the matched null (the layer's own covariance) rejects as well is *beyond its layer*.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy import stats
+from torch import Tensor
 
 from kernelsimp.analysis.examine import Examined
+from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.kernels.nulls import Null, matched_null, ring_null, white_null
+from kernelsimp.kernels.significance import judge
+from kernelsimp.kernels.subspace import Floats, Subspace
 
-EFFECTIVE_TESTS = 13
-"""How many independent tests the families of one kernel amount to (measured on trained networks)."""
+NULLS: dict[str, Callable[[Tensor, Sequence[Subspace]], Null]] = {
+    "white": lambda _, subspaces: white_null(subspaces),
+    "ring": ring_null,
+    "matched": matched_null,
+}
+"""How each null is made from a layer's live kernels (n, *grid) and the families' subspaces."""
 
-
-def white_expectation(dim: int, cells: int, tolerance: float) -> float:
-    """Return P(r <= tolerance) of a kernel of independent Gaussian cells: r^2 ~ Beta((d-q)/2, q/2)."""
-    return float(stats.beta.cdf(tolerance**2, (cells - dim) / 2, dim / 2))
-
-
-def white_p_values(examined: Examined) -> NDArray[np.float64]:
-    """Return p-values (kernels, families) under the white null."""
-    cells = int(np.prod(examined.layer.grid))
-    columns = [
-        stats.beta.cdf(examined.residual[:, i].astype(np.float64) ** 2, (cells - dim) / 2, dim / 2)
-        for i, dim in enumerate(examined.dims)
-    ]
-    return np.stack(columns, axis=1) if columns else np.ones((len(examined.dead), 0))
+FOUND_BY = "ring"
+BEYOND_BY = "matched"
 
 
-def found_by_chance_test(examined: Examined, fdr: float) -> NDArray[np.bool_]:
-    """Say for each kernel whether chance does not explain its best family, at false discovery rate `fdr`.
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """One layer under one null: `p` and `found` (kernels,) in canonical order, p = 1 for dead kernels.
 
-    p = min(1, 13 * least p over the families), Benjamini-Hochberg over the layer's live kernels.
+    `note` says why the white null stands in, if it does.
     """
-    found = np.zeros(len(examined.dead), dtype=bool)
+
+    null: Null
+    p: Floats
+    found: NDArray[np.bool_]
+
+    @property
+    def note(self) -> str | None:
+        return self.null.note
+
+
+def judge_layer(examined: Examined, name: str, fdr: float) -> Judgement:
+    """Return the p-value of every kernel of a layer under one null, and which are found at `fdr`.
+
+    p = min(1, m * least p over the families), m the effective number of tests; Benjamini-Hochberg over
+    the layer's live kernels. Raises `KernelsimpError` for an unknown null or a rate out of range.
+    """
+    if name not in NULLS:
+        raise KernelsimpError(f"--null is '{name}'{did_you_mean(name, NULLS)}")
+    if not 0 < fdr < 1:
+        raise KernelsimpError(f"--fdr is {fdr:g}; expected a rate between 0 and 1, such as 0.05")
     live = ~examined.dead
-    if examined.families and live.any():
-        p = np.minimum(1.0, EFFECTIVE_TESTS * white_p_values(examined)[live].min(axis=1))
-        found[live] = stats.false_discovery_control(p) <= fdr
-    return found
+    subspaces = [family.subspace for family in examined.families]
+    kernels = _live_kernels(examined, live)
+    null = NULLS[name](kernels, subspaces)
+    p, found = np.ones(len(live)), np.zeros(len(live), dtype=bool)
+    if subspaces and live.any():
+        judged = judge(null, torch.from_numpy(examined.residual[live]), fdr)
+        p[live], found[live] = judged.p, judged.found
+    return Judgement(null, p, found)
+
+
+def found_in(examined: Examined, fdr: float) -> NDArray[np.bool_]:
+    """Say for each kernel whether chance, by the ring null, does not explain its nearest family."""
+    return judge_layer(examined, FOUND_BY, fdr).found
+
+
+def _live_kernels(examined: Examined, live: NDArray[np.bool_]) -> Tensor:
+    layer = examined.layer
+    wide = layer.kernels.dtype if layer.kernels.dtype == torch.float64 else torch.float32
+    return layer.kernels.reshape(-1, *layer.grid)[torch.from_numpy(live)].to(wide)

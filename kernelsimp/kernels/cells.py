@@ -38,7 +38,7 @@ def norms(flat: Tensor) -> Tensor:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Return the residual that a cast to `dtype` may leave: 4 eps, and 64 for float64, where our sums round."""
+    """Return the residual a cast to `dtype` may leave: 4 eps, and 64 for float64, where our sums round."""
     return (64 if dtype == torch.float64 else 4) * float(torch.finfo(dtype).eps)
 
 

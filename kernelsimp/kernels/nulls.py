@@ -75,14 +75,16 @@ class Null:
         Exact where it is under log(`largest`) and 0 elsewhere: with a small `largest` few look-ups are
         needed, and a p-value that is then multiplied and cut at 1 comes out the same.
         """
-        least = torch.zeros(residuals.shape[0])
-        limits = self.residual_at(largest)
-        for family in range(residuals.shape[1]):
-            r = residuals[:, family]
-            near = (r <= float(limits[family])).nonzero()[:, 0]
-            if len(near):
-                least[near] = torch.minimum(least[near], self.log_p(family, r[near]))
-        return least
+        limits = torch.from_numpy(self.residual_at(largest)).to(residuals.dtype)
+        columns = residuals.T.contiguous()
+        near = (columns <= limits[:, None]).flatten().nonzero()[:, 0]
+        low, share = _places(columns.flatten()[near].to(torch.float32))
+        count = residuals.shape[0]
+        low = low + near.div(max(1, count), rounding_mode="floor") * self.table.shape[1]
+        flat = self.table.flatten()
+        log_p = torch.lerp(flat[low], flat[low + 1], share)
+        least = torch.zeros(count)
+        return least.scatter_reduce_(0, near % max(1, count), log_p, "amin")
 
     def residual_at(self, p: float) -> Floats:
         """Return for each family a residual, one of `NODES`, at which P(residual <= r) is p or just above."""

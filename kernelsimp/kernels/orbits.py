@@ -5,7 +5,7 @@ two for a line. A move is an index array: cell i of the moved kernel is cell mov
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from kernelsimp.kernels.cells import Grid, chunks, grid_of, norms, rows_of
-from kernelsimp.kernels.template_fit import TemplateFit, redraw
+from kernelsimp.kernels.template_fit import TemplateFit, from_parameters, shapes
 
 Ints = NDArray[np.int64]
 
@@ -100,10 +100,7 @@ def quadrature_pairs(kernels: Tensor, fitted: TemplateFit, tolerance: float = 0.
     rows = torch.nonzero(gabor & (fitted.residual <= tolerance))[:, 0]
     flat = rows_of(kernels)[0][rows]
     centred = flat - flat.mean(dim=1, keepdim=True)
-    drawn = _advanced(fitted, rows)
-    shapes = drawn - drawn.mean(dim=1, keepdim=True)
-    shapes = shapes / norms(shapes).clamp_min(torch.finfo(torch.float64).tiny)[:, None]
-    left = (centred.square().sum(dim=1)[None] - (shapes @ centred.T).square()).clamp_min(0)
+    left = (centred.square().sum(dim=1)[None] - (_advanced(fitted, rows) @ centred.T).square()).clamp_min(0)
     near = left <= tolerance**2 * flat.square().sum(dim=1)[None]
     pairs = torch.nonzero((near & near.T).triu(1))
     return rows[pairs]
@@ -113,9 +110,7 @@ def _advanced(fitted: TemplateFit, rows: Tensor) -> Tensor:
     """Redraw the Gabors of `rows` a quarter wave on, (m, cells)."""
     parameters = fitted.parameters[rows].clone()
     parameters[:, -1] += torch.pi / 2
-    ones = torch.ones(len(rows), dtype=torch.float64)
-    part = replace(fitted, template=fitted.template[rows], parameters=parameters, a=ones, b=0 * ones)
-    return redraw(part).flatten(1)
+    return shapes(from_parameters(fitted.grid, fitted.names, fitted.template[rows], parameters))
 
 
 def _by_matrix(unit: Tensor, grid: Grid, tolerance: float) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ which is across the direction in which it varies.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -152,10 +152,12 @@ def describe(
 
     `zero`, `constant` and `centre cell` stand alone. A template is named where it fits within the tolerance
     and needs no more numbers than the matching family leaves (or half the cells where no family matches);
-    the family's symmetry follows. Else the family, rank one or few values, whichever leaves least.
+    the family's symmetry follows. A template without shape parameters goes first where it fits within half
+    the tolerance. Else the family, rank one or few values, whichever leaves least.
     """
     matches = match(kernels, tolerance) if matches is None else matches
     fitted = template_fit.fit(kernels) if fitted is None else fitted
+    fitted = _plainest(kernels, fitted, tolerance)
     noun = _nouns(kernels, matches, fitted, tolerance)
     phrase = _phrases(kernels, matches, noun, tolerance)
     direction = np.where(noun >= 0, _directions(fitted), 0)
@@ -192,6 +194,21 @@ def _glyphs(shades: str) -> list[str]:
 
 _ZERO, _RANK_ONE, _TWO, _THREE, _NONE = -5, -4, -3, -2, -1
 _OTHERS = {_ZERO: "zero", _RANK_ONE: "rank one", _TWO: "two values", _THREE: "three values", _NONE: ""}
+
+
+def _plainest(kernels: Tensor, fitted: TemplateFit, tolerance: float) -> TemplateFit:
+    """Put templates without shape parameters, the shortest to name, where they fit within half of it."""
+    fixed = [name for name in fitted.names if not by_name(name).parameters]
+    plain = template_fit.fit(kernels, fixed)
+    wins = (plain.template >= 0) & (plain.residual <= tolerance / 2)
+    renumbered = torch.tensor([*(fitted.names.index(name) for name in plain.names), -1])[plain.template]
+    return replace(
+        fitted,
+        template=torch.where(wins, renumbered, fitted.template),
+        parameters=torch.where(wins[:, None], 0.0, fitted.parameters),
+        b=torch.where(wins, plain.b, fitted.b),
+        residual=torch.where(wins, plain.residual, fitted.residual),
+    )
 
 
 def _nouns(kernels: Tensor, matches: Matches, fitted: TemplateFit, tolerance: float) -> NDArray[np.int64]:
@@ -266,7 +283,7 @@ def _spoken(templates: Sequence[str], families: Sequence[str], code: list[int]) 
         head = f"{head} at {(90 - 15 * (direction - 5)) % 180} degrees"
     elif direction:
         head = _DIRECTIONS[direction] + head
-    plain = name in ROUND or phrase < 0
+    plain = name in ROUND or phrase < 0 or families[phrase] not in PHRASES
     return head if plain else f"{head}, {_phrase(families[phrase], alone=False)}"
 
 

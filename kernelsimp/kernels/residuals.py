@@ -4,13 +4,13 @@ Kernels are (n, *shape) and residuals (n, families), r = ||C'w|| / ||w|| with C 
 what the family leaves out; a zero kernel reads 0 although it is dead: it lies in every subspace.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from kernelsimp.kernels.folding import cells_first
-from kernelsimp.kernels.routes import ways
+from kernelsimp.kernels.routes import Scratch, ways
 from kernelsimp.kernels.subspace import Subspace
 
 CHUNK_CELLS = 1 << 17
@@ -27,7 +27,7 @@ def residuals(kernels: Tensor, subspaces: Sequence[Subspace]) -> Tensor:
     dtype; NaN where a kernel is not finite, 0 where it is zero. Raises ValueError where the subspaces
     differ in shape.
     """
-    return _all_chunks(kernels, subspaces, centred=False)
+    return _gathered(kernels, subspaces, mean_removed=False)
 
 
 def mean_removed_residuals(kernels: Tensor, subspaces: Sequence[Subspace]) -> Tensor:
@@ -36,7 +36,7 @@ def mean_removed_residuals(kernels: Tensor, subspaces: Sequence[Subspace]) -> Te
     The constant lies in every even subspace, so smooth kernels match them without being symmetric. A
     kernel that is constant up to rounding reads 0.
     """
-    return _all_chunks(kernels, subspaces, centred=True)
+    return _gathered(kernels, subspaces, mean_removed=True)
 
 
 def remove_mean(flat: Tensor) -> Tensor:
@@ -46,18 +46,30 @@ def remove_mean(flat: Tensor) -> Tensor:
     return left * (left.abs().amax(dim=1, keepdim=True) > rounding)
 
 
-def _all_chunks(kernels: Tensor, subspaces: Sequence[Subspace], *, centred: bool) -> Tensor:
-    dtype = torch.float64 if kernels.dtype == torch.float64 else torch.float32
+def residual_chunks(
+    kernels: Tensor, subspaces: Sequence[Subspace], *, mean_removed: bool = False
+) -> Iterator[Tensor]:
+    """Yield the residuals of successive kernels, (at most 8,192, subspaces), memory staying flat.
+
+    Each chunk lies in memory that the next one overwrites: use it, or copy it.
+    """
     families = tuple(subspaces)
-    out = torch.empty(len(families), len(kernels), dtype=dtype)
-    if not families or not len(kernels):
-        return out.T
+    dtype = torch.float64 if kernels.dtype == torch.float64 else torch.float32
     engine = _Engine(families, dtype)
     cells = families[0].cells
-    size = max(256, CHUNK_CELLS // cells)
+    size = min(8192, max(256, CHUNK_CELLS // cells))
     for start in range(0, len(kernels), size):
         flat = kernels[start : start + size].detach().reshape(-1, cells).to(dtype)
-        engine.run(remove_mean(flat) if centred else flat, out[:, start : start + size])
+        yield engine.run(remove_mean(flat) if mean_removed else flat).T
+
+
+def _gathered(kernels: Tensor, subspaces: Sequence[Subspace], *, mean_removed: bool) -> Tensor:
+    dtype = torch.float64 if kernels.dtype == torch.float64 else torch.float32
+    out = torch.empty(len(subspaces), len(kernels), dtype=dtype)
+    start = 0
+    for chunk in residual_chunks(kernels, subspaces, mean_removed=mean_removed) if len(subspaces) else ():
+        out[:, start : start + len(chunk)] = chunk.T
+        start += len(chunk)
     return out.T
 
 
@@ -70,34 +82,35 @@ class _Engine:
         order = torch.tensor([family for way in self.ways for family in way.families])
         self.place = order.argsort()
         self.in_order = bool((order.diff() > 0).all())
-        self.buffer = torch.empty(0, dtype=dtype)
+        self.buffers, self.scratch = Scratch(dtype), Scratch(dtype)
 
-    def run(self, flat: Tensor, out: Tensor) -> None:
-        """Write the residuals of kernels (n, cells) to `out` (families, n)."""
-        energies = self._energies(flat)
+    def run(self, flat: Tensor) -> Tensor:
+        """Return the residuals (families, n) of kernels (n, cells)."""
+        energies = self._energies(flat, self.buffers)
         norm = energies[-1]
-        odd = ~((norm > _SMALL) & (norm < _LARGE))
-        inverse = norm.reciprocal()
-        torch.clamp(energies[:-1].mul_(inverse).sqrt_(), max=1, out=out)
-        if bool(odd.any()):
-            self._run_scaled(flat[odd], odd, out)
+        least, most = norm.aminmax()
+        plain = float(least) > _SMALL and float(most) < _LARGE  # false with NaN
+        odd = None if plain else ~((norm > _SMALL) & (norm < _LARGE))
+        r = energies[:-1].mul_(norm.reciprocal()).sqrt_().clamp_(max=1)
+        if odd is not None:
+            r[:, odd] = self._run_scaled(flat[odd])
+        return r
 
-    def _energies(self, flat: Tensor) -> Tensor:
+    def _energies(self, flat: Tensor, buffers: Scratch) -> Tensor:
         """Return the energies (families + 1, n), the norm last."""
-        if self.buffer.shape[1:] != flat.shape[:1]:
-            self.buffer = torch.empty(len(self.place), len(flat), dtype=flat.dtype)
+        joint = buffers.take(len(self.place), len(flat))
         grid = cells_first(flat, self.shape) if any(way.by_grid for way in self.ways) else flat
         first = 0
         for way in self.ways:
-            part = self.buffer[first : first + len(way.families)]
-            way.write(grid if way.by_grid else flat, part)
+            part = joint[first : first + len(way.families)]
+            way.write(grid if way.by_grid else flat, part, self.scratch)
             first += len(way.families)
-        return self.buffer if self.in_order else self.buffer.index_select(0, self.place)
+        return joint if self.in_order else joint.index_select(0, self.place)
 
-    def _run_scaled(self, flat: Tensor, where: Tensor, out: Tensor) -> None:
-        """Write the residuals of kernels whose squares leave the dtype, scaled to a largest cell of 1."""
+    def _run_scaled(self, flat: Tensor) -> Tensor:
+        """Return the residuals of kernels whose squares leave the dtype, scaled to a largest cell of 1."""
         peak = flat.abs().amax(dim=1, keepdim=True).double()
         scaled = (flat.double() / torch.where(peak > 0, peak, 1.0)).to(flat.dtype)
-        energies = self._energies(scaled)
+        energies = self._energies(scaled, Scratch(flat.dtype))
         norm = torch.where(energies[-1] == 0, 1.0, energies[-1])
-        out[:, where] = (energies[:-1] / norm).sqrt_().clamp_(max=1)
+        return (energies[:-1] / norm).sqrt_().clamp_(max=1)

@@ -33,14 +33,27 @@ class Way(Protocol):
     def by_grid(self) -> bool:
         """Whether kernels are wanted with their cells first."""
 
-    def write(self, kernels: Tensor, out: Tensor) -> None: ...
+    def write(self, kernels: Tensor, out: Tensor, scratch: "Scratch") -> None: ...
+
+
+class Scratch:
+    """Memory for coordinates, kept from chunk to chunk: fresh pages cost more than the arithmetic."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.flat = torch.empty(0, dtype=dtype)
+
+    def take(self, rows: int, columns: int) -> Tensor:
+        """Return an uninitialised (rows, columns), which the next call will overwrite."""
+        if self.flat.numel() < rows * columns:
+            self.flat = torch.empty(rows * columns, dtype=self.flat.dtype)
+        return self.flat[: rows * columns].view(rows, columns)
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
     """`basis` (cells, columns) of unit vectors; `selector` (families, columns) picks each complement.
 
-    Columns are filled up with zeros to a multiple of 16: BLAS is up to twice as fast.
+    Columns are filled up with zeros to a multiple of 8: BLAS is up to twice as fast.
     """
 
     families: tuple[int, ...]
@@ -48,8 +61,10 @@ class Product:
     selector: Tensor
     by_grid: bool = False
 
-    def write(self, kernels: Tensor, out: Tensor) -> None:
-        torch.mm(self.selector, torch.mm(kernels, self.basis).square_().T, out=out)
+    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:
+        coordinates = scratch.take(len(kernels), self.basis.shape[1])
+        torch.mm(kernels, self.basis, out=coordinates)
+        torch.mm(self.selector, coordinates.square_().T, out=out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +75,7 @@ class Folded:
     selector: Tensor
     by_grid: bool = True
 
-    def write(self, kernels: Tensor, out: Tensor) -> None:
+    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:  # noqa: ARG002
         torch.mm(self.selector, class_energies(kernels), out=out)
 
 
@@ -72,7 +87,7 @@ class Supports:
     selector: Tensor
     by_grid: bool = True
 
-    def write(self, kernels: Tensor, out: Tensor) -> None:
+    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:  # noqa: ARG002
         torch.mm(self.selector, kernels.flatten(0, -2).square(), out=out)
 
 
@@ -84,7 +99,7 @@ class Means:
     axes: tuple[tuple[int, ...], ...]
     by_grid: bool = True
 
-    def write(self, kernels: Tensor, out: Tensor) -> None:
+    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:  # noqa: ARG002
         for row, axes in enumerate(self.axes):
             apart = kernels - kernels.mean(dim=axes, keepdim=True)
             torch.sum(apart.square_(), dim=(0, 1, 2), out=out[row])
@@ -103,7 +118,7 @@ class Pairs:
         for row, (axis, first, second) in enumerate(self.lines):
             self.rows.setdefault((axis, second - first), []).append((row, first))
 
-    def write(self, kernels: Tensor, out: Tensor) -> None:
+    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:  # noqa: ARG002
         for (axis, apart), wanted in self.rows.items():
             size = kernels.shape[axis] - apart
             difference = kernels.narrow(axis, apart, size) - kernels.narrow(axis, 0, size)
@@ -215,7 +230,7 @@ def _take_product(complements: Sequence[Floats], left: list[int], dtype: torch.d
     if not left:
         return None
     columns, selector = shared_basis([complements[i] for i in left])
-    padding = -len(columns) % 16
+    padding = -len(columns) % 8
     basis = torch.tensor(np.pad(columns, ((0, padding), (0, 0))).T.copy(), dtype=dtype)
     picks = torch.tensor(np.pad(selector, ((0, 0), (0, padding))), dtype=dtype)
     return Product(tuple(left), basis, picks)

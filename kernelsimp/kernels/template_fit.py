@@ -8,7 +8,7 @@ the very same kernel.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -90,14 +90,29 @@ def fit(kernels: Tensor, names: Sequence[str] | None = None, effort: Effort = Ef
     return _joined(parts)
 
 
-def redraw(fitted: TemplateFit) -> Tensor:
-    """Return a*T + b of every kernel from its parameters, (n, kh, kw) in float64."""
+def from_parameters(grid: Grid, names: Sequence[str], template: Tensor, parameters: Tensor) -> TemplateFit:
+    """Return the fit that stored choices describe, with a and b still to be taken by `refit`."""
+    zero = torch.zeros(len(template), dtype=torch.float64)
+    wide = parameters.double()
+    return TemplateFit(grid, tuple(names), template.long(), wide, zero, zero, zero, zero)
+
+
+def shapes(fitted: TemplateFit) -> Tensor:
+    """Return T of every kernel, (n, cells), zero mean and unit norm, zeros where it has no template.
+
+    span{T, 1} is the subspace in which a and b are free.
+    """
     drawn = torch.zeros(len(fitted.a), fitted.grid[0] * fitted.grid[1], dtype=torch.float64)
     for index, name in enumerate(fitted.names):
         rows = torch.nonzero(fitted.template == index)[:, 0]
         if len(rows):
             drawn[rows] = draw(by_name(name), fitted.grid, fitted.parameters[rows])
-    return (fitted.a[:, None] * drawn + fitted.b[:, None]).reshape(-1, *fitted.grid)
+    return drawn
+
+
+def redraw(fitted: TemplateFit) -> Tensor:
+    """Return a*T + b of every kernel from its parameters, (n, kh, kw) in float64."""
+    return (fitted.a[:, None] * shapes(fitted) + fitted.b[:, None]).reshape(-1, *fitted.grid)
 
 
 def snap(kernels: Tensor, fitted: TemplateFit) -> Tensor:
@@ -111,15 +126,10 @@ def refit(kernels: Tensor, fitted: TemplateFit) -> TemplateFit:
     This is how membership is verified: what was written is compared with span{T, 1} drawn in float64.
     """
     flat, broken = rows_of(kernels)
-    unit = torch.ones_like(fitted.a)
-    bare = TemplateFit(
-        fitted.grid, fitted.names, fitted.template, fitted.parameters, unit, 0 * unit, unit, unit
-    )
-    shape = redraw(bare).flatten(1)
     floor = 2 * float(torch.finfo(kernels.dtype).eps)
-    a, b, residual = _profile(flat, shape, broken)
+    a, b, residual = _profile(flat, shapes(fitted), broken)
     bic = _bic(residual, fitted.dof, floor, flat.shape[1])
-    return TemplateFit(fitted.grid, fitted.names, fitted.template, fitted.parameters, a, b, residual, bic)
+    return replace(fitted, a=a, b=b, residual=residual, bic=bic)
 
 
 def holds(kernels: Tensor, fitted: TemplateFit) -> Tensor:

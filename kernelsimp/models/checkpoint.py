@@ -105,6 +105,8 @@ def load_checkpoint(path: Path, settings: ModelSettings = ModelSettings()) -> Ch
     if settings.sha256 is not None:
         verify_sha256(path, settings.sha256)
     raw = read_raw(path, file_format, trust_pickle=settings.trust_pickle)
+    if raw.convolutions is not None:  # an exported graph: its names are the network's own
+        return Checkpoint(path, file_format, raw.payload, warnings=raw.warnings, raw=raw)
     found = find_state_dict(raw.payload, settings.weights, path)
     state = inside(raw.payload, found.keys)
     named = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}

@@ -104,6 +104,9 @@ def _zip_format(path: Path) -> Format:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            # a cut file may end in the directory of a smaller archive that it holds
+            if names and min(item.header_offset for item in archive.infolist()) != 0:
+                raise zipfile.BadZipFile("its directory is missing")
     except Exception as error:
         raise CheckpointError(
             f"{path}: truncated or damaged zip archive ({error}); fetch it again"

@@ -15,6 +15,8 @@ from torch.nn.parameter import is_lazy
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, Kind, LayerKernels, Skipped
+from kernelsimp.models.checkpoint import Checkpoint
+from kernelsimp.models.exported import Convolution
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -182,7 +184,7 @@ def bank_from_tensors(tensors: Mapping[str, Tensor], where: str = "the checkpoin
         if reason:
             skipped.append(Skipped(name, reason))
         else:
-            layers.append(_guessed(name, tensor, tensors.get(f"{name.removesuffix('weight')}bias"), widths))
+            layers.append(_guessed(name, tensor, _bias_of(name, tensors), widths))
     return _nonempty(KernelBank(tuple(layers), tuple(skipped)), tensors, where)
 
 
@@ -199,6 +201,10 @@ def _guessed(name: str, weight: Tensor, bias: Tensor | None, widths: _Widths) ->
         kind, groups = ("transposed", groups) if fits else ("dense", 1)
     kernels = canonical(weight.detach(), kind, groups)
     return LayerKernels(layer_name(name), kind, kernels, groups, "weights", tuple(weight.shape))
+
+
+def _bias_of(weight: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    return tensors.get(f"{weight.removesuffix('weight')}bias")
 
 
 def _widths(tensors: Mapping[str, Tensor]) -> _Widths:
@@ -229,14 +235,19 @@ def _reason(name: str, tensor: Tensor, *, from_model: bool = False) -> str:
     if tensor.ndim in _BY_NDIM:
         return _BY_NDIM[tensor.ndim]
     if from_model:
-        return f"{tensor.ndim}-D, but of no convolution module"
+        return f"{tensor.ndim}-D, but no convolution uses it"
     if not name.endswith(".weight") and name != "weight":
         return f"{tensor.ndim}-D, but not named *.weight: a table, an embedding or a re-parametrised weight"
     if tensor.ndim != 4:
         guess = {3: "; if it is a Conv1d, pass --arch", 5: "; if it is a Conv3d, pass --arch"}
         return f"{tensor.ndim}-D{guess.get(tensor.ndim, '')}"
+    return _unreal(tensor)
+
+
+def _unreal(tensor: Tensor) -> str:
     if not tensor.is_floating_point():
-        return f"4-D, but of {str(tensor.dtype).removeprefix('torch.')}: expected real numbers"
+        kind = str(tensor.dtype).removeprefix("torch.")
+        return f"{tensor.ndim}-D, but of {kind}: expected real numbers"
     return "" if tensor.numel() else f"empty: {tuple(tensor.shape)}"
 
 
@@ -249,6 +260,42 @@ def _nonempty(bank: KernelBank, tensors: Mapping[str, Tensor], where: str) -> Ke
         "3-D and 5-D weights need --arch" if {"3-D", "5-D"} & set(counts) else "expected a 4-D '*.weight'"
     )
     raise KernelsimpError(f"{where}: no convolution found among {len(tensors)} tensors ({listed}); {advice}")
+
+
+# ---------------------------------------------------------------- from a file of any kind
+
+
+def bank_from_checkpoint(checkpoint: Checkpoint) -> KernelBank:
+    """Return the kernels of a checkpoint, with the kinds its graph shows where it is an exported network.
+
+    Raises `KernelsimpError`, saying what was found instead, where there is no convolution.
+    """
+    uses = checkpoint.raw.convolutions if checkpoint.raw else None
+    if uses is None:
+        return bank_from_tensors(checkpoint.tensors, str(checkpoint.path))
+    exact = checkpoint.format != "torchscript"  # its program text may hide a use
+    widths = _widths(checkpoint.tensors)
+    layers: list[LayerKernels] = []
+    skipped: list[Skipped] = []
+    seen: dict[object, str] = {}
+    for name, tensor in checkpoint.tensors.items():
+        reason = "" if name in uses else _reason(name, tensor, from_model=exact)
+        reason = reason or _unreal(tensor) or _seen_before(name, tensor, seen)
+        if reason:
+            skipped.append(Skipped(name, reason))
+        elif name in uses:
+            layers.append(_used(name, tensor, uses[name]))
+        else:
+            layers.append(_guessed(name, tensor, _bias_of(name, checkpoint.tensors), widths))
+    bank = KernelBank(tuple(layers), tuple(skipped), checkpoint.warnings)
+    return _nonempty(bank, checkpoint.tensors, str(checkpoint.path))
+
+
+def _used(name: str, weight: Tensor, use: Convolution) -> LayerKernels:
+    inputs = int(weight.shape[0]) if use.transposed else int(weight.shape[1]) * use.groups
+    kind = kind_of(inputs, use.groups, transposed=use.transposed)
+    kernels = canonical(weight, kind, use.groups)
+    return LayerKernels(layer_name(name), kind, kernels, use.groups, "architecture", tuple(weight.shape))
 
 
 # ---------------------------------------------------------------- soundness

@@ -9,7 +9,7 @@ import argparse
 import pathlib
 import pickletools
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,29 +19,49 @@ import torch
 from torch import nn
 
 from kernelsimp.errors import CheckpointError
+from kernelsimp.models.exported import Convolution, Exported
 from kernelsimp.models.foreign import quiet, short
 from kernelsimp.models.identify import Format
+from kernelsimp.models.onnx_file import read_onnx
+from kernelsimp.models.pt2 import read_pt2
+from kernelsimp.models.torchscript import read_torchscript
 
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """What a file holds: `payload` as it was saved, `metadata` of safetensors, and remarks."""
+    """What a file holds: `payload` as it was saved, `metadata` of safetensors, and remarks.
+
+    `convolutions` is how an exported graph uses its weights; None where the file holds weights alone.
+    """
 
     format: Format
     payload: Any
     metadata: Mapping[str, str] | None = None
     warnings: tuple[str, ...] = ()
+    convolutions: Mapping[str, Convolution] | None = None
+
+
+EXPORTED: Mapping[Format, Callable[[Path], Exported]] = {
+    "onnx": read_onnx,
+    "pt2": read_pt2,
+    "torchscript": read_torchscript,
+}
+"""The formats that are read for scanning only."""
 
 
 def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> Raw:
-    """Read a zip, legacy or safetensors checkpoint onto the CPU.
+    """Read a checkpoint or an exported network onto the CPU.
 
     Raises `CheckpointError` where the file is damaged, or is a full pickled object and `trust_pickle` is
     false.
     """
     if file_format == "safetensors":
         return _read_safetensors(path)
-    remarks = check_crc(path) if file_format == "zip" else ()
+    remarks = () if file_format in ("legacy", "onnx") else check_crc(path)
+    if file_format in EXPORTED:
+        network = EXPORTED[file_format](path)
+        remarks = (*remarks, *network.warnings)
+        return Raw(file_format, dict(network.tensors), warnings=remarks, convolutions=network.convolutions)
     try:
         with quiet(), torch.serialization.safe_globals(_harmless()):
             payload = _load_zip(path) if file_format == "zip" else _load_legacy(path)

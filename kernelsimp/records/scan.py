@@ -36,7 +36,8 @@ class LayerScan:
     """One layer. `best` (kernels,) indexes `Scan.families`, -1 for none; `residual` goes with it.
 
     `best` is the matching family of least dimension, then least residual, then table order; where none
-    matches, `nearest` and `nearest_residual` still say which came closest.
+    matches, `residual` is that of the nearest family. `p` is the kernel's p-value over all families and
+    `found` what the null that the scan was asked for does not explain.
     """
 
     name: str
@@ -48,6 +49,8 @@ class LayerScan:
     families: Mapping[str, FamilyScan]
     best: NDArray[np.int16]
     residual: NDArray[np.float32]
+    p: NDArray[np.float64] = field(default_factory=lambda: np.ones(0))
+    found: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     histogram: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 

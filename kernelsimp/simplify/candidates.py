@@ -39,14 +39,18 @@ class Candidate:
 def candidates_for(layer: LayerKernels, names: tuple[str, ...] | None) -> tuple[Candidate, ...]:
     """Return free, zero and the families called `names` (or all of them) that the layer's grid admits."""
     cells = int(torch.tensor(layer.grid).prod())
-    linear = None if names is None else tuple(name for name in names if name != ZERO)
     found = [Candidate(FREE_NAME, cells, None)]
     if names is None or ZERO in names:
         found.append(Candidate(ZERO, 0, torch.zeros(cells, cells, dtype=torch.float64)))
-    for item in offered(layer.grid, linear):
+    for item in offered(layer.grid, without_zero(names)):
         projector = torch.from_numpy(item.subspace.projector).double()
         found.append(Candidate(item.name, item.subspace.dim, projector))
     return tuple(found)
+
+
+def without_zero(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return the names that are families; `zero` is a choice, not a family."""
+    return None if names is None else tuple(name for name in names if name != ZERO)
 
 
 def rows_of_layer(layer: LayerKernels) -> Tensor:

@@ -9,14 +9,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernelsimp.analysis.chance import found_by_chance_test
+from kernelsimp.analysis.chance import found_in
 from kernelsimp.analysis.examine import examine
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.coding import coefficient_bits as bits_of_coefficient
 from kernelsimp.records.plan import LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.candidates import Candidate, candidates_for, chosen_layers, rows_of_layer
+from kernelsimp.simplify.candidates import (
+    Candidate,
+    candidates_for,
+    chosen_layers,
+    rows_of_layer,
+    without_zero,
+)
 from kernelsimp.simplify.choose import (
     Choices,
     Menu,
@@ -164,7 +170,7 @@ def _layer_plan(
 
 
 def _found(layer: LayerKernels, settings: PlanSettings) -> NDArray[np.bool_]:
-    return found_by_chance_test(examine(layer, settings.families), settings.fdr)
+    return found_in(examine(layer, without_zero(settings.families)), settings.fdr)
 
 
 def _bits(layer: LayerKernels) -> float:

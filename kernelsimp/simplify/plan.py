@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsimp.analysis.chance import found_by_chance_test
+from kernelsimp.analysis.chance import found_in
 from kernelsimp.analysis.examine import NONE, Examined, examine
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
@@ -97,7 +97,7 @@ def _layer_plan(layer: Examined, structures: tuple[str, ...], tolerance: float, 
         layer.layer.groups,
         layer.layer.grid,
         choice=index[best + 1].reshape(shape),
-        found=(found_by_chance_test(layer, fdr) & taken).reshape(shape),
+        found=(found_in(layer, fdr) & taken).reshape(shape),
         dead=layer.dead.reshape(shape),
         residual=residual.astype(np.float32).reshape(shape),
         dims=dims,

@@ -1,0 +1,27 @@
+"""Networks that were exported together with their graph: what every reader of one hands back.
+
+These formats are read for scanning only. The graph gives each convolution's exact groups; no reader
+runs anything in the file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """How the graph uses a weight."""
+
+    groups: int
+    transposed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """Tensors by name, and how those that are convolution weights are used."""
+
+    tensors: Mapping[str, Tensor]
+    convolutions: Mapping[str, Convolution]
+    warnings: tuple[str, ...] = ()

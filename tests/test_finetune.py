@@ -1,0 +1,471 @@
+"""Fine-tuning: what a run promises about its epochs, its objective, its holds and its failures."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from test_hold import plan_for, simplified
+from torch import nn
+
+from kernelsimp.errors import HoldError, KernelsimpError
+from kernelsimp.settings import FinetuneSettings
+from kernelsimp.training import finetune as room
+from kernelsimp.training.distill import divergence, objective
+from kernelsimp.training.engine import Engine
+from kernelsimp.training.finetune import FinetuneJob, check_settings, finetune, make_optimizer
+from kernelsimp.training.hold import hold, release
+from kernelsimp.training.judge import Judge
+from kernelsimp.training.schedule import rate
+from kernelsimp.watch import Watcher
+
+PLAIN = FinetuneSettings(epochs=3, lr=0.05, distill=0.0)
+
+
+class Heard(Watcher):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notes, self.warnings, self.stages, self.steps = [], [], [], 0
+
+    def start(self, stage, total=None):
+        self.stages.append((stage, total))
+
+    def step(self, amount=1, **figures):
+        self.steps += amount
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+def net(seed=0, dropout=0.0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, 2),
+    )
+
+
+def images(seed, batches=4, size=8):
+    """Bars that stand (0) or lie (1), in noise."""
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for _ in range(batches):
+        labels = torch.randint(0, 2, (size,), generator=generator)
+        picture = torch.randn(size, 1, 6, 6, generator=generator) * 0.5
+        picture[labels == 0, :, :, 2] += 2
+        picture[labels == 1, :, 2, :] += 2
+        result.append((picture, labels))
+    return result
+
+
+def job(**changes):
+    usual = FinetuneJob(train=lambda epoch: images(epoch), val=images(100), device="cpu")
+    return replace(usual, **changes)
+
+
+def bits(model):
+    return [value.clone() for value in model.state_dict().values()]
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# ---------------------------------------------------------------- the run
+
+
+def test_training_learns_and_keeps_the_epoch_it_reports():
+    model, heard, seen = net(), Heard(), []
+    trained = finetune(model, job(on_epoch=seen.append), replace(PLAIN, epochs=6), heard)
+    assert tuple(seen) == trained.history
+    assert [epoch.epoch for epoch in trained.history] == [1, 2, 3, 4, 5, 6]
+    assert trained.history[-1].val_top1 > 90
+    assert trained.stopped == ""
+    assert trained.chosen_by == "validation loss"
+    best = min(trained.history, key=lambda epoch: epoch.val_loss)
+    assert trained.best_epoch == best.epoch
+    mark = Judge(images(100), None, torch.device("cpu")).mark(model)
+    assert mark.loss == pytest.approx(best.val_loss, rel=1e-6)
+    assert mark.top1 == best.val_top1
+    assert not model.training
+    assert heard.stages == [(f"fine-tuning, epoch {i} of 6", 4) for i in range(1, 7)]
+    assert heard.steps == 24
+    assert heard.notes == [f"kept epoch {best.epoch} of 6, chosen by validation loss"]
+
+
+def test_the_best_epoch_is_put_back_when_later_ones_are_worse():
+    """From epoch 3 on the labels lie, so validation gets worse again."""
+
+    def train(epoch):
+        return [(x, y if epoch < 3 else 1 - y) for x, y in images(epoch)]
+
+    model = net()
+    trained = finetune(model, job(train=train), replace(PLAIN, epochs=5, schedule="constant"))
+    assert trained.best_epoch == 2
+    mark = Judge(images(100), None, torch.device("cpu")).mark(model)
+    assert mark.loss == pytest.approx(trained.history[1].val_loss, rel=1e-6)
+    assert trained.history[-1].val_loss > 1.3 * mark.loss
+
+
+def test_a_run_that_only_harms_keeps_the_network_as_it_came():
+    model, heard = net(), Heard()
+    finetune(model, job(), replace(PLAIN, epochs=6))
+    before = bits(model)
+    trained = finetune(model, job(train=lambda epoch: [(x, 1 - y) for x, y in images(epoch)]), PLAIN, heard)
+    assert trained.best_epoch == 0
+    assert same(bits(model), before)
+    assert heard.warnings == [
+        "no epoch was better than the network as it came, by validation loss; lower --lr"
+    ]
+
+
+def test_the_original_itself_does_not_stand_against_its_own_tuning():
+    """KL(original || original) is 0, which no epoch beats: the control arm must still train."""
+    original = net()
+    finetune(original, job(), replace(PLAIN, epochs=6))
+    student = copy.deepcopy(original)
+    trained = finetune(student, job(teacher=original), replace(PLAIN, distill=0.5))
+    assert trained.chosen_by == "divergence from the original on validation images"
+    assert trained.best_epoch > 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_two_runs_with_one_seed_end_with_the_same_bits(optimizer):
+    settings = replace(PLAIN, epochs=2, lr=0.01, optimizer=optimizer)
+    ends = []
+    for seed in (1, 1, 2):
+        model = net(dropout=0.3)
+        torch.manual_seed(len(ends))  # what was drawn before the run does not matter
+        finetune(model, job(seed=seed), settings)
+        ends.append(bits(model))
+    assert same(ends[0], ends[1])
+    assert not same(ends[0], ends[2])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("mode", ["freeze", "tie"])
+def test_a_hold_survives_a_run_and_the_rest_trains(mode, optimizer, precision):
+    model = net()
+    plan = plan_for(model)
+    simplified(model, plan)
+    before = model[3].weight.detach().clone()
+    hold(model, plan, mode)
+    settings = replace(PLAIN, lr=0.02, optimizer=optimizer, precision=precision, clip=1.0)
+    trained = finetune(model, job(), settings)  # verifies, too
+    assert all(epoch.held for epoch in trained.history)
+    release(model)
+    held = torch.from_numpy(plan.layers[1].changed)
+    assert trained.best_epoch
+    assert torch.equal(model[3].weight[held], before[held]) == (mode == "freeze")
+    assert not torch.equal(model[3].weight[~held], before[~held])
+
+
+def test_an_epoch_in_which_the_hold_broke_is_never_kept(monkeypatch):
+    calls = []
+
+    def verify(model):
+        calls.append(1)
+        if len(calls) in (2, 3):
+            raise HoldError("0: kernel (0, 0) moved")
+
+    monkeypatch.setattr(room, "verify", verify)
+    model, heard = net(), Heard()
+    trained = finetune(model, job(), replace(PLAIN, schedule="constant"), heard)
+    assert [epoch.held for epoch in trained.history] == [True, False, False]
+    assert trained.history[2].val_loss < trained.history[0].val_loss
+    assert trained.best_epoch == 1
+    assert heard.warnings == ["0: kernel (0, 0) moved"] * 2
+
+
+def test_nothing_to_train_is_said_and_skipped():
+    model, heard = net().requires_grad_(False), Heard()
+    before = bits(model)
+    trained = finetune(model, job(), PLAIN, heard)
+    assert trained.history == ()
+    assert trained.stopped == "nothing to train"
+    assert heard.notes == ["nothing to train: every parameter is held; fine-tuning is skipped"]
+    assert same(bits(model), before)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_at_the_last_good_state():
+    def train(epoch):
+        batches = images(epoch)
+        return batches if epoch < 3 else [(batches[0][0] * math.nan, batches[0][1]), *batches[1:]]
+
+    model, heard = net(), Heard()
+    trained = finetune(model, job(train=train), replace(PLAIN, epochs=5), heard)
+    assert trained.stopped == "diverged"
+    assert len(trained.history) == 2
+    mark = Judge(images(100), None, torch.device("cpu")).mark(model)
+    assert mark.loss == pytest.approx(trained.history[trained.best_epoch - 1].val_loss, rel=1e-6)
+    assert heard.warnings == [
+        f"the loss is not finite in epoch 3: training stopped at epoch {trained.best_epoch};"
+        " lower --lr, add --warmup or --clip"
+    ]
+
+
+def test_a_run_that_diverges_at_once_leaves_the_network_as_it_came():
+    model = net()
+    before = bits(model)
+    trained = finetune(model, job(), replace(PLAIN, lr=1e30))
+    assert trained.stopped == "diverged"
+    assert trained.best_epoch == 0
+    assert same(bits(model), before)
+
+
+class Greedy(nn.Linear):
+    """Fails the way a full memory does."""
+
+    def __init__(self, error):
+        super().__init__(2, 2)
+        self.error = error
+
+    def forward(self, inputs):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_one_line_with_the_remedy(error):
+    with pytest.raises(KernelsimpError) as caught:
+        finetune(Greedy(error), job(val=[]), PLAIN)
+    assert str(caught.value) == (
+        "a training batch does not fit into memory;"
+        " lower --batch-size, and raise --accumulate by as much to keep the step the same"
+    )
+
+
+def test_another_failure_of_the_network_is_not_taken_for_full_memory():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        finetune(Greedy(RuntimeError("mat1 and mat2 shapes cannot be multiplied")), job(val=[]), PLAIN)
+
+
+def test_patience_ends_a_run_that_gets_no_better():
+    def train(epoch):
+        return [(x, y if epoch < 3 else 1 - y) for x, y in images(epoch)]
+
+    settings = replace(PLAIN, epochs=9, schedule="constant", patience=2)
+    trained = finetune(net(), job(train=train), settings)
+    assert trained.stopped == "early"
+    assert len(trained.history) == 4
+    assert trained.best_epoch == 2
+
+
+def test_without_validation_images_the_last_epoch_is_kept():
+    trained = finetune(net(), job(val=[]), PLAIN)
+    assert trained.best_epoch == 3
+    assert trained.history[-1].val_top1 is None
+    assert trained.history[-1].val_loss is None
+
+
+def test_an_empty_training_split_is_refused():
+    with pytest.raises(KernelsimpError) as caught:
+        finetune(net(), job(train=lambda epoch: []), PLAIN)
+    assert str(caught.value) == "the training split is empty; fine-tuning needs images to train on"
+
+
+# ---------------------------------------------------------------- the step
+
+
+def test_accumulated_batches_make_the_same_steps_as_one_large_batch():
+    """Ten images in threes: the last group is short, and each image still counts the same in its step."""
+    ends = []
+    for accumulate in (1, 2):
+        size = 8 // accumulate
+        train = [
+            (x[start : start + size], y[start : start + size])
+            for x, y in images(1)
+            for start in range(0, 8, size)
+        ]
+        model = net().double()
+        batches = [(x.double(), y) for x, y in train]
+        settings = replace(PLAIN, accumulate=accumulate, batch_norm="eval", epochs=2)
+        finetune(model, job(train=lambda epoch, b=batches: b, val=[]), settings)
+        ends.append(bits(model))
+    for first, second in zip(*ends, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-8)
+
+
+def test_a_short_last_group_of_accumulated_batches_is_averaged_over_its_own_length():
+    train = images(1, batches=3, size=4)
+    joined = [
+        (torch.cat([x for x, _ in part]), torch.cat([y for _, y in part])) for part in (train[:2], train[2:])
+    ]
+    ends = []
+    for batches, accumulate in ((train, 2), (joined, 1)):
+        model = net().double()
+        batches = [(x.double(), y) for x, y in batches]
+        settings = replace(PLAIN, accumulate=accumulate, batch_norm="eval", epochs=1)
+        finetune(model, job(train=lambda epoch, b=batches: b, val=[]), settings)
+        ends.append(bits(model))
+    for first, second in zip(*ends, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_batch_norm_statistics_move_only_in_training_mode(mode):
+    model = net()
+    before = model[1].running_mean.clone()
+    finetune(model, job(), replace(PLAIN, batch_norm=mode))
+    assert torch.equal(model[1].running_mean, before) == (mode == "eval")
+    assert not torch.equal(model[1].weight, torch.ones(6))
+
+
+def test_clipping_bounds_the_step():
+    model = net()
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    settings = replace(
+        PLAIN, clip=1e-3, momentum=0.0, weight_decay=0.0, epochs=1, lr=1.0, schedule="constant"
+    )
+    finetune(model, job(train=lambda epoch: images(1, batches=1), val=[]), settings)
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert float((after - before).norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_weight_decay_spares_vectors():
+    groups = make_optimizer(net(), replace(PLAIN, weight_decay=0.3)).param_groups
+    assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [
+        (0.3, {4, 2}),
+        (0.0, {1}),
+    ]
+
+
+def test_the_teacher_is_left_as_it_is():
+    teacher = net(1).train()
+    before = bits(teacher)
+    finetune(net(), job(teacher=teacher), replace(PLAIN, distill=0.5))
+    assert same(bits(teacher), before)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_distillation_alone_pulls_the_network_to_its_teacher_whatever_the_labels():
+    teacher = net(1)
+    finetune(teacher, job(), replace(PLAIN, epochs=8))
+    student = net(2)
+    wrong = job(teacher=teacher, train=lambda epoch: [(x, 1 - y) for x, y in images(epoch)])
+    finetune(student, wrong, replace(PLAIN, distill=1.0, epochs=12, temperature=1.0))
+    assert Judge(images(7), teacher, torch.device("cpu")).mark(student).top1 > 90
+
+
+# ---------------------------------------------------------------- its parts
+
+
+def test_objective_is_the_formula_written_out():
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (torch.randn(5, 4, generator=generator).double() for _ in range(2))
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    settings = FinetuneSettings(distill=0.7, temperature=3.0, label_smoothing=0.1)
+    total = 0.0
+    for row, taught, label in zip(logits, teacher, labels, strict=True):
+        log_q = row - row.exp().sum().log()
+        target = torch.full((4,), 0.1 / 4).double()
+        target[label] += 0.9
+        p = (taught / 3).exp() / (taught / 3).exp().sum()
+        q = (row / 3).exp() / (row / 3).exp().sum()
+        total += 0.3 * -(target * log_q).sum() + 0.7 * 9 * (p * (p / q).log()).sum()
+    torch.testing.assert_close(objective(logits, labels, teacher, settings), total / 5)
+    plain = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(objective(logits, labels, None, settings), plain)
+    assert float(divergence(teacher, teacher)) == pytest.approx(0, abs=1e-12)
+
+
+def test_rates_of_every_schedule():
+    cosine = FinetuneSettings(lr=2.0, warmup=0.5)
+    rates = [rate(step, 40, 20, cosine) for step in range(40)]
+    assert rates[:10] == pytest.approx([2 * (i + 1) / 11 for i in range(10)])
+    assert rates[10] == 2.0
+    assert rates[25] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[39] < 0.01
+    constant = FinetuneSettings(lr=2.0, schedule="constant", warmup=1.0)
+    assert [rate(step, 4, 2, constant) for step in range(4)] == pytest.approx([2 / 3, 4 / 3, 2, 2])
+    cycle = FinetuneSettings(lr=2.0, schedule="one-cycle")
+    rates = [rate(step, 101, 20, cycle) for step in range(101)]
+    assert rates[0] == pytest.approx(2 / 25)
+    assert max(rates) == rates[30] == 2.0
+    assert rates[100] == pytest.approx(2e-4)
+    assert rate(0, 1, 1, replace(cosine, warmup=9.0)) == 2.0
+
+
+def test_the_judge_goes_by_the_teacher_only_where_labels_no_longer_tell():
+    val = images(100)
+    good, bad = net(), net(1)
+    finetune(good, job(), replace(PLAIN, epochs=6))
+    student = net(2)
+    by_teacher = Judge(val, good, torch.device("cpu"))
+    mark = by_teacher.mark(student)
+    assert by_teacher.rule == "divergence from the original on validation images"
+    assert by_teacher.score(mark) == mark.divergence
+    stacked = torch.cat([x for x, _ in val])
+    expected = divergence(good.eval()(stacked), student.eval()(stacked)).detach()
+    assert mark.divergence == pytest.approx(float(expected), rel=1e-5)
+    by_label = Judge(val, bad, torch.device("cpu"))
+    mark = by_label.mark(student)
+    assert by_label.rule == "validation loss"
+    assert by_label.score(mark) == mark.loss
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"optimizer": "sdg"}, "unknown optimizer 'sdg'; did you mean 'sgd'?"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'?"),
+        ({"batch_norm": "x"}, "unknown batch-norm 'x'; known: eval, train"),
+        ({"epochs": 0}, "epochs is 0; expected 1 or more"),
+        ({"lr": 0.0}, "lr is 0.0; expected greater than 0"),
+        ({"lr": math.nan}, "lr is nan; expected greater than 0"),
+        ({"distill": 1.5}, "distill is 1.5; expected 0..1"),
+        ({"label_smoothing": 1.0}, "label-smoothing is 1.0; expected 0 or more and less than 1"),
+        ({"temperature": 0.0}, "temperature is 0.0; expected greater than 0"),
+        ({"accumulate": 0}, "accumulate is 0; expected 1 or more"),
+        ({"momentum": 1.0}, "momentum is 1.0; expected 0 or more and less than 1"),
+        ({"weight_decay": -1.0}, "weight-decay is -1.0; expected 0 or more"),
+        ({"warmup": -1.0}, "warmup is -1.0; expected 0 or more epochs"),
+        ({"clip": 0.0}, "clip is 0.0; expected greater than 0"),
+        ({"patience": 0}, "patience is 0; expected 1 or more epochs"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change, words):
+    with pytest.raises(KernelsimpError) as caught:
+        check_settings(replace(FinetuneSettings(), **change))
+    assert str(caught.value) == words
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "words"),
+    [
+        ("tpu", "32-true", "unknown device 'tpu'; expected auto, cpu, cuda or cuda:N"),
+        ("cuda:x", "32-true", "unknown device 'cuda:x'; expected auto, cpu, cuda or cuda:N"),
+        ("cpu", "16", "unknown precision '16'; known: 16-mixed, 32-true, bf16-mixed"),
+        ("cpu", "16-mixed", "precision 16-mixed needs a GPU; on the CPU use bf16-mixed or 32-true"),
+    ],
+)
+def test_a_device_or_precision_that_is_not_there_is_refused(device, precision, words):
+    with pytest.raises(KernelsimpError) as caught:
+        Engine(device, precision)
+    assert str(caught.value) == words
+
+
+def test_a_missing_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(KernelsimpError) as caught:
+        Engine("cuda:3", "32-true")
+    assert str(caught.value) == "device 'cuda:3' is not there: 0 CUDA devices found; use --device auto"

@@ -1,0 +1,148 @@
+"""The re-solve against its slow direct twin, and what it must leave alone."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernelsimp.simplify.moments import Moments
+from kernelsimp.simplify.resolve import Constraint, Piece, UnsolvableError, pieces_of, resolve
+
+
+def moments_of(now: Tensor, before: Tensor, filters: int) -> Moments:
+    """Moments of rows (groups, n, D), without any of the module's own code."""
+    n = now.shape[1]
+    return Moments(
+        now.mT @ now / n,
+        now.mT @ before / n,
+        now.mean(1),
+        before.mean(1),
+        torch.zeros(len(now), filters, dtype=torch.float64),
+        n,
+        torch.equal(now, before),
+    )
+
+
+def random_basis(generator: torch.Generator, cells: int, dim: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(cells, dim, dtype=torch.float64, generator=generator))[0]
+
+
+def smooth_rows(generator: torch.Generator, shape: tuple[int, int, int]) -> Tensor:
+    """Correlated, badly scaled rows, as real inputs are."""
+    groups, n, width = shape
+    mix = torch.randn(groups, width, width, dtype=torch.float64, generator=generator) / width**0.5
+    scale = torch.logspace(0, -2, width, dtype=torch.float64)
+    return torch.randn(groups, n, width, dtype=torch.float64, generator=generator) * scale @ mix
+
+
+def direct(original: Tensor, bases: list[list[Tensor]], moments: Moments, damping: float) -> Tensor:
+    """z = (U'(G + dI)U)^-1 U'(C + dI)w0, one filter of one group at a time, with a dense U."""
+    result = torch.empty_like(original)
+    for group in range(original.shape[0]):
+        gram, cross = moments.gram[group], moments.cross[group]
+        d = damping * moments.gram.diagonal(dim1=1, dim2=2).mean() * torch.eye(len(gram), dtype=torch.float64)
+        for row in range(original.shape[1]):
+            u = torch.block_diag(*bases[group * original.shape[1] + row])
+            z = torch.linalg.solve(u.T @ (gram + d) @ u, u.T @ (cross + d) @ original[group, row])
+            result[group, row] = u @ z
+    return result
+
+
+@pytest.mark.parametrize(("groups", "filters", "inputs"), [(1, 5, 3), (2, 3, 3), (6, 1, 1), (1, 4, 64)])
+def test_conjugate_gradients_agree_with_the_direct_solve_on_random_subspaces(
+    groups: int, filters: int, inputs: int
+) -> None:
+    generator = torch.Generator().manual_seed(inputs)
+    width, kernels = inputs * 9, groups * filters * inputs
+    before = smooth_rows(generator, (groups, 8 * width, width))
+    now = before + 0.1 * smooth_rows(generator, (groups, 8 * width, width))
+    moments = moments_of(now, before, filters)
+    original = torch.randn(groups, filters, width, dtype=torch.float64, generator=generator)
+    dims = torch.randint(1, 9, (kernels,), generator=generator).tolist()
+    bases = [random_basis(generator, 9, dim) for dim in dims]
+    projectors = torch.stack([basis @ basis.T for basis in bases])
+    constraint = Constraint(9, (Piece(torch.arange(kernels), projectors),))
+    solved = resolve(original, constraint, moments, 0.01).weights
+    by_filter = [bases[i : i + inputs] for i in range(0, kernels, inputs)]
+    expected = direct(original, by_filter, moments, 0.01)
+    assert (solved - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_shared_projectors_and_free_kernels_agree_with_the_direct_solve() -> None:
+    generator = torch.Generator().manual_seed(5)
+    width = 27
+    rows = smooth_rows(generator, (1, 300, width))
+    original = torch.randn(1, 4, width, dtype=torch.float64, generator=generator)
+    bases = [torch.eye(9, dtype=torch.float64), random_basis(generator, 9, 3), random_basis(generator, 9, 5)]
+    choice = torch.randint(0, 3, (12,), generator=generator)
+    pieces = pieces_of(choice, [None, bases[1] @ bases[1].T, bases[2] @ bases[2].T])
+    solved = resolve(original, Constraint(9, pieces), moments_of(rows, rows, 4)).weights
+    by_filter = [[bases[i] for i in choice[3 * o : 3 * o + 3].tolist()] for o in range(4)]
+    expected = direct(original, by_filter, moments_of(rows, rows, 4), 0.01)
+    assert (solved - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_the_result_is_better_than_projection_and_stays_in_the_subspaces() -> None:
+    generator = torch.Generator().manual_seed(2)
+    rows = smooth_rows(generator, (1, 400, 36))
+    moments = moments_of(rows, rows, 6)
+    original = torch.randn(1, 6, 36, dtype=torch.float64, generator=generator)
+    basis = random_basis(generator, 9, 4)
+    constraint = Constraint(9, (Piece(torch.arange(0, 24, 2), basis @ basis.T),))
+    solved = resolve(original, constraint, moments).weights
+
+    def objective(weights: Tensor) -> float:
+        return float((rows @ (weights - original).mT).square().sum())
+
+    assert objective(solved) < 0.8 * objective(constraint.project(original))
+    assert torch.allclose(constraint.project(solved), solved, atol=1e-12)
+
+
+def test_nothing_to_do_moves_nothing() -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = smooth_rows(generator, (1, 200, 18))
+    original = torch.randn(1, 3, 18, dtype=torch.float64, generator=generator)
+    solved = resolve(original, Constraint(9, ()), moments_of(rows, rows, 3))
+    assert torch.allclose(solved.weights, original, rtol=0, atol=1e-12)
+
+
+def test_inputs_that_are_never_active_keep_their_weights_projected() -> None:
+    generator = torch.Generator().manual_seed(4)
+    rows = smooth_rows(generator, (1, 300, 27))
+    rows[:, :, 9:18] = 0
+    original = torch.randn(1, 4, 27, dtype=torch.float64, generator=generator)
+    basis = random_basis(generator, 9, 4)
+    constraint = Constraint(9, (Piece(torch.arange(12), basis @ basis.T),))
+    solved = resolve(original, constraint, moments_of(rows, rows, 4)).weights
+    expected = constraint.project(original)
+    assert torch.allclose(solved[..., 9:18], expected[..., 9:18], atol=1e-9)
+    assert not torch.allclose(solved[..., :9], expected[..., :9], atol=1e-3)
+
+
+def test_too_few_rows_are_refused_in_these_words() -> None:
+    rows = torch.ones(1, 100, 27, dtype=torch.float64)
+    with pytest.raises(UnsolvableError) as caught:
+        resolve(torch.ones(1, 2, 27, dtype=torch.float64), Constraint(9, ()), moments_of(rows, rows, 2))
+    assert str(caught.value) == "100 windows for 27 cells; expected 135 at least"
+
+
+def test_inputs_that_never_vary_are_refused_in_these_words() -> None:
+    rows = torch.zeros(1, 200, 27, dtype=torch.float64)
+    with pytest.raises(UnsolvableError) as caught:
+        resolve(torch.ones(1, 2, 27, dtype=torch.float64), Constraint(9, ()), moments_of(rows, rows, 2))
+    assert str(caught.value) == "its inputs are always the same, so there is nothing to fit to"
+
+
+def test_moments_that_are_not_finite_are_refused() -> None:
+    rows = torch.full((1, 200, 9), torch.nan, dtype=torch.float64)
+    with pytest.raises(UnsolvableError, match="not finite"):
+        resolve(torch.ones(1, 2, 9, dtype=torch.float64), Constraint(9, ()), moments_of(rows, rows, 2))
+
+
+def test_moments_that_are_not_positive_definite_are_an_error_not_a_result() -> None:
+    gram = torch.diag(torch.tensor([5.0, 5, 5, 5, 5, 5, 5, 5, -1], dtype=torch.float64))[None]
+    zeros = torch.zeros(1, 9, dtype=torch.float64)
+    broken = Moments(gram, torch.eye(9, dtype=torch.float64)[None], zeros, zeros, torch.zeros(1, 2), 100, True)
+    generator = torch.Generator().manual_seed(0)
+    original = torch.randn(1, 2, 9, dtype=torch.float64, generator=generator)
+    with pytest.raises(UnsolvableError, match="not positive definite"):
+        resolve(original, Constraint(9, ()), broken)
