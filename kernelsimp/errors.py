@@ -6,6 +6,9 @@ An error message is one line that says what was found, what was expected, where,
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_NAMED = 40
+"""How many known names an error lists at most."""
+
 
 class KernelsimpError(Exception):
     """Something the user can mend: bad input, a bad option, an unreadable file. Exit code 2."""
@@ -30,4 +33,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     near = get_close_matches(name, names, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"; known: {', '.join(names[:MOST_NAMED])}{more}"

@@ -5,7 +5,7 @@ Nothing here computes; it says in which order the rooms below do their work.
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 
 from kernelsimp import __version__
 from kernelsimp.analysis.scan import scan_bank
-from kernelsimp.check import USUAL, Subject, with_max
+from kernelsimp.check import USUAL, Subject, baseline_from, read_limits, with_max
 from kernelsimp.check import check as verdict_on
 from kernelsimp.data.sources import Data, load_data
 from kernelsimp.data.transforms import batches, preprocess_of
@@ -28,16 +28,20 @@ from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch, Report
 from kernelsimp.records.scan import Scan
 from kernelsimp.records.verdict import Verdict
-from kernelsimp.report import gallery_of, load_gallery, read_baseline, read_report
+from kernelsimp.report import gallery_of, load_gallery, read_baseline, read_report, write_baseline
 from kernelsimp.report.assemble import RunFacts, assemble
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import Given, Settings, recipe, settle
 from kernelsimp.simplify.apply import apply_plan, broken
+from kernelsimp.simplify.menus import data_free_plan
 from kernelsimp.simplify.plan import weight_plan
+from kernelsimp.simplify.road import ground_of, take_road
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.hold import Mode, hold, release
 from kernelsimp.training.job import job_of
 from kernelsimp.watch import SILENT, Watcher
+
+BUDGETS = ("tolerance", "dof", "simplified", "max_drop")
 
 DEMO_DOF = 0.6
 """The share of the degrees of freedom that the demo leaves."""
@@ -45,6 +49,27 @@ DEMO_DROP = 2.0
 """What the demo's check allows to be lost, in percentage points: its test split has 360 images."""
 FROM_SCRATCH: dict[str, Any] = {"epochs": 20, "lr": 0.1, "distill": 0.0}
 """How the demo trains its network before there is anything to simplify."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A plan and the network it made; relative output error by layer, and buffers that took up shifts."""
+
+    plan: Plan
+    network: Network
+    output_errors: Mapping[str, float] = field(default_factory=dict)
+    buffers_changed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a check is asked for: baseline, limits, the largest drop in pp, and against which stage."""
+
+    baseline: Path
+    limits: Path | None = None
+    max_drop: float | None = None
+    against: str = "last"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +126,38 @@ def scan(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Scan:
 
 def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:
     """Return the plan that `simplify` would carry out."""
-    return make_plan(open_network(path, settings, watcher), settings, watcher)
+    return choose(open_network(path, settings, watcher), open_data(settings, watcher), settings, watcher).plan
 
 
-def make_plan(network: Network, settings: Settings, watcher: Watcher) -> Plan:
-    """Return the plan by the rule that the settings ask for, and say which where they leave it open."""
+def choose(network: Network, data: Data | None, settings: Settings, watcher: Watcher) -> Chosen:
+    """Plan by the rule that the settings ask for, say which where they leave it open, and carry it out.
+
+    A budget takes the road through the layers' real inputs where there are images; without images it is
+    chosen by absolute weight error. A tolerance, and `--cost relative`, are the simple rule.
+    """
+    plan = settings.plan
+    budgets = [name for name in BUDGETS if getattr(plan, name) is not None]
+    if len(budgets) > 1:
+        raise KernelsimpError("choose one budget, not both --" + " and --".join(budgets).replace("_", "-"))
     watcher.start("planning")
-    if settings.plan.dof is None and settings.plan.tolerance is None:
+    if not budgets:
         watcher.note("neither a budget nor a tolerance was given: using --tolerance 0.1")
-    return weight_plan(network.bank, settings.plan)
+    if not budgets or plan.tolerance is not None or plan.cost == "relative":
+        return snapped(network, weight_plan(network.bank, plan))
+    if data is None:
+        watcher.note("no images were given: choosing by weight error, without re-solving")
+        return snapped(network, data_free_plan(network.bank, plan))
+    images = data.calibration(settings.data.calibration, settings.run.seed)
+    loader = batches(images, preprocess_of(settings.data), settings.data.batch_size)
+    inputs = (batch.to(network.device) for batch, _ in loader)
+    road = take_road(ground_of(network.module(), network.bank, inputs, settings.run.seed), plan, watcher)
+    after = network.with_weights(road.tensors)
+    return Chosen(road.plan, after, road.output_errors, road.buffers_changed, road.notes)
+
+
+def snapped(network: Network, plan: Plan) -> Chosen:
+    """Carry out a plan by projection alone."""
+    return Chosen(plan, network.with_weights(apply_plan(network.bank, plan)))
 
 
 def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
@@ -119,19 +167,21 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     """
     original = open_network(path, settings, watcher)
     data = open_data(settings, watcher)
+    if settings.finetune.finetune and data is None:
+        raise KernelsimpError("--finetune needs a network and images: pass --arch and --data")
     outcomes = {"original": measured(original, data, settings, watcher)}  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher)
-    plan = make_plan(original, settings, log)
-    stages = {"original": original, "simplified": original.with_weights(apply_plan(original.bank, plan))}
+    chosen = choose(original, data, settings, log)
+    stages = {"original": original, "simplified": chosen.network}
     training: tuple[Epoch, ...] = ()
-    if settings.finetune.finetune:
-        stages["finetuned"], training = tune(stages, plan, data, settings, log)
+    if settings.finetune.finetune and data is not None:
+        stages["finetuned"], training = tune(stages, chosen.plan, data, settings, log)
     outcomes |= {name: measured(stages[name], data, settings, log) for name in list(stages)[1:]}
     written = write_checkpoint(list(stages.values())[-1], run, settings)
-    verify(plan, stages["simplified"].bank, written.bank, hold_of(settings))
+    verify(chosen.plan, chosen.network.bank, written.bank, hold_of(settings))
     facts = RunFacts(
-        plan,
+        chosen.plan,
         original.bank,
         written.bank,
         (path, run.checkpoint),
@@ -140,22 +190,22 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
         hold=hold_of(settings),
         outcomes={name: outcome for name, outcome in outcomes.items() if outcome is not None},
         training=training,
-        notes=original.checkpoint.warnings,
+        output_errors=chosen.output_errors,
+        buffers_changed=chosen.buffers_changed,
+        notes=(*original.checkpoint.warnings, *chosen.notes),
     )
     report = assemble(facts)
     run.write_settings(settings)
-    run.write_plan(plan)
+    run.write_plan(chosen.plan)
     run.write_events(training)
-    run.write_report(report, gallery_of(plan, original.bank, written.bank))
+    run.write_report(report, gallery_of(chosen.plan, original.bank, written.bank))
     return report
 
 
 def tune(
-    stages: Mapping[str, Network], plan: Plan, data: Data | None, settings: Settings, watcher: Watcher
+    stages: Mapping[str, Network], plan: Plan, data: Data, settings: Settings, watcher: Watcher
 ) -> tuple[Network, tuple[Epoch, ...]]:
     """Train what is not held, taught by the original; return the trained network and its history."""
-    if data is None:
-        raise KernelsimpError("--finetune needs a network and images: pass --arch and --data")
     student = stages["simplified"].module()
     teacher = stages["original"].module() if settings.finetune.distill else None
     mode = hold_of(settings)
@@ -200,19 +250,35 @@ def measured(network: Network, data: Data | None, settings: Settings, watcher: W
     return measure(network.module(), loader, network.device, watcher)
 
 
-def check(
-    path: Path, baseline: Path, settings: Settings, limit: tuple[float, str], watcher: Watcher = SILENT
-) -> Verdict:
-    """Verify holds, structures and, with images, accuracy; `limit` is (largest drop in pp, against stage).
+def check(path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT) -> Verdict:
+    """Verify holds, structures and, with images, accuracy.
 
     Raises `KernelsimpError` for unreadable input and for other test images than the baseline's.
     """
-    expected = read_baseline(baseline)
-    checkpoint = load_checkpoint(path, settings.model)
+    expected = read_baseline(gate.baseline)
+    limits = read_limits(gate.limits) if gate.limits else USUAL
+    if gate.max_drop is not None:
+        limits = with_max(limits, "accuracy.drop_pp", gate.max_drop)
+    return verdict_on(expected, subject_of(path, gate, settings, watcher), limits)
+
+
+def update_baseline(path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT) -> None:
+    """Write the baseline of a network as it is, keeping the structures that the old baseline declares."""
+    source = read_baseline(gate.baseline) if gate.baseline.exists() else None
+    write_baseline(baseline_from(subject_of(path, gate, settings, watcher), source), gate.baseline)
+
+
+def subject_of(path: Path, gate: Gate, settings: Settings, watcher: Watcher) -> Subject:
+    """Return the network under check: its tensors and, where there are images, its outcome on them.
+
+    Damaged weights are for the rules to find, so they are not refused here.
+    """
+    tensors = load_checkpoint(path, settings.model).tensors
     data = open_data(settings, watcher)
-    outcome = measured(open_network(path, settings, watcher), data, settings, watcher) if data else None
-    subject = Subject(checkpoint.tensors, outcome, data.fingerprint if data else "", limit[1])
-    return verdict_on(expected, subject, with_max(USUAL, "accuracy.drop_pp", limit[0]))
+    if data is None:
+        return Subject(tensors, against=gate.against)
+    outcome = measured(open_network(path, settings, watcher), data, settings, watcher)
+    return Subject(tensors, outcome, data.fingerprint, gate.against)
 
 
 def render_again(folder: Path) -> Report:
@@ -234,9 +300,9 @@ def demo(folder: Path, watcher: Watcher = SILENT) -> Story:
     train_from_scratch(path, settings, watcher)
     scanned = scan(path, settings, watcher)
     report = simplify(path, settings, folder / "run", watcher)
-    limit = (DEMO_DROP, "original")
-    verdict = check(folder / "run" / path.name, folder / "run" / "report.json", settings, limit, watcher)
-    return Story(folder / "run", scanned, report, verdict)
+    run = folder / "run"
+    gate = Gate(run / "report.json", max_drop=DEMO_DROP, against="original")
+    return Story(run, scanned, report, check(run / path.name, gate, settings, watcher))
 
 
 def train_from_scratch(path: Path, settings: Settings, watcher: Watcher) -> None:

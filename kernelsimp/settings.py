@@ -47,7 +47,7 @@ class DataSettings:
     split: str = option("80:10:10", "train:val:test of an unsplit folder, counts or shares")
     calibration: int = option(1024, "how many unlabelled training images choose the simplification")
     batch_size: int = option(128, "images a step")
-    workers: int = option(0, "processes that load images")
+    workers: int = option(0, "threads that load images")
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,16 @@ class FinetuneSettings:
     accumulate: int = option(1, "batches whose gradients are added up for one step")
     label_smoothing: float = option(0.0, "share of the label spread over all classes, 0..1")
     patience: int | None = option(None, "stop after this many epochs without a better validation result")
+    free_scale: bool = option(False, "with hold = tie: keep each kernel's shape, train only its scale")
+    soft: float | None = option(None, "pull kernels towards their structure this hard, rising, then snap")
+    ema: float | None = option(None, "keep an average of the weights with this decay a step, such as 0.999")
+    resume: bool = option(False, "go on from the state in the run's resume folder")
+    save_every: float | None = option(None, "minutes between resume states, beside one every epoch")
+    compile: bool = option(False, "compile the network with torch.compile")
+    channels_last: bool = option(False, "keep images and weights with channels last in memory")
+    devices: int = option(1, "processes a node, one a device")
+    num_nodes: int = option(1, "nodes that train together")
+    strategy: str = option("auto", "how processes work together: auto or ddp")
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,9 @@ class RobustnessSettings:
     images: int = option(1000, "how many test images to use, seeded; 0 uses all")
     corruptions: tuple[str, ...] | None = option(None, "only these corruptions, comma-separated")
     cifar_c: str | None = option(None, "folder of the official CIFAR-10-C .npy files, instead of our own")
-    weight_noise: tuple[float, ...] = option((0.01, 0.02, 0.05, 0.1), "noise in weights, in RMS of each tensor")
+    weight_noise: tuple[float, ...] = option(
+        (0.01, 0.02, 0.05, 0.1), "noise in weights, in RMS of each tensor"
+    )
     noise_draws: int = option(3, "draws of weight noise at each level")
     shifts: tuple[float, ...] = option((1.0, 2.0, 4.0), "pixels by which images are shifted")
     radii: tuple[float, ...] = option((0.5, 1.0, 2.0), "radii of FGSM and PGD, in 1 / 255 of the pixel range")

@@ -111,6 +111,7 @@ def report(*, hold: str = "freeze") -> Report:
     found = sum(layer.found for layer in layers)
     total = sum(layer.kernels for layer in layers)
     dof = Dof(plan.dof_before, plan.dof_after, plan.dof_after / plan.dof_before, 0.61)
+    after_bits = plan.dof_after * 3.5 + 900
     stages = (stage("original", 932), stage("simplified", 894, seed=1), stage("finetuned", 929, seed=2))
     return Report(
         structures=STRUCTURES,
@@ -120,7 +121,7 @@ def report(*, hold: str = "freeze") -> Report:
             plan.simplified if hold == "freeze" else 0, plan.simplified if hold == "tie" else 0,
         ),
         dof=dof,
-        bits={"before": 123456.0, "after": 60000.0, "choices": 900.0, "coefficient": 32.0},
+        bits={"before": plan.dof_before * 3.5, "after": after_bits, "choices": 900.0, "coefficient": 3.5},
         size=Size(1_103_432, 812_345, 302_222, 1_103_432, 1_012_345),
         layers=layers,
         settings={"plan": {"tolerance": 0.1, "dof": None}, "run": {"seed": 0, "device": "cpu"}},
@@ -174,15 +175,24 @@ def renamed(source: Report, names: dict[str, str]) -> Report:
 
 def scan() -> Scan:
     """Return a scan of two layers; one median residual is NaN."""
-    white = NullCount(4.5, 2.0, None, None)
+    white = NullCount(4.5, 2.0, 3, 0.4)
     mirror = FamilyScan(6, 9, {"white": white}, 0.4, float("nan"))
     rows = FamilyScan(3, 2, {"white": NullCount(0.0, None)}, float("nan"))
     first = LayerScan(
-        "conv1", "dense", "weights", (4, 3, 3, 3), 12, 1, {"mirror-h": mirror, "equal-rows": rows},
-        np.array([0, 0, 1, -1, 0, -1, -1, -1, -1, -1, -1, -1], dtype=np.int16),
-        np.full(12, 0.05, dtype=np.float32),
-        (1, 2, 9), {"bits_per_kernel": 18.5},
-    )  # fmt: skip
+        name="conv1",
+        kind="dense",
+        kind_source="weights",
+        weight_shape=(4, 3, 3, 3),
+        kernels=12,
+        dead=1,
+        families={"mirror-h": mirror, "equal-rows": rows},
+        best=np.array([0, 0, 1, -1, 0, -1, -1, -1, -1, -1, -1, -1], dtype=np.int16),
+        residual=np.full(12, 0.05, dtype=np.float32),
+        p=np.full(12, 0.5),
+        found=np.arange(12) < 2,
+        histogram=(1, 2, 9),
+        extra={"bits_per_kernel": 18.5},
+    )
     second = replace(first, name="conv2", families={"mirror-h": mirror}, extra={})
     return Scan(
         {"path": "model.pt", "sha256": "ef" * 32, "format": "zip"},

@@ -84,6 +84,16 @@ def test_measure_leaves_every_module_in_its_mode() -> None:
     assert torch.equal(model[1].running_mean, before)
 
 
+def test_measure_runs_in_evaluation_mode() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(2), nn.Dropout(0.999))
+    outcome = measure(
+        model, [(torch.eye(2).reshape(2, 1, 1, 2).repeat(50, 1, 1, 1), torch.tensor([0, 1] * 50))]
+    )
+    assert outcome.top1 == 100.0
+    assert model[1].num_batches_tracked == 0
+    assert model.training
+
+
 def test_measure_refuses() -> None:
     images, labels = torch.zeros(2, 3, 8, 8), torch.tensor([0, 4])
     words = (

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import prefixed, tiny_net, tiny_state, write_zip
+from builders import WRITERS, prefixed, tiny_net, tiny_state, write_zip
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models import architectures
-from kernelsimp.models.architectures import build_model, load_pretrained, load_weights, recipe_of
+from kernelsimp.models.architectures import build_model, fit, load_pretrained, load_weights, recipe_of
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.models.zoo import ZOO
@@ -98,10 +98,10 @@ def test_words_that_name_nothing() -> None:
         f"--arch 'resnet20' is no architecture; expected {FORMS}; did you mean 'zoo:resnet20'?"
     )
     assert refusal("whatever") == f"--arch 'whatever' is no architecture; expected {FORMS}"
-    assert refusal("zoo:resnet200") == "--arch zoo:resnet200: no such network; did you mean 'resnet20'?"
-    assert refusal("zoo:vgg") == f"--arch zoo:vgg: no such network; known: {', '.join(sorted(ZOO))}"
+    assert refusal("zoo:resnet200") == "zoo:resnet200: no such network; did you mean 'resnet20'?"
+    assert refusal("zoo:vgg") == f"zoo:vgg: no such network; known: {', '.join(sorted(ZOO))}"
     assert refusal("torchvision:resnet81") == (
-        "--arch torchvision:resnet81: no such network; did you mean 'resnet18'?"
+        "torchvision:resnet81: no such network; did you mean 'resnet18'?"
     )
 
 
@@ -172,6 +172,18 @@ def test_torchvision_networks_are_built_without_weights() -> None:
     assert len(bank_from_model(build_model("torchvision:squeezenet1_1")).layers) == 26
 
 
+def test_a_detector_is_built_without_fetching_its_backbone(monkeypatch) -> None:
+    def fetch(*args: object, **kwargs: object) -> None:
+        raise AssertionError("tried to fetch weights")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", fetch)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    kinds = {
+        layer.kind for layer in bank_from_model(build_model("torchvision:lraspp_mobilenet_v3_large")).layers
+    }
+    assert kinds == {"dense", "depthwise"}
+
+
 def stand_in(monkeypatch, name: str, module: object) -> None:
     """Let `import_module(name)` return a module, or raise an exception."""
     real = importlib.import_module
@@ -205,9 +217,29 @@ def test_timm_missing_and_present(monkeypatch) -> None:
     )
     stand_in(monkeypatch, "timm", timm)
     assert refusal("timm:convnext_tinny") == (
-        "--arch timm:convnext_tinny: no such network; did you mean 'convnext_tiny'?"
+        "timm:convnext_tinny: no such network; did you mean 'convnext_tiny'?"
     )
     assert isinstance(build_model("timm:convnext_tiny"), nn.Module)
+
+
+def test_published_networks_by_name(monkeypatch, tmp_path: Path) -> None:
+    import torchvision
+
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights, progress: tiny_net())
+    model, checkpoint = load_pretrained("torchvision:resnet18")
+    assert torch.equal(model.stem.weight, checkpoint.tensors["stem.weight"])
+    assert len(checkpoint.sha256) == 64
+    checkpoint.save(tmp_path / "net.pth")
+    assert load_checkpoint(tmp_path / "net.pth").format == "zip"
+    with pytest.raises(KernelsimpError) as caught:
+        load_pretrained("torchvision:resnet81")
+    assert str(caught.value) == "torchvision:resnet81: no such network; did you mean 'resnet18'?"
+
+
+def test_timm_for_real() -> None:
+    pytest.importorskip("timm", reason="the extra 'timm' is not installed")
+    bank = bank_from_model(build_model("timm:mobilenetv3_small_050"))
+    assert {layer.kind for layer in bank.spatial} == {"dense", "depthwise"}
 
 
 def test_pretrained_weights_that_cannot_be_fetched(monkeypatch) -> None:
@@ -265,9 +297,55 @@ def test_what_does_not_fit_is_named() -> None:
     assert mismatch({}).startswith(
         "net.pt does not fit --arch: 11 missing (stem.weight, norm.weight, norm.bias, ...); "
     )
-    assert mismatch(prefixed(tiny_state(), "net.")).endswith(
-        "; the file has these names under 'net.': give a network that has them there"
-    )
+
+
+@pytest.mark.parametrize("container", WRITERS)
+def test_a_network_beside_losses_and_teachers_is_found_by_its_names(container: str, tmp_path: Path) -> None:
+    state = {"loss.weight": torch.ones(2, 2), **prefixed(tiny_state(), "net."), "metric.steps": torch.ones(1)}
+    path = WRITERS[container](state, tmp_path / "net.ckpt")
+    checkpoint = fit(tiny_net(1), load_checkpoint(path))
+    told = f"{path}: took the network under 'net.'; 2 other tensors stay as they are"
+    assert checkpoint.warnings == (told,)
+    model = tiny_net(1)
+    load_weights(model, checkpoint)
+    assert torch.equal(model.stem.weight, tiny_state()["stem.weight"])
+    checkpoint.replaced({"stem.weight": torch.zeros(4, 3, 3, 3)}).save(path)
+    again = load_checkpoint(path).tensors
+    assert sorted(again) == sorted(state)
+    assert not again["net.stem.weight"].any()
+    assert torch.equal(again["net.head.weight"], state["net.head.weight"])
+    assert torch.equal(again["loss.weight"], torch.ones(2, 2))
+
+
+def test_two_networks_side_by_side_are_not_guessed_at() -> None:
+    checkpoint = checkpoint_of({**prefixed(tiny_state(), "student."), **prefixed(tiny_state(), "teacher.")})
+    assert fit(tiny_net(), checkpoint).tensors is checkpoint.tensors
+    direct = checkpoint_of(tiny_state())
+    assert fit(tiny_net(), direct).tensors is direct.tensors
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3)
+        self.second = nn.Conv2d(3, 3, 3)
+        self.second.weight = self.first.weight
+
+
+def test_a_file_that_stores_a_tied_weight_twice_changes_in_both_places(tmp_path: Path) -> None:
+    model = Tied()
+    copies = {name: value.clone() for name, value in model.state_dict().items()}
+    path = WRITERS["safetensors"](copies, tmp_path / "net.safetensors")
+    checkpoint = fit(model, load_checkpoint(path))
+    assert checkpoint.ties == (("first.weight", "second.weight"),)
+    checkpoint.replaced({"first.weight": torch.ones(3, 3, 3, 3)}).save(path)
+    load_weights(model, load_checkpoint(path))
+    assert torch.equal(model.first.weight, torch.ones(3, 3, 3, 3))
+    ones, zeros = torch.ones(3, 3, 3, 3), torch.zeros(3, 3, 3, 3)
+    with pytest.raises(KernelsimpError) as caught:
+        checkpoint.replaced({"first.weight": ones, "second.weight": zeros})
+    words = "'first.weight' is tied to second.weight but was given other values; change them alike"
+    assert str(caught.value) == words
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:

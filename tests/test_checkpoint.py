@@ -486,6 +486,22 @@ def test_a_large_file_is_mapped_not_read(tmp_path: Path) -> None:
     assert _anonymous() - before < 100e6
 
 
+def test_a_zip_is_mapped_not_read(tmp_path: Path) -> None:
+    path = write_zip({"a.weight": torch.zeros(1024, 1024, 4, 4)}, tmp_path / "net.pt")  # 64 MiB
+    before = _anonymous()
+    checkpoint = load_checkpoint(path)
+    assert float(checkpoint.tensors["a.weight"].sum()) == 0.0
+    assert _anonymous() - before < 20e6
+
+
+def test_a_broken_pickle_is_not_met_with_advice_to_run_it(tmp_path: Path) -> None:
+    path = write_legacy(tiny_state(), tmp_path / "net.pt")
+    path.write_bytes(b"\x80\x02\xff" + path.read_bytes()[3:])
+    assert refusal(path) == (
+        "FILE: cannot be read (its pickle is broken); the file is damaged or truncated; fetch it again"
+    )
+
+
 def _anonymous() -> float:
     """Return the process's private memory in bytes."""
     status = Path("/proc/self/status")

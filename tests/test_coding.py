@@ -102,6 +102,8 @@ def test_what_a_decoder_reads_is_structured_and_as_far_off_as_claimed():
     for index in set(coded.choice[coded.choice >= 0].tolist()):
         inside = written[torch.from_numpy(coded.choice == index)].reshape(-1, 3, 3)
         assert SPACES[index].residual(inside).max() < 1e-12
+        steps = inside.flatten(1) @ torch.from_numpy(SPACES[index].basis) / coded.step
+        assert (steps - steps.round()).abs().max() < 1e-9
     assert not bool(written[torch.from_numpy(coded.choice == -2)].any())
     assert len(set(coded.choice.tolist())) > 2
 
@@ -117,6 +119,14 @@ def test_few_values_are_cheap_as_distinct_values():
     signs = torch.randint(0, 2, (300, 3, 3), generator=generator).float() * 2 - 1
     found = code_layer(signs * torch.rand(300, 1, 1, generator=generator), SPACES)
     assert found["distinct-values"].bits < found["uniform"].bits
+
+
+def test_distinct_values_are_charged_by_the_formula():
+    kernels = torch.tensor([[[1.0, 1.0, -1.0, -1.0]], [[1.0, 1.0, 1.0, 1.0]]])
+    found = code_layer(kernels, (), 0.01)["distinct-values"]
+    b = coefficient_bits(kernels)
+    expected = (2 * b + 4 * 1 + 2) + (1 * b + 0 + 2) + 32
+    assert found.bits == pytest.approx(expected / 2)
 
 
 def test_a_layer_of_zeros_and_a_layer_of_one_kernel():

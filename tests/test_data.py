@@ -446,7 +446,9 @@ def test_the_fingerprint_of_a_folder_sees_one_changed_byte(folder: Path) -> None
     before = load(f"imagefolder:{folder}", split="0:0:21").fingerprint
     assert load(f"imagefolder:{folder}", split="0:0:21", input_size=5).fingerprint == before
     path = folder / "cat" / "6.png"
-    path.write_bytes(path.read_bytes() + b"\0")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
     assert load(f"imagefolder:{folder}", split="0:0:21").fingerprint != before
 
 

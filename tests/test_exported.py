@@ -120,6 +120,27 @@ def test_exported_files_are_only_read(name: str, folder: Path, tmp_path: Path) -
     )
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.second(self.first(images))
+
+
+@pytest.mark.parametrize("name", ["traced", "scripted", "exported"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_tied_weight_counts_once(name: str, tmp_path: Path) -> None:
+    path = tmp_path / ("net.pt2" if name == "exported" else "net.pt")
+    WRITERS[name](Tied(), path)
+    bank = bank_from_checkpoint(load_checkpoint(path))
+    assert [layer.name for layer in bank.layers] == ["first"]
+    reasons = {item.name: item.reason for item in bank.skipped}
+    assert reasons["second.weight"] == "the same tensor as first.weight"
+
+
 def repacked(source: Path, path: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> Path:
     """Write a zip archive again with other records."""
     with zipfile.ZipFile(source) as archive:
@@ -311,6 +332,11 @@ def test_damaged_and_empty_onnx_files(onnx_file: Path) -> None:
     onnx_file.write_text("<html>404</html>")
     assert refusal(onnx_file).startswith("FILE: this is an HTML page, not a checkpoint; ")
     onnx_file.write_bytes(bytes(range(256)) * 8)
+    assert refusal(onnx_file).startswith("FILE: not a valid ONNX file (")
+
+
+def test_an_onnx_whose_names_are_no_text(onnx_file: Path) -> None:
+    onnx_file.write_bytes(onnx_file.read_bytes().replace(b"table", b"t\xffble"))
     assert refusal(onnx_file).startswith("FILE: not a valid ONNX file (")
 
 

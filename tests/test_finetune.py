@@ -2,7 +2,12 @@
 
 import copy
 import math
+import os
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +18,12 @@ from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.settings import FinetuneSettings
 from kernelsimp.training import finetune as room
 from kernelsimp.training.distill import divergence, objective
-from kernelsimp.training.engine import Engine
-from kernelsimp.training.finetune import FinetuneJob, check_settings, finetune, make_optimizer
-from kernelsimp.training.hold import hold, release
+from kernelsimp.training.engine import Engine, _processes
+from kernelsimp.training.finetune import FinetuneJob, finetune
+from kernelsimp.training.hold import hold, projections, release, survived
 from kernelsimp.training.judge import Judge
+from kernelsimp.training.options import check_settings, make_optimizer
+from kernelsimp.training.penalties import Pull
 from kernelsimp.training.schedule import rate
 from kernelsimp.watch import Watcher
 
@@ -71,7 +78,7 @@ def images(seed, batches=4, size=8):
 
 
 def job(**changes):
-    usual = FinetuneJob(train=lambda epoch: images(epoch), val=images(100), device="cpu")
+    usual = FinetuneJob(train=lambda epoch, shard: images(epoch), val=images(100), device="cpu")
     return replace(usual, **changes)
 
 
@@ -108,7 +115,7 @@ def test_training_learns_and_keeps_the_epoch_it_reports():
 def test_the_best_epoch_is_put_back_when_later_ones_are_worse():
     """From epoch 3 on the labels lie, so validation gets worse again."""
 
-    def train(epoch):
+    def train(epoch, shard):
         return [(x, y if epoch < 3 else 1 - y) for x, y in images(epoch)]
 
     model = net()
@@ -123,7 +130,9 @@ def test_a_run_that_only_harms_keeps_the_network_as_it_came():
     model, heard = net(), Heard()
     finetune(model, job(), replace(PLAIN, epochs=6))
     before = bits(model)
-    trained = finetune(model, job(train=lambda epoch: [(x, 1 - y) for x, y in images(epoch)]), PLAIN, heard)
+    trained = finetune(
+        model, job(train=lambda epoch, shard: [(x, 1 - y) for x, y in images(epoch)]), PLAIN, heard
+    )
     assert trained.best_epoch == 0
     assert same(bits(model), before)
     assert heard.warnings == [
@@ -201,7 +210,7 @@ def test_nothing_to_train_is_said_and_skipped():
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_at_the_last_good_state():
-    def train(epoch):
+    def train(epoch, shard):
         batches = images(epoch)
         return batches if epoch < 3 else [(batches[0][0] * math.nan, batches[0][1]), *batches[1:]]
 
@@ -259,7 +268,7 @@ def test_another_failure_of_the_network_is_not_taken_for_full_memory():
 
 
 def test_patience_ends_a_run_that_gets_no_better():
-    def train(epoch):
+    def train(epoch, shard):
         return [(x, y if epoch < 3 else 1 - y) for x, y in images(epoch)]
 
     settings = replace(PLAIN, epochs=9, schedule="constant", patience=2)
@@ -278,7 +287,7 @@ def test_without_validation_images_the_last_epoch_is_kept():
 
 def test_an_empty_training_split_is_refused():
     with pytest.raises(KernelsimpError) as caught:
-        finetune(net(), job(train=lambda epoch: []), PLAIN)
+        finetune(net(), job(train=lambda epoch, shard: []), PLAIN)
     assert str(caught.value) == "the training split is empty; fine-tuning needs images to train on"
 
 
@@ -298,7 +307,7 @@ def test_accumulated_batches_make_the_same_steps_as_one_large_batch():
         model = net().double()
         batches = [(x.double(), y) for x, y in train]
         settings = replace(PLAIN, accumulate=accumulate, batch_norm="eval", epochs=2)
-        finetune(model, job(train=lambda epoch, b=batches: b, val=[]), settings)
+        finetune(model, job(train=lambda epoch, shard, b=batches: b, val=[]), settings)
         ends.append(bits(model))
     for first, second in zip(*ends, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-8)
@@ -314,7 +323,7 @@ def test_a_short_last_group_of_accumulated_batches_is_averaged_over_its_own_leng
         model = net().double()
         batches = [(x.double(), y) for x, y in batches]
         settings = replace(PLAIN, accumulate=accumulate, batch_norm="eval", epochs=1)
-        finetune(model, job(train=lambda epoch, b=batches: b, val=[]), settings)
+        finetune(model, job(train=lambda epoch, shard, b=batches: b, val=[]), settings)
         ends.append(bits(model))
     for first, second in zip(*ends, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-8)
@@ -335,7 +344,7 @@ def test_clipping_bounds_the_step():
     settings = replace(
         PLAIN, clip=1e-3, momentum=0.0, weight_decay=0.0, epochs=1, lr=1.0, schedule="constant"
     )
-    finetune(model, job(train=lambda epoch: images(1, batches=1), val=[]), settings)
+    finetune(model, job(train=lambda epoch, shard: images(1, batches=1), val=[]), settings)
     after = torch.cat([p.detach().flatten() for p in model.parameters()])
     assert float((after - before).norm()) == pytest.approx(1e-3, rel=1e-2)
 
@@ -360,9 +369,143 @@ def test_distillation_alone_pulls_the_network_to_its_teacher_whatever_the_labels
     teacher = net(1)
     finetune(teacher, job(), replace(PLAIN, epochs=8))
     student = net(2)
-    wrong = job(teacher=teacher, train=lambda epoch: [(x, 1 - y) for x, y in images(epoch)])
+    wrong = job(teacher=teacher, train=lambda epoch, shard: [(x, 1 - y) for x, y in images(epoch)])
     finetune(student, wrong, replace(PLAIN, distill=1.0, epochs=12, temperature=1.0))
     assert Judge(images(7), teacher, torch.device("cpu")).mark(student).top1 > 90
+
+
+# ---------------------------------------------------------------- averages, soft holds, formats
+
+
+def test_the_average_is_the_recursion_written_out_and_is_what_is_kept():
+    """One batch, no momentum: the weights of each step are seen by a loader that looks before it."""
+    model, seen = net(), []
+    batch = images(1, batches=1)
+
+    class Looking(list):
+        def __iter__(self):
+            seen.append({name: value.clone() for name, value in model.state_dict().items()})
+            return iter(batch)
+
+    settings = replace(PLAIN, epochs=15, ema=0.5, schedule="constant")
+    trained = finetune(model, job(train=lambda epoch, shard: Looking(batch), val=[]), settings)
+    assert trained.best_epoch == 15
+    average = {name: value.clone() for name, value in seen[0].items()}
+    finetune(last_model := net(), job(train=lambda epoch, shard: batch, val=[]), replace(settings, ema=None))
+    for step, weights in enumerate([*seen[1:], last_model.state_dict()]):
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, value in weights.items():
+            if value.is_floating_point():
+                average[name] = decay * average[name] + (1 - decay) * value
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, average[name], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(model[0].weight, last_model[0].weight, rtol=1e-4)
+
+
+def test_an_average_of_held_weights_is_held():
+    model = net()
+    plan = plan_for(model)
+    simplified(model, plan)
+    hold(model, plan, "tie")
+    trained = finetune(model, job(), replace(PLAIN, ema=0.9))
+    assert trained.best_epoch
+    release(model)
+    whole = survived(model, plan)
+    assert whole.exact == whole.total
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_soft_hold_ends_in_the_structure_and_draws_harder_with_rho(optimizer):
+    distances = []
+    for rho in (0.1, 1000.0):
+        model = net()
+        plan = plan_for(model)
+        settings = replace(PLAIN, soft=rho, optimizer=optimizer, epochs=4, lr=0.02, schedule="constant")
+        pulls = []
+        original = room.Pull.snap
+
+        def snap(self, pulls=pulls, original=original):
+            pulls.append(self.outside())
+            original(self)
+
+        room.Pull.snap = snap
+        try:
+            trained = finetune(model, job(plan=plan), settings)
+        finally:
+            room.Pull.snap = original
+        assert trained.best_epoch
+        whole = survived(model, plan)
+        assert whole.exact == whole.total
+        mark = Judge(images(100), None, torch.device("cpu")).mark(model)
+        assert mark.loss == pytest.approx(trained.history[trained.best_epoch - 1].val_loss, rel=1e-5)
+        distances.append(pulls[trained.best_epoch - 1])
+    assert distances[1] < 0.05 < distances[0]
+
+
+def test_the_pull_is_the_proximal_step_of_its_penalty():
+    """argmin rho * ||(I - P) v||^2 + ||v - w||^2 / (2 lr), by gradient descent in float64."""
+    model = net().double()
+    plan = plan_for(model)
+    parts = projections(model, plan)
+    before = [weight.detach().clone() for weight, _ in parts]
+    Pull(model, plan, 3.0).step(lr=0.5, progress=0.25)
+    for (weight, tied), w in zip(parts, before, strict=True):
+        v = w.clone().requires_grad_()
+        outside = torch.optim.SGD([v], 0.2)
+        for _ in range(200):
+            loss = 3.0 * 0.25 * (v - tied.project(v.detach())).square().sum() + (v - w).square().sum() / 1.0
+            outside.zero_grad()
+            loss.backward()
+            outside.step()
+        torch.testing.assert_close(weight.detach(), v.detach(), rtol=1e-8, atol=1e-10)
+
+
+def test_a_soft_hold_needs_a_plan():
+    with pytest.raises(KernelsimpError) as caught:
+        finetune(net(), job(), replace(PLAIN, soft=1.0))
+    assert str(caught.value) == "soft is set, but there is no plan to pull towards; simplify first"
+
+
+@pytest.mark.parametrize("mode", ["freeze", "tie", "scale"])
+def test_channels_last_trains_the_same_network(mode):
+    ends = []
+    for channels_last in (False, True):
+        model = net()
+        plan = plan_for(model)
+        simplified(model, plan)
+        hold(model, plan, mode)
+        finetune(model, job(), replace(PLAIN, channels_last=channels_last, epochs=2, lr=0.01))
+        release(model)
+        assert model[3].weight.is_contiguous()
+        ends.append(bits(model))
+    for first, second in zip(*ends, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["freeze", "scale"])
+def test_a_compiled_network_trains_with_its_holds(mode, monkeypatch):
+    """The compiler's front end traces the holds; its back end needs a C++ compiler, so it is left out."""
+    compilations, compiler = [], torch.compile
+
+    def compile_(model, **options):
+        compilations.append(model)
+        return compiler(model, **{"backend": "aot_eager", **options})
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    ends = []
+    for compiled in (False, True):
+        model = net()
+        plan = plan_for(model)
+        simplified(model, plan)
+        hold(model, plan, mode)
+        trained = finetune(model, job(), replace(PLAIN, compile=compiled, epochs=1, lr=0.01))
+        assert trained.best_epoch == 1
+        assert bool(compilations) == compiled
+        release(model)
+        ends.append(bits(model))
+    for first, second in zip(*ends, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
 
 
 # ---------------------------------------------------------------- its parts
@@ -441,6 +584,12 @@ def test_the_judge_goes_by_the_teacher_only_where_labels_no_longer_tell():
         ({"warmup": -1.0}, "warmup is -1.0; expected 0 or more epochs"),
         ({"clip": 0.0}, "clip is 0.0; expected greater than 0"),
         ({"patience": 0}, "patience is 0; expected 1 or more epochs"),
+        ({"soft": 0.0}, "soft is 0.0; expected greater than 0"),
+        ({"ema": 1.0}, "ema is 1.0; expected 0 or more and less than 1"),
+        ({"save_every": -1.0}, "save-every is -1.0; expected 0 or more minutes"),
+        ({"devices": 0}, "devices is 0; expected 1 or more"),
+        ({"num_nodes": 0}, "num-nodes is 0; expected 1 or more"),
+        ({"strategy": "fsdp"}, "unknown strategy 'fsdp'; known: auto, ddp"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change, words):
@@ -460,12 +609,83 @@ def test_settings_that_make_no_sense_are_refused(change, words):
 )
 def test_a_device_or_precision_that_is_not_there_is_refused(device, precision, words):
     with pytest.raises(KernelsimpError) as caught:
-        Engine(device, precision)
+        Engine(device, FinetuneSettings(precision=precision))
     assert str(caught.value) == words
 
 
 def test_a_missing_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(KernelsimpError) as caught:
-        Engine("cuda:3", "32-true")
+        Engine("cuda:3", FinetuneSettings())
     assert str(caught.value) == "device 'cuda:3' is not there: 0 CUDA devices found; use --device auto"
+
+
+# ---------------------------------------------------------------- two processes
+
+TWO = """
+    import json, os, sys
+    from pathlib import Path
+    import torch
+    torch.set_num_threads(1)
+    from test_finetune import trained_by_two
+
+    if __name__ == "__main__":
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        for norm in ("eval", "train"):
+            model, trained = trained_by_two(norm, Path(sys.argv[1]))
+            whole = {"state": model.state_dict(), "epochs": [vars(epoch) for epoch in trained.history]}
+            torch.save(whole, Path(sys.argv[1]) / f"{norm}{rank}.pt")
+"""
+
+
+def halves(epoch, shard):
+    """Each process takes every world-th image of each batch, as the data room's shards do."""
+    rank, world = shard
+    return [(x[rank::world], y[rank::world]) for x, y in images(epoch, size=16)]
+
+
+def trained_by_two(norm, folder, devices=2):
+    """Train a held network on `devices` processes; they see the same images together."""
+    model, teacher = net(), net(1)
+    plan = plan_for(model)
+    simplified(model, plan)
+    hold(model, plan, "freeze")
+    settings = replace(PLAIN, batch_norm=norm, devices=devices, distill=0.5, clip=0.5, lr=0.02)
+    usual = job(train=halves, teacher=teacher, folder=folder / f"{norm}-state")
+    trained = finetune(model, usual, settings)
+    release(model)
+    return model, trained
+
+
+def test_two_processes_train_the_network_that_one_trains_on_double_batches(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(textwrap.dedent(TWO))
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    runs = {name: torch.load(tmp_path / f"{name}.pt") for name in ("eval0", "eval1", "train0", "train1")}
+    for norm in ("eval", "train"):
+        first, second = runs[f"{norm}0"], runs[f"{norm}1"]
+        assert same(first["state"].values(), second["state"].values()), norm
+        assert [e["val_loss"] for e in first["epochs"]] == [e["val_loss"] for e in second["epochs"]]
+        assert (tmp_path / f"{norm}-state" / "finetune.pt").exists()
+        model, trained = trained_by_two(norm, tmp_path / "alone", devices=1)
+        for key in ("val_loss", "train_loss"):
+            alone = [getattr(epoch, key) for epoch in trained.history]
+            together = [epoch[key] for epoch in first["epochs"]]
+            assert together == pytest.approx(alone, rel=1e-5 if norm == "eval" else 0.2), (norm, key)
+        if norm == "eval":
+            for name, value in model.state_dict().items():
+                torch.testing.assert_close(first["state"][name], value, rtol=1e-4, atol=1e-6)
+        else:
+            assert first["epochs"][-1]["val_top1"] == pytest.approx(trained.history[-1].val_top1, abs=10)
+
+
+def test_what_torchrun_started_is_what_runs(monkeypatch):
+    assert _processes(FinetuneSettings(devices=3, num_nodes=2)) == (3, 2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert _processes(FinetuneSettings(devices=1)) == (4, 2)

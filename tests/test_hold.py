@@ -1,18 +1,33 @@
 """Nothing that is held may move: every kind of convolution, both modes, both optimisers."""
 
 import copy
+import re
+import textwrap
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import kernelsimp
+from kernelsimp import nn as public
 from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.kernels.families import find
 from kernelsimp.models.layers import bank_from_model, canonical
 from kernelsimp.records.plan import LayerPlan, Plan
+from kernelsimp.records.plan_file import save_plan
 from kernelsimp.simplify.apply import apply_plan
-from kernelsimp.training.hold import held_share, hold, release, verify, verify_tensors, witnesses
+from kernelsimp.training.hold import (
+    Survived,
+    held_share,
+    hold,
+    projections,
+    release,
+    survived,
+    verify,
+    verify_tensors,
+    witnesses,
+)
 
 STRUCTURES = ("free", "mirror-h", "odd-half-turn", "equal-rows", "constant", "zero")
 
@@ -140,6 +155,56 @@ def test_tied_kernels_keep_their_structure_exactly_and_their_coefficients_train(
                 assert (now[rows] != then[rows]).flatten(1).any(1).all(), (layer.name, structure)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_scaled_kernels_keep_their_shape_and_only_their_scale_trains(name, autocast):
+    model, plan = made(1)
+    before = copy.deepcopy(model)
+    hold(model, plan, "scale")
+    train(model, OPTIMIZERS[name](model.parameters()), autocast=autocast)
+    verify(model)
+    release(model)
+    moved = 0
+    for layer in plan.layers:
+        now, then = kernels_of(model, plan, layer), kernels_of(before, plan, layer)
+        held = torch.from_numpy(layer.changed)
+        assert (now[~held] != then[~held]).flatten(1).any(1).all(), layer.name
+        now, then = now[held].flatten(1), then[held].flatten(1)
+        cosine = torch.nn.functional.cosine_similarity(now.double(), then.double(), dim=1)
+        live = then.abs().sum(1) > 0
+        torch.testing.assert_close(cosine[live], torch.ones_like(cosine[live]), rtol=0, atol=1e-6)
+        assert not now[~live].any()
+        moved += int((now != then).any(1).sum())
+    assert moved > 20
+    assert not [name for name, _ in model.named_parameters() if "scale" in name]
+
+
+def test_a_step_on_a_scale_is_the_projected_gradient_step():
+    """The slow twin: w - lr * <g, w> w / ||w||^2, in float64."""
+    model, plan = made(2)
+    model = model.double()
+    dense = copy.deepcopy(model)
+    hold(model, plan, "scale")
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(4, 3, 7, 9, generator=generator).double(), torch.tensor([0, 1, 2, 0])
+    for net in (model, dense):
+        net.train()
+        nn.functional.cross_entropy(net(images), labels).backward()
+    torch.optim.SGD(model.parameters(), 0.5).step()
+    for layer in plan.layers:
+        now = kernels_of(model, plan, layer).flatten(2)
+        module = dict(dense.named_modules())[layer.name]
+        kind = "transposed" if "transposed" in layer.name else layer.kind
+        weight = canonical(module.weight.detach(), kind, layer.groups).flatten(2)
+        gradient = canonical(module.weight.grad, kind, layer.groups).flatten(2)
+        along = (gradient * weight).sum(2, keepdim=True) / weight.square().sum(2, keepdim=True).clamp_min(
+            1e-300
+        )
+        held = torch.from_numpy(layer.changed)
+        step = torch.where(held[..., None], along * weight, gradient)
+        torch.testing.assert_close(now, weight - 0.5 * step, rtol=1e-9, atol=1e-12)
+
+
 def test_a_step_on_tied_weights_is_the_projected_gradient_step():
     """The slow twin: w - lr * P g with the dense projector, in float64."""
     model, plan = made(2)
@@ -165,7 +230,7 @@ def test_a_step_on_tied_weights_is_the_projected_gradient_step():
             torch.testing.assert_close(now[rows], expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["freeze", "tie"])
+@pytest.mark.parametrize("mode", ["freeze", "tie", "scale"])
 def test_hold_and_release_change_no_bit_no_name_no_order_and_no_parameter_object(mode):
     model, plan = made(3)
     names = [name for name, _ in model.named_parameters()]
@@ -259,6 +324,42 @@ def test_a_shared_weight_is_held_once_and_stays_shared(mode, name):
     same = torch.equal(model.first.weight[held], state["first.weight"][held])
     assert same == (mode == "freeze")
     assert not torch.equal(model.first.weight[~held], state["first.weight"][~held])
+
+
+def test_projections_are_those_of_the_families():
+    torch.manual_seed(0)
+    model = Mixed()
+    plan = plan_for(model, 3)
+    layers = dict(zip([layer.name for layer in plan.layers], projections(model, plan), strict=True))
+    for layer in plan.layers:
+        weight, tied = layers[layer.name]
+        before = kernels_of(model, plan, layer).clone()
+        with torch.no_grad():
+            weight.copy_(tied.project(weight))
+        after = kernels_of(model, plan, layer)
+        for index, structure in enumerate(STRUCTURES):
+            rows = torch.from_numpy(layer.choice == index)
+            if index == 0:
+                assert torch.equal(after[rows], before[rows])
+            else:
+                space = find(structure, layer.grid)
+                assert space.holds(after[rows]).all()
+                torch.testing.assert_close(after[rows], space.project(before[rows]).float())
+
+
+def test_what_survived_without_a_hold_is_counted():
+    model, plan = made(15)
+    assert survived(model, plan) == Survived(plan.simplified, plan.simplified, plan.simplified)
+    layer, (out, into) = first_held(plan)
+    with torch.no_grad():
+        model.dense.weight[out, into, 0, 0] += 1e-4
+        model.dense.weight[layer.choice == 5] += 1  # zero kernels become constant ones
+    lost = int((layer.choice == 5).sum())
+    near = plan.simplified - lost
+    exact = near - (layer.choice[out, into] != 5)
+    assert survived(model, plan) == Survived(exact, near, plan.simplified)
+    hold(model, plan, "freeze")
+    assert survived(model, plan) == Survived(exact, near, plan.simplified)
 
 
 def test_held_share_counts_kernels_larger_than_one_cell():
@@ -369,3 +470,85 @@ def test_a_weight_that_is_computed_already_is_refused():
         "dense: its weight is computed from others; remove that parametrisation before holding it"
     )
     assert held_share(model) == 0
+
+
+# ---------------------------------------------------------------- the public face
+
+
+def run_folder(tmp_path, model, plan, hold_setting):
+    save_plan(plan, tmp_path / "plan.safetensors")
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    if hold_setting:
+        (tmp_path / "settings.toml").write_text(f"[finetune]\n{hold_setting}\n")
+
+
+@pytest.mark.parametrize(
+    ("setting", "mode", "expected"),
+    [
+        ("", None, "freeze"),
+        ('hold = "none"', None, "freeze"),
+        ('hold = "auto"', "tie", "tie"),
+        ('hold = "tie"', None, "tie"),
+        ('hold = "tie"\nfree_scale = true', None, "scale"),
+    ],
+)
+def test_a_run_is_held_in_a_loop_of_ones_own(tmp_path, setting, mode, expected):
+    model, plan = made(20)
+    run_folder(tmp_path, model, plan, setting)
+    public.hold(model, str(tmp_path), mode)
+    assert {witness.mode for witness in witnesses(model).values()} == {expected}
+    train(model, OPTIMIZERS["adamw"](model.parameters()))
+    promised = witnesses(model)
+    public.release(model)
+    verify_tensors(promised, model.state_dict())
+    assert not witnesses(model)
+
+
+def test_the_loop_in_the_documentation_runs(tmp_path, monkeypatch):
+    """The ten lines of the module's docstring, as they stand there."""
+    lines = public.__doc__.split("\n\n")[1]
+    loop = textwrap.dedent(lines)
+    assert 9 <= len(loop.strip().splitlines()) <= 12
+    model, plan = made(21)
+    (tmp_path / "run").mkdir()
+    run_folder(tmp_path / "run", model, plan, "")
+    monkeypatch.chdir(tmp_path)
+    loader = [(torch.randn(4, 3, 7, 9), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+    names = {"torch": torch, "kernelsimp": kernelsimp, "model": Mixed(), "loader": loader}
+    exec(compile(loop, "loop", "exec"), names)
+    written, trained = torch.load("mine.pt"), 0
+    for layer in plan.layers:
+        held = torch.from_numpy(layer.changed)
+        module = Mixed()
+        module.load_state_dict(written)
+        now, then = kernels_of(module, plan, layer), kernels_of(model, plan, layer)
+        assert torch.equal(now[held], then[held])
+        trained += int((now[~held] != then[~held]).any())
+    assert trained > 4
+
+
+def test_a_model_with_other_weights_is_not_held(tmp_path):
+    model, plan = made(22)
+    run_folder(tmp_path, model, plan, "")
+    with pytest.raises(KernelsimpError) as caught:
+        public.hold(Mixed(), tmp_path)
+    words = str(caught.value)
+    total = plan.simplified
+    assert re.fullmatch(
+        rf"\d+ of {total} kernels are not in the structure that {re.escape(str(tmp_path))} gave them;"
+        " load the checkpoint of that run into the model first",
+        words,
+    )
+    with pytest.raises(KernelsimpError) as caught:
+        public.hold(model, tmp_path, "fix")
+    assert str(caught.value) == "unknown hold mode 'fix'; known: freeze, scale, tie"
+
+
+def test_release_refuses_what_has_moved(tmp_path):
+    model, plan = made(23)
+    run_folder(tmp_path, model, plan, "")
+    public.hold(model, tmp_path)
+    _, (out, into) = first_held(plan)
+    model.dense.parametrizations.weight[0].frozen[out, into] += 1
+    with pytest.raises(HoldError, match=rf"dense: kernel \({out}, {into}\)"):
+        public.release(model)

@@ -123,13 +123,14 @@ class Shared(nn.Module):
         self.table = nn.Parameter(torch.zeros(1, 3, 4, 4))
         self.norm = nn.BatchNorm2d(3)
         self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 5, 3))
+        self.normed_too = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 5, 3))
         self.lazy = nn.LazyConv2d(4, 3)
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_shared_modules_and_weights_count_once_and_every_other_tensor_has_a_reason() -> None:
     model = Shared()
-    assert list(conv_modules(model)) == ["first", "normed", "lazy"]
+    assert list(conv_modules(model)) == ["first", "normed", "normed_too", "lazy"]
     bank = bank_from_model(model)
     assert [layer.name for layer in bank.layers] == ["first"]
     reasons = {item.name: item.reason for item in bank.skipped}
@@ -139,9 +140,18 @@ def test_shared_modules_and_weights_count_once_and_every_other_tensor_has_a_reas
     assert reasons["table"] == "4-D, but no convolution uses it"
     assert reasons["norm.num_batches_tracked"] == "a scalar"
     assert reasons["normed.parametrizations.weight.original1"] == part
+    assert reasons["normed_too.parametrizations.weight.original1"] == part
     assert reasons["lazy.weight"] == "lazy convolution without a shape yet; run the network once first"
     everything = {*model.state_dict()}
     assert set(reasons) == everything - {"first.weight"}
+
+
+def test_kernels_can_be_taken_from_the_file_in_their_stored_type() -> None:
+    stored_as = {name: value.half() for name, value in tiny_state().items()}
+    bank = bank_from_model(tiny_net(1), stored_as)
+    for layer in bank.layers:
+        assert layer.kernels.dtype == torch.float16
+        assert layer.kernels.data_ptr() == stored_as[tensor_name(layer.name)].data_ptr()
 
 
 def test_a_network_without_convolutions() -> None:
@@ -330,16 +340,28 @@ def test_every_flip_of_a_top_exponent_bit_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "begins"), [(float("nan"), "x: kernel (127, 5) holds NaN"), (1e9, "x: kernel (127, 5) holds a")]
+)
+def test_a_layer_that_is_read_in_parts(value: float, begins: str) -> None:
+    kernels = torch.full((128, 1024, 3, 3), 0.1)
+    kernels[127, 5, 0, 0] = value
+    words = damage(LayerKernels("x", "dense", kernels))
+    assert words is not None
+    assert words.startswith(begins)
+
+
+@pytest.mark.parametrize(
     "kernels",
     [
         torch.zeros(4, 4, 3, 3),
+        torch.zeros(144).index_fill(0, torch.tensor(5), 1.0).reshape(4, 4, 3, 3),
         torch.ones(1, 1, 1, 1),
         torch.nn.functional.pad(torch.ones(4, 4, 1, 1), (1, 1, 1, 1)),
         torch.randn(64, 64, 3, 3, generator=torch.Generator().manual_seed(1)),
         torch.full((4, 4, 3, 3), 1e-42),
         torch.full((4, 4, 3, 3), 60000.0, dtype=torch.float16),
     ],
-    ids=["zero", "one number", "centre only", "random", "denormal", "large fp16"],
+    ids=["zero", "one weight", "one number", "centre only", "random", "denormal", "large fp16"],
 )
 def test_odd_but_sound_layers_pass(kernels: Tensor) -> None:
     assert damage(LayerKernels("x", "dense", kernels)) is None

@@ -212,6 +212,16 @@ def test_broken_kernels_and_lines_have_names():
     assert describe(torch.zeros(0, 3, 3)) == []
 
 
+def test_a_template_with_more_numbers_than_the_kernel_needs_is_not_named():
+    kernels = torch.randn(3000, 3, 3, generator=torch.Generator().manual_seed(1))
+    fitted = fit(kernels)
+    gabor = fitted.names.index("gabor")
+    chance = torch.nonzero((fitted.template == gabor) & (fitted.residual <= 0.1))[:, 0]
+    alone = chance[match(kernels[chance]).best < 0]
+    assert len(alone) > 5
+    assert describe(kernels[alone]).count("no simple structure") >= 0.75 * len(alone)
+
+
 def test_pairs_of_lines_are_said_in_words():
     kernel = torch.tensor(
         [[1.0, -0.4, 0.3, 0.9], [0.1, 0.7, -1, 0.2], [-0.9, 0.5, 0.6, 0.3], [0.1, 0.7, -1, 0.2]]

@@ -101,7 +101,10 @@ def test_a_plan_for_another_network_is_refused():
         (PlanSettings(tolerance=1.5), "--tolerance is 1.5; expected a number from 0 to 1"),
         (PlanSettings(dof=-1.0), "--dof is -1; expected a number from 0 to 1"),
         (PlanSettings(dof=0.01), "--dof 0.01 is out of reach: these families leave"),
-        (PlanSettings(tolerance=0.1, families=("miror-h",)), "unknown family 'miror-h'; did you mean 'mirror-h'?"),
+        (
+            PlanSettings(tolerance=0.1, families=("miror-h",)),
+            "unknown family 'miror-h'; did you mean 'mirror-h'",
+        ),
     ],
 )
 def test_impossible_settings_are_one_line(settings, words):

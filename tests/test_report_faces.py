@@ -137,11 +137,11 @@ def test_nested_settings_become_dotted_names() -> None:
 
 def test_scan_tables_count_best_matches() -> None:
     table = scan_layer_table(reports.scan())
-    assert table.rows[0][5:] == ("4 (33.3 %)", "mirror-h 3, equal-rows 1")
+    assert table.rows[0][5:] == ("4", "2", "mirror-h 3, equal-rows 1")
     families = scan_family_table(reports.scan())
-    assert families.heads[3] == "expected (white)"
-    assert families.rows[0] == ("mirror-h", "2", "18", "9", "2 x")
-    assert families.rows[1] == ("equal-rows", "1", "2", "0", "–")
+    assert families.heads[3:] == ("by chance, white", "matches / white", "found, white")
+    assert families.rows[0] == ("mirror-h", "2", "18", "9", "2 x", "6")
+    assert families.rows[1] == ("equal-rows", "1", "2", "0", "–", "–")
 
 
 # ---------------------------------------------------------------- markdown
@@ -173,6 +173,20 @@ def test_escaping_is_undone_by_a_markdown_reader() -> None:
     raw = "a|b`c*d_e[f]~g#h!i@j\\k<l>&m"
     read = re.sub(r"\\([\\`*_\[\]|~#!@])", r"\1", escaped(raw))
     assert read.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") == raw
+
+
+def test_nested_robustness_and_similarity_become_rows() -> None:
+    report = replace(
+        reports.report(),
+        robustness={"fog": {"3": 71.234567}, "note": HOSTILE},
+        similarity={"conv1": {"cka": 0.5}},
+    )
+    text = report_markdown(report)
+    assert "| fog.3 | 71.23 |" in text
+    assert "| conv1.cka | 0.5 |" in text
+    page = report_html(report)
+    assert "fog.3" in page
+    assert sum(tag == "script" for tag, _ in Page(page).tags) == 1
 
 
 def test_a_thousand_layers_are_cut_in_markdown() -> None:
@@ -221,6 +235,7 @@ def test_a_sprite_holds_every_tile_where_it_says() -> None:
     assert pixels.shape == (sheet.height, sheet.width)
     for item, (x, y, width, height) in zip(pictures, sheet.tiles, strict=True):
         assert (pixels[y : y + height, x : x + width] == tile(item)).all()
+        assert not pixels[y + height].any(), "tiles are kept apart"
 
 
 def test_colours_run_from_blue_over_light_to_red() -> None:
@@ -278,6 +293,21 @@ def test_no_gallery_and_a_damaged_one(tmp_path: Path) -> None:
         with pytest.raises(KernelsimpError, match="remove the file to render without") as caught:
             load_gallery(path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_byte_anywhere_is_one_line_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.npz"
+    save_gallery(gallery(), path)
+    whole = path.read_bytes()
+    refused: list[str] = []
+    for place in range(0, len(whole), 97):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            load_gallery(path)
+        except KernelsimpError as error:
+            refused.append(str(error))
+    assert len(refused) > 40
+    assert not any("\n" in message for message in refused)
 
 
 # ---------------------------------------------------------------- HTML

@@ -139,10 +139,29 @@ def test_moments_that_are_not_finite_are_refused() -> None:
 
 
 def test_moments_that_are_not_positive_definite_are_an_error_not_a_result() -> None:
-    gram = torch.diag(torch.tensor([5.0, 5, 5, 5, 5, 5, 5, 5, -1], dtype=torch.float64))[None]
-    zeros = torch.zeros(1, 9, dtype=torch.float64)
-    broken = Moments(gram, torch.eye(9, dtype=torch.float64)[None], zeros, zeros, torch.zeros(1, 2), 100, True)
+    one = torch.eye(9, dtype=torch.float64)
+    gram = torch.cat([torch.cat([one, 2 * one]), torch.cat([2 * one, one])], dim=1)[
+        None
+    ]  # blocks are, it is not
+    zeros = torch.zeros(1, 18, dtype=torch.float64)
+    broken = Moments(gram, one.repeat(2, 2)[None], zeros, zeros, torch.zeros(1, 2), 100, True)
     generator = torch.Generator().manual_seed(0)
-    original = torch.randn(1, 2, 9, dtype=torch.float64, generator=generator)
+    original = torch.randn(1, 2, 18, dtype=torch.float64, generator=generator)
     with pytest.raises(UnsolvableError, match="not positive definite"):
         resolve(original, Constraint(9, ()), broken)
+
+
+def test_a_layer_too_large_for_its_own_preconditioner_comes_to_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    rows = smooth_rows(generator, (2, 400, 36))
+    original = torch.randn(2, 3, 36, dtype=torch.float64, generator=generator)
+    basis = random_basis(generator, 9, 4)
+    constraint = Constraint(9, (Piece(torch.arange(0, 24, 2), basis @ basis.T),))
+    moments = moments_of(rows, rows, 3)
+    blocks = resolve(original, constraint, moments)
+    monkeypatch.setattr("kernelsimp.simplify.resolve.BLOCK_NUMBERS", 0)
+    means = resolve(original, constraint, moments)
+    assert torch.allclose(means.weights, blocks.weights, atol=1e-7)
+    assert means.steps > blocks.steps

@@ -50,7 +50,9 @@ def test_dead_kernels_never_match():
 
 
 def test_counts_keep_pointwise_kernels_apart():
-    bank = KernelBank((LayerKernels("p", "dense", torch.randn(8, 4, 1, 1)), LayerKernels("q", "dense", white(40))))
+    bank = KernelBank(
+        (LayerKernels("p", "dense", torch.randn(8, 4, 1, 1)), LayerKernels("q", "dense", white(40)))
+    )
     scan = scan_bank(bank, ScanSettings(), {})
     assert (scan.pointwise, len(scan.layers), scan.weights) == (32, 1, 32 + 40 * 9)
 

@@ -57,6 +57,8 @@ def test_recipes_come_with_the_package_and_unknown_ones_are_named():
         config_path("recipe:digit")
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[1].glob("configs/*.toml")), ids=lambda p: p.stem
+)
 def test_every_shipped_config_is_readable(path):
     assert settle({}, str(path)).data.mean is not None

@@ -208,6 +208,14 @@ def test_chunks_make_no_difference(monkeypatch):
     assert len(parts.a) == 50
 
 
+def test_a_short_reach_saves_work_and_never_reports_too_little():
+    kernels = torch.randn(300, 3, 3, generator=torch.Generator().manual_seed(10))
+    every, near = fit(kernels), fit(kernels, effort=Effort(reach=0.2))
+    assert bool((near.residual >= 0).all())
+    assert (near.residual <= 0.05).sum() >= (every.residual <= 0.05).sum() - 2
+    assert near.residual.mean() > every.residual.mean() + 1e-3
+
+
 def test_values_are_found_by_name():
     kernels = planted((5, 5), "gaussian-derivative", 10)
     found = fit(kernels, ["gaussian-derivative", "sobel-x"])

@@ -25,6 +25,9 @@ NULLS: dict[str, Callable[[Tensor, Sequence[Subspace]], Null]] = {
 }
 """How each null is made from a layer's live kernels (n, *grid) and the families' subspaces."""
 
+MOST_CELLS = 169
+"""Kernels of more cells (beyond 13 x 13) are judged by the white null only."""
+
 FOUND_BY = "ring"
 BEYOND_BY = "matched"
 
@@ -58,7 +61,7 @@ def judge_layer(examined: Examined, name: str, fdr: float) -> Judgement:
     live = ~examined.dead
     subspaces = [family.subspace for family in examined.families]
     kernels = _live_kernels(examined, live)
-    null = NULLS[name](kernels, subspaces)
+    null = NULLS[name](kernels, subspaces) if examined.cells <= MOST_CELLS else _too_large(name, subspaces)
     p, found = np.ones(len(live)), np.zeros(len(live), dtype=bool)
     if subspaces and live.any():
         judged = judge(null, torch.from_numpy(examined.residual[live]), fdr)
@@ -69,6 +72,15 @@ def judge_layer(examined: Examined, name: str, fdr: float) -> Judgement:
 def found_in(examined: Examined, fdr: float) -> NDArray[np.bool_]:
     """Say for each kernel whether chance, by the ring null, does not explain its nearest family."""
     return judge_layer(examined, FOUND_BY, fdr).found
+
+
+def _too_large(name: str, subspaces: Sequence[Subspace]) -> Null:
+    """Return the white null, saying so: spectra of larger covariances take too long."""
+    white = white_null(subspaces)
+    if name == "white":
+        return white
+    note = f"{name} null not estimated: kernels of more than {MOST_CELLS} cells; white used instead"
+    return Null(name, white.table, note)
 
 
 def _live_kernels(examined: Examined, live: NDArray[np.bool_]) -> Tensor:

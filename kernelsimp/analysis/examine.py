@@ -27,6 +27,11 @@ class Examined:
     dead: NDArray[np.bool_]
 
     @property
+    def cells(self) -> int:
+        """The cells of one kernel."""
+        return int(np.prod(self.layer.grid))
+
+    @property
     def dims(self) -> NDArray[np.int64]:
         """The dimension of each family, (families,)."""
         return np.array([family.subspace.dim for family in self.families], dtype=np.int64)

@@ -19,7 +19,7 @@ from kernelsimp.records.limits import Baseline
 
 @dataclass(frozen=True)
 class LayerFigures:
-    """One layer: kernels, those in a structure, those dead, cells, independent values, bits of a value."""
+    """One layer: kernels, those in a structure, those dead, cells, independent values, stored bits of one."""
 
     kernels: int
     structured: int
@@ -35,12 +35,13 @@ def figures(baseline: Baseline, kernels: Mapping[str, Tensor]) -> dict[str, floa
     total = sum(layer.kernels for layer in layers)
     if total == 0:
         return {}
-    stored = sum(layer.dof * layer.bits for layer in layers)
+    fixed = baseline.coefficient_bits
+    values = sum(layer.dof * (layer.bits if fixed is None else fixed) for layer in layers)
     return {
         "kernels.simplified_share": sum(layer.structured for layer in layers) / total,
         "kernels.dead_share": sum(layer.dead for layer in layers) / total,
         "dof.fraction": sum(layer.dof for layer in layers) / sum(layer.cells for layer in layers),
-        "bits.per_kernel": (stored + baseline.choice_bits) / total,
+        "bits.per_kernel": (values + baseline.choice_bits) / total,
     }
 
 

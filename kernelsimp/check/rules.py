@@ -54,9 +54,7 @@ RULES: tuple[Rule, ...] = (
     Rule("kernels.simplified_share", "share of kernels that lie in the structure they were given, 0..1"),
     Rule("kernels.dead_share", "share of kernels with under 1 % of their layer's mean energy, 0..1"),
     Rule("dof.fraction", "independent values left in kernels, as a share of their cells, 0..1"),
-    Rule(
-        "bits.per_kernel", "bits of a kernel's independent values as stored, with the choice of its structure"
-    ),
+    Rule("bits.per_kernel", "bits of a kernel's independent values, with the choice of its structure"),
     Rule(
         "layers.changed",
         "layers missing, added or of another shape",

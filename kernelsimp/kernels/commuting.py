@@ -71,7 +71,7 @@ def _columns(projectors: list[Floats], groups: list[list[int]]) -> tuple[Floats,
 
 
 def _atoms(projectors: list[Floats], group: list[int]) -> list[Floats]:
-    """Return orthonormal bases (cells, dim) of the joint eigenspaces, splitting by one projector at a time."""
+    """Return orthonormal bases (cells, dim) of the joint eigenspaces, split by one projector at a time."""
     atoms = [np.eye(len(projectors[0]))]
     for i in group:
         split: list[Floats] = []

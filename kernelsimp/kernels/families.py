@@ -164,8 +164,16 @@ SEVENTEEN: tuple[str, ...] = (
 """The linear families that the project's published figures use."""
 
 
+MOST_LINES = 11
+
+
 def line_pairs(shape: Shape) -> Iterator[Family]:
-    """Yield one family for each single pair of equal rows or columns; lines are numbered from 0."""
+    """Yield one family for each single pair of equal rows or columns; lines are numbered from 0.
+
+    Kernels with a side over `MOST_LINES` have none: their pairs are too many to mean anything.
+    """
+    if max(shape) > MOST_LINES:
+        return
     for axis, line in ((-2, "rows"), (-1, "columns")):
         for first, second in combinations(range(shape[axis]), 2):
             meaning = f"{line} {first} and {second} are the same"

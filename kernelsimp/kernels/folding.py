@@ -5,6 +5,7 @@ and subtracts opposite lines; unlike a matrix product its cost does not grow wit
 Classes are named by parity under the vertical and horizontal mirror and, on the square, the transpose.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -15,8 +16,26 @@ from kernelsimp.kernels.subspace import Floats, Shape
 
 _ROOT = 2**0.5
 
+Part = tuple[Tensor, Tensor | None, float, float]
+"""Two tensors, the sign of the second, and the scale of the energy of their sum."""
 
-def class_energies(grid: Tensor) -> Tensor:
+
+class Scratch:
+    """Memory kept from chunk to chunk, by name: fresh pages cost more than the arithmetic on them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.held: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Return an uninitialised tensor of `shape`, which the next call with `name` may overwrite."""
+        size = math.prod(shape)
+        if name not in self.held or self.held[name].numel() < size:
+            self.held[name] = torch.empty(size, dtype=self.dtype)
+        return self.held[name][:size].view(shape)
+
+
+def class_energies(grid: Tensor, scratch: Scratch) -> Tensor:
     """Return the energy of kernels (planes, kh, kw, n) in each symmetry class, (classes, n).
 
     Oblong kernels have four classes: even-even, even-odd, odd-even, odd-odd, the vertical parity first.
@@ -24,19 +43,30 @@ def class_energies(grid: Tensor) -> Tensor:
     even-odd and odd-even, and these two together split by that sign instead. Those last two overlap the
     two before: mirrors and transposes do not commute.
     """
-    even, odd = _fold(grid, 2)
-    ee, oe = _fold(even, 1)
-    eo, oo = _fold(odd, 1)
-    # _fold(odd columns) on rows: ee, oe are even left-right; eo, oo odd left-right
-    if grid.shape[1] != grid.shape[2]:
-        return torch.stack([_energy(part) for part in (ee, eo, oe, oo)]).mul_(0.25)
-    turned = oe.transpose(1, 2)
-    sums = [ee + ee.transpose(1, 2), ee - ee.transpose(1, 2), oo + oo.transpose(1, 2), oo - oo.transpose(1, 2)]
-    mixed = [eo + turned, eo - turned]
-    plain = torch.stack([_energy(part) for part in (eo, oe)]).mul_(0.25)
-    split = torch.stack([_energy(part) for part in sums]).mul_(1 / 16)
-    diagonal = torch.stack([_energy(part) for part in mixed]).mul_(1 / 8)
-    return torch.cat([split, plain, diagonal])
+    even, odd = _fold(grid, 2, scratch, "columns")
+    ee, oe = _fold(even, 1, scratch, "even rows")
+    eo, oo = _fold(odd, 1, scratch, "odd rows")
+    square = grid.shape[1] == grid.shape[2]
+    oblong: list[Part] = [(part, None, 1.0, 1 / 4) for part in (ee, eo, oe, oo)]
+    parts = _square_parts(ee, eo, oe, oo) if square else oblong
+    out = scratch.take("classes", len(parts), grid.shape[-1])
+    for row, (one, other, sign, scale) in enumerate(parts):
+        work = scratch.take("part", *one.shape)
+        if other is None:
+            torch.square(one, out=work)
+        else:
+            torch.add(one, other, alpha=sign, out=work).square_()
+        torch.sum(work, dim=(0, 1, 2), out=out[row]).mul_(scale)
+    return out
+
+
+def _square_parts(ee: Tensor, eo: Tensor, oe: Tensor, oo: Tensor) -> list[Part]:
+    """Return what to add up and square for the eight classes of a square kernel, and its scale."""
+    even: list[Part] = [
+        (part, part.transpose(1, 2), sign, 1 / 16) for part in (ee, oo) for sign in (1.0, -1.0)
+    ]
+    mixed: list[Part] = [(eo, oe.transpose(1, 2), sign, 1 / 8) for sign in (1.0, -1.0)]
+    return [*even, (eo, None, 1.0, 1 / 4), (oe, None, 1.0, 1 / 4), *mixed]
 
 
 @lru_cache(maxsize=32)
@@ -48,34 +78,32 @@ def class_projectors(shape: Shape) -> Floats:
     cells = int(np.prod(shape))
     unit = torch.eye(cells, dtype=torch.float64)
     pairs = (unit[:, :, None] + unit[:, None, :]).reshape(cells, -1)
-    energies = class_energies(pairs.reshape(_planes(shape), *shape[-2:], -1)).reshape(-1, cells, cells)
+    grid = pairs.reshape(_planes(shape), *shape[-2:], -1)
+    energies = class_energies(grid, Scratch(torch.float64)).reshape(-1, cells, cells)
     single = energies.diagonal(dim1=1, dim2=2) / 4
     return np.asarray(((energies - single[:, :, None] - single[:, None, :]) / 2).numpy())
 
 
-def cells_first(flat: Tensor, shape: Shape) -> Tensor:
-    """Return kernels (n, cells) as (planes, kh, kw, n), contiguous."""
-    return flat.T.contiguous().reshape(_planes(shape), *shape[-2:], -1)
+def cells_first(flat: Tensor, shape: Shape, scratch: Scratch) -> Tensor:
+    """Return kernels (n, cells) as (planes, kh, kw, n), contiguous, in scratch memory."""
+    return scratch.take("grid", *flat.T.shape).copy_(flat.T).view(_planes(shape), *shape[-2:], -1)
 
 
 def _planes(shape: Shape) -> int:
     return int(np.prod(shape[:-2]))
 
 
-def _fold(grid: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+def _fold(grid: Tensor, axis: int, scratch: Scratch, name: str) -> tuple[Tensor, Tensor]:
     """Return the even and the odd half along `axis`, both sqrt(2) too long."""
     size = grid.shape[axis]
     half = size // 2
     first, last = grid.narrow(axis, 0, half), grid.narrow(axis, size - half, half).flip(axis)
-    if size % 2 == 0:
-        return first + last, first - last
     shape = list(grid.shape)
-    shape[axis] = half + 1
-    even = grid.new_empty(shape)
+    shape[axis] = half
+    odd = torch.sub(first, last, out=scratch.take(name + " odd", *shape))
+    shape[axis] = size - half
+    even = scratch.take(name + " even", *shape)
     torch.add(first, last, out=even.narrow(axis, 0, half))
-    torch.mul(grid.narrow(axis, half, 1), _ROOT, out=even.narrow(axis, half, 1))
-    return even, first - last
-
-
-def _energy(part: Tensor) -> Tensor:
-    return part.square().flatten(0, -2).sum(dim=0)
+    if size % 2:
+        torch.mul(grid.narrow(axis, half, 1), _ROOT, out=even.narrow(axis, half, 1))
+    return even, odd

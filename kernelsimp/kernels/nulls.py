@@ -14,12 +14,13 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import fft, special
+from scipy import special
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
+from kernelsimp.kernels.covariance import ring_covariance, ring_numbers, second_moment
 from kernelsimp.kernels.quadratic_forms import log_probability_below_zero
-from kernelsimp.kernels.subspace import Floats, Ints, Shape, Subspace
+from kernelsimp.kernels.subspace import Floats, Subspace
 
 _OCTAVES, _STEPS = 24, 64
 """The table's nodes: 64 linear steps an octave, from 2^-24, the rounding of float32, to 1/2."""
@@ -75,16 +76,19 @@ class Null:
         Exact where it is under log(`largest`) and 0 elsewhere: with a small `largest` few look-ups are
         needed, and a p-value that is then multiplied and cut at 1 comes out the same.
         """
-        limits = torch.from_numpy(self.residual_at(largest)).to(residuals.dtype)
-        columns = residuals.T.contiguous()
-        near = (columns <= limits[:, None]).flatten().nonzero()[:, 0]
-        low, share = _places(columns.flatten()[near].to(torch.float32))
         count = residuals.shape[0]
-        low = low + near.div(max(1, count), rounding_mode="floor") * self.table.shape[1]
-        flat = self.table.flatten()
-        log_p = torch.lerp(flat[low], flat[low + 1], share)
-        least = torch.zeros(count)
-        return least.scatter_reduce_(0, near % max(1, count), log_p, "amin")
+        columns = residuals.T.contiguous().to(torch.float32)
+        limits = self.residual_at(largest).astype(np.float32)
+        # numpy finds the places several times faster than torch
+        near = torch.from_numpy(np.flatnonzero(columns.numpy() <= limits[:, None]))
+        if not len(near):
+            return torch.zeros(count)
+        low, share = _places(columns.reshape(-1).index_select(0, near))
+        family = near.div(count, rounding_mode="floor")
+        low = low + family * self.table.shape[1]
+        flat = self.table.reshape(-1)
+        log_p = torch.lerp(flat.index_select(0, low), flat.index_select(0, low + 1), share)
+        return torch.zeros(count).scatter_reduce_(0, near - family * count, log_p, "amin")
 
     def residual_at(self, p: float) -> Floats:
         """Return for each family a residual, one of `NODES`, at which P(residual <= r) is p or just above."""
@@ -162,7 +166,7 @@ def ring_null(kernels: Tensor, subspaces: Sequence[Subspace]) -> Null:
     and says so in `note`, with fewer live kernels than twice the rings or where a ring holds no energy.
     """
     shape = tuple(kernels.shape[1:])
-    rings, count = len(np.unique(_ring_numbers(shape))), len(kernels)
+    rings, count = len(np.unique(ring_numbers(shape))), len(kernels)
     if count < 2 * rings:
         why = f"{count} live kernels, at least {2 * rings} needed for the energies of {rings} rings"
         return _fallen_back("ring", subspaces, why)
@@ -185,51 +189,8 @@ def gaussian_null(name: str, covariance: Floats, subspaces: Sequence[Subspace]) 
     return Null(name, torch.from_numpy(np.array(rows, dtype=np.float32).reshape(-1, len(NODES))))
 
 
-def second_moment(kernels: Tensor) -> Floats:
-    """Return C = mean of ww' over kernels (n, *shape), (cells, cells) in float64, uncentred."""
-    flat = kernels.detach().reshape(len(kernels), -1)
-    total = torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64)
-    for start in range(0, len(flat), 1 << 14):
-        wide = flat[start : start + (1 << 14)].double()
-        total += wide.T @ wide
-    return np.asarray(total.numpy() / max(1, len(kernels)))
-
-
-def ring_covariance(covariance: Floats, shape: Shape) -> Floats:
-    """Return the covariance (cells, cells) with its cosine energies averaged over rings of i^2 + j^2."""
-    cosine: Floats = np.ones((1, 1))
-    for side in shape:
-        cosine = np.kron(cosine, fft.dct(np.eye(side), axis=0, norm="ortho"))
-    energy = np.einsum("ij,jk,ik->i", cosine, covariance, cosine)
-    ring = _ring_numbers(shape)
-    mean = np.bincount(ring, energy) / np.bincount(ring)
-    return np.asarray(cosine.T @ (mean[ring][:, None] * cosine))
-
-
-def gaussian_kernels(covariance: Floats, shape: Shape, count: int, seed: int) -> Tensor:
-    """Draw `count` kernels (count, *shape) from N(0, covariance), float32."""
-    values, vectors = np.linalg.eigh(covariance)
-    root = vectors * np.sqrt(values.clip(0))
-    normal = np.random.default_rng(seed).standard_normal((count, len(values)))
-    return torch.from_numpy((normal @ root.T).astype(np.float32).reshape(count, *shape))
-
-
-def permuted_kernels(kernels: Tensor, count: int, seed: int) -> Tensor:
-    """Draw `count` kernels (count, *shape) from `kernels`, each with its cells in a random order."""
-    generator = torch.Generator().manual_seed(seed)
-    flat = kernels.detach().reshape(len(kernels), -1)
-    chosen = torch.randint(len(flat), (count,), generator=generator)
-    order = torch.rand(count, flat.shape[1], generator=generator).argsort(dim=1)
-    return flat[chosen].gather(1, order).reshape(count, *kernels.shape[1:])
-
-
 def _fallen_back(name: str, subspaces: Sequence[Subspace], why: str) -> Null:
     return Null(name, white_null(subspaces).table, f"{name} null not estimated: {why}; white used instead")
-
-
-def _ring_numbers(shape: Shape) -> Ints:
-    squares = sum(np.square(axis) for axis in np.indices(shape)).reshape(-1)
-    return np.asarray(np.unique(squares, return_inverse=True)[1].reshape(-1))
 
 
 def _places(r: Tensor) -> tuple[Tensor, Tensor]:

@@ -215,7 +215,7 @@ def _nouns(kernels: Tensor, matches: Matches, fitted: TemplateFit, tolerance: fl
     """Return the template worth naming for each kernel, -1 for none."""
     flat, _ = rows_of(kernels)
     cells = flat.shape[1]
-    allowed = np.where(matches.best >= 0, np.append(matches.dims, 0)[matches.best], (cells + 1) // 2)
+    allowed = np.where(matches.best >= 0, np.append(matches.dims, 0)[matches.best], cells // 2)
     needed = _numbers(fitted, fitted.grid)
     offset = fitted.b.abs() * cells**0.5 > tolerance * flat.norm(dim=1)
     needed = needed + offset.numpy()

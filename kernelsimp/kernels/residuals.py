@@ -9,12 +9,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kernelsimp.kernels.folding import cells_first
-from kernelsimp.kernels.routes import Scratch, ways
+from kernelsimp.kernels.folding import Scratch, cells_first
+from kernelsimp.kernels.routes import ways
 from kernelsimp.kernels.subspace import Subspace
 
-CHUNK_CELLS = 1 << 17
+CHUNK_CELLS = 1 << 18
 """Cells worked on at once: they and their coordinates stay in a core's cache."""
+
+MOST_CELLS = 169
+"""Kernels of more cells (beyond 13 x 13) go one family at a time."""
 
 _SMALL, _LARGE = 1e-24, 1e30
 """Squared norms outside these are scaled first: their squares would leave float32."""
@@ -55,8 +58,8 @@ def residual_chunks(
     """
     families = tuple(subspaces)
     dtype = torch.float64 if kernels.dtype == torch.float64 else torch.float32
-    engine = _Engine(families, dtype)
     cells = families[0].cells
+    engine = _Engine(families, dtype) if cells <= MOST_CELLS else _OneByOne(families)
     size = min(8192, max(256, CHUNK_CELLS // cells))
     for start in range(0, len(kernels), size):
         flat = kernels[start : start + size].detach().reshape(-1, cells).to(dtype)
@@ -73,6 +76,19 @@ def _gathered(kernels: Tensor, subspaces: Sequence[Subspace], *, mean_removed: b
     return out.T
 
 
+class _OneByOne:
+    """Large kernels, one family at a time: they are few, and finding shared ways would take minutes."""
+
+    def __init__(self, subspaces: tuple[Subspace, ...]) -> None:
+        self.subspaces = subspaces
+
+    def run(self, flat: Tensor) -> Tensor:
+        """Return the residuals (families, n) of kernels (n, cells)."""
+        kernels = flat.reshape(-1, *self.subspaces[0].shape)
+        residual = torch.stack([space.residual(kernels) for space in self.subspaces]).to(flat.dtype)
+        return torch.where(flat.isfinite().all(dim=1), residual, torch.nan)
+
+
 class _Engine:
     """The ways to some families, and where in their joint output each family and the norm stand."""
 
@@ -82,11 +98,11 @@ class _Engine:
         order = torch.tensor([family for way in self.ways for family in way.families])
         self.place = order.argsort()
         self.in_order = bool((order.diff() > 0).all())
-        self.buffers, self.scratch = Scratch(dtype), Scratch(dtype)
+        self.scratch = Scratch(dtype)
 
     def run(self, flat: Tensor) -> Tensor:
         """Return the residuals (families, n) of kernels (n, cells)."""
-        energies = self._energies(flat, self.buffers)
+        energies = self._energies(flat, self.scratch)
         norm = energies[-1]
         least, most = norm.aminmax()
         plain = float(least) > _SMALL and float(most) < _LARGE  # false with NaN
@@ -96,16 +112,18 @@ class _Engine:
             r[:, odd] = self._run_scaled(flat[odd])
         return r
 
-    def _energies(self, flat: Tensor, buffers: Scratch) -> Tensor:
+    def _energies(self, flat: Tensor, scratch: Scratch) -> Tensor:
         """Return the energies (families + 1, n), the norm last."""
-        joint = buffers.take(len(self.place), len(flat))
-        grid = cells_first(flat, self.shape) if any(way.by_grid for way in self.ways) else flat
+        joint = scratch.take("energies", len(self.place), len(flat))
+        grid = cells_first(flat, self.shape, scratch) if any(way.by_grid for way in self.ways) else flat
         first = 0
         for way in self.ways:
             part = joint[first : first + len(way.families)]
-            way.write(grid if way.by_grid else flat, part, self.scratch)
+            way.write(grid if way.by_grid else flat, part, scratch)
             first += len(way.families)
-        return joint if self.in_order else joint.index_select(0, self.place)
+        if self.in_order:
+            return joint
+        return torch.index_select(joint, 0, self.place, out=scratch.take("in order", *joint.shape))
 
     def _run_scaled(self, flat: Tensor) -> Tensor:
         """Return the residuals of kernels whose squares leave the dtype, scaled to a largest cell of 1."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernelsimp.kernels.commuting import shared_basis
 from kernelsimp.kernels.families import line_pairs
-from kernelsimp.kernels.folding import class_energies, class_projectors
+from kernelsimp.kernels.folding import Scratch, class_energies, class_projectors
 from kernelsimp.kernels.subspace import Floats, Shape, Subspace, from_generators
 
 _COMPARE, _FOLD = 25, 64
@@ -33,27 +33,14 @@ class Way(Protocol):
     def by_grid(self) -> bool:
         """Whether kernels are wanted with their cells first."""
 
-    def write(self, kernels: Tensor, out: Tensor, scratch: "Scratch") -> None: ...
-
-
-class Scratch:
-    """Memory for coordinates, kept from chunk to chunk: fresh pages cost more than the arithmetic."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.flat = torch.empty(0, dtype=dtype)
-
-    def take(self, rows: int, columns: int) -> Tensor:
-        """Return an uninitialised (rows, columns), which the next call will overwrite."""
-        if self.flat.numel() < rows * columns:
-            self.flat = torch.empty(rows * columns, dtype=self.flat.dtype)
-        return self.flat[: rows * columns].view(rows, columns)
+    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
     """`basis` (cells, columns) of unit vectors; `selector` (families, columns) picks each complement.
 
-    Columns are filled up with zeros to a multiple of 8: BLAS is up to twice as fast.
+    The basis is filled up with zero columns to a multiple of 8: BLAS is up to twice as fast.
     """
 
     families: tuple[int, ...]
@@ -62,9 +49,10 @@ class Product:
     by_grid: bool = False
 
     def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:
-        coordinates = scratch.take(len(kernels), self.basis.shape[1])
+        coordinates = scratch.take("coordinates", len(kernels), self.basis.shape[1])
         torch.mm(kernels, self.basis, out=coordinates)
-        torch.mm(self.selector, coordinates.square_().T, out=out)
+        used = coordinates.square_()[:, : self.selector.shape[1]]
+        torch.mm(self.selector, used.T, out=out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +63,8 @@ class Folded:
     selector: Tensor
     by_grid: bool = True
 
-    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:  # noqa: ARG002
-        torch.mm(self.selector, class_energies(kernels), out=out)
+    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:
+        torch.mm(self.selector, class_energies(kernels, scratch), out=out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +75,9 @@ class Supports:
     selector: Tensor
     by_grid: bool = True
 
-    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:  # noqa: ARG002
-        torch.mm(self.selector, kernels.flatten(0, -2).square(), out=out)
+    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:
+        squares = scratch.take("cells", *kernels.flatten(0, -2).shape)
+        torch.mm(self.selector, torch.square(kernels.flatten(0, -2), out=squares), out=out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +88,10 @@ class Means:
     axes: tuple[tuple[int, ...], ...]
     by_grid: bool = True
 
-    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:  # noqa: ARG002
+    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:
+        apart = scratch.take("cells", *kernels.shape)
         for row, axes in enumerate(self.axes):
-            apart = kernels - kernels.mean(dim=axes, keepdim=True)
+            torch.sub(kernels, kernels.mean(dim=axes, keepdim=True), out=apart)
             torch.sum(apart.square_(), dim=(0, 1, 2), out=out[row])
 
 
@@ -118,10 +108,13 @@ class Pairs:
         for row, (axis, first, second) in enumerate(self.lines):
             self.rows.setdefault((axis, second - first), []).append((row, first))
 
-    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:  # noqa: ARG002
+    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:
         for (axis, apart), wanted in self.rows.items():
             size = kernels.shape[axis] - apart
-            difference = kernels.narrow(axis, apart, size) - kernels.narrow(axis, 0, size)
+            shape = list(kernels.shape)
+            shape[axis] = size
+            difference = scratch.take("cells", *shape)
+            torch.sub(kernels.narrow(axis, apart, size), kernels.narrow(axis, 0, size), out=difference)
             energies = difference.square_().sum(dim=(0, 3 - axis)).mul_(0.5)
             for row, first in wanted:
                 out[row] = energies[first]
@@ -232,5 +225,4 @@ def _take_product(complements: Sequence[Floats], left: list[int], dtype: torch.d
     columns, selector = shared_basis([complements[i] for i in left])
     padding = -len(columns) % 8
     basis = torch.tensor(np.pad(columns, ((0, padding), (0, 0))).T.copy(), dtype=dtype)
-    picks = torch.tensor(np.pad(selector, ((0, 0), (0, padding))), dtype=dtype)
-    return Product(tuple(left), basis, picks)
+    return Product(tuple(left), basis, torch.tensor(selector, dtype=dtype))

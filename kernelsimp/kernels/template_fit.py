@@ -35,10 +35,16 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard to look: templates refined per kernel, and Levenberg-Marquardt steps for each."""
+    """How hard to look: templates refined per kernel, and Levenberg-Marquardt steps for each.
+
+    A template whose best grid point leaves a relative residual above `reach` stays at that point, and its
+    residual is then an upper bound. At four times a scan's tolerance nothing that the scan reports is lost
+    (measured on 3x3 kernels), and half the time is saved.
+    """
 
     candidates: int = 3
     steps: int = 12
+    reach: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +190,10 @@ def _fit_chunk(kernels: Tensor, chosen: tuple[Template, ...], floor: float, effo
     for index in range(len(chosen)):
         rows = torch.nonzero((order == index).any(dim=1) & shapely)[:, 0]
         if len(rows):
-            start = points[rows, index, : len(parameters_of(chosen[index], grid))]
-            refined = _refine(chosen[index], grid, unit[rows], (start, effort.steps))
-            contest.enter(best, index, rows, refined)
+            found = points[rows, index, : len(parameters_of(chosen[index], grid))].clone()
+            near = rough[rows, index] <= effort.reach
+            found[near] = _refine(chosen[index], grid, unit[rows[near]], (found[near], effort.steps))
+            contest.enter(best, index, rows, found)
     return best
 
 

@@ -6,10 +6,13 @@ a callable takes no argument and returns the network. Whatever foreign code rais
 
 import importlib
 import importlib.util
+import inspect
+import io
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.models.checkpoint import Checkpoint
+from kernelsimp.models.checkpoint import Checkpoint, tensors_sha256
 from kernelsimp.models.foreign import kind_and_words, quiet, short
+from kernelsimp.models.layers import tied_names
+from kernelsimp.models.reading import Raw
 from kernelsimp.models.zoo import ZOO
 
 FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, file.py:callable or package.module:callable"
@@ -68,28 +73,53 @@ def is_pretrained_name(word: str) -> bool:
     return word.startswith(("torchvision:", "timm:"))
 
 
-def load_pretrained(spec: str) -> nn.Module:
+def load_pretrained(spec: str) -> tuple[nn.Module, Checkpoint]:
     """Fetch a published network with its weights: `torchvision:NAME` or `timm:NAME`.
 
-    Raises `KernelsimpError` with the way round it where the weights cannot be fetched.
+    The checkpoint is what `torch.save(model.state_dict())` would give. Raises `KernelsimpError` with the way
+    round it where the weights cannot be fetched.
     """
     source, _, name = spec.partition(":")
-    build_model(spec)  # an unknown name is said before anything is fetched
+    library = _torchvision_with(name) if source == "torchvision" else _timm_with(name)
     try:
-        with _patient(), quiet():
+        with _patient(), quiet(), redirect_stderr(io.StringIO()):  # the fetchers write there
             if source == "torchvision":
-                model = _torchvision().models.get_model(name, weights="DEFAULT", progress=False)
+                model = library.models.get_model(name, weights="DEFAULT", progress=False)
             else:
-                model = _timm().create_model(name, pretrained=True)
-    except KernelsimpError:
-        raise
+                model = library.create_model(name, pretrained=True)
     except Exception as error:
         advice = f"download the checkpoint yourself and pass its file with --arch {spec}"
-        raise KernelsimpError(
-            f"{spec}: cannot fetch pretrained weights ({short(error)}); {advice}"
-        ) from error
-    assert isinstance(model, nn.Module)
-    return model.eval()
+        what = f"{spec}: cannot fetch pretrained weights ({short(error)})"
+        raise KernelsimpError(f"{what}; {advice}") from error
+    state = model.state_dict()
+    raw = Raw("zip", state)
+    return model.eval(), Checkpoint(Path(spec), "zip", state, raw=raw, digest=tensors_sha256(state))
+
+
+def fit(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+    """Return the part of a checkpoint that is this network, knowing which of its tensors are tied.
+
+    A training framework may keep the network as an attribute beside losses and teachers; where all its names
+    stand under one prefix (`model.`), that part is taken and the rest is copied unread when saving. Where the
+    names do not fit, the checkpoint comes back as it is and `load_weights` says what is wrong.
+    """
+    wanted = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    prefix = "" if any(name in checkpoint.tensors for name in wanted) else _prefix_of(wanted, checkpoint)
+    if prefix:
+        rest = sum(not name.startswith(prefix) for name in checkpoint.tensors)
+        told = f"{checkpoint.path}: took the network under '{prefix}'; {rest} other tensors stay as they are"
+        checkpoint = replace(checkpoint.under(prefix), warnings=(*checkpoint.warnings, told))
+    return replace(checkpoint, ties=tied_names(model))
+
+
+def _prefix_of(wanted: list[str], checkpoint: Checkpoint) -> str:
+    """Return the only prefix under which all wanted names stand, or nothing."""
+    if not wanted:
+        return ""
+    ends = f".{wanted[0]}"
+    prefixes = [name.removesuffix(wanted[0]) for name in checkpoint.tensors if name.endswith(ends)]
+    fitting = [prefix for prefix in prefixes if all(prefix + name in checkpoint.tensors for name in wanted)]
+    return fitting[0] if len(fitting) == 1 else ""
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -110,8 +140,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     listed = ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))
     faults = [_count(names, what) for names, what in listed if names]
     if faults:
-        hint = _prefix_hint(wanted, have)
-        raise KernelsimpError(f"{checkpoint.path} does not fit --arch: {', '.join(faults)}; {hint}")
+        advice = "pass the architecture this checkpoint was trained with"
+        raise KernelsimpError(f"{checkpoint.path} does not fit --arch: {', '.join(faults)}; {advice}")
     try:
         model.load_state_dict(dict(have), strict=True)
     except (RuntimeError, TypeError) as error:
@@ -123,37 +153,22 @@ def _count(names: list[str], what: str) -> str:
     return f"{len(names)} {what} ({', '.join(names[:3])}{more})"
 
 
-def _prefix_hint(wanted: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> str:
-    """Say where the names differ only by a prefix; otherwise give plain advice."""
-    first = next(iter(wanted), "")
-    for name in have:
-        prefix = name.removesuffix(first)
-        if name.endswith(f".{first}") and all(prefix + item in have for item in wanted):
-            return f"the file has these names under '{prefix}': give a network that has them there"
-    return "pass the architecture this checkpoint was trained with"
-
-
 def _from_zoo(name: str) -> nn.Module:
     if name not in ZOO:
-        raise KernelsimpError(f"--arch zoo:{name}: no such network{did_you_mean(name, ZOO)}")
+        raise KernelsimpError(f"zoo:{name}: no such network{did_you_mean(name, ZOO)}")
     return ZOO[name]()
 
 
 def _from_torchvision(name: str) -> object:
-    models = _torchvision().models
-    known = models.list_models()
-    if name not in known:
-        raise KernelsimpError(f"--arch torchvision:{name}: no such network{_near(name, known)}")
+    models = _torchvision_with(name).models
     # detection and segmentation networks would otherwise fetch a pretrained backbone
-    backbone = "weights_backbone" in models.get_model_builder(name).__code__.co_varnames
-    options = {"weights_backbone": None} if backbone else {}
+    takes = inspect.signature(models.get_model_builder(name)).parameters
+    options = {"weights_backbone": None} if "weights_backbone" in takes else {}
     return _call(f"torchvision:{name}", lambda: models.get_model(name, weights=None, **options))
 
 
 def _from_timm(name: str) -> object:
-    timm = _timm()
-    if not timm.is_model(name):
-        raise KernelsimpError(f"--arch timm:{name}: no such network{_near(name, timm.list_models())}")
+    timm = _timm_with(name)
     return _call(f"timm:{name}", lambda: timm.create_model(name, pretrained=False))
 
 
@@ -163,26 +178,34 @@ def _near(name: str, known: Iterable[str]) -> str:
     return hint if hint.startswith("; did") else "; check the spelling"
 
 
-def _torchvision() -> Any:
-    """Import torchvision; a pair with torch that does not match becomes advice."""
+def _torchvision_with(name: str) -> Any:
+    """Import torchvision, which must know `name`; a pair with torch that does not match becomes advice."""
     try:
-        return importlib.import_module("torchvision")
+        with quiet():
+            library = importlib.import_module("torchvision")
     except ImportError as error:
-        raise KernelsimpError(
-            f"torchvision cannot be imported ({short(error)}); pip install torchvision"
-        ) from error
+        what = f"torchvision cannot be imported ({short(error)})"
+        raise KernelsimpError(f"{what}; pip install torchvision") from error
     except Exception as error:
         advice = "they do not match: pip install --upgrade --force-reinstall torch torchvision"
-        raise KernelsimpError(
-            f"torchvision fails with torch {torch.__version__} ({short(error)}); {advice}"
-        ) from error
+        what = f"torchvision fails with torch {torch.__version__} ({short(error)})"
+        raise KernelsimpError(f"{what}; {advice}") from error
+    known = library.models.list_models()
+    if name not in known:
+        raise KernelsimpError(f"torchvision:{name}: no such network{_near(name, known)}")
+    return library
 
 
-def _timm() -> Any:
+def _timm_with(name: str) -> Any:
+    """Import timm, which must know `name`, with or without the tag of its weights (`NAME.TAG`)."""
     try:
-        return importlib.import_module("timm")
+        with quiet():
+            library = importlib.import_module("timm")
     except ImportError as error:
         raise KernelsimpError("timm is not installed; pip install 'kernelsimp[timm]'") from error
+    if not library.is_model(name):
+        raise KernelsimpError(f"timm:{name}: no such network{_near(name, library.list_models())}")
+    return library
 
 
 def _from_code(spec: str, source: str, name: str) -> object:

@@ -29,7 +29,8 @@ class Checkpoint:
 
     `tensors` are in file order with `prefix` stripped; `wrapper` is the dotted path of keys that led to
     them, None where they stood bare; `dropped` names the entries that `save` leaves out (optimiser state,
-    the weights that were not chosen).
+    the weights that were not chosen). `ties` groups names that the network reads as one tensor, though the
+    file may store it more than once.
     """
 
     path: Path
@@ -41,11 +42,18 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
     raw: Raw | None = field(default=None, repr=False)
     found: Found = field(default=Found(()), repr=False)
+    ties: tuple[tuple[str, ...], ...] = ()
+    digest: str = ""
 
     @cached_property
     def sha256(self) -> str:
-        """The SHA-256 of the file that was read, as 64 hexadecimal digits."""
-        return file_sha256(self.path)
+        """The SHA-256 of the file that was read (or of the tensors, where there was none), 64 digits."""
+        return self.digest or file_sha256(self.path)
+
+    def under(self, prefix: str) -> "Checkpoint":
+        """Return the part whose names begin with `prefix`, which is taken off; `save` still writes it all."""
+        part = {name[len(prefix) :]: item for name, item in self.tensors.items() if name.startswith(prefix)}
+        return replace(self, tensors=part, prefix=self.prefix + prefix)
 
     def replaced(self, changed: Mapping[str, Tensor]) -> "Checkpoint":
         """Return this checkpoint with some tensors changed, cast to their stored dtypes.
@@ -55,6 +63,7 @@ class Checkpoint:
         """
         for name, value in changed.items():
             self._check_change(name, value)
+        changed = self._spread(changed)
         tensors = dict(self.tensors)
         for names in _sharing(self.tensors):
             if any(name in changed for name in names):
@@ -81,11 +90,23 @@ class Checkpoint:
         from safetensors.torch import save_file
 
         metadata = dict(self.raw.metadata or {}) if self.raw else {}
-        tensors = {self.prefix + name: value.contiguous() for name, value in self.tensors.items()}
+        state = {self.prefix + name: value for name, value in self.tensors.items()}
+        stored = self.raw.payload if self.raw else {}
+        tensors = {name: value.contiguous() for name, value in {**stored, **state}.items()}
         try:
             save_file(tensors, partial, metadata=metadata or None)
         except SafetensorError as error:  # its own words for a full or read-only disk
             raise OSError(str(error)) from error
+
+    def _spread(self, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give a change of one name to all names that the network ties to it."""
+        spread = dict(changed)
+        for names in self.ties:
+            given = [name for name in names if name in changed]
+            if any(not torch.equal(changed[name], changed[given[0]]) for name in given):
+                raise KernelsimpError(_tied_apart(given[0], given[1:]))
+            spread.update({name: changed[given[0]] for name in names if given and name in self.tensors})
+        return spread
 
     def _check_change(self, name: str, value: Tensor) -> None:
         if name not in self.tensors:
@@ -133,6 +154,15 @@ def file_sha256(path: Path) -> str:
         raise CheckpointError(f"{path}: cannot read: {error.strerror}") from error
 
 
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names and bytes of tensors, in order."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def verify_sha256(path: Path, expected: str) -> None:
     """Raise `CheckpointError` unless the file has this SHA-256."""
     wanted = expected.strip().lower()
@@ -174,6 +204,10 @@ def _edit_together(tensors: dict[str, Tensor], names: list[str], changed: Mappin
             raise KernelsimpError(
                 f"'{name}' is tied to {others} but was given other values; change them alike"
             )
+
+
+def _tied_apart(name: str, others: list[str]) -> str:
+    return f"'{name}' is tied to {', '.join(others)} but was given other values; change them alike"
 
 
 def _copy_of(storage: torch.UntypedStorage) -> torch.UntypedStorage:

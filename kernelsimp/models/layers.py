@@ -17,6 +17,8 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, Kind, LayerKernels, Skipped
 from kernelsimp.models.checkpoint import Checkpoint
 from kernelsimp.models.exported import Convolution
+from kernelsimp.models.soundness import check_weights as check_weights
+from kernelsimp.models.soundness import damage as damage
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -37,8 +39,6 @@ def stored(kernels: Tensor, kind: str, groups: int, shape: tuple[int, ...] | Non
 
 def _swapped(weight: Tensor, groups: int) -> Tensor:
     """Swap input and output inside each group: (g * a, b, ...) becomes (g * b, a, ...)."""
-    if groups == 1:
-        return weight.transpose(0, 1)
     outer, inner, *grid = weight.shape
     split = weight.reshape(groups, outer // groups, inner, *grid).transpose(1, 2)
     return split.reshape(groups * inner, outer // groups, *grid)
@@ -62,16 +62,21 @@ def conv_modules(model: nn.Module) -> dict[str, nn.Module]:
     seen: set[int] = set()
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():  # names each shared module once
-        if isinstance(module, CONVOLUTIONS) and id(_plain_weight(module)) not in seen:
-            seen.add(id(_plain_weight(module)))
+        if not isinstance(module, CONVOLUTIONS):
+            continue
+        weight = _plain_weight(module)
+        if weight is None or id(weight) not in seen:
             found[name] = module
+        seen.add(id(weight))
     return found
 
 
-def bank_from_model(model: nn.Module) -> KernelBank:
+def bank_from_model(model: nn.Module, stored_as: Mapping[str, Tensor] | None = None) -> KernelBank:
     """Return the kernels of a network with the exact kinds and groups of its modules.
 
-    Raises `KernelsimpError`, saying what was found instead, where there is no convolution.
+    With `stored_as`, a checkpoint's tensors by the network's names, kernels are taken from there, in their
+    stored dtype and memory-mapped where the file is; else they are the network's own. Raises
+    `KernelsimpError`, saying what was found instead, where there is no convolution.
     """
     layers: list[LayerKernels] = []
     reasons: dict[str, str] = {}
@@ -80,7 +85,7 @@ def bank_from_model(model: nn.Module) -> KernelBank:
         if weight is None or is_lazy(weight):
             reasons.update(dict.fromkeys(_tensors_of(name, module), _why_not_plain(weight)))
         else:
-            layers.append(_layer_of(name, module, weight))
+            layers.append(_layer_of(name, module, (stored_as or {}).get(tensor_name(name), weight)))
     used = {tensor_name(layer.name) for layer in layers}
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     tied = _tied_weights(model, used)
@@ -128,17 +133,21 @@ def _tensors_of(name: str, module: nn.Module) -> Iterator[str]:
             yield f"{name}.{key}" if name else key
 
 
+def tied_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of state-dict names that are one parameter of the network."""
+    groups: dict[int, list[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(weight), []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
 def _tied_weights(model: nn.Module, used: set[str]) -> dict[str, str]:
     """Return, for each further name of a weight that the bank already has, the sentence that says so."""
-    first: dict[int, str] = {}
     reasons: dict[str, str] = {}
-    every = list(model.named_parameters(remove_duplicate=False))
-    for name, weight in every:
-        if name in used:
-            first.setdefault(id(weight), name)
-    for name, weight in every:
-        if name not in used and id(weight) in first:
-            reasons[name] = f"the same tensor as {first[id(weight)]}"
+    for names in tied_names(model):
+        first = next((name for name in names if name in used), None)
+        if first is not None:
+            reasons.update({name: f"the same tensor as {first}" for name in names if name != first})
     return reasons
 
 
@@ -218,10 +227,14 @@ def _widths(tensors: Mapping[str, Tensor]) -> _Widths:
     )
 
 
+def _place(tensor: Tensor) -> object:
+    """Return what two names of one tensor have in common."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
 def _seen_before(name: str, tensor: Tensor, seen: dict[object, str]) -> str:
     """Say which earlier tensor this one is a second name of, or nothing."""
-    key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-    first = seen.setdefault(key, name)
+    first = seen.setdefault(_place(tensor), name)
     return "" if first == name else f"the same tensor as {first}"
 
 
@@ -278,13 +291,16 @@ def bank_from_checkpoint(checkpoint: Checkpoint) -> KernelBank:
     layers: list[LayerKernels] = []
     skipped: list[Skipped] = []
     seen: dict[object, str] = {}
+    # a graph names a tied weight once, perhaps by its second name
+    places = {_place(checkpoint.tensors[name]): use for name, use in uses.items()}
     for name, tensor in checkpoint.tensors.items():
-        reason = "" if name in uses else _reason(name, tensor, from_model=exact)
+        use = uses.get(name) or places.get(_place(tensor))
+        reason = "" if use else _reason(name, tensor, from_model=exact)
         reason = reason or _unreal(tensor) or _seen_before(name, tensor, seen)
         if reason:
             skipped.append(Skipped(name, reason))
-        elif name in uses:
-            layers.append(_used(name, tensor, uses[name]))
+        elif use:
+            layers.append(_used(name, tensor, use))
         else:
             layers.append(_guessed(name, tensor, _bias_of(name, checkpoint.tensors), widths))
     bank = KernelBank(tuple(layers), tuple(skipped), checkpoint.warnings)
@@ -296,49 +312,3 @@ def _used(name: str, weight: Tensor, use: Convolution) -> LayerKernels:
     kind = kind_of(inputs, use.groups, transposed=use.transposed)
     kernels = canonical(weight, kind, use.groups)
     return LayerKernels(layer_name(name), kind, kernels, use.groups, "architecture", tuple(weight.shape))
-
-
-# ---------------------------------------------------------------- soundness
-
-OUTLIER = 1e4
-"""A weight this many times its layer's RMS is taken for a flipped bit."""
-
-
-def check_weights(bank: KernelBank) -> None:
-    """Raise `KernelsimpError` at the first layer whose weights are NaN, infinite or absurdly large."""
-    for layer in bank.layers:
-        sentence = damage(layer)
-        if sentence:
-            raise KernelsimpError(f"{sentence}; repair the checkpoint or pass --skip-layer {layer.name}")
-
-
-def damage(layer: LayerKernels) -> str | None:
-    """Say what is wrong with a layer's weights, naming the kernel (out, in); None if they are sound.
-
-    A weight is absurd when it exceeds 1e4 times the RMS of its layer, taken with the largest 0.01 % (at
-    least one weight) cut down to the next, so that a wild weight cannot raise its own yardstick.
-    """
-    flat = layer.kernels.reshape(-1)
-    finite = flat.float().isfinite() if flat.dtype.itemsize == 1 else flat.isfinite()
-    if not bool(finite.all()):
-        at = int((~finite).to(torch.uint8).argmax())
-        what = "NaN" if bool(flat[at].float().isnan()) else "an infinite weight"
-        return f"{layer.name}: kernel {_kernel_at(layer, at)} holds {what}"
-    size = flat.abs().double() if flat.dtype != torch.float32 else flat.abs()
-    count = max(1, size.numel() // 10_000)
-    if size.numel() <= count:
-        return None
-    top = size.topk(count + 1)
-    rms = float(size.clamp(max=top.values[-1]).double().square().mean().sqrt())
-    if not 0 < OUTLIER * rms < float(top.values[0]):
-        return None
-    where, largest = _kernel_at(layer, int(top.indices[0])), float(top.values[0])
-    return f"{layer.name}: kernel {where} holds a weight of size {largest:.3g}, its layer's RMS is {rms:.3g}"
-
-
-def _kernel_at(layer: LayerKernels, position: int) -> tuple[int, int]:
-    """Return (out, in) of the kernel that holds a position of the flattened layer."""
-    cells = 1
-    for side in layer.grid:
-        cells *= side
-    return divmod(position // cells, layer.kernels.shape[1])

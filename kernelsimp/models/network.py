@@ -34,8 +34,12 @@ class Network:
         return model.eval().to(self.device)
 
     def with_weights(self, changed: Mapping[str, Tensor]) -> "Network":
-        """Return the network with some tensors replaced, cast to the checkpoint's dtypes."""
-        checkpoint = self.checkpoint.replaced(changed)
+        """Return the network with some tensors replaced, cast to the checkpoint's dtypes.
+
+        Tensors that the checkpoint does not have (counters that old files lack) are left out.
+        """
+        known = {name: value for name, value in changed.items() if name in self.checkpoint.tensors}
+        checkpoint = self.checkpoint.replaced(known)
         return replace(self, checkpoint=checkpoint, bank=bank_of(checkpoint, self.arch))
 
 

@@ -30,7 +30,7 @@ def read_onnx(path: Path) -> Exported:
     try:
         with quiet():
             model = onnx.load(path)
-            tensors = {name: _tensor(onnx, proto) for name, proto in _constants(model.graph)}
+            tensors = {_text(name): _tensor(onnx, proto) for name, proto in _constants(model.graph)}
     except Exception as error:
         raise CheckpointError(f"{path}: not a valid ONNX file ({short(error)}); export it again") from error
     if not model.graph.node:
@@ -75,6 +75,13 @@ def _constants(graph: Any) -> Iterator[tuple[str, Any]]:
                 yield node.output[0], attribute.t
             for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
                 yield from ((item.name, item) for item in inner.initializer)
+
+
+def _text(name: str | bytes) -> str:
+    """Return a name; the parser hands over raw bytes where they are no text."""
+    if isinstance(name, bytes):
+        raise ValueError(f"a tensor is named {name!r}")
+    return name
 
 
 def _tensor(onnx: Any, proto: Any) -> Tensor:

@@ -7,6 +7,7 @@ libraries: here, and only here, all of them become `CheckpointError`.
 
 import argparse
 import pathlib
+import pickle
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -71,7 +72,7 @@ def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> 
         foreign = unsafe_names(path, file_format)
         if not foreign:
             advice = "the file is damaged or truncated; fetch it again"
-            raise CheckpointError(f"{path}: cannot be read ({short(error)}); {advice}") from error
+            raise CheckpointError(f"{path}: cannot be read ({_why(error)}); {advice}") from error
         if not trust_pickle:
             raise CheckpointError(_refusal(path, foreign)) from error
         payload, remarks = _load_trusted(path), (*remarks, _trusted_remark(path, foreign))
@@ -188,6 +189,11 @@ def _globals(file: BinaryIO) -> Iterator[str]:
                     yield ".".join(strings[-2:])
         except ValueError:  # the tensors' bytes begin here, or the file ends
             return
+
+
+def _why(error: Exception) -> str:
+    """Return the reason of a failed load; the unpickler's own would advise to run the file's code."""
+    return "its pickle is broken" if isinstance(error, pickle.UnpicklingError) else short(error)
 
 
 def _refusal(path: Path, foreign: list[str]) -> str:

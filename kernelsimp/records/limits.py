@@ -62,7 +62,8 @@ class Baseline:
     """What a check compares with.
 
     `held` says whether every kernel must still lie in its structure; `choice_bits` is what naming the
-    structures costs; `measured` holds the figures of the rules as they were.
+    structures costs and `coefficient_bits` what one value does (None: as many as are stored); `measured`
+    holds the figures of the rules as they were.
     """
 
     structures: tuple[str, ...]
@@ -71,6 +72,7 @@ class Baseline:
     stages: tuple[Stage, ...] = ()
     data_fingerprint: str | None = None
     choice_bits: float = 0.0
+    coefficient_bits: float | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
     schema: str = SCHEMA
 
@@ -90,10 +92,12 @@ def baseline_of(report: Report) -> Baseline:
         stages=report.accuracy.stages if report.accuracy else (),
         data_fingerprint=str(fingerprint) if fingerprint else None,
         choice_bits=float(report.bits.get("choices", 0.0)),
+        coefficient_bits=report.bits.get("coefficient"),
         measured={
             "kernels.simplified_share": kernels.simplified * share,
             "kernels.dead_share": kernels.dead * share,
             "dof.fraction": report.dof.fraction,
+            **({"bits.per_kernel": report.bits["after"] * share} if "after" in report.bits else {}),
         },
     )
 

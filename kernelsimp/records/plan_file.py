@@ -21,7 +21,9 @@ def save_plan(plan: Plan, path: Path) -> None:
     arrays: dict[str, Any] = {}
     for layer in plan.layers:
         arrays |= {f"{layer.name}/{array}": np.ascontiguousarray(getattr(layer, array)) for array in ARRAYS}
-        arrays |= {f"{layer.name}//{key}": np.ascontiguousarray(value) for key, value in layer.parameters.items()}
+        arrays |= {
+            f"{layer.name}//{key}": np.ascontiguousarray(value) for key, value in layer.parameters.items()
+        }
     head = {
         "structures": plan.structures,
         "rule": dict(plan.rule),

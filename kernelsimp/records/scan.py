@@ -1,4 +1,4 @@
-"""What a scan found: per layer and family counts beside what chance would give; per kernel its best family."""
+"""What a scan found: counts by layer and family beside chance; per kernel its best family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -29,11 +29,12 @@ class Level:
 
 @dataclass(frozen=True)
 class Pair:
-    """What was seen of one name against what was expected."""
+    """What was seen of one name, what chance gives, and how much of it is found to be more."""
 
     name: str
     seen: float
     expected: float | None
+    found: float = 0
 
 
 def svg(width: float, height: float, alt: str, parts: Sequence[Markup]) -> Markup:
@@ -145,20 +146,21 @@ def curve(title: str, values: Sequence[float | None], look: str) -> Markup:
 def against_chance(rows: Sequence[Pair], null: str) -> Markup:
     """Return for each family a bar of the kernels seen and a mark where chance would put it."""
     most = max([1.0, *(row.seen for row in rows), *(row.expected or 0 for row in rows)])
-    left, right, height = 164.0, WIDTH - 112.0, 24 * len(rows) + 30
+    left, right, height = 164.0, WIDTH - 150.0, 24 * len(rows) + 30
     x = _scale(0, most, left, right)
     parts = []
     for place, row in enumerate(rows):
         y = 8.0 + 24 * place
-        figures = f"{words.count(row.seen)} / {words.number(row.expected)}"
+        figures = f"{words.count(row.seen)} / {words.number(row.expected)} / {words.count(row.found)}"
         parts += [
             text(left - 8, y + 13, _cut(row.name, 18), "label end"),
             box(left, y + 2, x(row.seen) - left, 13, "mark"),
+            box(left, y + 6, x(row.found) - left, 5, "found"),
             text(WIDTH, y + 13, figures, "label end"),
         ]
         if row.expected is not None:
             parts.append(line(x(row.expected), y - 1, x(row.expected), y + 18, "chance"))
-    parts.append(text(0, height - 6, f"bar and first figure: seen; upright mark: by chance ({null} null)"))
+    parts.append(text(0, height - 6, f"bar: seen / mark: chance, {null} null / thin bar: found"))
     named = (f"{row.name} {words.count(row.seen)} against {words.number(row.expected)}" for row in rows)
     return svg(WIDTH, height, f"Kernels seen against chance: {', '.join(named)}", parts)
 
@@ -177,11 +179,11 @@ def _grid(span: tuple[float, float], y: Scale, left: float, right: float) -> lis
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Return the range of `values` with a margin; never empty."""
+    """Return the range of `values` with a margin; never empty, not below zero for figures that are not."""
     known = [value for value in values if isfinite(value)]
     low, high = min(known, default=0.0), max(known, default=1.0)
     margin = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
-    return low - margin, high + margin
+    return max(low - margin, 0.0) if low >= 0 else low - margin, high + margin
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Scale:

@@ -14,6 +14,7 @@ from kernelsimp.records.scan import Scan
 from kernelsimp.records.verdict import shown
 from kernelsimp.report.charts import Level, Pair, against_chance, curve, dots, waterfall
 from kernelsimp.report.store import family_totals
+from kernelsimp.report.tables import null_of
 
 Charts = tuple[Markup, ...]
 
@@ -63,19 +64,21 @@ def chance(report: Report) -> Charts:
 
 
 def scan_chance(scan: Scan) -> Charts:
-    """Return seen against expected for each family of a scan."""
-    return _chance(family_totals(scan))
+    """Return seen against expected for each family of a scan, under the null it was asked for."""
+    return _chance(family_totals(scan), null_of(scan))
 
 
-def _chance(totals: Mapping[str, Any]) -> Charts:
-    """Draw under the strictest null that was asked; families by how much they exceed it."""
+def _chance(totals: Mapping[str, Any], asked: str = "ring") -> Charts:
+    """Draw under the null that was asked for, or another that is there; the largest excess first."""
     nulls = [null for total in totals.values() for null in total.get("null", {})]
-    null = next((name for name in ("ring", "matched", "permuted", "white") if name in nulls), None)
+    null = next((name for name in (asked, "ring", "matched", "permuted", "white") if name in nulls), None)
     if null is None:
         return ()
     rows = [
-        Pair(shown(name), float(total["observed"]), total["null"].get(null, {}).get("expected"))
+        Pair(shown(name), float(total["observed"]), chance.get("expected"), chance.get("found") or 0)
         for name, total in totals.items()
+        for chance in [total["null"].get(null, {})]
+        if total["observed"] or (chance.get("expected") or 0) >= 0.5
     ]
     rows.sort(key=lambda row: (-(row.seen - (row.expected or 0)), row.name))
     return (against_chance(rows[:MOST_FAMILIES], null),)

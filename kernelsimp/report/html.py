@@ -30,6 +30,7 @@ from kernelsimp.report.tables import (
     Table,
     control_table,
     family_table,
+    figure_table,
     flat,
     headline,
     layer_table,
@@ -140,6 +141,8 @@ def _sections(report: Report) -> list[Section]:
         Section("Structures", tables=_filled(family_table(report))),
         Section("Fine-tuning", figures.curves(report), _filled(training_table(report)), folded=True),
         Section("Layers", tables=_filled(layer_table(report)), sortable=True),
+        Section("Robustness", tables=_filled(figure_table("Robustness", report.robustness))),
+        Section("Similarity", tables=_filled(figure_table("Similarity", report.similarity))),
     ]
 
 
@@ -181,8 +184,9 @@ def _settings(title: str, value: object) -> Table:
 
 
 def _walls(gallery: Gallery) -> list[Wall]:
-    layers = dict.fromkeys(picture.layer for picture in gallery.pictures)
-    grouped = {layer: [p for p in gallery.pictures if p.layer == layer] for layer in layers}
+    grouped: dict[str, list[Picture]] = {}
+    for picture in gallery.pictures:
+        grouped.setdefault(picture.layer, []).append(picture)
     return [_wall(place, layer, pictures) for place, (layer, pictures) in enumerate(grouped.items())]
 
 

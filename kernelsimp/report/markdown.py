@@ -15,6 +15,7 @@ from kernelsimp.report.tables import (
     Table,
     control_table,
     family_table,
+    figure_table,
     flat,
     headline,
     label_words,
@@ -40,6 +41,7 @@ def report_markdown(report: Report) -> str:
     """Return the report as Markdown with tables."""
     parts = ["# What was simplified, and what it cost", _lead(report), _headline(report)]
     tables = [stage_table(report), control_table(report), family_table(report), layer_table(report)]
+    tables += [figure_table("Robustness", report.robustness), figure_table("Similarity", report.similarity)]
     parts += [section(table) for table in tables if table.rows]
     if report.training:
         parts.append(section(_best_epochs(report)))

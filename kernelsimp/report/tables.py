@@ -183,6 +183,16 @@ def family_table(report: Report) -> Table:
     return Table("Structures", ("structure", "kernels", "share of all"), tuple(rows), bars={2: shares})
 
 
+def figure_table(title: str, figures: Mapping[str, object] | None) -> Table:
+    """Return nested figures as rows of dotted names."""
+    rows = [(shown(name), _figure(value)) for name, value in flat(figures)]
+    return Table(title, ("figure", "value"), tuple(rows))
+
+
+def _figure(value: object) -> str:
+    return words.number(value, 4) if isinstance(value, float) else shown(str(value))
+
+
 def ranked_families(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """Return the families that occur, the commonest first, names breaking ties."""
     return sorted(
@@ -228,50 +238,58 @@ def scan_facts(scan: Scan) -> tuple[Fact, ...]:
     """Return the figures of a scan that a reader needs first."""
     kernels, dead = sum(layer.kernels for layer in scan.layers), sum(layer.dead for layer in scan.layers)
     matching = sum(int((layer.best >= 0).sum()) for layer in scan.layers)
-    tolerance = words.number(scan.settings.get("tolerance"))
+    found = sum(int(layer.found.sum()) for layer in scan.layers)
+    tolerance, fdr = (words.number(scan.settings.get(name)) for name in ("tolerance", "fdr"))
+    skipped = f"tensors skipped: {len(scan.skipped):,}"
+    rule = f"not explained by the {null_of(scan)} null, at a false discovery rate of {fdr}"
     return (
-        Fact(
-            "layers larger than 1x1", words.count(len(scan.layers)), f"tensors skipped: {len(scan.skipped):,}"
-        ),
+        Fact("layers larger than 1x1", words.count(len(scan.layers)), skipped),
         Fact("kernels", words.count(kernels), f"{dead:,} dead; {scan.pointwise:,} pointwise besides"),
         Fact("matching a family", words.count(matching), f"relative residual at most {tolerance}"),
-        Fact("weights", words.count(scan.weights)),
+        Fact("found", words.count(found), rule),
     )
 
 
+def null_of(scan: Scan) -> str:
+    """Return the null that the scan was asked for."""
+    return str(scan.settings.get("null") or "white")
+
+
 def scan_family_table(scan: Scan) -> Table:
-    """Return each family over all layers beside what the first null expects by chance."""
-    totals = family_totals(scan)
-    null = next((null for total in totals.values() for null in total["null"]), None)
-    heads = ("family", "layers", "matches", f"expected ({null or 'no null'})", "enrichment")
+    """Return each family over all layers beside what every null expects by chance."""
+    totals, asked = family_totals(scan), null_of(scan)
+    nulls = tuple(dict.fromkeys(null for total in totals.values() for null in total["null"]))
+    heads = ("family", "layers", "matches", *(f"by chance, {null}" for null in nulls))
     rows = []
     for name, total in totals.items():
-        chance = total["null"].get(null, {})
-        expected, enrichment = chance.get("expected"), chance.get("enrichment")
-        figures = (words.count(total["observed"]), words.number(expected), _times(enrichment))
-        rows.append((shown(name), str(total["layers"]), *figures))
-    return Table("Families", heads, tuple(rows))
+        chance = total["null"].get(asked, {})
+        figures = (words.number(total["null"].get(null, {}).get("expected")) for null in nulls)
+        counts = (str(total["layers"]), words.count(total["observed"]), *figures)
+        last = (_times(chance.get("enrichment")), words.count(chance.get("found")))
+        rows.append((shown(name), *counts, *last))
+    return Table("Families", (*heads, f"matches / {asked}", f"found, {asked}"), tuple(rows))
 
 
 def scan_layer_table(scan: Scan) -> Table:
-    """Return one row a layer: how many kernels match, and the commonest families by best match."""
-    heads = ("layer", "kind", "shape", "kernels", "dead", "matching", "best families")
+    """Return one row a layer: how many kernels match or are found, and the commonest families."""
+    heads = ("layer", "kind", "shape", "kernels", "dead", "matching", "found", "best families")
     rows = tuple(_scan_row(scan, layer) for layer in scan.layers)
-    return Table("Layers", heads, rows, frozenset({0, 1, 2, 6}))
+    shares = tuple(float((layer.best >= 0).mean()) if layer.best.size else 0.0 for layer in scan.layers)
+    return Table("Layers", heads, rows, frozenset({0, 1, 2, 7}), {5: shares})
 
 
 def _scan_row(scan: Scan, layer: LayerScan) -> tuple[str, ...]:
     best = layer.best.reshape(-1)
-    counts = {
-        scan.families[place]: int((best == place).sum()) for place in sorted(set(best[best >= 0].tolist()))
-    }
+    places = sorted(set(best[best >= 0].tolist()))
+    counts = {scan.families[place]: int((best == place).sum()) for place in places}
     return (
         shown(layer.name),
         layer.kind,
         words.shape(layer.weight_shape),
         words.count(layer.kernels),
         words.count(layer.dead),
-        f"{words.count(sum(counts.values()))} ({words.share(sum(counts.values()), layer.kernels)})",
+        words.count(sum(counts.values())),
+        words.count(int(layer.found.sum())),
         families_text(counts),
     )
 

@@ -2,7 +2,8 @@
 
 bits = dim * b + side bits + log2(1 / how often the layer chooses it), b the bits of a coefficient at one
 per cent distortion of the original layer. Frequencies follow from the choices, and these from the
-frequencies, so both are iterated. A menu is one layer's table of costs (kernels, structures).
+frequencies, so both are iterated, from equal frequencies: the outcome depends on the multiplier alone. A
+menu is one layer's table of costs (kernels, structures).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +15,11 @@ from torch import Tensor
 from kernelsimp.errors import KernelsimpError
 
 HALVINGS = 44
-ROUNDS = 6
-"""Rounds of frequencies and choices at one multiplier; each starts from the last multiplier's."""
+ROUNDS = 15
+"""Most rounds of frequencies and choices at one multiplier."""
+
+STILL = 1e-3
+"""Frequencies stand still when none moves by more than this."""
 
 LEAST, MOST = -50.0, 30.0
 """The multiplier runs from 2^-50 to 2^30 of the network's cost a bit of taking everything out."""
@@ -46,11 +50,10 @@ class Menu:
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """The structure of every kernel, (n,) a menu, at one `multiplier`; `frequencies` go with it."""
+    """The structure of every kernel, (n,) a menu, at one `multiplier`."""
 
     multiplier: float
     structures: tuple[Tensor, ...]
-    frequencies: tuple[Tensor, ...]
 
 
 Reached = Callable[[Sequence[Menu], Choices], bool]
@@ -73,7 +76,7 @@ def choose_for_dof(menus: Sequence[Menu], share: float) -> Choices:
 
     Raises `KernelsimpError` where the share is no share or these structures cannot reach it.
     """
-    _check_share("--dof", share)
+    check_share("--dof", share)
     found = _least(menus, lambda menus, choices: dof_share(menus, choices) <= share)
     if dof_share(menus, found) > share:
         left = dof_share(menus, found)
@@ -86,7 +89,7 @@ def choose_for_count(menus: Sequence[Menu], share: float) -> Choices:
 
     Raises `KernelsimpError` as `choose_for_dof` does.
     """
-    _check_share("--simplified", share)
+    check_share("--simplified", share)
     found = _least(menus, lambda menus, choices: simplified_share(menus, choices) >= share)
     if simplified_share(menus, found) < share:
         most = simplified_share(menus, found)
@@ -94,15 +97,9 @@ def choose_for_count(menus: Sequence[Menu], share: float) -> Choices:
     return found
 
 
-def choices_at(menus: Sequence[Menu], multiplier: float, start: Choices | None = None) -> Choices:
-    """Return the choices at one multiplier, from the frequencies of `start` or from equal ones."""
-    structures, frequencies = [], []
-    for place, menu in enumerate(menus):
-        share = start.frequencies[place] if start else torch.full((len(menu.dims),), 1 / len(menu.dims))
-        chosen, share = _settle(menu, multiplier, share)
-        structures.append(chosen)
-        frequencies.append(share)
-    return Choices(multiplier, tuple(structures), tuple(frequencies))
+def choices_at(menus: Sequence[Menu], multiplier: float) -> Choices:
+    """Return the choices at one multiplier."""
+    return Choices(multiplier, tuple(_settle(menu, multiplier) for menu in menus))
 
 
 def choice_bits(menus: Sequence[Menu], choices: Choices) -> float:
@@ -126,14 +123,11 @@ def _least(menus: Sequence[Menu], reached: Reached) -> Choices:
     unit = _unit(menus)
     low, high = LEAST, MOST
     best = choices_at(menus, unit * 2**high)
-    start = choices_at(menus, unit * 2**low)
-    if reached(menus, start):
-        return start
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        start = choices_at(menus, unit * 2**middle, start)
-        if reached(menus, start):
-            high, best = middle, start
+        here = choices_at(menus, unit * 2**middle)
+        if reached(menus, here):
+            high, best = middle, here
         else:
             low = middle
     return best
@@ -146,22 +140,24 @@ def _unit(menus: Sequence[Menu]) -> float:
     return cost / bits if cost > 0 and bits > 0 else 1.0
 
 
-def _settle(menu: Menu, multiplier: float, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Iterate choices and their frequencies to a fixed point, or for a few rounds."""
+def _settle(menu: Menu, multiplier: float) -> Tensor:
+    """Iterate choices and their frequencies until these stand still, or for the most rounds."""
     chosen = torch.zeros(menu.count, dtype=torch.int64)
+    share = torch.full((len(menu.dims),), 1 / len(menu.dims))
     for _ in range(ROUNDS):
         bits = menu.dims * menu.bits + menu.side_bits - share.log2()
         price = menu.costs + (multiplier * bits).to(menu.costs.dtype)
         chosen = torch.where(menu.allowed, price.argmin(1), 0)
         counts = torch.bincount(chosen, minlength=len(menu.dims)).float() + HALF
         fresh = counts / counts.sum()
-        settled = torch.allclose(fresh, share, rtol=1e-3, atol=1e-6)
+        moved = float((fresh - share).abs().max())
         share = fresh
-        if settled:
+        if moved < STILL:
             break
-    return chosen, share
+    return chosen
 
 
-def _check_share(option: str, value: float) -> None:
+def check_share(option: str, value: float) -> None:
+    """Raise `KernelsimpError` unless `value` is from 0 to 1."""
     if not 0 <= value <= 1:
         raise KernelsimpError(f"{option} is {value:g}; expected a number from 0 to 1")

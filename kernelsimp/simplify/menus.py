@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from kernelsimp.simplify.candidates import (
 from kernelsimp.simplify.choose import (
     Choices,
     Menu,
+    check_share,
     choice_bits,
     choose_for_count,
     choose_for_dof,
@@ -43,11 +45,15 @@ class Prepared:
 
     bank: KernelBank
     offers: Mapping[str, tuple[Candidate, ...]]
-    found: Mapping[str, NDArray[np.bool_]]
     bits: Mapping[str, float]
     changeable: frozenset[str]
     seen: Mapping[str, Sensitivity]
     settings: PlanSettings
+
+    @cached_property
+    def found(self) -> Mapping[str, NDArray[np.bool_]]:
+        """The kernels of each layer, flat, that chance does not explain."""
+        return {layer.name: _found(layer, self.settings) for layer in self.bank.spatial}
 
 
 def prepare(
@@ -56,17 +62,20 @@ def prepare(
     """Return the structures on offer and chance's verdict for every kernel larger than 1x1."""
     check_cost(settings.cost)
     offers = {layer.name: candidates_for(layer, settings.families) for layer in bank.spatial}
-    found = {layer.name: _found(layer, settings) for layer in bank.spatial}
     bits = {layer.name: _bits(layer) for layer in bank.spatial}
-    return Prepared(bank, offers, found, bits, frozenset(chosen_layers(bank, settings)), seen or {}, settings)
+    return Prepared(bank, offers, bits, frozenset(chosen_layers(bank, settings)), seen or {}, settings)
 
 
 def chooser(settings: PlanSettings) -> Chooser:
-    """Return how the settings' budget picks the multiplier."""
-    if settings.dof is not None:
-        return lambda menus: choose_for_dof(menus, float(settings.dof or 0))
-    if settings.simplified is not None:
-        return lambda menus: choose_for_count(menus, float(settings.simplified or 0))
+    """Return how the settings' budget picks the multiplier.
+
+    Raises `KernelsimpError` where there is no budget, or one that is no share.
+    """
+    for option, choose in (("dof", choose_for_dof), ("simplified", choose_for_count)):
+        share = getattr(settings, option)
+        if share is not None:
+            check_share(f"--{option}", share)
+            return partial(choose, share=share)
     raise KernelsimpError("no budget was given; pass --dof, --simplified or --max-drop")
 
 
@@ -74,9 +83,8 @@ def data_free_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
     """Return the plan by absolute cost, which needs neither images nor the network."""
     if settings.cost in NEEDS_IMAGES:
         raise KernelsimpError(f"--cost {settings.cost} needs images and the network: pass --data and --arch")
-    prepared = prepare(bank, settings)
-    plan, _ = plan_for(prepared, "absolute", chooser(settings))
-    return plan
+    choose = chooser(settings)
+    return plan_for(prepare(bank, settings), "absolute", choose)[0]
 
 
 def menus_for(prepared: Prepared, cost: str) -> tuple[Menu, ...]:

@@ -5,7 +5,7 @@ filter held to their subspaces, minimise |T w - X w0|^2 / n + d |w - w0|^2, that
 w'(G + dI)w - 2 w'(C + dI)w0, by conjugate gradients for all filters of a layer at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,9 @@ STOP = 1e-9
 """A filter is done when its residual is this share of its first one: 1e-6 would leave weights 1e-5 off."""
 
 MOST_STEPS = 2000
+
+BLOCK_NUMBERS = 1 << 26
+"""Kernels times cells squared up to which every kernel gets its own preconditioner (half a gigabyte)."""
 
 ROWS_A_CELL_AT_LEAST = 5
 """With fewer rows than this times D, moments are too poor to fit to."""
@@ -73,8 +76,8 @@ class Solved:
 def resolve(original: Tensor, constraint: Constraint, moments: Moments, damping: float = DAMPING) -> Solved:
     """Return the weights within `constraint` whose outputs are nearest to the original ones.
 
-    Projected conjugate gradients with a diagonal preconditioner, one number a kernel, which commutes with
-    every projector; the direction is projected again at every step, or it would drift off. Raises
+    Projected conjugate gradients, each kernel preconditioned by its own block of the operator within its
+    subspace; the direction is projected again at every step, or it would drift off. Raises
     `UnsolvableError` where the moments are missing, singular or of too few rows, and where the iteration
     breaks down.
     """
@@ -99,10 +102,10 @@ def _check(moments: Moments) -> None:
 def _conjugate_gradients(start: Tensor, system: tuple[Tensor, Tensor], constraint: Constraint) -> Solved:
     """Solve P A P w = P b for every filter from P start; `system` is A (groups, D, D) and b like `start`."""
     operator, target = system
-    scale = _kernel_means(operator.diagonal(dim1=1, dim2=2), constraint.cells)[:, None, :]
+    precondition = _preconditioner(operator, constraint, start.shape)
     w = constraint.project(start)
     left = constraint.project(target - w @ operator)
-    ready = left / scale
+    ready = precondition(left)
     direction = ready.clone()
     energy = _dot(left, ready)
     first = left.norm(dim=-1)
@@ -118,7 +121,7 @@ def _conjugate_gradients(start: Tensor, system: tuple[Tensor, Tensor], constrain
         w = w + length * direction
         left = left - length * constraint.project(image)
         live = live & (left.norm(dim=-1) > STOP * first)
-        ready = left / scale
+        ready = precondition(left)
         fresh = _dot(left, ready)
         mix = torch.where(live, fresh / energy, 0.0)[..., None]
         direction = constraint.project(ready + mix * direction)
@@ -126,10 +129,48 @@ def _conjugate_gradients(start: Tensor, system: tuple[Tensor, Tensor], constrain
     raise UnsolvableError(f"the fit did not settle in {MOST_STEPS} steps")
 
 
-def _kernel_means(diagonal: Tensor, cells: int) -> Tensor:
-    """Return diag A (groups, D) averaged over the cells of each kernel, repeated to (groups, D)."""
-    means = diagonal.reshape(len(diagonal), -1, cells).mean(2)
-    return means.repeat_interleave(cells, dim=1)
+def _preconditioner(
+    operator: Tensor, constraint: Constraint, shape: torch.Size
+) -> Callable[[Tensor], Tensor]:
+    """Return the map that solves P A_jj P x = r for every kernel by itself, j its input.
+
+    It halves the steps. A layer whose blocks would not fit in memory divides by the mean of diag A_jj.
+    """
+    cells, inputs = constraint.cells, shape[-1] // constraint.cells
+    blocks = _diagonal_blocks(operator, cells)
+    kernels = shape.numel() // cells
+    if kernels * cells**2 > BLOCK_NUMBERS:
+        level = blocks.diagonal(dim1=1, dim2=2).mean(1).repeat_interleave(cells)
+        scale = level.reshape(len(operator), 1, -1)
+        return lambda left: left / scale
+    place = torch.arange(kernels, device=operator.device)
+    block_of = place // (shape[1] * inputs) * inputs + place % inputs
+    inverse = torch.linalg.inv(blocks)[block_of]
+    for piece in constraint.pieces:
+        shared = piece.projector.ndim == 2
+        own = _inverse_within(blocks if shared else blocks[block_of[piece.index]], piece.projector)
+        inverse[piece.index] = own[block_of[piece.index]] if shared else own
+
+    def apply(left: Tensor) -> Tensor:
+        solved: Tensor = inverse @ left.reshape(-1, cells, 1)
+        return solved.reshape(left.shape)
+
+    return apply
+
+
+def _diagonal_blocks(operator: Tensor, cells: int) -> Tensor:
+    """Return the blocks A_jj (groups * inputs, cells, cells) on the diagonal of A (groups, D, D)."""
+    groups, width, _ = operator.shape
+    split = operator.reshape(groups, width // cells, cells, width // cells, cells)
+    return split.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).reshape(-1, cells, cells)
+
+
+def _inverse_within(blocks: Tensor, projector: Tensor) -> Tensor:
+    """Return the inverse of P A P on the range of P, and zero elsewhere."""
+    outside = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device) - projector
+    level = blocks.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    inverse: Tensor = torch.linalg.inv(projector @ blocks @ projector + level * outside)
+    return projector @ inverse @ projector
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -43,15 +43,28 @@ def survey(
     sums: dict[str, _Sum] = {use.name: _Sum(sampling_for(use, 1, count, seed)) for use in traced.uses}
     generator = torch.Generator().manual_seed(seed)
     watcher.start("measuring what each layer sees", len(images))
+    heard = True
     with observing(model) as seen, torch.enable_grad():
         for batch, inputs in enumerate(images):
-            torch.autograd.backward(_loss(model(inputs.clone().requires_grad_()), generator))
+            loss = _loss(model(inputs.clone().requires_grad_()), generator)
+            heard = heard and _backward(loss)
             for name, calls in seen.items():
                 sums[name].add(calls, batch)
             seen.clear()
             model.zero_grad(set_to_none=True)
             watcher.step()
-    return {name: item.result(count) for name, item in sums.items() if item.rows}
+    if not heard:
+        watcher.warn("this network gives no gradients: every output channel counts alike")
+    return {name: item.result(count if heard else None) for name, item in sums.items() if item.rows}
+
+
+def _backward(loss: Tensor) -> bool:
+    """Run the backward pass; say whether there was one (a network may detach, round or work in place)."""
+    try:
+        torch.autograd.backward(loss)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _loss(output: object, generator: torch.Generator) -> Tensor:
@@ -90,10 +103,11 @@ class _Sum:
             self.fisher = fisher if self.fisher is None else self.fisher + fisher
             self.rows += rows
 
-    def result(self, images: int) -> Sensitivity:
+    def result(self, images: int | None) -> Sensitivity:
         assert self.blocks is not None
         assert self.fisher is not None
-        return Sensitivity(self.blocks / self.rows, self.fisher / images)
+        fisher = self.fisher / images if images else torch.ones_like(self.fisher)
+        return Sensitivity(self.blocks / self.rows, fisher)
 
 
 @torch.no_grad()

@@ -1,42 +1,68 @@
 """The only place that knows Lightning Fabric: devices, processes and precision behind a few calls.
 
-One device never calls `launch()`: that would start the command again. Quantities that ranks exchange are
-means over ranks.
+One device never calls `launch()`: that would start the command again. What ranks exchange are means and
+the first rank's word; batch-norm statistics are averaged once an epoch, gradients at every step.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.strategy import Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.settings import FinetuneSettings
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
+T = TypeVar("T")
+
 
 class Engine:
-    """One device with one precision; `model` and `optimizer` are set up once, by `setup`."""
+    """One process of a run, on its device, with one precision."""
 
-    def __init__(self, device: str, precision: str) -> None:
-        """Choose the device: `auto`, `cpu`, `cuda` or `cuda:N`.
+    def __init__(self, device: str, settings: FinetuneSettings) -> None:
+        """Choose the device (`auto`, `cpu`, `cuda` or `cuda:N`) and start or join the other processes.
 
         Raises `KernelsimpError` for a device that is not there or a precision it cannot do.
         """
         accelerator, index = _device(device)
-        if precision not in PRECISIONS:
-            raise KernelsimpError(f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}")
-        if precision == "16-mixed" and accelerator == "cpu":
-            raise KernelsimpError("precision 16-mixed needs a GPU; on the CPU use bf16-mixed or 32-true")
+        _check_precision(settings.precision, accelerator)
+        devices, nodes = _processes(settings)
+        several = devices * nodes > 1
+        # buffers stay each rank's own during an epoch: `even_out` averages them, and holds never differ
+        strategy: str | Strategy = DDPStrategy(broadcast_buffers=False) if several else "auto"
         with _quiet():
-            self.fabric = Fabric(accelerator=accelerator, devices=index, precision=precision)  # type: ignore[arg-type]
+            self.fabric = Fabric(
+                accelerator=accelerator,
+                devices=devices if several or index is None else [index],
+                num_nodes=nodes,
+                strategy=strategy,
+                precision=settings.precision,  # type: ignore[arg-type]
+            )
+            if several:
+                self.fabric.launch()
 
     @property
     def device(self) -> torch.device:
         return self.fabric.device
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """This process's (rank, number of processes)."""
+        return self.fabric.global_rank, self.fabric.world_size
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.fabric.is_global_zero
 
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """Move `model` to the device, in place, and return what to call and what to step."""
@@ -47,6 +73,10 @@ class Engine:
         """Return the context in which a network that was not set up runs in this precision."""
         return self.fabric.autocast()
 
+    def alone(self, model: nn.Module, *, waiting: bool) -> AbstractContextManager[object]:
+        """Return a context that keeps gradients to this rank while the step is `waiting` for more."""
+        return self.fabric.no_backward_sync(model, enabled=waiting)  # type: ignore[arg-type]
+
     def backward(self, loss: Tensor) -> None:
         self.fabric.backward(loss)
 
@@ -55,19 +85,66 @@ class Engine:
         # a gradient of NaN is met as a loss of NaN one step later, with the last good state at hand
         self.fabric.clip_gradients(model, optimizer, max_norm=norm, error_if_nonfinite=False)
 
+    def mean(self, value: float) -> float:
+        """Return the mean of a number over ranks."""
+        if self.shard[1] == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        reduced = self.fabric.all_reduce(tensor, reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        return float(reduced)
 
-def _device(name: str) -> tuple[str, list[int] | int]:
+    def agreed(self, value: T) -> T:
+        """Return the first rank's value on every rank."""
+        return self.fabric.broadcast(value) if self.shard[1] > 1 else value
+
+    def even_out(self, model: nn.Module) -> None:
+        """Make batch-norm statistics the mean over ranks, so that every rank has the same network."""
+        if self.shard[1] == 1:
+            return
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for value in (module.running_mean, module.running_var):
+                    if value is not None:
+                        mean = self.fabric.all_reduce(value, reduce_op="mean")
+                        assert isinstance(mean, Tensor)
+                        value.copy_(mean)
+
+    def state(self) -> dict[str, Any]:
+        """Return what precision carries from step to step: the loss scale of 16-mixed."""
+        return dict(self.fabric._precision.state_dict())
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.fabric._precision.load_state_dict(state)
+
+
+def _device(name: str) -> tuple[str, int | None]:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if kind == "cpu" and not index:
-        return "cpu", 1
+        return "cpu", None
     if kind != "cuda" or (index and not index.isdigit()):
         raise KernelsimpError(f"unknown device '{name}'; expected auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
         raise KernelsimpError(f"device '{name}' is not there: {count} CUDA devices found; use --device auto")
-    return "cuda", [int(index or 0)]
+    return "cuda", int(index or 0)
+
+
+def _check_precision(precision: str, accelerator: str) -> None:
+    if precision not in PRECISIONS:
+        raise KernelsimpError(f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}")
+    if precision == "16-mixed" and accelerator == "cpu":
+        raise KernelsimpError("precision 16-mixed needs a GPU; on the CPU use bf16-mixed or 32-true")
+
+
+def _processes(settings: FinetuneSettings) -> tuple[int, int]:
+    """Return (processes a node, nodes): what torchrun started, or what the settings ask for."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return local, int(os.environ["WORLD_SIZE"]) // local
+    return settings.devices, settings.num_nodes
 
 
 @contextmanager

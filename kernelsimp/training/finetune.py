@@ -10,22 +10,29 @@ import time
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
 
-from kernelsimp.errors import HoldError, KernelsimpError, did_you_mean
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch
 from kernelsimp.settings import FinetuneSettings
 from kernelsimp.training.distill import objective
 from kernelsimp.training.hold import verify
-from kernelsimp.training.judge import Batches, Judge, Mark
-from kernelsimp.training.schedule import SCHEDULES, rate
+from kernelsimp.training.judge import Batches, Judge
+from kernelsimp.training.keeper import Average, Keeper
+from kernelsimp.training.options import check_settings, make_optimizer
+from kernelsimp.training.penalties import Pull
+from kernelsimp.training.schedule import rate
+from kernelsimp.training.state import Interrupts, StateFile, identity
 from kernelsimp.watch import SILENT, Watcher
 
 Stop = Literal["", "nothing to train", "diverged", "early"]
+Shard = tuple[int, int]
+"""A process's rank, and how many there are."""
 
 
 class TrainBatches(Sized, Protocol):
@@ -38,16 +45,21 @@ class TrainBatches(Sized, Protocol):
 class FinetuneJob:
     """What to train on and with what.
 
-    `train(epoch)` gives the batches of an epoch, numbered from 1, the same for the same number; `val`
-    chooses the best epoch; `teacher` is the original network, left as it is.
+    `train(epoch, shard)` gives one process's batches of an epoch, numbered from 1, the same for the same
+    number; `val` chooses the best epoch; `teacher` is the original network, left as it is. `plan` is what
+    a soft hold pulls towards. `folder` is where the resume state goes, if anywhere, and `images` names the
+    training images for it.
     """
 
-    train: Callable[[int], TrainBatches]
+    train: Callable[[int, Shard], TrainBatches]
     val: Batches
     teacher: nn.Module | None = None
     device: str = "auto"
     seed: int = 0
     on_epoch: Callable[[Epoch], None] | None = None
+    plan: Plan | None = None
+    folder: Path | None = None
+    images: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,63 +77,23 @@ def finetune(
 ) -> Trained:
     """Train the free parameters of `model` in place and leave it at its best epoch, in evaluation mode.
 
-    A loss that is not finite ends the run at the best state so far (`stopped` says so). Raises
-    `KernelsimpError` for settings that make no sense and where a batch does not fit into memory, and
-    `HoldError` should a held kernel have moved in the epoch that was kept.
+    A loss that is not finite ends the run at the best state so far (`stopped` says so). A first Ctrl-C ends
+    it after the step, with the state saved. Raises `KernelsimpError` for settings that make no sense, a
+    resume state of another run, and where a batch does not fit into memory; `HoldError` should a held
+    kernel have moved in the epoch that was kept; `KeyboardInterrupt` when interrupted.
     """
     check_settings(settings)
+    if settings.soft is not None and job.plan is None:
+        raise KernelsimpError("soft is set, but there is no plan to pull towards; simplify first")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         watcher.note("nothing to train: every parameter is held; fine-tuning is skipped")
         return Trained((), 0, stopped="nothing to train")
-    with _memory_advice():
-        run = _Run(model, job, settings, watcher)
-        trained = run.train()
+    interrupts = Interrupts()
+    with _memory_advice(), interrupts.watched():
+        trained = _Run(model, job, settings, watcher).train(interrupts)
     model.eval()
     verify(model)
     return trained
-
-
-def check_settings(settings: FinetuneSettings) -> None:
-    """Raise `KernelsimpError` for the first setting that makes no sense."""
-    for name, known in (
-        ("optimizer", ("sgd", "adamw")),
-        ("schedule", SCHEDULES),
-        ("batch_norm", ("train", "eval")),
-    ):
-        value = getattr(settings, name)
-        if value not in known:
-            raise KernelsimpError(f"unknown {name.replace('_', '-')} '{value}'{did_you_mean(value, known)}")
-    ranges = {
-        "epochs": (settings.epochs >= 1, "1 or more"),
-        "lr": (0 < settings.lr < math.inf, "greater than 0"),
-        "distill": (0 <= settings.distill <= 1, "0..1"),
-        "label_smoothing": (0 <= settings.label_smoothing < 1, "0 or more and less than 1"),
-        "temperature": (0 < settings.temperature < math.inf, "greater than 0"),
-        "accumulate": (settings.accumulate >= 1, "1 or more"),
-        "momentum": (0 <= settings.momentum < 1, "0 or more and less than 1"),
-        "weight_decay": (0 <= settings.weight_decay < math.inf, "0 or more"),
-        "warmup": (0 <= settings.warmup < math.inf, "0 or more epochs"),
-        "clip": (settings.clip is None or settings.clip > 0, "greater than 0"),
-        "patience": (settings.patience is None or settings.patience >= 1, "1 or more epochs"),
-    }
-    for name, (valid, expected) in ranges.items():
-        if not valid:
-            raise KernelsimpError(
-                f"{name.replace('_', '-')} is {getattr(settings, name)}; expected {expected}"
-            )
-
-
-def make_optimizer(model: nn.Module, settings: FinetuneSettings) -> Optimizer:
-    """Return SGD or AdamW over what takes gradients; vectors (norms, biases) get no weight decay."""
-    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in free if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in free if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if settings.optimizer == "adamw":
-        return AdamW(groups, lr=settings.lr)
-    return SGD(groups, lr=settings.lr, momentum=settings.momentum)
 
 
 class _Run:
@@ -132,86 +104,103 @@ class _Run:
     ) -> None:
         from kernelsimp.training.engine import Engine  # here, because importing Fabric takes seconds
 
-        self.model, self.job, self.settings, self.watcher = model, job, settings, watcher
-        torch.manual_seed(job.seed)
-        self.engine = Engine(job.device, settings.precision)
-        self.wrapped, self.optimizer = self.engine.setup(model, make_optimizer(model, settings))
+        self.model, self.job, self.settings = model, job, settings
+        self.engine = Engine(job.device, settings)
+        self.watcher = watcher if self.engine.first else SILENT
+        torch.manual_seed(job.seed + self.engine.shard[0])
+        self.file: StateFile | None = None
+        if job.folder is not None:
+            owner = identity(model, settings, job.seed, job.images)
+            self.file = StateFile(job.folder, owner, settings.save_every)
+        self._lay_out(torch.channels_last)
+        called: nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
+        self.wrapped, self.optimizer = self.engine.setup(called, make_optimizer(model, settings))
         self.teacher = job.teacher.to(self.engine.device).eval() if job.teacher is not None else None
-        self.judge = Judge(job.val, self.teacher, self.engine.device)
-        self.step = 0
+        self.keeper = Keeper(model, Judge(job.val, self.teacher, self.engine.device), verify)
+        self.keeper.average = Average(model, settings.ema) if settings.ema is not None else None
+        if settings.soft is not None and job.plan is not None:
+            self.keeper.pull = Pull(model, job.plan, settings.soft)
+        self.progress = _Progress(total=torch.zeros((), device=self.engine.device))
         self.history: list[Epoch] = []
-        self.best_epoch, self.best_score = 0, math.inf
-        self.best = _snapshot(model)
 
-    def train(self) -> Trained:
+    def train(self, interrupts: Interrupts) -> Trained:
         """Run every epoch and put the best one back."""
-        self._mark_start()
         stopped: Stop = ""
-        for epoch in range(1, self.settings.epochs + 1):
-            if not self._epoch(epoch):
-                stopped = "diverged"
-                break
-            if self._impatient(epoch):
+        if not self._resumed():
+            self.keeper.enter_start()
+        while self.progress.epoch <= self.settings.epochs and not stopped:
+            if self._impatient():
                 stopped = "early"
-                break
-        self.model.load_state_dict(self.best)
+            elif not self._epoch(interrupts):
+                stopped = "diverged"
+        self.keeper.put_back()
+        self._lay_out(torch.contiguous_format)
         self._tell(stopped)
-        return Trained(tuple(self.history), self.best_epoch, self.judge.rule, stopped)
+        return Trained(tuple(self.history), self.keeper.best_epoch, self.keeper.judge.rule, stopped)
 
-    def _mark_start(self) -> None:
-        """Let the network as it came stand for election, unless it is the original itself."""
-        mark = self.judge.mark(self.model)
-        if mark is not None and (mark.divergence is None or mark.divergence > 1e-6):
-            self.best_score = self.judge.score(mark)
-
-    def _epoch(self, epoch: int) -> bool:
-        """Train one epoch, mark it, keep it if it is the best; False where the loss is not finite."""
-        started = time.perf_counter()
-        loss, images = self._pass(epoch)
+    def _epoch(self, interrupts: Interrupts) -> bool:
+        """Train one epoch and hold its election; False where the loss is not finite."""
+        now = self.progress
+        if not self._pass(interrupts):
+            return False
+        loss = self.engine.mean(float(now.total) / now.images)
         if not math.isfinite(loss):
             return False
-        seconds = time.perf_counter() - started
-        held, mark = self._holds(), self.judge.mark(self.model)
-        self._elect(epoch, mark, held=held)
+        self.engine.even_out(self.model)
+        mark, held = self.keeper.elect(now.epoch, self.watcher)
         done = Epoch(
-            epoch=epoch,
+            epoch=now.epoch,
             train_loss=loss,
             val_top1=mark.top1 if mark else None,
             val_loss=mark.loss if mark else None,
             lr=float(self.optimizer.param_groups[0]["lr"]),
-            seconds=seconds,
-            images_per_second=images / max(seconds, 1e-9),
+            seconds=now.seconds,
+            images_per_second=now.images * self.engine.shard[1] / max(now.seconds, 1e-9),
             held=held,
         )
         self.history.append(done)
+        now.next_epoch()
+        self._save()
         if self.job.on_epoch is not None:
             self.job.on_epoch(done)
+        self._heed(interrupts, saved=True)
         return True
 
-    def _pass(self, epoch: int) -> tuple[float, int]:
-        """Go through the batches of `epoch` once; return the mean loss and the number of images."""
-        batches = self.job.train(epoch)
-        if not len(batches):
+    def _pass(self, interrupts: Interrupts) -> bool:
+        """Go through the rest of the epoch's batches; False where a loss is not finite."""
+        now, every = self.progress, self.settings.accumulate
+        batches = self.job.train(now.epoch, self.engine.shard)
+        count = len(batches)
+        if not count:
             raise KernelsimpError("the training split is empty; fine-tuning needs images to train on")
-        self.watcher.start(f"fine-tuning, epoch {epoch} of {self.settings.epochs}", len(batches))
+        self.watcher.start(f"fine-tuning, epoch {now.epoch} of {self.settings.epochs}", count)
         self._training_mode()
-        total, images, every = torch.zeros((), device=self.engine.device), 0, self.settings.accumulate
+        clock, before = time.perf_counter(), now.seconds
         for index, batch in enumerate(batches):
-            last_share = min(every, len(batches) - index // every * every)
-            ready = (index + 1) % every == 0 or index + 1 == len(batches)
-            loss = self._batch(batch, 1 / last_share)
-            total += loss * len(batch[1])
-            images += len(batch[1])
-            if not self._finite(loss, index):
-                return math.nan, images
+            if index < now.batch:
+                continue  # done before the run was interrupted
+            ready = (index + 1) % every == 0 or index + 1 == count
+            group = min(every, count - index // every * every)
+            with self.engine.alone(self.wrapped, waiting=not ready):
+                loss = self._batch(batch, 1 / group)
+            now.total += loss * len(batch[1])
+            now.images += len(batch[1])
+            if not self._look(loss, index):
+                return False
             if ready:
-                self._update(len(batches))
-            self.watcher.step(loss=float(loss) if self._cheap_to_read() else math.nan)
-        return float(total) / images, images
+                self._update(count)
+                now.batch, now.seconds = index + 1, before + time.perf_counter() - clock
+                if self.file is not None and self.file.due and index + 1 < count:
+                    self._save()
+                if index + 1 < count:
+                    self._heed(interrupts, saved=False)
+        return True
 
     def _batch(self, batch: tuple[Tensor, Tensor], share: float) -> Tensor:
         """Add the gradients of `share` times the loss of one batch; return that loss, detached."""
         images, labels = (part.to(self.engine.device, non_blocking=True) for part in batch)
+        if self.settings.channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         logits = self.wrapped(images)
         taught = None
         if self.teacher is not None and self.settings.distill > 0:
@@ -223,24 +212,42 @@ class _Run:
         return loss.detach()
 
     def _update(self, batches: int) -> None:
+        """Take one step of the optimiser, of the soft hold and of the average."""
+        now = self.progress
         epoch_steps = math.ceil(batches / self.settings.accumulate)
-        now = rate(self.step, epoch_steps * self.settings.epochs, epoch_steps, self.settings)
+        steps = epoch_steps * self.settings.epochs
+        lr = rate(now.step, steps, epoch_steps, self.settings)
         for group in self.optimizer.param_groups:
-            group["lr"] = now
+            group["lr"] = lr
         if self.settings.clip is not None:
             self.engine.clip(self.wrapped, self.optimizer, self.settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
+        if self.keeper.pull is not None:
+            self.keeper.pull.step(lr, (now.step + 1) / steps)
+        if self.keeper.average is not None:
+            self.keeper.average.update(self.model, now.step)
+        now.step += 1
 
-    def _finite(self, loss: Tensor, index: int) -> bool:
-        """Look at the loss: at every batch where that is free, now and then where it stalls a GPU."""
-        if not self._cheap_to_read() and index % 50:
+    def _look(self, loss: Tensor, index: int) -> bool:
+        """Show the loss and say whether it is finite: at every batch on the CPU, now and then on a GPU.
+
+        Reading a number stalls a GPU, and asking the other ranks costs a message.
+        """
+        seldom = self.engine.device.type != "cpu" or self.engine.shard[1] > 1
+        if seldom and index % 50:
+            self.watcher.step()
             return True
-        return bool(torch.isfinite(loss))
+        value = self.engine.mean(float(loss))
+        if math.isfinite(value):
+            self.watcher.step(loss=value)
+        return math.isfinite(value)
 
-    def _cheap_to_read(self) -> bool:
-        return self.engine.device.type == "cpu"
+    def _lay_out(self, order: torch.memory_format) -> None:
+        """Store the weights of two-dimensional convolutions in this order, where that is asked for."""
+        for module in self.model.modules() if self.settings.channels_last else ():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                module.to(memory_format=order)
 
     def _training_mode(self) -> None:
         self.wrapped.train()
@@ -249,40 +256,100 @@ class _Run:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def _holds(self) -> bool:
-        try:
-            verify(self.model)
-        except HoldError as error:
-            self.watcher.warn(str(error))
+    def _save(self) -> None:
+        """Write the state from which `_resumed` goes on; the first rank's stands for all."""
+        if self.file is None or not self.engine.first:
+            return
+        self.file.save(
+            {
+                "progress": vars(self.progress),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "keeper": self.keeper.state(),
+                "precision": self.engine.state(),
+                "history": [vars(epoch) for epoch in self.history],
+                "random": _random_state(),
+            }
+        )
+
+    def _resumed(self) -> bool:
+        """Go on from the saved state, if that is wanted and there is one."""
+        if self.file is None or not self.settings.resume:
             return False
+        state = self.file.load()
+        if state is None:
+            self.watcher.note(f"no resume state in {self.file.path.parent}: starting from the beginning")
+            return False
+        self.progress = _Progress(**state["progress"])
+        self.progress.total = self.progress.total.to(self.engine.device)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.keeper.load(state["keeper"])
+        self.engine.load(state["precision"])
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        _set_random_state(state["random"])
+        self.watcher.note(f"going on in epoch {self.progress.epoch} after batch {self.progress.batch}")
         return True
 
-    def _elect(self, epoch: int, mark: Mark | None, *, held: bool) -> None:
-        score = self.judge.score(mark) if mark is not None else -float(epoch)  # no split: the last one
-        if held and score < self.best_score:
-            self.best_epoch, self.best_score, self.best = epoch, score, _snapshot(self.model)
+    def _heed(self, interrupts: Interrupts, *, saved: bool) -> None:
+        """Stop here if that was asked for, with the state saved."""
+        asked = interrupts.asked
+        if self.engine.shard[1] > 1:  # all ranks must stop at the same step, and asking costs a message
+            asked = (saved or self.progress.step % 50 == 0) and self.engine.mean(float(asked)) > 0
+        if not asked:
+            return
+        if not saved:
+            self._save()
+        if self.file is not None:
+            self.watcher.note(f"interrupted; the state is in {self.file.path}: go on with --resume")
+        raise KeyboardInterrupt
 
-    def _impatient(self, epoch: int) -> bool:
-        patience = self.settings.patience
-        return patience is not None and epoch - self.best_epoch >= patience and epoch < self.settings.epochs
+    def _impatient(self) -> bool:
+        waited = len(self.history) - self.keeper.best_epoch
+        return self.settings.patience is not None and waited >= self.settings.patience
 
     def _tell(self, stopped: Stop) -> None:
-        kept = f"epoch {self.best_epoch}" if self.best_epoch else "the network as it came"
+        best, rule = self.keeper.best_epoch, self.keeper.judge.rule
+        kept = f"epoch {best}" if best else "the network as it came"
         if stopped == "diverged":
             self.watcher.warn(
                 f"the loss is not finite in epoch {len(self.history) + 1}: training stopped at {kept};"
                 " lower --lr, add --warmup or --clip"
             )
-        elif not self.best_epoch:
-            self.watcher.warn(
-                f"no epoch was better than the network as it came, by {self.judge.rule}; lower --lr"
-            )
+        elif not best:
+            self.watcher.warn(f"no epoch was better than the network as it came, by {rule}; lower --lr")
         else:
-            self.watcher.note(f"kept {kept} of {len(self.history)}, chosen by {self.judge.rule}")
+            self.watcher.note(f"kept {kept} of {len(self.history)}, chosen by {rule}")
 
 
-def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+@dataclass
+class _Progress:
+    """How far a run is: `batch` batches of `epoch` and `step` optimiser steps in all are done.
+
+    `total` and `images` add up the epoch's loss, on the device, and its images.
+    """
+
+    total: Tensor
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+    def next_epoch(self) -> None:
+        self.epoch, self.batch, self.images, self.seconds = self.epoch + 1, 0, 0, 0.0
+        self.total = torch.zeros_like(self.total)
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 @contextmanager

@@ -19,9 +19,12 @@ from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.kernels.families import find
 from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored, tensor_name
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
-from kernelsimp.training.parametrisations import Frozen, Tied
+from kernelsimp.training.parametrisations import Frozen, Scaled, Tied
 
-Mode = Literal["freeze", "tie"]
+Mode = Literal["freeze", "tie", "scale"]
+"""Values held bit for bit; structure held, coefficients free; shape held, one scale a kernel free."""
+
+Part = Frozen | Scaled | Tied
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -44,11 +47,11 @@ class Witness:
     def moved(self, weight: Tensor) -> Tensor:
         """Say for each kernel (out, in / groups) whether the stored `weight` broke the promise.
 
-        Frozen kernels must have the same bits after a cast to the weight's dtype, tied ones must lie in
+        Frozen kernels must have the same bits after a cast to the weight's dtype, all others must lie in
         their structure exactly.
         """
         kernels = canonical(weight.detach().cpu(), self.kind, self.layer.groups)
-        if self.mode == "tie":
+        if self.mode != "freeze":
             return _outside(kernels, self.layer, self.structures)
         held = torch.from_numpy(self.layer.changed)
         result = torch.zeros(held.shape, dtype=torch.bool)
@@ -62,23 +65,21 @@ def hold(model: nn.Module, plan: Plan, mode: Mode) -> None:
     """Hold every simplified kernel of `model`, whose weights already are what the plan made of them.
 
     `freeze` keeps the values bit for bit (w = where(mask, frozen, free)); `tie` keeps the structure and
-    leaves its coefficients free (w = U z). Parameters keep their identity, so an optimiser made before
-    still works. Raises `KernelsimpError` where the plan does not fit the model or, for `tie`, where a
-    kernel is not in its structure yet.
+    leaves its coefficients free (w = U z); `scale` keeps each kernel up to one trained factor. Parameters
+    keep their identity, so an optimiser made before still works (but knows nothing of the factors). Raises
+    `KernelsimpError` where the plan does not fit the model or, unless it freezes, where a kernel is not in
+    its structure yet.
     """
     if any(True for _ in _held(model)):
         raise KernelsimpError("the network is held already; call release first")
-    made: dict[int, tuple[nn.Parameter, Frozen | Tied]] = {}
-    for layer in plan.layers:
-        if layer.changed.any():
-            module = _module(model, layer)
-            weight = module.get_parameter("weight")
-            if id(weight) not in made:
-                made[id(weight)] = (weight, _promise(module, layer, plan.structures, mode))
-    for weight, part in made.values():
+    made = [
+        (module.get_parameter("weight"), _promise(module, layer, plan.structures, mode))
+        for module, layer in _chosen(model, plan)
+    ]
+    for weight, part in made:
         for sharer in [other for other in model.modules() if other._parameters.get("weight") is weight]:
             parametrize.register_parametrization(sharer, "weight", part, unsafe=True)
-        if isinstance(part, Frozen) and part.whole:
+        if part.whole:
             weight.requires_grad_(False)
 
 
@@ -122,13 +123,70 @@ def held_share(model: nn.Module) -> float:
     return held / sum(seen.values()) if any(seen.values()) else 0.0
 
 
-def _held(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, Witness]]:
+def projections(model: nn.Module, plan: Plan) -> list[tuple[nn.Parameter, Tied]]:
+    """Return for each weight that the plan changes the parameter and its projector, holding nothing.
+
+    Raises `KernelsimpError` where the plan does not fit the model.
+    """
+    return [
+        (module.get_parameter("weight"), _projector(module, layer, plan.structures))
+        for module, layer in _chosen(model, plan)
+    ]
+
+
+@dataclass(frozen=True)
+class Survived:
+    """What is left of the structure of kernels that nothing held: of `total`, so many still exactly in it
+    and so many within a relative residual of 0.1."""
+
+    exact: int
+    near: int
+    total: int
+
+
+NEAR = 0.1
+"""The relative residual within which a kernel still counts as near its structure: a scan's default."""
+
+
+def survived(model: nn.Module, plan: Plan) -> Survived:
+    """Count how many of the plan's kernels are still in their structure, exactly and nearly."""
+    exact = near = total = 0
+    for module, layer in _chosen(model, plan):
+        kernels = canonical(_weight(module).detach().cpu(), _kind(module, layer), layer.groups)
+        total += int(layer.changed.sum())
+        for index in np.unique(layer.choice[layer.changed]):
+            rows = kernels[torch.from_numpy(layer.choice == index)]
+            subspace = find(plan.structures[index], layer.grid)
+            exact += int(subspace.holds(rows).sum())
+            near += int((subspace.residual(rows) <= NEAR).sum())
+    return Survived(exact, near, total)
+
+
+def _chosen(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, LayerPlan]]:
+    """Return (module, layer) for each layer that the plan changes, a shared weight once."""
+    found: dict[int, tuple[nn.Module, LayerPlan]] = {}
+    for layer in plan.layers:
+        if layer.changed.any():
+            module = _module(model, layer)
+            found.setdefault(_identity(module), (module, layer))
+    return list(found.values())
+
+
+def _held(model: nn.Module) -> Iterator[tuple[nn.Module, Part, Witness]]:
     """Yield (module, parametrisation, witness) for each module whose weight is held here."""
     for module in model.modules():
-        if parametrize.is_parametrized(module, "weight"):
-            part = module.parametrizations["weight"][0]  # type: ignore[index]
-            if isinstance(part, Frozen | Tied):
-                yield module, part, part.witness  # type: ignore[misc]
+        part = _part(module)
+        if part is not None:
+            assert isinstance(part.witness, Witness)
+            yield module, part, part.witness
+
+
+def _part(module: nn.Module) -> Part | None:
+    """Return the parametrisation by which a module is held, if it is."""
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    part = module.get_submodule("parametrizations.weight.0")
+    return part if isinstance(part, Part) else None
 
 
 def _weight(module: nn.Module) -> Tensor:
@@ -164,11 +222,11 @@ def _module(model: nn.Module, layer: LayerPlan) -> nn.Module:
     if not isinstance(module, CONVOLUTIONS):
         raise KernelsimpError(f"the plan names layer '{layer.name}', which this network does not have")
     weight = module._parameters.get("weight")
-    if weight is None:
+    if weight is None and _part(module) is None:
         raise KernelsimpError(
             f"{layer.name}: its weight is computed from others; remove that parametrisation before holding it"
         )
-    kernels = canonical(weight, _kind(module, layer), layer.groups)
+    kernels = canonical(_weight(module), _kind(module, layer), layer.groups)
     expected = (*layer.choice.shape, *layer.grid)
     if tuple(kernels.shape) != expected:
         found = tuple(kernels.shape)
@@ -183,32 +241,38 @@ def _kind(module: nn.Module, layer: LayerPlan) -> str:
     return "dense" if layer.kind == "transposed" else layer.kind
 
 
-def _promise(module: nn.Module, layer: LayerPlan, structures: tuple[str, ...], mode: Mode) -> Frozen | Tied:
+def _promise(module: nn.Module, layer: LayerPlan, structures: tuple[str, ...], mode: Mode) -> Part:
     """Return the parametrisation of one layer with its witness; changes nothing in the network yet."""
     weight, kind = module.get_parameter("weight"), _kind(module, layer)
-    kernels = canonical(weight.detach(), kind, layer.groups)
     held = torch.from_numpy(layer.changed)
-    values = kernels.cpu()[held].flatten(1).clone()
-    trained = weight.requires_grad
-    witness = Witness(layer, structures, mode, kind, values, trained)
-    part = _freezing(witness, weight) if mode == "freeze" else _tying(witness, weight)
+    values = canonical(weight.detach(), kind, layer.groups).cpu()[held].flatten(1).clone()
+    witness = Witness(layer, structures, mode, kind, values, weight.requires_grad)
+    part: Part
+    if mode == "freeze":
+        part = Frozen(_numbered(module, layer) >= 0, weight)
+    else:
+        _refuse_outside(witness, weight)
+        tied = mode == "tie"
+        part = _projector(module, layer, structures) if tied else Scaled(_numbered(module, layer), weight)
     part.witness = witness  # a plain attribute: no cast and no device move of the network reaches it
     return part
 
 
-def _freezing(witness: Witness, weight: Tensor) -> Frozen:
-    layer = witness.layer
-    cells = canonical(weight.detach(), witness.kind, layer.groups)
-    held = torch.from_numpy(layer.changed).reshape(layer.choice.shape + (1,) * len(layer.grid))
-    mask = stored(held.expand(cells.shape), witness.kind, layer.groups, tuple(weight.shape))
-    return Frozen(mask.contiguous().to(weight.device), weight)
+def _numbered(module: nn.Module, layer: LayerPlan) -> Tensor:
+    """Return, in the stored layout, which held kernel each cell belongs to, from 0; -1 where it is free."""
+    weight = module.get_parameter("weight")
+    held = torch.from_numpy(layer.changed)
+    number = torch.full(held.shape, -1)
+    number[held] = torch.arange(int(held.sum()))
+    cells = number.reshape(held.shape + (1,) * len(layer.grid)).expand(*held.shape, *layer.grid)
+    shape = tuple(weight.shape)
+    return stored(cells, _kind(module, layer), layer.groups, shape).contiguous().to(weight.device)
 
 
-def _tying(witness: Witness, weight: Tensor) -> Tied:
-    _refuse_outside(witness, weight)
-    layer, kind = witness.layer, witness.kind
+def _projector(module: nn.Module, layer: LayerPlan, structures: tuple[str, ...]) -> Tied:
+    weight, kind = module.get_parameter("weight"), _kind(module, layer)
     cells = torch.arange(weight.numel()).reshape(weight.shape)
-    source, sign = orbits(canonical(cells, kind, layer.groups), layer, witness.structures)
+    source, sign = orbits(canonical(cells, kind, layer.groups), layer, structures)
     shape = tuple(weight.shape)
     source, sign = (stored(part, kind, layer.groups, shape).contiguous() for part in (source, sign))
     return Tied(source.to(weight.device), sign.to(weight.device, weight.dtype))

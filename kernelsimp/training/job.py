@@ -1,26 +1,41 @@
 """What settings and data mean for a fine-tuning run: which images, in which order, judged on which."""
 
+from pathlib import Path
+
 from torch import nn
 
 from kernelsimp.data.sources import Data
 from kernelsimp.data.transforms import Batches, batches, epoch_seed, preprocess_of
 from kernelsimp.models.network import device_of
+from kernelsimp.records.plan import Plan
 from kernelsimp.settings import Settings
-from kernelsimp.training.finetune import FinetuneJob
+from kernelsimp.training.finetune import FinetuneJob, Shard
 
 
-def job_of(data: Data, settings: Settings, teacher: nn.Module | None) -> FinetuneJob:
-    """Return what to train on: the training split, judged on the validation split."""
+def job_of(
+    data: Data,
+    settings: Settings,
+    teacher: nn.Module | None,
+    plan: Plan | None = None,
+    folder: Path | None = None,
+) -> FinetuneJob:
+    """Return what to train on: the training split, judged on the validation split.
+
+    `plan` is needed for a soft hold, `folder` for a state to resume from.
+    """
     return FinetuneJob(
-        train=lambda epoch: epoch_batches(data, settings, epoch),
+        train=lambda epoch, shard: epoch_batches(data, settings, epoch, shard),
         val=batches(data.val, preprocess_of(settings.data), settings.data.batch_size),
         teacher=teacher,
         device=str(device_of(settings)),
         seed=settings.run.seed,
+        plan=plan,
+        folder=folder,
+        images=f"{len(data.train)} images, {data.fingerprint}, {settings.data}",
     )
 
 
-def epoch_batches(data: Data, settings: Settings, epoch: int) -> Batches:
+def epoch_batches(data: Data, settings: Settings, epoch: int, shard: Shard = (0, 1)) -> Batches:
     """Return the augmented training batches of one epoch, the same for the same seed and epoch."""
     seed = settings.run.seed
     return batches(
@@ -30,4 +45,5 @@ def epoch_batches(data: Data, settings: Settings, epoch: int) -> Batches:
         shuffle_seed=epoch_seed(seed, epoch, "order"),
         augment_seed=epoch_seed(seed, epoch, "augment"),
         workers=settings.data.workers,
+        shard=shard,
     )

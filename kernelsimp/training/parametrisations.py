@@ -1,8 +1,8 @@
-"""The two ways a convolution's weight is held: as values, or as structure with free coefficients.
+"""The ways a convolution's weight is held: as values, as structure, or as shape with a free scale.
 
-Both keep the module's own parameter (same object, shape and dtype) as the free part and compute the
-weight from it at every forward pass, so no optimiser, decay, momentum or clipping can move what is held.
-Index and mask tensors are in the module's stored layout. Source: torch.nn.utils.parametrize.
+All keep the module's own parameter (same object, shape and dtype) as the free part and compute the weight
+from it at every forward pass, so no optimiser, decay, momentum or clipping can move what is held. Index
+and mask tensors are in the module's stored layout. Source: torch.nn.utils.parametrize.
 """
 
 from typing import Any
@@ -31,6 +31,39 @@ class Frozen(nn.Module):
         return self.frozen if self.whole else torch.where(self.mask, self.frozen, free)
 
 
+class Scaled(nn.Module):
+    """Hold shape: a held kernel is scale * its value at the time, with one trained scale a kernel.
+
+    `kernel` numbers each cell's held kernel from 0, and is -1 where the cell is free. The gradient of a
+    scale is divided by its kernel's squared norm: a step of plain SGD then moves the weight by the
+    projected gradient P g, with P the projector on the line through the kernel.
+    """
+
+    mask: Tensor
+    frozen: Tensor
+    kernel: Tensor
+    size: Tensor
+    witness: object
+    whole = False
+
+    def __init__(self, kernel: Tensor, weight: Tensor) -> None:
+        super().__init__()
+        flat = kernel.reshape(-1)
+        count = int(flat.max()) + 1
+        frozen = weight.detach().clone()
+        squares = torch.zeros(count + 1, dtype=frozen.dtype, device=frozen.device)
+        squares.index_add_(0, torch.where(flat < 0, count, flat), frozen.reshape(-1).square())
+        self.register_buffer("mask", kernel >= 0, persistent=False)
+        self.register_buffer("frozen", frozen, persistent=False)
+        self.register_buffer("kernel", flat.clamp_min(0), persistent=False)
+        self.register_buffer("size", squares[:-1].clamp_min(torch.finfo(frozen.dtype).tiny), persistent=False)
+        self.scale = nn.Parameter(torch.ones(count, dtype=frozen.dtype, device=frozen.device))
+
+    def forward(self, free: Tensor) -> Tensor:
+        held = _Stretch.apply(self.scale, self.frozen, self.mask, self.kernel, self.size)
+        return torch.where(self.mask, held, free)
+
+
 class Tied(nn.Module):
     """Hold structure: weight[i] = sign[i] * free[source[i]], over the flat cells of the stored weight.
 
@@ -44,6 +77,7 @@ class Tied(nn.Module):
     sign: Tensor
     share: Tensor
     witness: object
+    whole = False
 
     def __init__(self, source: Tensor, sign: Tensor) -> None:
         super().__init__()
@@ -55,6 +89,16 @@ class Tied(nn.Module):
 
     def forward(self, free: Tensor) -> Tensor:
         return _Spread.apply(free, self.source, self.sign, self.share)  # type: ignore[no-any-return]
+
+    def project(self, weight: Tensor) -> Tensor:
+        """Return P w, exactly in the structure."""
+        pulled = _pull(weight.reshape(-1), self.source, self.share)
+        return (pulled.gather(0, self.source) * self.sign).reshape(weight.shape)
+
+
+def _pull(flat: Tensor, source: Tensor, share: Tensor) -> Tensor:
+    """Average sign * value over each orbit, into the place of its representative."""
+    return torch.zeros_like(flat).scatter_add_(0, source, flat * share)
 
 
 class _Spread(torch.autograd.Function):
@@ -68,6 +112,22 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         source, share = context.saved_tensors
-        gradient = gradients[0].reshape(-1)
-        pulled = torch.zeros_like(gradient).scatter_add_(0, source, gradient * share)
+        pulled = _pull(gradients[0].reshape(-1), source, share)
         return pulled.reshape(gradients[0].shape), None, None, None
+
+
+class _Stretch(torch.autograd.Function):
+    """Scale each held kernel; its scale's gradient is <g, w0> / ||w0||^2."""
+
+    @staticmethod
+    def forward(context: Any, scale: Tensor, *fixed: Tensor) -> Tensor:
+        frozen, _, kernel, _ = fixed
+        context.save_for_backward(*fixed)
+        return frozen * scale[kernel].reshape(frozen.shape)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        frozen, mask, kernel, size = context.saved_tensors
+        parts = (gradients[0] * frozen * mask).reshape(-1)
+        pulled = torch.zeros_like(size).index_add_(0, kernel, parts) / size
+        return pulled, None, None, None, None

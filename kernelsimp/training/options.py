@@ -1,0 +1,64 @@
+"""What the settings of a fine-tuning run may be, and the optimiser they ask for."""
+
+import math
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.settings import FinetuneSettings
+from kernelsimp.training.schedule import SCHEDULES
+
+
+def check_settings(settings: FinetuneSettings) -> None:
+    """Raise `KernelsimpError` for the first setting that makes no sense."""
+    for name, known in (
+        ("optimizer", ("sgd", "adamw")),
+        ("schedule", SCHEDULES),
+        ("batch_norm", ("train", "eval")),
+        ("strategy", ("auto", "ddp")),
+    ):
+        value = getattr(settings, name)
+        if value not in known:
+            raise KernelsimpError(f"unknown {_spell(name)} '{value}'{did_you_mean(value, known)}")
+    for name, (valid, expected) in _ranges(settings).items():
+        if not valid:
+            raise KernelsimpError(f"{_spell(name)} is {getattr(settings, name)}; expected {expected}")
+
+
+def _spell(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _ranges(settings: FinetuneSettings) -> dict[str, tuple[bool, str]]:
+    return {
+        "epochs": (settings.epochs >= 1, "1 or more"),
+        "lr": (0 < settings.lr < math.inf, "greater than 0"),
+        "distill": (0 <= settings.distill <= 1, "0..1"),
+        "label_smoothing": (0 <= settings.label_smoothing < 1, "0 or more and less than 1"),
+        "temperature": (0 < settings.temperature < math.inf, "greater than 0"),
+        "accumulate": (settings.accumulate >= 1, "1 or more"),
+        "momentum": (0 <= settings.momentum < 1, "0 or more and less than 1"),
+        "weight_decay": (0 <= settings.weight_decay < math.inf, "0 or more"),
+        "warmup": (0 <= settings.warmup < math.inf, "0 or more epochs"),
+        "clip": (settings.clip is None or settings.clip > 0, "greater than 0"),
+        "patience": (settings.patience is None or settings.patience >= 1, "1 or more epochs"),
+        "soft": (settings.soft is None or 0 < settings.soft < math.inf, "greater than 0"),
+        "ema": (settings.ema is None or 0 <= settings.ema < 1, "0 or more and less than 1"),
+        "save_every": (settings.save_every is None or settings.save_every >= 0, "0 or more minutes"),
+        "devices": (settings.devices >= 1, "1 or more"),
+        "num_nodes": (settings.num_nodes >= 1, "1 or more"),
+    }
+
+
+def make_optimizer(model: nn.Module, settings: FinetuneSettings) -> Optimizer:
+    """Return SGD or AdamW over what takes gradients; vectors (norms, biases) get no weight decay."""
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in free if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in free if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "adamw":
+        return AdamW(groups, lr=settings.lr)
+    return SGD(groups, lr=settings.lr, momentum=settings.momentum)

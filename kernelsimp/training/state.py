@@ -1,0 +1,111 @@
+"""The state from which an interrupted run goes on and ends with the same bits.
+
+One file, written beside its name and renamed into place, after a whole optimiser step. It knows which run
+it belongs to: a run with other settings, seed, weights or images is refused.
+"""
+
+import hashlib
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.files import write_atomically
+from kernelsimp.settings import FinetuneSettings
+
+FILE = "finetune.pt"
+
+_FREE_TO_CHANGE = ("finetune", "resume", "save_every")
+
+
+def identity(model: nn.Module, settings: FinetuneSettings, seed: int, images: str) -> dict[str, Any]:
+    """Return what must agree before a run may go on; `images` names the images and their order."""
+    chosen = {key: value for key, value in asdict(settings).items() if key not in _FREE_TO_CHANGE}
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {**chosen, "seed": seed, "images": images, "network": digest.hexdigest()}
+
+
+class StateFile:
+    """Where the state lies: `folder`/finetune.pt, for the run that `identity` describes."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], minutes: float | None) -> None:
+        self.path = folder / FILE
+        self._identity, self._minutes = dict(identity), minutes
+        self._saved = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the time between two states is over."""
+        return self._minutes is not None and time.monotonic() - self._saved >= 60 * self._minutes
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write `state`, whole or not at all."""
+        whole = {"identity": self._identity, **state}
+        write_atomically(self.path, lambda partial: torch.save(whole, partial))
+        self._saved = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state, or None where there is none yet.
+
+        Raises `KernelsimpError` where the file cannot be read or belongs to another run.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            before = dict(state["identity"])
+        except Exception as error:  # torch raises more than ten kinds for a damaged file
+            words = " ".join(str(error).split())[:120]
+            raise KernelsimpError(
+                f"{self.path}: cannot read the resume state: {words}; delete it to start again"
+            ) from error
+        for key, value in self._identity.items():
+            if before.get(key) != value:
+                raise KernelsimpError(f"{self.path}: {_difference(key, before.get(key), value)}")
+        return state
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    advice = "run without --resume to start again"
+    if key in ("network", "images"):
+        return f"the resume state is of a run with other {'weights' if key == 'network' else key}; {advice}"
+    name = key.replace("_", "-")
+    return f"the resume state is of a run with {name} = {before}, this one has {now}; {advice}"
+
+
+class Interrupts:
+    """Turns the first Ctrl-C (or SIGTERM) into a request that is met after the step; a second one is not."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Listen while inside; outside the main thread there is nothing to listen to."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        before = {kind: signal.signal(kind, self._ask) for kind in kinds}
+        try:
+            yield
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

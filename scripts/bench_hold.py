@@ -1,0 +1,123 @@
+"""Measure what a hold costs: the time of a training step with it over that without it.
+
+    python scripts/bench_hold.py                         ResNet-20 on 32 x 32 and ResNet-50 on 224 x 224 images
+    python scripts/bench_hold.py --device cuda --precision bf16-mixed
+
+On the CPU it is processor time of one thread, so a busy machine does no harm; on a GPU wall time after
+synchronising. Steps of all arms take turns; the figure is the median of paired ratios.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernelsimp.kernels.families import SEVENTEEN, offered
+from kernelsimp.models.architectures import build_model
+from kernelsimp.models.layers import bank_from_model
+from kernelsimp.records.plan import LayerPlan, Plan
+from kernelsimp.training.hold import hold, projections
+
+ARMS = ("freeze", "tie", "scale")
+NETWORKS = {"zoo:resnet20": (128, 32), "torchvision:resnet50": (8, 224)}
+
+
+def random_plan(model: nn.Module, share: float) -> Plan:
+    """Return a plan that gives `share` of all kernels larger than 1x1 a family at random."""
+    dice = np.random.default_rng(0)
+    layers, structures = [], ["free", *SEVENTEEN]
+    for layer in bank_from_model(model).spatial:
+        here = [structures.index(item.name) for item in offered(layer.grid, SEVENTEEN)]
+        shape = tuple(layer.kernels.shape[:2])
+        choice = np.where(dice.random(shape) < share, dice.choice(here, shape), 0).astype(np.int16)
+        none, dims = np.zeros(shape, bool), np.zeros(len(structures), np.int16)
+        residual = np.zeros(shape, np.float32)
+        layers.append(
+            LayerPlan(layer.name, layer.kind, layer.groups, layer.grid, choice, none, none, residual, dims)
+        )
+    return Plan(tuple(structures), tuple(layers))
+
+
+def stepper(model: nn.Module, batch: tuple[Tensor, Tensor], precision: str) -> Callable[[], None]:
+    """Return one step of SGD with momentum on `batch`."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-3, momentum=0.9)
+    images, labels = batch
+
+    def step() -> None:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = F.cross_entropy(model(images).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def arms(spec: str, share: float, device: str) -> dict[str, nn.Module]:
+    """Return the network without a hold, and with each."""
+    result: dict[str, nn.Module] = {}
+    for arm in ("none", *ARMS):
+        torch.manual_seed(0)
+        model = build_model(spec).to(device).train()
+        plan = random_plan(model, share)
+        with torch.no_grad():
+            for weight, tied in projections(model, plan):
+                weight.copy_(tied.project(weight))
+        if arm != "none":
+            hold(model, plan, arm)  # type: ignore[arg-type]
+        result[arm] = model
+    return result
+
+
+def seconds(step: Callable[[], None], device: str) -> float:
+    """Return what one step takes."""
+    if device == "cpu":
+        start = time.process_time()
+        step()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print one line a network and hold."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
+    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--share", type=float, default=0.9, help="share of kernels that are held")
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for spec in options.networks:
+        size, side = NETWORKS[spec]
+        batch = (torch.randn(size, 3, side, side, device=options.device), torch.arange(size) % 10)
+        batch = (batch[0], batch[1].to(options.device))
+        models = arms(spec, options.share, options.device)
+        steps = {arm: stepper(model, batch, options.precision) for arm, model in models.items()}
+        taken: dict[str, list[float]] = {arm: [] for arm in steps}
+        for turn in range(options.steps + 1):
+            for arm, step in steps.items():
+                now = seconds(step, options.device)
+                if turn:  # the first warms up
+                    taken[arm].append(now)
+        plain = statistics.median(taken["none"])
+        print(f"{spec}, {size} images of {side} x {side}: {plain:.3f} s a step, {size / plain:.1f} images/s")
+        for arm in ARMS:
+            ratios = [held / free for held, free in zip(taken[arm], taken["none"], strict=True)]
+            spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+            print(f"  {arm:<7} {statistics.median(ratios):.3f} times that ({spread})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Choosing with one multiplier: budgets are met, bits count, and what is exact costs nothing."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.bank import KernelBank, LayerKernels
+from kernelsimp.kernels.families import SEVENTEEN, find
+from kernelsimp.settings import PlanSettings
+from kernelsimp.simplify.candidates import candidates_for, chosen_layers
+from kernelsimp.simplify.choose import (
+    Menu,
+    choice_bits,
+    choices_at,
+    choose_for_count,
+    choose_for_dof,
+    dof_share,
+    simplified_share,
+)
+from kernelsimp.simplify.costs import COSTS, cost_table, predicted_loss
+from kernelsimp.simplify.menus import data_free_plan, equivalent_share, menus_for, plan_of, prepare
+from kernelsimp.simplify.survey import Sensitivity
+
+FAMILIES = (*SEVENTEEN, "zero")
+
+
+def layer_of(name: str, shape: tuple[int, ...], seed: int, groups: int = 1) -> LayerKernels:
+    generator = torch.Generator().manual_seed(seed)
+    kind = "dense" if groups == 1 else "depthwise"
+    return LayerKernels(name, kind, torch.randn(*shape, generator=generator) * 0.1, groups)
+
+
+def bank_of_two() -> KernelBank:
+    return KernelBank((layer_of("first", (8, 3, 3, 3), 0), layer_of("second", (12, 8, 5, 5), 1)))
+
+
+def menus_of(bank: KernelBank, **settings: object) -> tuple[Menu, ...]:
+    return menus_for(prepare(bank, PlanSettings(families=FAMILIES, **settings)), "absolute")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.24, 0.05, 0.0])
+def test_a_dof_budget_is_met_and_hardly_more_than_met(share: float) -> None:
+    menus = menus_of(bank_of_two())
+    found = dof_share(menus, choose_for_dof(menus, share))
+    assert share - 0.02 <= found <= share
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99, 1.0])
+def test_a_share_of_kernels_is_met_and_hardly_more_than_met(share: float) -> None:
+    menus = menus_of(bank_of_two())
+    assert share <= simplified_share(menus, choose_for_count(menus, share)) <= share + 0.05
+
+
+def test_more_multiplier_never_leaves_more_degrees_of_freedom_by_much() -> None:
+    menus = menus_of(bank_of_two())
+    shares = [dof_share(menus, choices_at(menus, 10.0**power)) for power in range(-8, 2)]
+    assert all(later <= earlier + 0.01 for earlier, later in pairwise(shares))
+    assert shares[0] == 1
+    assert shares[-1] == 0
+
+
+def test_kernels_that_are_exactly_in_a_family_are_the_first_to_take_it() -> None:
+    layer = layer_of("planted", (10, 10, 3, 3), 2)
+    planted = torch.zeros(10, 10, dtype=torch.bool)
+    planted.view(-1)[::7] = True
+    space = find("mirror-h", (3, 3))
+    layer.kernels[planted] = space.snap(layer.kernels[planted])
+    menus = menus_of(KernelBank((layer,)))
+    chosen = choose_for_count(menus, 0.15).structures[0]
+    assert torch.equal(chosen != 0, planted.view(-1))
+    names = [item.name for item in candidates_for(layer, FAMILIES)]
+    assert {names[i] for i in chosen[chosen != 0].tolist()} == {"mirror-h"}
+
+
+def test_a_structure_that_is_often_chosen_becomes_cheaper_to_name() -> None:
+    # two structures of equal dimension: kernels 0..8 clearly want the first, kernel 9 the second by a hair
+    costs = torch.full((10, 3), 5.0)
+    costs[:, 0] = 0
+    costs[:9, 1], costs[9, 1], costs[9, 2] = 0.0, 0.11, 0.1
+    dims, none = torch.tensor([9, 3, 3]), torch.zeros(3)
+    menu = Menu("one", costs, dims, none, 3.5, 9, torch.ones(10, dtype=torch.bool))
+    assert choices_at([menu], 0.1).structures[0].tolist() == [1] * 10
+    costs[9, 1] = 2.0
+    assert choices_at([menu], 0.1).structures[0].tolist() == [1] * 9 + [2]
+
+
+def test_side_bits_are_paid() -> None:
+    costs = torch.tensor([[0.0, 0.1, 0.1]])
+    dims, bits = torch.tensor([9, 3, 3]), torch.tensor([0.0, 8.0, 0.0])
+    menu = Menu("one", costs, dims, bits, 3.5, 9, torch.ones(1, dtype=torch.bool))
+    assert choices_at([menu], 1.0).structures[0].tolist() == [2]
+
+
+def test_choice_bits_are_the_entropy_of_the_choices() -> None:
+    dims = torch.tensor([9, 3, 0])
+    menu = Menu("one", torch.zeros(8, 3), dims, torch.tensor([0.0, 2.0, 0.0]), 3.5, 9, torch.ones(8) > 0)
+    from kernelsimp.simplify.choose import Choices
+
+    chosen = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+    assert choice_bits([menu], Choices(1.0, (chosen,))) == pytest.approx(4 * 1 + 2 * 2 + 2 * 2 + 2 * 2.0)
+
+
+def test_a_plan_counts_what_its_choices_leave() -> None:
+    bank = bank_of_two()
+    plan = data_free_plan(bank, PlanSettings(dof=0.4, families=FAMILIES))
+    assert plan.dof_before == 8 * 3 * 9 + 12 * 8 * 25
+    assert plan.dof_after <= 0.4 * plan.dof_before
+    for layer in plan.layers:
+        for index in np.unique(layer.choice):
+            name = plan.structures[index]
+            expected = np.prod(layer.grid) if name == "free" else find(name, layer.grid).dim
+            assert layer.dims[index] == expected
+    assert equivalent_share(plan) == pytest.approx(
+        (plan.dof_after * plan.coefficient_bits + plan.choice_bits) / plan.coefficient_bits / plan.dof_before
+    )
+    assert equivalent_share(plan) > plan.dof_after / plan.dof_before
+
+
+def test_the_residual_of_a_plan_is_the_relative_error_of_each_choice() -> None:
+    bank = bank_of_two()
+    plan = data_free_plan(bank, PlanSettings(dof=0.4, families=FAMILIES))
+    for layer, kernels in zip(plan.layers, bank.layers, strict=True):
+        for out, into in np.ndindex(*layer.choice.shape):
+            name = plan.structures[layer.choice[out, into]]
+            expected = (
+                0.0 if name == "free" else float(find(name, layer.grid).residual(kernels.kernels[out, into]))
+            )
+            assert layer.residual[out, into] == pytest.approx(expected, abs=1e-5)
+
+
+def test_layers_can_be_picked_passed_over_and_kept() -> None:
+    bank = bank_of_two()
+    assert chosen_layers(bank, PlanSettings(layers=("sec*",))) == {"second"}
+    assert chosen_layers(bank, PlanSettings(skip_layers=("sec*",))) == {"first"}
+    assert chosen_layers(bank, PlanSettings(keep_first=True)) == {"second"}
+    plan = data_free_plan(bank, PlanSettings(dof=0.5, families=FAMILIES, keep_first=True))
+    assert not plan.layer("first").changed.any()
+    assert plan.layer("second").changed.any()
+
+
+def test_a_glob_that_matches_nothing_is_an_error_in_these_words() -> None:
+    with pytest.raises(KernelsimpError) as caught:
+        chosen_layers(bank_of_two(), PlanSettings(skip_layers=("secnd",)))
+    assert str(caught.value) == "--skip-layers: no layer matches 'secnd'; did you mean 'second'?"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dof": 1.5}, "--dof is 1.5; expected a number from 0 to 1"),
+        ({"simplified": -1.0}, "--simplified is -1; expected a number from 0 to 1"),
+        (
+            {"dof": 0.1, "families": ("mirror-h",)},
+            "--dof 0.1 is out of reach: these structures leave 0.606 at least",
+        ),
+        (
+            {"simplified": 0.9, "keep_first": True, "layers": ("first",)},
+            "--simplified 0.9 is out of reach: at most 0.000 can be",
+        ),
+        ({"dof": 0.5, "cost": "fitler"}, "--cost is 'fitler'; did you mean 'filter'?"),
+        ({"dof": 0.5, "cost": "layer"}, "--cost layer needs images and the network: pass --data and --arch"),
+        ({}, "no budget was given; pass --dof, --simplified or --max-drop"),
+    ],
+)
+def test_budgets_that_cannot_be_met_are_refused_in_these_words(
+    settings: dict[str, object], words: str
+) -> None:
+    with pytest.raises(KernelsimpError) as caught:
+        data_free_plan(bank_of_two(), PlanSettings(**settings))  # type: ignore[arg-type]
+    assert str(caught.value) == words
+
+
+def test_only_found_leaves_the_rest_free() -> None:
+    layer = layer_of("planted", (20, 20, 5, 5), 3)
+    planted = torch.zeros(20, 20, dtype=torch.bool)
+    planted.view(-1)[::20] = True
+    layer.kernels[planted] = find("mirror-v", (5, 5)).snap(layer.kernels[planted])
+    settings = PlanSettings(simplified=0.04, families=FAMILIES, only_found=True)
+    plan = data_free_plan(KernelBank((layer,)), settings)
+    assert plan.layers[0].changed.sum() >= 16
+    assert not (plan.layers[0].changed & ~planted.numpy()).sum() > 2
+    assert plan.layers[0].found[plan.layers[0].changed].all()
+
+
+# ---------------------------------------------------------------- costs
+
+
+def sensitivity(layer: LayerKernels, seed: int = 0) -> Sensitivity:
+    generator = torch.Generator().manual_seed(seed)
+    inputs, cells = layer.kernels.shape[1] * layer.groups, layer.kernels[0, 0].numel()
+    root = torch.randn(inputs, cells, cells, dtype=torch.float64, generator=generator)
+    return Sensitivity(
+        root.mT @ root, torch.rand(len(layer.kernels), dtype=torch.float64, generator=generator)
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("cost", COSTS)
+def test_costs_are_what_their_formulas_say(cost: str, groups: int) -> None:
+    layer = layer_of("one", (6, 12 // groups, 3, 3), 4, groups)
+    seen = sensitivity(layer)
+    offer = candidates_for(layer, ("mirror-h", "constant", "zero"))
+    table = cost_table(layer, offer, seen, cost).reshape(6, 12 // groups, len(offer))
+    for out, into, place in np.ndindex(6, 12 // groups, len(offer)):
+        w = layer.kernels[out, into].double().reshape(-1)
+        projector = offer[place].projector
+        e = w - projector @ w if projector is not None else w - w
+        channel = out // (6 // groups) * (12 // groups) + into
+        weighted = e @ seen.blocks[channel] @ e
+        expected = {
+            "absolute": e @ e,
+            "layer": seen.fisher.mean() * weighted,
+            "filter": seen.fisher[out] * weighted,
+        }[cost]
+        assert float(table[out, into, place]) == pytest.approx(float(expected), rel=1e-4, abs=1e-9)
+
+
+def test_the_predicted_loss_is_half_the_filter_cost() -> None:
+    layer = layer_of("one", (6, 4, 3, 3), 5)
+    seen = sensitivity(layer)
+    offer = candidates_for(layer, ("constant",))
+    errors = offer[1].errors(layer.kernels.double().reshape(24, 9))
+    expected = 0.5 * float(cost_table(layer, offer, seen, "filter")[:, 1].double().sum())
+    assert predicted_loss(layer, errors, seen) == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_images_inputs_count_as_white() -> None:
+    layer = layer_of("one", (4, 4, 3, 3), 6)
+    offer = candidates_for(layer, ("mirror-h", "zero"))
+    first, *others = (cost_table(layer, offer, None, cost) for cost in COSTS)
+    assert all(torch.allclose(first, other) for other in others)
+
+
+def test_a_plan_of_choices_predicts_their_loss() -> None:
+    bank = KernelBank((layer_of("one", (6, 4, 3, 3), 5),))
+    seen = {"one": sensitivity(bank.layers[0])}
+    prepared = prepare(bank, PlanSettings(families=FAMILIES), seen)
+    menus = menus_for(prepared, "filter")
+    choices = choose_for_dof(menus, 0.3)
+    _, predicted = plan_of(prepared, menus, choices, "filter")
+    paid = menus[0].costs[torch.arange(24), choices.structures[0]].double().sum()
+    assert predicted == pytest.approx(float(paid) / 2, rel=1e-5)

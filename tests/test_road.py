@@ -1,0 +1,333 @@
+"""The road on small networks: exact structures, nearer outputs, closed-form shifts, and every odd case."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.families import SEVENTEEN
+from kernelsimp.models.layers import bank_from_model
+from kernelsimp.records.plan import Plan
+from kernelsimp.settings import PlanSettings
+from kernelsimp.simplify.apply import apply_plan, broken
+from kernelsimp.simplify.menus import data_free_plan
+from kernelsimp.simplify.road import Road, ground_of, take_road
+from kernelsimp.simplify.walk import Ground, walk
+
+FAMILIES = (*SEVENTEEN, "zero")
+HALF = PlanSettings(dof=0.5, families=FAMILIES, cost="absolute")
+
+
+class Residual(nn.Module):
+    """A small residual network with batch norm, as most are."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn0 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.deep = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.point = nn.Conv2d(width, width, 1, bias=False)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn0(self.stem(x)))
+        x = x + self.conv2(F.relu(self.bn1(self.conv1(x))))
+        x = self.point(F.relu(self.bn2(self.deep(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def smooth_images(count: int, seed: int = 0, side: int = 12) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.avg_pool2d(torch.randn(count, 3, side + 2, side + 2, generator=generator), 3, 1) * 3
+
+
+def settled(model: nn.Module, images: Tensor) -> nn.Module:
+    """Give batch norms the statistics of `images`, as training would have."""
+    model.train()
+    with torch.no_grad():
+        for _ in range(30):
+            model(images)
+    return model.eval()
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return settled(Residual(), smooth_images(64, 9))
+
+
+def road_of(model: nn.Module, settings: PlanSettings = HALF, images: Tensor | None = None) -> Road:
+    batches = (smooth_images(48) if images is None else images).split(16)
+    return take_road(ground_of(model, bank_from_model(model), batches, 0), settings)
+
+
+def with_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    state = model.state_dict()
+    assert all(name in state and value.shape == state[name].shape for name, value in tensors.items())
+    model.load_state_dict({**state, **tensors}, strict=True)
+    return model.eval()
+
+
+def error_of(made: nn.Module, original: nn.Module, images: Tensor) -> float:
+    with torch.no_grad():
+        return float((made(images) - original(images)).norm() / original(images).norm())
+
+
+def all_exact(model: nn.Module, plan: Plan) -> bool:
+    layers = {layer.name: layer.kernels for layer in bank_from_model(model).layers}
+    return not any(broken(layers[layer.name], layer, plan.structures).any() for layer in plan.layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_every_simplified_kernel_is_exactly_in_its_family_in_the_written_dtype(dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    road = road_of(model)
+    assert road.plan.simplified > 50
+    weights = {name: value for name, value in road.tensors.items() if name.endswith("weight")}
+    assert {value.dtype for value in weights.values()} == {dtype}
+    made = with_tensors(network().to(dtype), {name: value.to(dtype) for name, value in road.tensors.items()})
+    assert all_exact(made, road.plan)
+
+
+def test_the_road_keeps_the_output_far_nearer_than_projection() -> None:
+    model = network()
+    road = road_of(model)
+    fresh = smooth_images(40, 5)
+    made = error_of(with_tensors(network(), dict(road.tensors)), model, fresh)
+    projected = error_of(with_tensors(network(), apply_plan(bank_from_model(model), road.plan)), model, fresh)
+    assert made < 0.6 * projected
+
+
+def test_the_tensors_are_the_walked_network() -> None:
+    model = network()
+    road = road_of(model)
+    made = with_tensors(network(), dict(road.tensors))
+    assert road.best.walked is not None
+    images = smooth_images(4, 3)
+    with torch.no_grad():
+        assert torch.equal(made(images), road.best.walked.model(images))
+
+
+def test_nothing_to_do_changes_no_tensor() -> None:
+    road = road_of(network(), replace(HALF, dof=1.0))
+    assert road.plan.simplified == 0
+    assert dict(road.tensors) == {}
+
+
+def test_layers_before_the_first_change_keep_their_bits() -> None:
+    road = road_of(network(), replace(HALF, dof=0.9, layers=("conv2",)))
+    assert set(road.tensors) == {
+        "conv2.weight",
+        "conv2.bias",
+        "deep.weight",
+        "bn2.running_mean",
+        "point.weight",
+    }
+
+
+def test_free_filters_on_unchanged_inputs_keep_their_bits() -> None:
+    model = network()
+    bank = bank_from_model(model)
+    plan = data_free_plan(bank, replace(HALF, dof=0.99, layers=("stem",)))
+    touched = plan.layer("stem").changed.any(1)
+    assert 0 < touched.sum() < 8
+    walked = walk(ground(model), plan)
+    same = (walked.tensors["stem.weight"] == bank.layers[0].kernels).flatten(1).all(1).numpy()
+    assert np.array_equal(same, ~touched)
+
+
+def ground(model: nn.Module, images: Tensor | None = None) -> Ground:
+    return ground_of(
+        model, bank_from_model(model), (smooth_images(48) if images is None else images).split(16), 0
+    )
+
+
+def test_mean_outputs_are_kept_by_the_bias_or_the_running_mean() -> None:
+    model = network()
+    stood = ground(model)
+    walked = walk(stood, data_free_plan(stood.bank, HALF))
+    assert {"bn0.running_mean", "bn1.running_mean", "conv2.bias"} <= walked.tensors.keys()
+    after = {"bn0": "bn0", "conv1": "bn1", "conv2": "conv2"}
+    for name in after.values():
+        means = []
+        for net in (model, walked.model):
+            seen: list[Tensor] = []
+            handle = net.get_submodule(name).register_forward_hook(lambda _, __, y, seen=seen: seen.append(y))
+            with torch.no_grad():
+                for batch in stood.images:
+                    net(batch)
+            handle.remove()
+            means.append(torch.cat(seen).mean((0, 2, 3)))
+        assert torch.allclose(means[0], means[1], atol=1e-5), name
+
+
+def test_the_output_error_of_a_layer_is_measured_on_its_outputs() -> None:
+    model = network()
+    stood = ground(model)
+    walked = walk(stood, data_free_plan(stood.bank, replace(HALF, dof=0.9, layers=("stem",))))
+    outputs = []
+    for net in (model, walked.model):
+        with torch.no_grad():
+            y = torch.cat([net.get_submodule("stem")(batch) for batch in stood.images])
+        outputs.append(y - y.mean((0, 2, 3), keepdim=True))
+    expected = (outputs[1] - outputs[0]).norm() / outputs[0].norm()
+    assert walked.fits["stem"].output_error == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_without_fitting_only_the_chosen_kernels_move() -> None:
+    model = network()
+    stood = ground(model)
+    plan = data_free_plan(stood.bank, HALF)
+    walked = walk(stood, plan, fitted=False)
+    projected = apply_plan(stood.bank, plan)
+    assert walked.tensors.keys() == projected.keys()
+    assert all(torch.equal(walked.tensors[name], projected[name]) for name in projected)
+
+
+def test_auto_tries_every_cost_and_keeps_the_least_divergence() -> None:
+    road = road_of(network(), replace(HALF, cost="auto"))
+    assert [item.cost for item in road.tried] == ["absolute", "layer", "filter"]
+    assert road.best.distance.divergence == min(item.distance.divergence for item in road.tried)
+    assert all(item.plan.dof_after <= 0.5 * item.plan.dof_before for item in road.tried)
+
+
+def test_the_road_is_the_same_for_the_same_seed() -> None:
+    first, second = road_of(network()), road_of(network())
+    assert first.tensors.keys() == second.tensors.keys()
+    assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+
+
+def test_the_original_network_is_left_as_it_was() -> None:
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    road_of(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# ---------------------------------------------------------------- odd networks and poor images
+
+
+class Twice(nn.Module):
+    """One convolution used twice, one weight in two modules, one layer never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.again = nn.Conv2d(6, 6, 3, padding=1)
+        self.left, self.right = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1, stride=2)
+        self.right.weight = self.left.weight
+        self.unused = nn.Conv2d(6, 6, 3)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.again(F.relu(self.again(x))))
+        return self.head(self.right(F.relu(self.left(x))).mean((2, 3)))
+
+
+def test_shared_layers_are_changed_once_and_unused_ones_only_projected() -> None:
+    torch.manual_seed(1)
+    model = Twice().eval()
+    road = road_of(model)
+    assert road.notes == ("unused: never run on calibration images: only projected",)
+    assert {"again.weight", "left.weight", "unused.weight"} <= road.tensors.keys()
+    assert "again.bias" not in road.tensors
+    made = with_tensors(_twice(), {**road.tensors, "right.weight": road.tensors["left.weight"]})
+    assert all_exact(made, road.plan)
+    fresh = smooth_images(30, 4)
+    projected = apply_plan(bank_from_model(model), road.plan)
+    plain = with_tensors(_twice(), {**projected, "right.weight": projected["left.weight"]})
+    assert error_of(made, model, fresh) < error_of(plain, model, fresh)
+
+
+def _twice() -> nn.Module:
+    torch.manual_seed(1)
+    return Twice().eval()
+
+
+OTHERS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "transposed": lambda: (
+        nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3, stride=2)),
+        smooth_images(40),
+    ),
+    "one-dimensional": lambda: (
+        nn.Sequential(
+            nn.Conv1d(3, 6, 5), nn.ReLU(), nn.Conv1d(6, 4, 5), nn.AdaptiveAvgPool1d(1), nn.Flatten()
+        ),
+        smooth_images(40, side=16).flatten(2),
+    ),
+    "grouped and dilated": lambda: (
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, groups=2, dilation=2)),
+        smooth_images(40),
+    ),
+    "reflecting": lambda: (
+        nn.Sequential(nn.Conv2d(3, 6, 5, padding=2, padding_mode="reflect"), nn.ReLU(), nn.Conv2d(6, 4, 3)),
+        smooth_images(40),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_networks_that_are_no_classifiers_come_out_nearer_too(name: str) -> None:
+    torch.manual_seed(3)
+    model, images = OTHERS[name]()
+    bank = bank_from_model(model.eval())
+    road = take_road(ground_of(model, bank, images.split(20), 0), replace(HALF, cost="auto"))
+    assert road.notes == ()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        wanted = model(images[:8])
+    errors = []
+    projected = walk(ground_of(model, bank, images.split(20), 0), road.plan, fitted=False)
+    for tensors in (road.tensors, projected.tensors):
+        made = with_tensors(model, {**before, **tensors})
+        assert all_exact(made, road.plan)
+        with torch.no_grad():
+            errors.append(float((made(images[:8]) - wanted).norm()))
+    assert errors[0] < errors[1]
+
+
+def test_too_few_images_fall_back_to_projection_and_say_so() -> None:
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 3))
+    road = road_of(model.eval(), images=smooth_images(3, side=6))
+    assert road.notes == (
+        "0: 32 windows for 27 cells; expected 135 at least; only projected",
+        "2: 8 windows for 72 cells; expected 360 at least; only projected",
+    )
+    assert all_exact(with_tensors(model, dict(road.tensors)), road.plan)
+
+
+def test_constant_images_fall_back_to_projection_and_say_so() -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.LazyLinear(3))
+    images = torch.ones(40, 3, 12, 12)
+    model(images)
+    road = road_of(model.eval(), images=images)
+    assert road.notes[0] == "0: its inputs are always the same, so there is nothing to fit to; only projected"
+    assert all(bool(value.isfinite().all()) for value in road.tensors.values())
+
+
+def test_a_layer_that_never_activates_is_projected() -> None:
+    torch.manual_seed(6)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.LazyLinear(3))
+    model(smooth_images(1))
+    with torch.no_grad():
+        model[0].bias.fill_(-1000)  # type: ignore[union-attr, operator]
+    road = road_of(model.eval())
+    assert road.notes == ("2: its inputs are always the same, so there is nothing to fit to; only projected",)
+    assert all_exact(with_tensors(model, dict(road.tensors)), road.plan)
+
+
+def test_one_image_is_not_enough_and_says_so() -> None:
+    with pytest.raises(KernelsimpError) as caught:
+        road_of(network(), images=smooth_images(1))
+    assert str(caught.value) == "1 calibration images; expected 2 at least, see --calibration"
