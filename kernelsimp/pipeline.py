@@ -19,7 +19,7 @@ from kernelsimp.data.sources import Data, load_data
 from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, measure
-from kernelsimp.files import write_atomically
+from kernelsimp.files import write_atomically, write_text
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.architectures import build_model, recipe_of
 from kernelsimp.models.checkpoint import load_checkpoint
@@ -28,9 +28,19 @@ from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch, Report
 from kernelsimp.records.scan import Scan
 from kernelsimp.records.verdict import Verdict
-from kernelsimp.report import gallery_of, load_gallery, read_baseline, read_report, write_baseline
+from kernelsimp.report import (
+    gallery_of,
+    load_gallery,
+    pair_html,
+    pair_markdown,
+    read_baseline,
+    read_report,
+    write_baseline,
+)
 from kernelsimp.report.assemble import RunFacts, assemble
+from kernelsimp.report.pair import pair_tables
 from kernelsimp.report.run_folder import JsonLog, RunFolder
+from kernelsimp.report.tables import Table
 from kernelsimp.settings import Given, Settings, recipe, settle
 from kernelsimp.simplify.apply import apply_plan, broken
 from kernelsimp.simplify.menus import data_free_plan
@@ -286,6 +296,15 @@ def render_again(folder: Path) -> Report:
     report = read_report(folder)
     RunFolder(folder).write_pages(report, load_gallery(folder / "pictures.npz"))
     return report
+
+
+def render_pair(folders: tuple[Path, Path], out: Path) -> tuple[Table, ...]:
+    """Write pair.md and pair.html of two runs into `out`, and return their tables."""
+    reports = (read_report(folders[0]), read_report(folders[1]))
+    names = (str(folders[0]), str(folders[1]))
+    write_text(out / "pair.md", pair_markdown(reports, names))
+    write_text(out / "pair.html", pair_html(reports, names))
+    return pair_tables(reports, names)
 
 
 def demo(folder: Path, watcher: Watcher = SILENT) -> Story:

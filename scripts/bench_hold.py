@@ -1,6 +1,6 @@
 """Measure what a hold costs: the time of a training step with it over that without it.
 
-    python scripts/bench_hold.py                         ResNet-20 on 32 x 32 and ResNet-50 on 224 x 224 images
+    python scripts/bench_hold.py                         ResNet-20 and ResNet-50 at their usual sizes
     python scripts/bench_hold.py --device cuda --precision bf16-mixed
 
 On the CPU it is processor time of one thread, so a busy machine does no harm; on a GPU wall time after

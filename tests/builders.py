@@ -131,3 +131,16 @@ def deflated(path: Path) -> Path:
         for name, data in records:
             archive.writestr(name, data)
     return path
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def same(one: dict[str, Tensor] | object, other: dict[str, Tensor]) -> bool:
+    """Say whether two state dicts agree bit for bit, order and dtypes included."""
+    assert isinstance(one, dict | OrderedDict)
+    return list(one) == list(other) and all(
+        a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b)
+        for a, b in zip(one.values(), other.values(), strict=True)
+    )

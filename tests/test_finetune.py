@@ -109,6 +109,9 @@ def test_training_learns_and_keeps_the_epoch_it_reports():
     assert not model.training
     assert heard.stages == [(f"fine-tuning, epoch {i} of 6", 4) for i in range(1, 7)]
     assert heard.steps == 24
+    last_steps = [rate(4 * epoch - 1, 24, 4, replace(PLAIN, epochs=6)) for epoch in range(1, 7)]
+    assert [epoch.lr for epoch in trained.history] == last_steps
+    assert [epoch.held for epoch in trained.history] == [True] * 6
     assert heard.notes == [f"kept epoch {best.epoch} of 6, chosen by validation loss"]
 
 
@@ -210,14 +213,23 @@ def test_nothing_to_train_is_said_and_skipped():
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_at_the_last_good_state():
+    seen = []
+
+    class Counted(list):
+        def __iter__(self):
+            for batch in list.__iter__(self):
+                seen.append(batch)
+                yield batch
+
     def train(epoch, shard):
         batches = images(epoch)
-        return batches if epoch < 3 else [(batches[0][0] * math.nan, batches[0][1]), *batches[1:]]
+        return Counted(batches if epoch < 3 else [(batches[0][0] * math.nan, batches[0][1]), *batches[1:]])
 
     model, heard = net(), Heard()
     trained = finetune(model, job(train=train), replace(PLAIN, epochs=5), heard)
     assert trained.stopped == "diverged"
     assert len(trained.history) == 2
+    assert len(seen) == 9  # the first bad batch is the last one
     mark = Judge(images(100), None, torch.device("cpu")).mark(model)
     assert mark.loss == pytest.approx(trained.history[trained.best_epoch - 1].val_loss, rel=1e-6)
     assert heard.warnings == [

@@ -28,7 +28,7 @@ def test_resnet20_is_scanned_whole(resnet20, capsys):
 
 def test_resnet20_by_the_relative_rule_loses_what_was_measured(resnet20, tmp_path):
     out = tmp_path / "run"
-    assert run(["simplify", *resnet20, "--dof", "0.49", "--out", str(out), "--quiet"]) == 0
+    assert run(["simplify", *resnet20, "--dof", "0.49", "--cost", "relative", "--out", str(out), "-q"]) == 0
     original, simplified = json.loads((out / "report.json").read_text())["accuracy"]["stages"]
     assert (original["correct"], original["total"]) == (932, 1017)
     assert simplified["correct"] <= 800
@@ -43,3 +43,13 @@ def test_a_plan_without_a_match_returns_every_tensor(resnet20, tmp_path):
     assert all(
         torch.equal(after["state_dict"][name], tensor) for name, tensor in before["state_dict"].items()
     )
+
+
+@pytest.mark.slow
+def test_resnet20_through_its_real_inputs_keeps_its_accuracy(resnet20, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["--dof", "0.39", "--cost", "absolute", "--out", str(out), "--quiet"]
+    assert run(["simplify", *resnet20, *arguments]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["dof"]["fraction"] <= 0.39
+    assert report["accuracy"]["stages"][-1]["correct"] >= 925

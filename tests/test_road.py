@@ -17,7 +17,7 @@ from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.apply import apply_plan, broken
 from kernelsimp.simplify.menus import data_free_plan
 from kernelsimp.simplify.road import Road, ground_of, take_road
-from kernelsimp.simplify.walk import Ground, walk
+from kernelsimp.simplify.walk import Ground, targets_of, walk
 
 FAMILIES = (*SEVENTEEN, "zero")
 HALF = PlanSettings(dof=0.5, families=FAMILIES, cost="absolute")
@@ -139,7 +139,7 @@ def test_free_filters_on_unchanged_inputs_keep_their_bits() -> None:
     plan = data_free_plan(bank, replace(HALF, dof=0.99, layers=("stem",)))
     touched = plan.layer("stem").changed.any(1)
     assert 0 < touched.sum() < 8
-    walked = walk(ground(model), plan)
+    walked = walk(ground(model), targets_of(plan))
     same = (walked.tensors["stem.weight"] == bank.layers[0].kernels).flatten(1).all(1).numpy()
     assert np.array_equal(same, ~touched)
 
@@ -153,7 +153,7 @@ def ground(model: nn.Module, images: Tensor | None = None) -> Ground:
 def test_mean_outputs_are_kept_by_the_bias_or_the_running_mean() -> None:
     model = network()
     stood = ground(model)
-    walked = walk(stood, data_free_plan(stood.bank, HALF))
+    walked = walk(stood, targets_of(data_free_plan(stood.bank, HALF)))
     assert {"bn0.running_mean", "bn1.running_mean", "conv2.bias"} <= walked.tensors.keys()
     after = {"bn0": "bn0", "conv1": "bn1", "conv2": "conv2"}
     for name in after.values():
@@ -172,7 +172,7 @@ def test_mean_outputs_are_kept_by_the_bias_or_the_running_mean() -> None:
 def test_the_output_error_of_a_layer_is_measured_on_its_outputs() -> None:
     model = network()
     stood = ground(model)
-    walked = walk(stood, data_free_plan(stood.bank, replace(HALF, dof=0.9, layers=("stem",))))
+    walked = walk(stood, targets_of(data_free_plan(stood.bank, replace(HALF, dof=0.9, layers=("stem",)))))
     outputs = []
     for net in (model, walked.model):
         with torch.no_grad():
@@ -186,7 +186,7 @@ def test_without_fitting_only_the_chosen_kernels_move() -> None:
     model = network()
     stood = ground(model)
     plan = data_free_plan(stood.bank, HALF)
-    walked = walk(stood, plan, fitted=False)
+    walked = walk(stood, targets_of(plan), fitted=False)
     projected = apply_plan(stood.bank, plan)
     assert walked.tensors.keys() == projected.keys()
     assert all(torch.equal(walked.tensors[name], projected[name]) for name in projected)
@@ -286,7 +286,7 @@ def test_other_networks_that_are_no_classifiers_come_out_nearer_too(name: str) -
     with torch.no_grad():
         wanted = model(images[:8])
     errors = []
-    projected = walk(ground_of(model, bank, images.split(20), 0), road.plan, fitted=False)
+    projected = walk(ground_of(model, bank, images.split(20), 0), targets_of(road.plan), fitted=False)
     for tensors in (road.tensors, projected.tensors):
         made = with_tensors(model, {**before, **tensors})
         assert all_exact(made, road.plan)

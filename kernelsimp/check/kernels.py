@@ -6,7 +6,7 @@ compared are the stored bytes, so a checkpoint in another dtype is another netwo
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
@@ -140,12 +140,13 @@ def _layer_findings(baseline: Baseline, layer: BaselineLayer, kernels: Tensor | 
     held = held_layer(baseline, layer, kernels)
     bad = held.bad
     if bad.any():
-        yield _finding("kernels.nan", held, bad, "kernels hold NaN or infinity")
+        yield _finding("kernels.nan", held, bad, f"of {bad.size:,} kernels hold NaN or infinity")
     yield from _frozen_findings(held)
     if baseline.held:
         broken = broken_kernels(held, baseline.structures) & ~bad
         if broken.any():
-            yield _finding("kernels.structure_broken", held, broken, "kernels have left their structure")
+            what = f"of {broken.size:,} kernels have left their structure"
+            yield _finding("kernels.structure_broken", held, broken, what)
 
 
 def broken_kernels(held: Held, structures: Sequence[str]) -> Bools:
@@ -185,18 +186,18 @@ def _frozen_findings(held: Held) -> Iterator[Finding]:
         changed = np.zeros(held.choice.shape, dtype=np.bool_)
         changed[frozen] = moved
         hint = "; every one: a checkpoint of another run, or in another dtype?" if all(moved) else ""
-        yield _finding("kernels.frozen_changed", held, changed, "frozen kernels changed", len(rows), hint)
+        what = f"of {len(rows):,} frozen kernels changed"
+        finding = _finding("kernels.frozen_changed", held, changed, what)
+        yield replace(finding, message=finding.message + hint)
     elif not same:
         message = f"{where}: at least one of {len(rows):,} frozen kernels changed (SHA-256 differs)"
         yield Finding("kernels.frozen_changed", "error", where, 1, 0, message)
 
 
-def _finding(rule: str, held: Held, mask: Bools, what: str, of: int | None = None, hint: str = "") -> Finding:
-    where = shown(held.layer.name)
-    count = int(mask.sum())
+def _finding(rule: str, held: Held, mask: Bools, what: str) -> Finding:
+    """Return the finding that the kernels in `mask` make; `what` goes on after their number."""
+    where, count = shown(held.layer.name), int(mask.sum())
     names = tuple(f"{where}[{out},{into}]" for out, into in np.argwhere(mask)[:MOST_LISTED].tolist())
-    named = ", ".join(names[:MOST_NAMED]) + (
-        f" and {count - MOST_NAMED:,} more" if count > MOST_NAMED else ""
-    )
-    message = f"{where}: {count:,} of {of or mask.size:,} {what}: {named}{hint}"
+    more = f" and {count - MOST_NAMED:,} more" if count > MOST_NAMED else ""
+    message = f"{where}: {count:,} {what}: {', '.join(names[:MOST_NAMED])}{more}"
     return Finding(rule, "error", where, count, 0, message, names)

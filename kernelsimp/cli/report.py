@@ -1,4 +1,4 @@
-"""`kernelsimp report`: render a run again."""
+"""`kernelsimp report`: render a run again, or put two side by side."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,14 +6,29 @@ from typing import Annotated
 import typer
 
 from kernelsimp.cli.console import out
+from kernelsimp.errors import KernelsimpError
+
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN [RUN]", help="what simplify wrote")]
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="a directory that simplify wrote")],
+    runs: RunsArgument,
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="where two runs go side by side")
+    ] = None,
 ) -> None:
-    """Render report.md and report.html again from RUN/report.json."""
+    """Render report.md and report.html of a RUN again; of two runs, one page that puts them side by side."""
     from kernelsimp import pipeline
-    from kernelsimp.cli.tables import report_tables
+    from kernelsimp.cli.tables import draw, report_tables
 
-    for table in report_tables(pipeline.render_again(run)):
-        out.print(table)
+    if len(runs) > 2:
+        raise KernelsimpError(f"report takes one run or two; {len(runs)} were given")
+    if len(runs) == 1:
+        for table in report_tables(pipeline.render_again(runs[0])):
+            out.print(table)
+        return
+    if folder is None:
+        raise KernelsimpError("two runs side by side need a place to write: pass --out DIR")
+    for side_by_side in pipeline.render_pair((runs[0], runs[1]), folder):
+        out.print(draw(side_by_side))
+    out.print(f"report: {folder / 'pair.html'}", markup=False)

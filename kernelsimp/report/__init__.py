@@ -1,7 +1,7 @@
 """A report as JSON, Markdown and HTML, and a scan as JSON and tables."""
 
 from kernelsimp.report.baselines import baseline_text, read_baseline, write_baseline
-from kernelsimp.report.gallery import Gallery, Picture, choose, gallery_of
+from kernelsimp.report.gallery import Gallery, Picture, choose, gallery_of, with_p
 from kernelsimp.report.html import pair_html, report_html, scan_html
 from kernelsimp.report.markdown import pair_markdown, report_markdown
 from kernelsimp.report.picture_file import load_gallery, save_gallery
@@ -27,5 +27,6 @@ __all__ = [
     "scan_html",
     "scan_json",
     "verdict_json",
+    "with_p",
     "write_baseline",
 ]

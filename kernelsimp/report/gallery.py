@@ -5,7 +5,7 @@ are (kh, kw); `index` is (out, in / groups) in canonical order.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -70,6 +70,17 @@ def gallery_of(plan: Plan, before: KernelBank, after: KernelBank, most: int = 25
     """Return the gallery of a run from its kernels before and after."""
     old, new = ({layer.name: layer.kernels for layer in bank.layers} for bank in (before, after))
     return choose(plan, old, new, most)
+
+
+def with_p(gallery: Gallery, values: Mapping[str, NDArray[np.float64]]) -> Gallery:
+    """Return the gallery with each kernel's p-value from (out, in / groups) arrays by layer name."""
+    known = (
+        replace(picture, p=float(values[picture.layer][picture.index]))
+        if picture.layer in values
+        else picture
+        for picture in gallery.pictures
+    )
+    return replace(gallery, pictures=tuple(known))
 
 
 def _of_layer(

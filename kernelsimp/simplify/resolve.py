@@ -43,13 +43,22 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Constraint:
-    """What the kernels of one layer are held to; a kernel in no piece is free, and none is in two."""
+    """What the kernels of one layer are held to; a kernel in no piece is free, and none is in two.
+
+    `offset` (kernels, cells) moves each subspace away from zero; it is itself outside of them.
+    """
 
     cells: int
     pieces: tuple[Piece, ...]
+    offset: Tensor | None = None
+
+    def place(self, weights: Tensor) -> Tensor:
+        """Return the nearest weights (..., D) that meet the constraint, offset included."""
+        inside = self.project(weights)
+        return inside if self.offset is None else inside + self.offset.reshape(inside.shape)
 
     def project(self, weights: Tensor) -> Tensor:
-        """Return the nearest weights (..., D) in which every kernel is in its subspace."""
+        """Return the nearest weights (..., D) in which every kernel is in its subspace through zero."""
         flat = weights.reshape(-1, self.cells)
         result = flat.clone()
         for piece in self.pieces:
@@ -62,7 +71,7 @@ class Constraint:
     def to(self, device: torch.device) -> "Constraint":
         """Return the same constraint with its tensors on `device`."""
         moved = tuple(Piece(p.index.to(device), p.projector.to(device)) for p in self.pieces)
-        return Constraint(self.cells, moved)
+        return Constraint(self.cells, moved, None if self.offset is None else self.offset.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +112,7 @@ def _conjugate_gradients(start: Tensor, system: tuple[Tensor, Tensor], constrain
     """Solve P A P w = P b for every filter from P start; `system` is A (groups, D, D) and b like `start`."""
     operator, target = system
     precondition = _preconditioner(operator, constraint, start.shape)
-    w = constraint.project(start)
+    w = constraint.place(start)
     left = constraint.project(target - w @ operator)
     ready = precondition(left)
     direction = ready.clone()

@@ -15,11 +15,11 @@ from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.hooks import trace
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.costs import COSTS
+from kernelsimp.simplify.costs import COSTS, check_cost
 from kernelsimp.simplify.judge import Distance, Judge
-from kernelsimp.simplify.menus import Chooser, chooser, plan_for, prepare
+from kernelsimp.simplify.menus import Chooser, Prepared, chooser, plan_for, prepare
 from kernelsimp.simplify.survey import survey
-from kernelsimp.simplify.walk import Ground, Walked, in_float32, walk
+from kernelsimp.simplify.walk import Ground, Walked, in_float32, targets_of, walk
 from kernelsimp.watch import SILENT, Watcher
 
 HELD_BACK = 0.125
@@ -35,7 +35,7 @@ class Tried:
     cost: str
     plan: Plan
     predicted: float
-    walked: Walked | None
+    walked: Walked
     distance: Distance
 
 
@@ -55,8 +55,8 @@ class Road:
     @property
     def output_errors(self) -> dict[str, float]:
         """The relative output error of each layer that was re-solved."""
-        fits = self.best.walked.fits if self.best.walked else {}
-        return {name: fit.output_error for name, fit in fits.items() if fit.output_error is not None}
+        fits = self.best.walked.fits.items()
+        return {name: fit.output_error for name, fit in fits if fit.output_error is not None}
 
     @property
     def buffers_changed(self) -> tuple[str, ...]:
@@ -80,32 +80,44 @@ def ground_of(model: nn.Module, bank: KernelBank, images: Iterable[Tensor], seed
     return Ground(copy, bank, traced, torch.split(fitted, BATCH), torch.split(judged, BATCH), seed)
 
 
-def take_road(
-    ground: Ground,
-    settings: PlanSettings,
-    watcher: Watcher = SILENT,
-    choose: Chooser | None = None,
-) -> Road:
-    """Survey, choose with each cost that the settings allow, re-solve each plan, and keep the nearest.
+@dataclass(frozen=True, eq=False)
+class Surveyed:
+    """Ground that has been looked at once: all further plans on it start from here."""
 
-    `choose` defaults to the settings' `dof` or `simplified`. The tensors are in the bank's dtypes.
-    """
+    ground: Ground
+    prepared: Prepared
+    judge: Judge
+
+
+def look(ground: Ground, settings: PlanSettings, watcher: Watcher = SILENT) -> Surveyed:
+    """Survey the network on its calibration images and list what each kernel may become."""
+    check_cost(settings.cost)
     seen = survey(ground.model, ground.traced, ground.images, ground.seed, watcher)
-    prepared = prepare(ground.bank, settings, seen)
-    judge = Judge(ground.model, ground.held)
-    names = tuple(COSTS) if settings.cost == "auto" else (settings.cost,)
+    return Surveyed(ground, prepare(ground.bank, settings, seen), Judge(ground.model, ground.held))
+
+
+def take_road(ground: Ground, settings: PlanSettings, watcher: Watcher = SILENT) -> Road:
+    """Survey, choose within the settings' budget with each cost they allow, and keep the nearest network.
+
+    Raises `KernelsimpError` where there is no budget or it cannot be met.
+    """
+    choose = chooser(settings)
+    return travel(look(ground, settings, watcher), choose, settings.cost, watcher)
+
+
+def travel(surveyed: Surveyed, choose: Chooser, cost: str, watcher: Watcher = SILENT) -> Road:
+    """Make a plan with `cost`, or with every cost where it is `auto`; re-solve each; keep the nearest."""
     tried = tuple(
-        try_plan(ground, judge, plan_for(prepared, name, choose or chooser(settings)), watcher)
-        for name in names
+        try_plan(surveyed, plan_for(surveyed.prepared, name, choose), watcher)
+        for name in (COSTS if cost == "auto" else (cost,))
     )
     best = min(tried, key=lambda item: item.distance.divergence)
-    notes = best.walked.notes if best.walked else ()
-    return Road(best, tried, best.walked.tensors if best.walked else {}, notes)
+    return Road(best, tried, best.walked.tensors, best.walked.notes)
 
 
-def try_plan(ground: Ground, judge: Judge, made: tuple[Plan, float], watcher: Watcher = SILENT) -> Tried:
+def try_plan(surveyed: Surveyed, made: tuple[Plan, float], watcher: Watcher = SILENT) -> Tried:
     """Carry out a plan and measure how far the network has moved."""
     plan, predicted = made
-    fitted = plan.rule.get("resolve") != "none"
-    walked = walk(ground, plan, watcher, fitted=fitted)
-    return Tried(str(plan.rule.get("cost")), plan, predicted, walked, judge.distance(walked.model))
+    fitted = surveyed.prepared.settings.resolve != "none"
+    walked = walk(surveyed.ground, targets_of(plan), watcher, fitted=fitted)
+    return Tried(str(plan.rule["cost"]), plan, predicted, walked, surveyed.judge.distance(walked.model))

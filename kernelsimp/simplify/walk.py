@@ -1,4 +1,4 @@
-"""Carry out a plan on a network, layer by layer from input to output, each on its already changed inputs.
+"""Carry out decisions on a network, layer by layer from input to output, each on its already changed inputs.
 
 Every layer's weights are fitted so that its outputs stay nearest to the original network's; each kernel is
 then written exactly into its structure, in the dtype of the checkpoint, and the layers after it see that.
@@ -6,7 +6,8 @@ Where the layer has a bias, or feeds one batch norm, the shift of its mean goes 
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,17 @@ class Ground:
         return sum(len(batch) for batch in self.images)
 
 
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What the kernels of one layer must become: a subspace each, and how to write them into it exactly.
+
+    `write` takes kernels (out, in / groups, *grid) in the stored dtype and returns them so.
+    """
+
+    constraint: Constraint
+    write: Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Fit:
     """How one layer came out: relative `output_error` (None where it was never run) and a word on trouble."""
@@ -79,29 +91,35 @@ class _State:
     fits: dict[str, Fit] = field(default_factory=dict)
 
 
-def walk(ground: Ground, plan: Plan, watcher: Watcher = SILENT, *, fitted: bool = True) -> Walked:
-    """Return the network that `plan` makes of the original one.
+def targets_of(plan: Plan) -> dict[str, Target]:
+    """Return the targets of the layers that a plan changes."""
+    changed = [layer for layer in plan.layers if layer.changed.any()]
+    return {layer.name: _target(layer, plan.structures) for layer in changed}
+
+
+def walk(
+    ground: Ground, targets: Mapping[str, Target], watcher: Watcher = SILENT, *, fitted: bool = True
+) -> Walked:
+    """Return the network in which the layers of `targets` are what these ask for.
 
     With `fitted` false every kernel is only projected and nothing else moves. A layer whose moments are
     singular, missing or of too few rows is projected too, and its `Fit` says so.
     """
     state = _State(copy.deepcopy(ground.model))
-    plans = {layer.name: layer for layer in plan.layers}
     layers = {layer.name: layer for layer in ground.bank.layers}
     now, before = (Replay(model, ground.traced, ground.images) for model in (state.model, ground.model))
     watcher.start("re-solving layer by layer" if fitted else "projecting", len(ground.traced.uses))
     for use in ground.traced.uses:
-        layer, choice = layers[use.name], plans.get(use.name)
-        if fitted and (state.tensors or (choice is not None and choice.changed.any())):
+        layer, target = layers[use.name], targets.get(use.name)
+        if fitted and (state.tensors or target):
             moments = _moments(use, layer, (now, before if state.tensors else None), ground)
-            _fit_layer(state, use, (layer, choice), (plan.structures, moments))
-        elif choice is not None and choice.changed.any():
-            _project_layer(state, layer, choice, plan.structures)
+            _fit_layer(state, use, (layer, target), moments)
+        elif target:
+            _store(state, layer, target.write(layer.kernels))
         watcher.step()
-    for name in plans.keys() - {use.name for use in ground.traced.uses}:
-        if plans[name].changed.any():
-            _project_layer(state, layers[name], plans[name], plan.structures)
-            state.fits[name] = Fit(None, trouble="never run on calibration images: only projected")
+    for name in targets.keys() - {use.name for use in ground.traced.uses}:
+        _store(state, layers[name], targets[name].write(layers[name].kernels))
+        state.fits[name] = Fit(None, trouble="never run on calibration images: only projected")
     return Walked(state.model, state.tensors, state.fits)
 
 
@@ -116,26 +134,22 @@ def _moments(
 
 
 def _fit_layer(
-    state: _State,
-    use: Use,
-    work: tuple[LayerKernels, LayerPlan | None],
-    help_: tuple[Sequence[str], Moments | None],
+    state: _State, use: Use, work: tuple[LayerKernels, Target | None], moments: Moments | None
 ) -> None:
-    layer, choice = work
-    structures, moments = help_
-    if moments is None or (moments.same and (choice is None or not choice.changed.any())):
+    layer, target = work
+    if moments is None or (moments.same and target is None):
         return
     original = _by_group(layer)
     shifted = _takes_shift(state.model, use)
     metric = moments.centred(original) if shifted else moments
-    constraint = _constraint(layer, choice, structures)
+    constraint = target.constraint if target else Constraint(layer.kernels[0, 0].numel(), ())
     trouble, steps = None, 0
     try:
         solved = resolve(original, constraint, metric)
         weights, steps = solved.weights, solved.steps
     except UnsolvableError as reason:
-        trouble, weights = f"{reason}; only projected", constraint.project(original)
-    written = _write(state, layer, choice, (structures, weights))
+        trouble, weights = f"{reason}; only projected", constraint.place(original)
+    written = _write(state, layer, target, weights)
     if shifted:
         _shift(state, use, (written, original), moments)
     share = metric.error(written, original).sum() / metric.power.sum().clamp_min(1e-300)
@@ -147,37 +161,27 @@ def _by_group(layer: LayerKernels) -> Tensor:
     return layer.kernels.detach().double().reshape(layer.groups, len(layer.kernels) // layer.groups, -1)
 
 
-def _constraint(layer: LayerKernels, choice: LayerPlan | None, structures: Sequence[str]) -> Constraint:
-    cells = layer.kernels[0, 0].numel()
-    if choice is None:
-        return Constraint(cells, ())
-    used = torch.from_numpy(choice.choice).long().reshape(-1)
+def _target(layer: LayerPlan, structures: tuple[str, ...]) -> Target:
+    used = torch.from_numpy(layer.choice).long().reshape(-1)
     projectors: list[Tensor | None] = [None] * len(structures)
     for index in torch.unique(used).tolist():
         if index != FREE:
             projectors[index] = torch.from_numpy(find(structures[index], layer.grid).projector)
-    return Constraint(cells, pieces_of(used, projectors))
+    constraint = Constraint(math.prod(layer.grid), pieces_of(used, projectors))
+    return Target(constraint, lambda kernels: snap_layer(kernels, layer, structures))
 
 
-def _write(
-    state: _State, layer: LayerKernels, choice: LayerPlan | None, made: tuple[Sequence[str], Tensor]
-) -> Tensor:
+def _write(state: _State, layer: LayerKernels, target: Target | None, weights: Tensor) -> Tensor:
     """Put new weights into the network, exactly in their structures in the stored dtype; return those.
 
     A filter whose weights did not move beyond rounding keeps its bits.
     """
-    structures, weights = made
     kernels = weights.reshape(layer.kernels.shape).to(layer.kernels.dtype)
     still = torch.isclose(weights, _by_group(layer), rtol=1e-12, atol=0).all(-1).reshape(-1)
     kernels[still] = layer.kernels[still]
-    if choice is not None:
-        kernels = snap_layer(kernels, choice, tuple(structures))
+    kernels = target.write(kernels) if target else kernels
     _store(state, layer, kernels)
     return kernels.double().reshape(weights.shape)
-
-
-def _project_layer(state: _State, layer: LayerKernels, choice: LayerPlan, structures: Sequence[str]) -> None:
-    _store(state, layer, snap_layer(layer.kernels, choice, tuple(structures)))
 
 
 def _store(state: _State, layer: LayerKernels, kernels: Tensor) -> None:

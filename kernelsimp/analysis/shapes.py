@@ -1,0 +1,216 @@
+"""Structures that are no linear subspace: rank, few distinct values, equal lines in any grouping, templates.
+
+Each is measured on all kernels of a layer, and on random kernels beside them: shuffled cells (`permuted`)
+for rank, lines and templates, Gaussian kernels of the layer's own covariance (`matched`) for few values,
+whose number shuffling cannot change. Residuals are relative; `numbers` weighs a structure's choices too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernelsimp.analysis.examine import Examined
+from kernelsimp.kernels import few_values, partitions, rank, template_fit
+from kernelsimp.kernels.cells import Grid, grid_of
+from kernelsimp.kernels.covariance import gaussian_kernels, permuted_kernels, second_moment
+from kernelsimp.kernels.families import MOST_LINES
+from kernelsimp.kernels.nulls import Sampled, sampled
+from kernelsimp.kernels.pictures import CHOICE_BITS_PER_NUMBER
+from kernelsimp.kernels.subspace import Floats
+from kernelsimp.kernels.template_fit import Effort, TemplateFit
+from kernelsimp.kernels.templates import by_name, degrees_of_freedom
+
+MOST_CELLS = 169
+"""Kernels of more cells (beyond 13 x 13) are measured against the linear families only."""
+
+FEWEST_LINES = 4
+"""With up to three lines the linear pairs of equal lines already hold every grouping."""
+
+SHALLOW_COUNTS = (2, 3)
+DRAWS = (256, 2000)
+"""Random kernels a layer: four for each of its own, within these bounds."""
+
+WORTH = 2 / 3
+"""A structure is a kernel's best only where it leaves at most this share of its numbers."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How hard to look: `deep` adds templates and all counts of values; `seed` draws the random kernels."""
+
+    tolerance: float = 0.1
+    deep: bool = True
+    seed: int = 0
+
+    @property
+    def effort(self) -> Effort:
+        """The effort of a template fit that loses nothing within the tolerance."""
+        return Effort(reach=min(1.0, 4 * self.tolerance))
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One structure on some kernels: residual (n,) is 1 where the structure is not the kernel's own.
+
+    `dim` counts continuous numbers, `numbers` (n,) adds the choice that goes with them; `codimension` is
+    known where the structure is a smooth set.
+    """
+
+    name: str
+    dim: int
+    numbers: Floats
+    residual: NDArray[np.float32]
+    codimension: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """A structure in one layer beside chance: `null` names how the random kernels were drawn."""
+
+    measured: Measured
+    null: str
+    chance: Sampled
+
+    @property
+    def name(self) -> str:
+        return self.measured.name
+
+
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """All structures of one layer that are no subspace; the template fit and partitions where looked for.
+
+    `lines` (n,) are the partitions found by kernel, in words, for each axis where lines are enough.
+    """
+
+    structures: tuple[Structure, ...] = ()
+    fitted: TemplateFit | None = None
+    lines: tuple[partitions.EqualLines, ...] = ()
+
+
+def shapes_of(examined: Examined, look: Look) -> Shapes:
+    """Measure a layer's kernels, and random kernels, against every structure that is no subspace."""
+    kernels = planar(examined)
+    live = torch.from_numpy(~examined.dead)
+    if kernels is None or not bool(live.any()) or examined.cells > MOST_CELLS:
+        return Shapes()
+    fitted = template_fit.fit(kernels, effort=look.effort) if look.deep else None
+    lines = tuple(_equal_lines(kernels, look.tolerance))
+    shuffled = permuted_kernels(kernels[live], draws(int(live.sum())), look.seed)
+    gaussian = _gaussian(kernels[live], look.seed)
+    again = template_fit.fit(shuffled, effort=look.effort) if look.deep else None
+    pairs = [
+        ("permuted", _ranks(kernels), _ranks(shuffled)),
+        ("matched", _few(kernels, look), _few(gaussian, look)),
+        ("permuted", _grouped(lines), _grouped(tuple(_equal_lines(shuffled, look.tolerance)))),
+        ("permuted", _templates(fitted), _templates(again)),
+    ]
+    made = (
+        Structure(own, null, sampled(null, torch.from_numpy(chance.residual), own.codimension))
+        for null, measured, random in pairs
+        for own, chance in zip(measured, random, strict=True)
+    )
+    return Shapes(tuple(made), fitted, lines)
+
+
+def planar(examined: Examined) -> Tensor | None:
+    """Return a layer's kernels as (n, kh, kw), float32 or float64; None for kernels of three sides."""
+    layer = examined.layer
+    if len(layer.grid) != 2:
+        return None
+    wide = torch.float64 if layer.kernels.dtype == torch.float64 else torch.float32
+    return layer.kernels.detach().reshape(-1, *layer.grid).to(wide)
+
+
+def draws(count: int) -> int:
+    """Return how many random kernels stand beside `count` live ones."""
+    return int(min(max(4 * count, DRAWS[0]), DRAWS[1]))
+
+
+def worth(measured: Measured, cells: int) -> NDArray[np.bool_]:
+    """Say for each kernel whether the structure leaves few enough numbers to be worth naming, (n,)."""
+    return np.asarray(measured.numbers <= WORTH * cells)
+
+
+def _gaussian(kernels: Tensor, seed: int) -> Tensor:
+    """Draw Gaussian kernels with the layer's covariance; white ones where it cannot be estimated."""
+    grid, cells = grid_of(kernels), kernels[0].numel()
+    enough = len(kernels) >= 2 * cells
+    covariance = second_moment(kernels) if enough else np.eye(cells)
+    return gaussian_kernels(covariance, grid, draws(len(kernels)), seed)
+
+
+def _plain(name: str, numbers: float, residual: Tensor, smooth: int | None) -> Measured:
+    """Return a structure that every kernel is measured against with the same numbers left."""
+    r = residual.nan_to_num(1.0).float().numpy()
+    return Measured(name, int(numbers), np.full(len(r), numbers), r, smooth)
+
+
+def _ranks(kernels: Tensor) -> list[Measured]:
+    grid = grid_of(kernels)
+    wanted = [(1, "rank-one"), (2, "rank-two")]
+    offered = [(k, name) for k, name in wanted if rank.offered(grid, k)]
+    residual = rank.residuals(kernels) if offered else torch.zeros(0, 0)
+    cells = grid[0] * grid[1]
+    return [
+        _plain(name, rank.dof(grid, k), residual[:, k - 1], cells - rank.dof(grid, k)) for k, name in offered
+    ]
+
+
+def _few(kernels: Tensor, look: Look) -> list[Measured]:
+    grid = grid_of(kernels)
+    wanted = few_values.COUNTS if look.deep else SHALLOW_COUNTS
+    counts = [u for u in wanted if few_values.offered(grid, u)]
+    return [
+        Measured(
+            f"few-values-{found.values}",
+            found.dof,
+            np.full(len(kernels), found.dof + found.choice_bits / CHOICE_BITS_PER_NUMBER),
+            found.residual.nan_to_num(1.0).float().numpy(),
+        )
+        for found in (few_values.fit_all(kernels, counts) if counts else ())
+    ]
+
+
+def _equal_lines(kernels: Tensor, tolerance: float) -> list[partitions.EqualLines]:
+    grid = grid_of(kernels)
+    axes = [axis for axis in (0, 1) if FEWEST_LINES <= grid[axis] and max(grid) <= MOST_LINES]
+    return [partitions.equal_lines(kernels, axis, tolerance) for axis in axes]
+
+
+def _grouped(lines: Sequence[partitions.EqualLines]) -> list[Measured]:
+    """Return the kernels in which some lines are equal; their number of classes differs by kernel."""
+    found = []
+    for item in lines:
+        count = item.grid[item.axis]
+        joined = item.classes < count
+        bits = np.array([0.0, *(partitions.bits(count, k) for k in range(1, count + 1))])
+        numbers = item.dof.numpy() + bits[item.classes.numpy()] / CHOICE_BITS_PER_NUMBER
+        residual = torch.where(joined, item.residual, 1.0).nan_to_num(1.0).float().numpy()
+        dim = (count - 1) * item.grid[1 - item.axis]
+        found.append(Measured(("row", "column")[item.axis] + "-groups", dim, numbers, residual))
+    return found
+
+
+def _templates(fitted: TemplateFit | None) -> list[Measured]:
+    """Return one structure for each template, of the kernels that it fits best."""
+    if fitted is None:
+        return []
+    template, residual = fitted.template.numpy(), fitted.residual.nan_to_num(1.0).float().numpy()
+    found = []
+    for index, name in enumerate(fitted.names):
+        numbers = _numbers(name, fitted.grid)
+        own = np.where(template == index, residual, np.float32(1)).astype(np.float32)
+        cells = fitted.grid[0] * fitted.grid[1]
+        found.append(Measured(name, numbers, np.full(len(own), float(numbers)), own, cells - numbers))
+    return found
+
+
+def _numbers(template: str, grid: Grid) -> int:
+    return degrees_of_freedom(by_name(template), grid)
+
+

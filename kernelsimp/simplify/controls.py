@@ -1,0 +1,199 @@
+"""What else the same degrees of freedom buy on the same road: the controls beside every result.
+
+Each arm changes one thing and keeps the rest: the budget, the cost, the re-solve, the images. Arms are
+networks to measure; none of them is meant to be exactly in a family.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kernelsimp.kernels.bank import LayerKernels
+from kernelsimp.kernels.families import ZERO
+from kernelsimp.records.plan import FREE
+from kernelsimp.simplify.candidates import FREE_NAME, Candidate, rows_of_layer
+from kernelsimp.simplify.choose import choose_for_dof, dof_share
+from kernelsimp.simplify.menus import Prepared, menus_for
+from kernelsimp.simplify.resolve import Constraint, Piece
+from kernelsimp.simplify.road import Surveyed, Tried
+from kernelsimp.simplify.walk import Ground, Target, targets_of, walk
+from kernelsimp.watch import SILENT, Watcher
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One control: its name, the share of degrees of freedom it leaves, and the network it makes."""
+
+    name: str
+    dof: float
+    model: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What the controls stand beside: the surveyed ground, and the plan that was kept."""
+
+    surveyed: Surveyed
+    kept: Tried
+
+    @property
+    def ground(self) -> Ground:
+        return self.surveyed.ground
+
+    @property
+    def prepared(self) -> Prepared:
+        return self.surveyed.prepared
+
+    @property
+    def share(self) -> float:
+        return self.kept.plan.dof_after / self.kept.plan.dof_before
+
+
+@dataclass(frozen=True, eq=False)
+class Masked(Candidate):
+    """The `dim` largest cells of each kernel are kept, the others are zero: a mask of its own each."""
+
+    def errors(self, kernels: Tensor) -> Tensor:
+        return kernels * ~self.masks(kernels)
+
+    def masks(self, kernels: Tensor) -> Tensor:
+        """Return which cells of each kernel (n, cells) are kept."""
+        places = kernels.abs().topk(self.dim, dim=1).indices
+        return torch.zeros_like(kernels, dtype=torch.bool).scatter_(1, places, True)
+
+
+def run_controls(
+    case: Case, names: Sequence[str] | None = None, seed: int = 0, watcher: Watcher = SILENT
+) -> tuple[Arm, ...]:
+    """Return the arms called `names`, or all of them, at the kept plan's degrees of freedom."""
+    return tuple(CONTROLS[name](case, seed, watcher) for name in names or CONTROLS)
+
+
+def permuted_labels(case: Case, seed: int, watcher: Watcher) -> Arm:
+    """Deal the plan's structures out again at random among the kernels of each layer."""
+    shuffle = np.random.default_rng(seed)
+    layers = tuple(
+        replace(layer, choice=shuffle.permutation(layer.choice.reshape(-1)).reshape(layer.choice.shape))
+        for layer in case.kept.plan.layers
+    )
+    plan = replace(case.kept.plan, layers=layers)
+    return Arm("permuted labels", case.share, walk(case.ground, targets_of(plan), watcher).model)
+
+
+def random_subspaces(case: Case, seed: int, watcher: Watcher) -> Arm:
+    """Offer random subspaces of the families' dimensions in their place, and choose and re-solve alike."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def swap(candidate: Candidate, cells: int) -> Candidate:
+        if candidate.projector is None or candidate.dim == 0:
+            return candidate
+        basis = torch.linalg.qr(torch.randn(cells, candidate.dim, dtype=torch.float64, generator=generator))[
+            0
+        ]
+        return replace(candidate, projector=basis @ basis.T)
+
+    made: dict[tuple[str, tuple[int, ...]], Candidate] = {}
+    for layer in case.prepared.bank.spatial:
+        for item in case.prepared.offers[layer.name]:
+            if (item.name, layer.grid) not in made:
+                made[item.name, layer.grid] = swap(item, math.prod(layer.grid))
+    return _offered(
+        case,
+        "random subspaces",
+        lambda layer: tuple(made[item.name, layer.grid] for item in case.prepared.offers[layer.name]),
+        watcher,
+    )
+
+
+def cell_masks(case: Case, _: int, watcher: Watcher) -> Arm:
+    """Offer every number of free cells in place of the families: unstructured pruning, re-solved."""
+
+    def offer(layer: LayerKernels) -> tuple[Candidate, ...]:
+        cells = math.prod(layer.grid)
+        masked = (Masked(f"{k} cells", k, None, math.log2(math.comb(cells, k))) for k in range(1, cells))
+        return (*_ends(cells), *masked)
+
+    return _offered(case, "cell masks", offer, watcher)
+
+
+def zeroed_kernels(case: Case, _: int, watcher: Watcher) -> Arm:
+    """Take whole kernels out, and nothing else."""
+    return _offered(case, "whole kernels zeroed", lambda layer: _ends(math.prod(layer.grid)), watcher)
+
+
+def equal_norm_noise(case: Case, seed: int, watcher: Watcher) -> Arm:
+    """Give each simplified kernel noise of the norm of what simplifying takes away; re-solve."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {layer.name: layer for layer in case.ground.bank.layers}
+    targets = {}
+    for plan in case.kept.plan.layers:
+        changed = torch.from_numpy(plan.choice != FREE).reshape(-1)
+        if changed.any():
+            rows = rows_of_layer(layers[plan.name])
+            noise = torch.randn(rows.shape, dtype=torch.float64, generator=generator)
+            size = torch.from_numpy(plan.residual).double().reshape(-1, 1) * rows.norm(dim=1, keepdim=True)
+            noisy = rows + noise * size / noise.norm(dim=1, keepdim=True)
+            zero = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+            piece = Piece(changed.nonzero()[:, 0], zero)
+            targets[plan.name] = _loose(Constraint(rows.shape[1], (piece,), noisy * changed[:, None]))
+    return Arm("equal-norm noise", case.share, walk(case.ground, targets, watcher).model)
+
+
+Control = Callable[[Case, int, Watcher], Arm]
+
+CONTROLS: dict[str, Control] = {
+    "permuted labels": permuted_labels,
+    "random subspaces": random_subspaces,
+    "cell masks": cell_masks,
+    "whole kernels zeroed": zeroed_kernels,
+    "equal-norm noise": equal_norm_noise,
+}
+"""Every arm takes the case, a seed and a watcher. Noise keeps its degrees of freedom: it shows the error's
+size alone."""
+
+
+def _ends(cells: int) -> tuple[Candidate, Candidate]:
+    zero = torch.zeros(cells, cells, dtype=torch.float64)
+    return Candidate(FREE_NAME, cells, None), Candidate(ZERO, 0, zero)
+
+
+def _offered(
+    case: Case, name: str, offer: Callable[[LayerKernels], tuple[Candidate, ...]], watcher: Watcher
+) -> Arm:
+    """Choose among other structures at the same share and cost, and re-solve."""
+    bank = case.prepared.bank
+    prepared = replace(case.prepared, offers={layer.name: offer(layer) for layer in bank.spatial})
+    menus = menus_for(prepared, case.kept.cost)
+    choices = choose_for_dof(menus, case.share)
+    targets = {
+        layer.name: _loose(_constraint(layer, prepared.offers[layer.name], chosen))
+        for layer, chosen in zip(bank.spatial, choices.structures, strict=True)
+        if chosen.any()
+    }
+    return Arm(name, dof_share(menus, choices), walk(case.ground, targets, watcher).model)
+
+
+def _constraint(layer: LayerKernels, offer: Sequence[Candidate], chosen: Tensor) -> Constraint:
+    rows = rows_of_layer(layer)
+    pieces = []
+    for place in torch.unique(chosen).tolist():
+        index, item = (chosen == place).nonzero()[:, 0], offer[place]
+        if isinstance(item, Masked):
+            pieces.append(Piece(index, torch.diag_embed(item.masks(rows[index]).double())))
+        elif item.projector is not None:
+            pieces.append(Piece(index, item.projector))
+    return Constraint(rows.shape[1], tuple(pieces))
+
+
+def _loose(constraint: Constraint) -> Target:
+    """Return a target whose kernels meet the constraint up to rounding."""
+
+    def write(kernels: Tensor) -> Tensor:
+        placed = constraint.place(kernels.double().reshape(-1, constraint.cells))
+        return placed.reshape(kernels.shape).to(kernels.dtype)
+
+    return Target(constraint, write)
