@@ -35,9 +35,10 @@ from kernelsimp.report import (
     pair_markdown,
     read_baseline,
     read_report,
+    with_p,
     write_baseline,
 )
-from kernelsimp.report.assemble import RunFacts, assemble
+from kernelsimp.report.assemble import RunFacts, assemble, p_values
 from kernelsimp.report.pair import pair_tables
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.tables import Table
@@ -203,12 +204,14 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
         output_errors=chosen.output_errors,
         buffers_changed=chosen.buffers_changed,
         notes=(*original.checkpoint.warnings, *chosen.notes),
+        scan=scan_bank(original.bank, settings.scan, {}, log),
     )
     report = assemble(facts)
     run.write_settings(settings)
     run.write_plan(chosen.plan)
     run.write_events(training)
-    run.write_report(report, gallery_of(chosen.plan, original.bank, written.bank))
+    gallery = gallery_of(chosen.plan, original.bank, written.bank)
+    run.write_report(report, with_p(gallery, p_values(facts.scan, chosen.plan)) if facts.scan else gallery)
     return report
 
 

@@ -27,7 +27,7 @@ class ModelSettings:
 
     arch: str | None = option(None, "zoo:NAME, torchvision:NAME, file.py:callable or module:callable")
     sha256: str | None = option(None, "refuse the checkpoint unless its file has this SHA-256")
-    weights: str | None = option(None, "which weights to take when a file holds several: model or ema")
+    weights: str | None = option(None, "which of several to take: model, ema, or the key of a state dict")
     trust_pickle: bool = option(False, "run the code inside a fully pickled module (dangerous)")
 
 
@@ -57,7 +57,12 @@ class ScanSettings:
     tolerance: float = option(0.1, "a kernel matches a family at or below this relative residual")
     families: tuple[str, ...] | None = option(None, "only these families, comma-separated")
     fdr: float = option(0.05, "false discovery rate at which a kernel counts as found")
-    null: str = option("ring", "what chance means: white, ring (smoothness) or matched (covariance)")
+    null: str = option("ring", "what chance means: white, ring (smoothness), matched (covariance) or permuted")
+    layers: tuple[str, ...] | None = option(None, "only the layers whose names match these globs")
+    skip_layers: tuple[str, ...] | None = option(None, "not the layers whose names match these globs")
+    kinds: tuple[str, ...] | None = option(None, "only these kinds of layer, such as depthwise")
+    depth: str = option("auto", "deep: templates, orbits, prototypes, codings everywhere; shallow: nowhere")
+    seed: int = option(0, "seed of the random kernels that chance is measured with")
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,37 @@ from torch import Tensor
 
 from kernelsimp.analysis.examine import Examined
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.kernels.nulls import Null, matched_null, ring_null, white_null
+from kernelsimp.kernels.covariance import permuted_kernels
+from kernelsimp.kernels.nulls import NODES, Null, matched_null, ring_null, sampled, white_null
+from kernelsimp.kernels.residuals import residuals
 from kernelsimp.kernels.significance import judge
 from kernelsimp.kernels.subspace import Floats, Subspace
+
+PERMUTED = 2000
+"""Kernels with shuffled cells that the permuted null is made of."""
+
+
+def permuted_null(kernels: Tensor, subspaces: Sequence[Subspace]) -> Null:
+    """Return the null of a layer's own kernels (n, *shape) with their cells in a random order.
+
+    Inside the sample it is counted, below its fiftieth member it follows the power law of each subspace.
+    """
+    if not len(kernels):
+        return Null("permuted", white_null(subspaces).table, "permuted null not estimated: no live kernel")
+    random = residuals(permuted_kernels(kernels, PERMUTED, 0), subspaces)
+    nodes = torch.from_numpy(NODES)
+    rows = [
+        sampled("permuted", random[:, place], space.cells - space.dim).log_p(nodes)
+        for place, space in enumerate(subspaces)
+    ]
+    return Null("permuted", torch.stack(rows).float())
+
 
 NULLS: dict[str, Callable[[Tensor, Sequence[Subspace]], Null]] = {
     "white": lambda _, subspaces: white_null(subspaces),
     "ring": ring_null,
     "matched": matched_null,
+    "permuted": permuted_null,
 }
 """How each null is made from a layer's live kernels (n, *grid) and the families' subspaces."""
 
@@ -61,12 +84,17 @@ def judge_layer(examined: Examined, name: str, fdr: float) -> Judgement:
     live = ~examined.dead
     subspaces = [family.subspace for family in examined.families]
     kernels = _live_kernels(examined, live)
-    null = NULLS[name](kernels, subspaces) if examined.cells <= MOST_CELLS else _too_large(name, subspaces)
+    null = NULLS[name](kernels, subspaces) if judgeable(examined) else _too_large(name, subspaces)
     p, found = np.ones(len(live)), np.zeros(len(live), dtype=bool)
     if subspaces and live.any():
         judged = judge(null, torch.from_numpy(examined.residual[live]), fdr)
         p[live], found[live] = judged.p, judged.found
     return Judgement(null, p, found)
+
+
+def judgeable(examined: Examined) -> bool:
+    """Say whether the layer's kernels are small enough for nulls of their own."""
+    return bool(examined.families) and examined.cells <= MOST_CELLS
 
 
 def found_in(examined: Examined, fdr: float) -> NDArray[np.bool_]:
@@ -77,7 +105,7 @@ def found_in(examined: Examined, fdr: float) -> NDArray[np.bool_]:
 def _too_large(name: str, subspaces: Sequence[Subspace]) -> Null:
     """Return the white null, saying so: spectra of larger covariances take too long."""
     white = white_null(subspaces)
-    if name == "white":
+    if name == "white" or not subspaces:
         return white
     note = f"{name} null not estimated: kernels of more than {MOST_CELLS} cells; white used instead"
     return Null(name, white.table, note)

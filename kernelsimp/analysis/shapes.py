@@ -178,7 +178,7 @@ def _few(kernels: Tensor, look: Look) -> list[Measured]:
 
 def _equal_lines(kernels: Tensor, tolerance: float) -> list[partitions.EqualLines]:
     grid = grid_of(kernels)
-    axes = [axis for axis in (0, 1) if FEWEST_LINES <= grid[axis] and max(grid) <= MOST_LINES]
+    axes = [axis for axis in (0, 1) if grid[axis] >= FEWEST_LINES and max(grid) <= MOST_LINES]
     return [partitions.equal_lines(kernels, axis, tolerance) for axis in axes]
 
 

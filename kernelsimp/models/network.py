@@ -9,9 +9,15 @@ from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
-from kernelsimp.models.architectures import build_model, load_weights
+from kernelsimp.models.architectures import (
+    build_model,
+    fit,
+    is_pretrained_name,
+    load_pretrained,
+    load_weights,
+)
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
-from kernelsimp.models.layers import bank_from_model, bank_from_tensors, check_weights
+from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, check_weights
 from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher
 
@@ -46,23 +52,32 @@ class Network:
 def open_network(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Network:
     """Load the checkpoint and find its kernels; with an architecture, make sure that they belong together.
 
-    Raises `KernelsimpError` for anything that cannot be read, does not fit, or holds NaN.
+    `path` may be the name of a published network, `torchvision:resnet18`. Raises `KernelsimpError` for
+    anything that cannot be read, does not fit, or holds NaN.
     """
-    checkpoint = load_checkpoint(path, settings.model)
-    bank = bank_of(checkpoint, settings.model.arch)
+    checkpoint, arch = load_any(path, settings)
+    bank = bank_of(checkpoint, arch)
     check_weights(bank)
     for warning in (*checkpoint.warnings, *bank.warnings):
         watcher.warn(warning)
-    return Network(checkpoint, bank, settings.model.arch, device_of(settings))
+    return Network(checkpoint, bank, arch, device_of(settings))
+
+
+def load_any(path: Path, settings: Settings) -> tuple[Checkpoint, str | None]:
+    """Return the checkpoint, narrowed to the network where there is one, and its architecture."""
+    if is_pretrained_name(str(path)) and not path.exists():
+        return load_pretrained(str(path))[1], str(path)
+    checkpoint, arch = load_checkpoint(path, settings.model), settings.model.arch
+    return (fit(build_model(arch), checkpoint) if arch else checkpoint), arch
 
 
 def bank_of(checkpoint: Checkpoint, arch: str | None) -> KernelBank:
     """Return the kernels of a checkpoint, with exact layer kinds where there is an architecture."""
     if arch is None:
-        return bank_from_tensors(checkpoint.tensors)
+        return bank_from_checkpoint(checkpoint)
     model = build_model(arch)
     load_weights(model, checkpoint)
-    return bank_from_model(model)
+    return bank_from_model(model, checkpoint.tensors)
 
 
 def device_of(settings: Settings) -> torch.device:

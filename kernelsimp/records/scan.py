@@ -32,12 +32,25 @@ class FamilyScan:
 
 
 @dataclass(frozen=True, eq=False)
+class Sample:
+    """One kernel for the eye: its place [out, in], its cells (kh, kw), and what the scan says of it."""
+
+    index: tuple[int, int]
+    family: str
+    cells: NDArray[np.float32]
+    residual: float
+    p: float
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
 class LayerScan:
     """One layer. `best` (kernels,) indexes `Scan.families`, -1 for none; `residual` goes with it.
 
     `best` is the matching family of least dimension, then least residual, then table order; where none
-    matches, `residual` is that of the nearest family. `p` is the kernel's p-value over all families and
-    `found` what the null that the scan was asked for does not explain.
+    matches, `residual` is that of the nearest family. `p` is the kernel's p-value over the linear families,
+    `found` what the null that the scan was asked for does not explain, and `beyond` what the matched null
+    does not either. `word` (kernels,) indexes `words`, the different names of the kernels.
     """
 
     name: str
@@ -53,6 +66,49 @@ class LayerScan:
     found: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     histogram: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    beyond: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    is_dead: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    words: tuple[str, ...] = ()
+    word: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    sentence: str = ""
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def slices(self) -> int:
+        """Input channels a filter has: kernel number k is [k // slices, k % slices]."""
+        return self.kernels // max(1, self.outputs)
+
+    @property
+    def outputs(self) -> int:
+        """How many filters the layer has; the canonical order is (out, in / groups)."""
+        return int(self.extra.get("filters", {}).get("count", self.weight_shape[0]))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One structure that a kernel was measured against; `p` under each null that was asked."""
+
+    name: str
+    dim: int
+    residual: float
+    matches: bool
+    p: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Everything about one kernel. `p` and `found` are over all linear families, as in the scan."""
+
+    layer: str
+    index: tuple[int, int]
+    cells: NDArray[np.float32]
+    name: str
+    dead: bool
+    p: float
+    found: bool
+    beyond: bool
+    null: str
+    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)

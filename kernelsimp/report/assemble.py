@@ -18,6 +18,8 @@ from kernelsimp.kernels.families import ZERO
 from kernelsimp.records.held import HeldLayer, hold_layer
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.records.report import Accuracy, Dof, Epoch, KernelCounts, LayerReport, Report, Size
+from kernelsimp.records.scan import Scan
+from kernelsimp.report.store import family_totals
 
 ZIP_CHUNK = 1 << 20
 
@@ -42,6 +44,7 @@ class RunFacts:
     output_errors: Mapping[str, float] = field(default_factory=dict)
     buffers_changed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    scan: Scan | None = None
 
 
 def assemble(facts: RunFacts) -> Report:
@@ -61,7 +64,14 @@ def assemble(facts: RunFacts) -> Report:
         training=facts.training,
         buffers_changed=facts.buffers_changed,
         notes=facts.notes,
+        pictures={"chance": family_totals(facts.scan)} if facts.scan else {},
     )
+
+
+def p_values(scan: Scan, plan: Plan) -> dict[str, NDArray[np.float64]]:
+    """Return the p-value of each kernel, (out, in / groups), by layer name."""
+    shapes = {layer.name: layer.choice.shape for layer in plan.layers}
+    return {layer.name: layer.p.reshape(shapes[layer.name]) for layer in scan.layers if layer.name in shapes}
 
 
 def stored_bytes(kernels: Tensor) -> NDArray[np.uint8]:

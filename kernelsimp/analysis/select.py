@@ -1,0 +1,75 @@
+"""Which layers a scan looks at, and at which it looks hard.
+
+Globs are matched against layer names as the shell does, case and all; what selects nothing is an error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import get_args
+
+from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.kernels.bank import KernelBank, Kind, LayerKernels
+from kernelsimp.settings import ScanSettings
+
+EASY = 40_000
+"""A network of at most this many kernels is looked at hard unless it is told otherwise."""
+
+EASY_PART = 1_000
+"""Of a larger network the smallest layers are, up to this many kernels together."""
+
+DEPTHS = ("auto", "deep", "shallow")
+
+
+def selected(bank: KernelBank, settings: ScanSettings) -> KernelBank:
+    """Return the bank with only the layers that --layers, --skip-layers and --kinds leave.
+
+    Raises `KernelsimpError` for a glob that matches no layer, an unknown kind, or when nothing is left.
+    """
+    names = [layer.name for layer in bank.layers]
+    wanted = _matching(names, settings.layers, "--layers") if settings.layers else set(names)
+    if settings.skip_layers:
+        wanted -= _matching(names, settings.skip_layers, "--skip-layers")
+    kinds = _kinds(settings.kinds)
+    layers = tuple(layer for layer in bank.layers if layer.name in wanted and layer.kind in kinds)
+    if not layers:
+        there = ", ".join(sorted({layer.kind for layer in bank.layers}))
+        raise KernelsimpError(
+            f"--layers, --skip-layers and --kinds leave no layer of {len(names)} (kinds: {there}); widen them"
+        )
+    return replace(bank, layers=layers)
+
+
+def deep_layers(layers: Sequence[LayerKernels], settings: ScanSettings) -> set[str]:
+    """Return the names of the layers that get templates, orbits, prototypes and codings too."""
+    if settings.depth not in DEPTHS:
+        raise KernelsimpError(f"--depth is '{settings.depth}'{did_you_mean(settings.depth, DEPTHS)}")
+    if settings.depth == "shallow":
+        return set()
+    whole = sum(layer.count for layer in layers)
+    limit = whole if settings.depth == "deep" or whole <= EASY else EASY_PART
+    deep, total = set(), 0
+    for layer in sorted(layers, key=lambda layer: layer.count):
+        total += layer.count
+        if total > limit:
+            break
+        deep.add(layer.name)
+    return deep
+
+
+def _kinds(asked: Sequence[str] | None) -> set[str]:
+    known = get_args(Kind)
+    for kind in asked or ():
+        if kind not in known:
+            raise KernelsimpError(f"--kinds: no kind '{kind}'{did_you_mean(kind, known)}")
+    return set(asked or known)
+
+
+def _matching(names: Sequence[str], globs: Sequence[str], option: str) -> set[str]:
+    found: set[str] = set()
+    for glob in globs:
+        matched = {name for name in names if fnmatchcase(name, glob)}
+        if not matched:
+            raise KernelsimpError(f"{option}: no layer matches '{glob}'{did_you_mean(glob, names)}")
+        found |= matched
+    return found

@@ -1,0 +1,151 @@
+"""The search for an accuracy budget: its steps, its record, and what judges it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_road import FAMILIES, network, smooth_images
+from torch import Tensor, nn
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.models.layers import bank_from_model
+from kernelsimp.settings import PlanSettings
+from kernelsimp.simplify.road import Surveyed, ground_of, look
+from kernelsimp.simplify.search import MOST_TRIALS, Referee, Trial, best_trial, next_share, search
+
+
+def trial(share: float, drop: float) -> Trial:
+    return Trial(share, drop, 0.0, 0.0, "absolute")
+
+
+def simulated(threshold: float) -> list[Trial]:
+    """Search a network that meets the budget of 1 pp at shares of `threshold` and above."""
+    trials: list[Trial] = []
+    while (share := next_share(trials, 1.0, memorised=False)) is not None:
+        trials.append(trial(share, 0.5 if share >= threshold else 2.0))
+    return trials
+
+
+@pytest.mark.parametrize("threshold", [0.03, 0.1, 0.24, 0.33, 0.5, 0.51, 0.777, 0.97])
+def test_the_search_ends_within_a_step_of_the_least_share_that_meets_the_budget(threshold: float) -> None:
+    trials = simulated(threshold)
+    best = best_trial(trials, 1.0, memorised=False)
+    assert threshold <= best.share <= threshold + 0.03
+    assert len(trials) <= 12
+
+
+def test_the_step_halves_when_the_direction_flips() -> None:
+    shares = [item.share for item in simulated(0.24)]
+    assert shares[:6] == pytest.approx([0.5, 0.34, 0.18, 0.26, 0.22, 0.24])
+
+
+def test_nothing_is_tried_twice_for_ever() -> None:
+    trials = [trial(0.5, 0.5)] * MOST_TRIALS
+    assert next_share(trials, 1.0, memorised=False) is None
+
+
+def test_where_no_trial_meets_the_budget_the_one_that_drops_least_is_best() -> None:
+    trials = [trial(0.5, 3.0), trial(0.66, 2.0), trial(0.82, 2.5)]
+    assert best_trial(trials, 1.0, memorised=False).share == 0.66
+
+
+def test_on_memorised_images_changed_answers_and_kl_count_too() -> None:
+    item = Trial(0.5, 0.1, 1.5, 0.02, "absolute")
+    assert item.drop(memorised=False) == 0.1
+    assert item.drop(memorised=True) == 2.0
+    assert Trial(0.5, 3.0, 1.5, 0.02, "absolute").drop(memorised=True) == 3.0
+
+
+# ---------------------------------------------------------------- on a network
+
+
+@pytest.fixture(scope="module")
+def surveyed() -> Surveyed:
+    model = network()
+    settings = PlanSettings(families=FAMILIES, cost="absolute")
+    return look(ground_of(model, bank_from_model(model), smooth_images(48).split(16), 0), settings)
+
+
+def batches_of(model: nn.Module, wrong: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Images labelled by the network itself, the first `wrong` of them wrongly."""
+    images = smooth_images(60, 7)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    labels[:wrong] = (labels[:wrong] + 1) % 4
+    return [(images[:40], labels[:40]), (images[40:], labels[40:])]
+
+
+def test_the_best_plan_within_the_budget_is_returned_and_every_trial_recorded(
+    surveyed: Surveyed, tmp_path: Path
+) -> None:
+    referee = Referee(surveyed.ground.model, batches_of(surveyed.ground.model, wrong=6))
+    assert not referee.memorised
+    record = tmp_path / "search.json"
+    found = search(surveyed, 5.0, referee, record=record)
+    assert found.met
+    assert found.notes == ()
+    best = best_trial(found.trials, 5.0, memorised=False)
+    assert best.accuracy_drop <= 5
+    assert found.road.plan.dof_after <= best.share * found.road.plan.dof_before
+    assert referee.trial(found.road.best.walked.model, best.share, "absolute") == best
+    assert [item["share"] for item in json.loads(record.read_text())] == [item.share for item in found.trials]
+
+
+def test_a_stopped_search_goes_on_where_it_was(surveyed: Surveyed, tmp_path: Path) -> None:
+    referee = Referee(surveyed.ground.model, batches_of(surveyed.ground.model, wrong=6))
+    whole, part = tmp_path / "whole.json", tmp_path / "part.json"
+    first = search(surveyed, 5.0, referee, record=whole)
+    part.write_text(json.dumps(json.loads(whole.read_text())[:2]))
+    second = search(surveyed, 5.0, referee, record=part)
+    assert second.trials == first.trials
+    assert all(
+        torch.equal(first.road.tensors[name], second.road.tensors[name]) for name in first.road.tensors
+    )
+
+
+def test_a_budget_that_nothing_meets_is_said_and_the_nearest_returned(surveyed: Surveyed) -> None:
+    model = surveyed.ground.model
+
+    class Broken(Referee):
+        def trial(self, model: nn.Module, share: float, cost: str) -> Trial:
+            return Trial(share, 9.0 - share, 0.0, 0.0, cost)
+
+    found = search(surveyed, 0.0, Broken(model, batches_of(model, wrong=6)))
+    assert not found.met
+    assert found.road.plan.dof_after / found.road.plan.dof_before == pytest.approx(
+        max(item.share for item in found.trials), abs=0.02
+    )
+
+
+def test_memorised_validation_images_are_warned_of_in_these_words(surveyed: Surveyed) -> None:
+    referee = Referee(surveyed.ground.model, batches_of(surveyed.ground.model))
+    assert referee.memorised
+    found = search(surveyed, 60.0, referee)
+    assert found.notes == (
+        "the original network has 100.0 % right on validation images, as if trained on them: the budget also "
+        "counts changed answers and KL; name other images with --holdout",
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"), [(-1.0, "--max-drop is -1"), (101.0, "--max-drop is 101"), (float("nan"), "nan")]
+)
+def test_a_budget_that_is_none_is_refused(surveyed: Surveyed, budget: float, words: str) -> None:
+    referee = Referee(surveyed.ground.model, batches_of(surveyed.ground.model))
+    with pytest.raises(KernelsimpError, match=words):
+        search(surveyed, budget, referee)
+
+
+def test_a_damaged_record_is_refused_in_one_line(surveyed: Surveyed, tmp_path: Path) -> None:
+    record = tmp_path / "search.json"
+    record.write_text("{")
+    referee = Referee(surveyed.ground.model, batches_of(surveyed.ground.model))
+    with pytest.raises(KernelsimpError, match=r"no record of a search .*; delete it to start again"):
+        search(surveyed, 1.0, referee, record=record)
+
+
+def test_without_validation_images_the_search_says_what_to_do(surveyed: Surveyed) -> None:
+    with pytest.raises(KernelsimpError) as caught:
+        Referee(surveyed.ground.model, [])
+    assert str(caught.value) == "--max-drop needs validation images; give some with --split, or use --dof"
