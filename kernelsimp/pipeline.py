@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from kernelsimp import __version__
+from kernelsimp.analysis.explain import explain
 from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.check import USUAL, Subject, baseline_from, read_limits, with_max
 from kernelsimp.check import check as verdict_on
@@ -24,9 +25,10 @@ from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.architectures import build_model, recipe_of
 from kernelsimp.models.checkpoint import load_checkpoint
 from kernelsimp.models.network import Network, open_network
+from kernelsimp.models.scannable import open_to_scan
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch, Report
-from kernelsimp.records.scan import Scan
+from kernelsimp.records.scan import Explanation, Scan, ScanLine
 from kernelsimp.records.verdict import Verdict
 from kernelsimp.report import (
     gallery_of,
@@ -40,6 +42,7 @@ from kernelsimp.report import (
 )
 from kernelsimp.report.assemble import RunFacts, assemble, p_values
 from kernelsimp.report.pair import pair_tables
+from kernelsimp.report.folder_scan import FolderJob, folder_scan
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.tables import Table
 from kernelsimp.settings import Given, Settings, recipe, settle
@@ -128,11 +131,26 @@ def open_data(settings: Settings, watcher: Watcher = SILENT) -> Data | None:
 
 
 def scan(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Scan:
-    """Scan one checkpoint: weights only, or with exact layer kinds where there is an architecture."""
-    network = open_network(path, settings, watcher)
-    checkpoint = network.checkpoint
-    source = {"path": str(path), "sha256": checkpoint.sha256, "format": checkpoint.format}
-    return scan_bank(network.bank, settings.scan, source, watcher)
+    """Scan one checkpoint: weights only, or with exact layer kinds where a graph or architecture tells."""
+    opened = open_to_scan(path, settings.model)
+    for warning in opened.warnings:
+        watcher.warn(warning)
+    return scan_bank(opened.bank, settings.scan, opened.source, watcher, opened.strides)
+
+
+def scan_explained(path: Path, place: str, settings: Settings, watcher: Watcher = SILENT) -> Explanation:
+    """Explain the kernel at `place`, 'LAYER[OUT,IN]', of one checkpoint."""
+    opened = open_to_scan(path, settings.model)
+    for warning in opened.warnings:
+        watcher.warn(warning)
+    return explain(opened.bank, place, settings.scan)
+
+
+def scan_folder(
+    folder: Path, settings: Settings, to: tuple[Path | None, int], watcher: Watcher = SILENT
+) -> tuple[ScanLine, ...]:
+    """Scan every checkpoint under `folder`; `to` is where their JSONs go, and how many run at once."""
+    return folder_scan(FolderJob(folder, settings, *to), watcher)
 
 
 def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:

@@ -96,7 +96,7 @@ class FinetuneSettings:
     weight_decay: float = option(1e-4, "weight decay")
     distill: float = option(0.9, "weight of distillation from the original network, 0..1; 0 turns it off")
     temperature: float = option(4.0, "temperature of distillation")
-    batch_norm: str = option("train", "batch norm while training: train or eval (running statistics kept)")
+    batch_norm: str = option("train", "batch norm: train, eval (statistics kept) or re-estimate (at the end)")
     precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
     schedule: str = option("cosine", "how the learning rate runs: cosine, one-cycle or constant")
     warmup: float = option(0.0, "epochs in which the learning rate rises from 0 to its peak")

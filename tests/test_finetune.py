@@ -24,7 +24,9 @@ from kernelsimp.training.hold import hold, projections, release, survived
 from kernelsimp.training.judge import Judge
 from kernelsimp.training.options import check_settings, make_optimizer
 from kernelsimp.training.penalties import Pull
+from kernelsimp.training.ranks import first_process
 from kernelsimp.training.schedule import rate
+from kernelsimp.training.statistics import re_estimate
 from kernelsimp.watch import Watcher
 
 PLAIN = FinetuneSettings(epochs=3, lr=0.05, distill=0.0)
@@ -350,6 +352,42 @@ def test_batch_norm_statistics_move_only_in_training_mode(mode):
     assert not torch.equal(model[1].weight, torch.ones(6))
 
 
+def test_re_estimated_statistics_are_those_of_the_images():
+    model = net(dropout=0.5)
+    model[1].running_mean.fill_(3.0)
+    batches = images(5)
+    modes = [module.training for module in model.modules()]
+    re_estimate(model, batches, torch.device("cpu"))
+    with torch.no_grad():
+        before_norm = [model[0](x) for x, _ in batches]
+    mean = torch.stack([y.mean((0, 2, 3)) for y in before_norm]).mean(0)
+    variance = torch.stack([y.var((0, 2, 3), unbiased=True) for y in before_norm]).mean(0)
+    torch.testing.assert_close(model[1].running_mean, mean)
+    torch.testing.assert_close(model[1].running_var, variance)
+    assert model[1].momentum == 0.1
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_re_estimated_statistics_are_kept_only_where_validation_says_so(good):
+    """Where the epoch that gives the statistics has other images than validation, they are worse."""
+
+    def train(epoch, shard):
+        return images(epoch) if good or epoch > 1 else [(20 - 5 * x, y) for x, y in images(epoch)]
+
+    settings = replace(PLAIN, epochs=6, lr=0.02)
+    model, heard = net(), Heard()
+    finetune(model, job(train=train), replace(settings, batch_norm="re-estimate"), heard)
+    plain = net()
+    trained = finetune(plain, job(train=train), settings)
+    before = Judge(images(100), None, torch.device("cpu")).mark(plain).loss
+    after = Judge(images(100), None, torch.device("cpu")).mark(model).loss
+    assert trained.best_epoch
+    assert heard.notes[0].startswith(f"batch norm re-estimated: {'kept' if after < before else 'not kept'} (")
+    assert same(bits(model), bits(plain)) == (not good)
+    assert after <= before
+
+
 def test_clipping_bounds_the_step():
     model = net()
     before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
@@ -583,7 +621,7 @@ def test_the_judge_goes_by_the_teacher_only_where_labels_no_longer_tell():
     [
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg'; did you mean 'sgd'?"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'?"),
-        ({"batch_norm": "x"}, "unknown batch-norm 'x'; known: eval, train"),
+        ({"batch_norm": "x"}, "unknown batch-norm 'x'; known: eval, re-estimate, train"),
         ({"epochs": 0}, "epochs is 0; expected 1 or more"),
         ({"lr": 0.0}, "lr is 0.0; expected greater than 0"),
         ({"lr": math.nan}, "lr is nan; expected greater than 0"),
@@ -701,3 +739,19 @@ def test_what_torchrun_started_is_what_runs(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert _processes(FinetuneSettings(devices=1)) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, True),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "4", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"SLURM_PROCID": "3"}, False),
+    ],
+)
+def test_only_the_first_process_of_any_launcher_writes(environment, first):
+    assert first_process(environment) == first

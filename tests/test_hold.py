@@ -350,16 +350,29 @@ def test_projections_are_those_of_the_families():
 def test_what_survived_without_a_hold_is_counted():
     model, plan = made(15)
     assert survived(model, plan) == Survived(plan.simplified, plan.simplified, plan.simplified)
-    layer, (out, into) = first_held(plan)
+    layer = plan.layer("depthwise")
+    layer.choice[:, 0] = [1, 1, 5, 0]
     with torch.no_grad():
-        model.dense.weight[out, into, 0, 0] += 1e-4
-        model.dense.weight[layer.choice == 5] += 1  # zero kernels become constant ones
-    lost = int((layer.choice == 5).sum())
-    near = plan.simplified - lost
-    exact = near - (layer.choice[out, into] != 5)
+        model.depthwise.weight[:2] = 1
+        simplified(model, plan)
+        model.depthwise.weight[0, 0, 0, 0] += 1e-4
+        model.depthwise.weight[2] += 1  # the zero kernel becomes a constant one
+    near = plan.simplified - 1
+    exact = near - 1
     assert survived(model, plan) == Survived(exact, near, plan.simplified)
     hold(model, plan, "freeze")
     assert survived(model, plan) == Survived(exact, near, plan.simplified)
+
+
+@pytest.mark.parametrize("mode", ["freeze", "tie", "scale"])
+def test_a_plan_that_names_a_shared_weight_twice_holds_it_once(mode):
+    model, plan = made(7, Shared)
+    (layer,) = plan.layers
+    plan = Plan(plan.structures, (layer, LayerPlan(**{**vars(layer), "name": "other"})))
+    assert len(projections(model, plan)) == 1
+    hold(model, plan, mode)
+    assert list(witnesses(model)) == ["first"]
+    assert len(model.other.parametrizations.weight) == 1
 
 
 def test_held_share_counts_kernels_larger_than_one_cell():

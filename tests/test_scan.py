@@ -31,7 +31,7 @@ def test_white_kernels_match_as_often_as_chance_says():
 def test_planted_kernels_are_counted_and_named():
     kernels = white()
     kernels[:5, 0] = find("full-square", (3, 3)).snap(kernels[:5, 0])
-    scan = scanned(kernels)
+    scan = scanned(kernels, ScanSettings(depth="shallow"))  # a template of two numbers may lie nearer
     layer = scan.layers[0]
     assert layer.families["full-square"].observed == 5
     best = layer.best.reshape(1000, 4)[:5, 0]

@@ -4,7 +4,6 @@ Every function takes one examined layer and returns plain values under the keys 
 where the layer's shape has no such thing. The expensive ones run only where a scan looks deep.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,10 @@ import torch
 from torch import Tensor
 
 from kernelsimp.analysis.examine import Examined
-from kernelsimp.analysis.shapes import MOST_CELLS, Shapes, draws, planar
+from kernelsimp.analysis.shapes import MOST_CELLS, Shapes, planar
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.kernels import coding, orbits, prototypes
-from kernelsimp.kernels.covariance import permuted_kernels
+from kernelsimp.kernels import coding, orbits, partitions, prototypes
 from kernelsimp.kernels.families import SEVENTEEN, find, offered
-from kernelsimp.kernels.rank import residual as rank_residual
 from kernelsimp.kernels.residuals import residuals
 
 Values = dict[str, Any]
@@ -91,31 +88,6 @@ def _stride_note(stride: int | None) -> str | None:
     return f"stride {stride}: the layer samples every {stride} cells, so its mean kernel need not be symmetric"
 
 
-def near_any(examined: Examined, tolerance: float, seed: int) -> Values | None:
-    """Return how many kernels lie near one of the seventeen families or rank one, and how many by chance.
-
-    Chance is the same kernels with their cells shuffled.
-    """
-    kernels, live = planar(examined), torch.from_numpy(~examined.dead)
-    if kernels is None or not bool(live.any()) or examined.cells > MOST_CELLS:
-        return None
-    own = _near(kernels[live], tolerance)
-    shuffled = _near(permuted_kernels(kernels[live], draws(int(live.sum())), seed), tolerance)
-    expected = float(shuffled.double().mean()) * len(own)
-    return {"observed": int(own.sum()), "permuted": expected, "live": len(own)}
-
-
-def _near(kernels: Tensor, tolerance: float) -> Tensor:
-    grid = tuple(kernels.shape[1:])
-    spaces = [family.subspace for family in offered(grid, SEVENTEEN)]
-    near = torch.zeros(len(kernels), dtype=torch.bool)
-    if spaces:
-        near |= (residuals(kernels, spaces) <= tolerance).any(dim=1)
-    if min(grid) > 1:
-        near |= rank_residual(kernels) <= tolerance
-    return near
-
-
 def relatives(examined: Examined, shapes: Shapes, tolerance: float) -> Values | None:
     """Return which kernels are others turned, mirrored and scaled, and quadrature pairs of Gabors."""
     kernels = planar(examined)
@@ -184,7 +156,15 @@ def colours(examined: Examined, tolerance: float) -> Values | None:
     }
 
 
-def summed(parts: list[Mapping[str, float]]) -> Values:
-    """Return the sums over layers of what `near_any` counts."""
-    keys = ("observed", "permuted", "live")
-    return {key: sum(part[key] for part in parts) for key in keys}
+def groupings(shapes: Shapes, most: int = 8) -> Values | None:
+    """Return the commonest partitions of rows and of columns into equal ones, in words, with their counts."""
+    if not shapes.lines:
+        return None
+    found: Values = {}
+    for item in shapes.lines:
+        line = ("row", "column")[item.axis]
+        joined = item.labels[item.classes < item.grid[item.axis]]
+        labels, counts = torch.unique(joined, dim=0, return_counts=True)
+        for place in counts.argsort(descending=True, stable=True)[:most].tolist():
+            found[partitions.sentence(labels[place].tolist(), line)] = int(counts[place])
+    return found

@@ -1,75 +1,172 @@
-"""The scan: every kernel of a checkpoint against every family, beside what chance would give."""
+"""The scan: every kernel of a checkpoint against every family, beside what chance would give.
 
-from collections.abc import Mapping
+Verdicts (`p`, `found`, beyond its layer) are those of the linear families, whose chance is known exactly;
+structures that are no subspace are counted beside random kernels and can be a kernel's best family.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernelsimp.analysis import beyond
 from kernelsimp.analysis.chance import BEYOND_BY, Judgement, judge_layer
 from kernelsimp.analysis.examine import NONE, Examined, examine
+from kernelsimp.analysis.naming import Names, names_of
+from kernelsimp.analysis.quality import quality_of
+from kernelsimp.analysis.select import deep_layers, selected
+from kernelsimp.analysis.shapes import Look, Shapes, Structure, near_any, shapes_of, worth
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
+from kernelsimp.kernels.families import check_name
 from kernelsimp.kernels.residuals import mean_removed_residuals
-from kernelsimp.kernels.significance import enrichment, local_false_share
-from kernelsimp.records.scan import FamilyScan, LayerScan, NullCount, Scan
+from kernelsimp.kernels.significance import discoveries, enrichment, local_false_share
+from kernelsimp.records.scan import FamilyScan, LayerScan, NullCount, Sample, Scan
 from kernelsimp.settings import ScanSettings
 from kernelsimp.watch import SILENT, Watcher
 
 HISTOGRAM_BINS = 20
 """Bins of the residual histogram between 0 and 1."""
 
+SAMPLES = 6
+"""Kernels of each family and layer that are kept for pictures, the nearest first."""
+
+PROTOTYPES_UP_TO = 1024
+MEDIAN_OF = 1 << 16
+"""Medians of larger layers are those of as many kernels, evenly spaced."""
+
 Judgements = Mapping[str, Judgement]
+Strides = Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One layer after all measuring: residuals, verdicts, and structures that are no subspace."""
+
+    examined: Examined
+    judged: Judgements
+    shapes: Shapes
+    settings: ScanSettings
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The linear families, then the other structures."""
+        linear = (family.name for family in self.examined.families)
+        return (*linear, *(item.name for item in self.shapes.structures))
+
+    @property
+    def found_by(self) -> Judgement:
+        return self.judged[self.settings.null]
+
+    @property
+    def beyond(self) -> NDArray[np.bool_]:
+        """Which kernels neither the null that was asked for nor the layer's covariance explains."""
+        return np.asarray(self.found_by.found & self.judged[BEYOND_BY].found)
 
 
 def scan_bank(
-    bank: KernelBank, settings: ScanSettings, source: Mapping[str, Any], watcher: Watcher = SILENT
+    bank: KernelBank,
+    settings: ScanSettings,
+    source: Mapping[str, Any],
+    watcher: Watcher = SILENT,
+    strides: Strides | None = None,
 ) -> Scan:
-    """Return the scan of every layer larger than 1x1.
+    """Return the scan of every layer larger than 1x1; `strides` by layer name where they are known.
 
-    Raises `KernelsimpError` for a tolerance outside 0..1, an unknown family or an unknown null.
+    Raises `KernelsimpError` for a tolerance outside 0..1, an unknown family, null, kind or depth, or globs
+    that match nothing.
     """
-    if not 0 <= settings.tolerance <= 1:
-        raise KernelsimpError(f"--tolerance is {settings.tolerance:g}; expected a number from 0 to 1")
+    check(settings)
+    bank = selected(bank, settings)
+    deep = deep_layers(bank.spatial, settings)
     watcher.start("scanning", len(bank.spatial))
     names: dict[str, int] = {}
     layers, notes = [], []
-    for layer in bank.spatial:
-        examined = examine(layer, settings.families)
-        for family in examined.families:
-            names.setdefault(family.name, len(names))
-        judged = {null: judge_layer(examined, null, settings.fdr) for null in _nulls(settings)}
-        notes += [f"{layer.name}: {item.note}" for item in judged.values() if item.note]
-        layers.append(_layer_scan(examined, judged, settings, names))
+    for place, layer in enumerate(bank.spatial):
+        seen = see(examine(layer, settings.families), settings, deep=layer.name in deep)
+        for name in seen.names:
+            names.setdefault(name, len(names))
+        notes += [f"{layer.name}: {item.note}" for item in seen.judged.values() if item.note]
+        extra = _extra(seen, (strides or {}).get(layer.name), first=place == 0, deep=layer.name in deep)
+        layers.append(_layer_scan(seen, names, extra))
         watcher.step()
     return Scan(
         source=source,
-        settings={"null": settings.null, "tolerance": settings.tolerance, "fdr": settings.fdr, "seed": 0},
+        settings=_said(settings),
         families=tuple(names),
         layers=tuple(layers),
         skipped=tuple((item.name, item.reason) for item in bank.skipped),
         weights=sum(layer.kernels.numel() for layer in bank.layers),
         pointwise=sum(layer.count for layer in bank.layers if layer.pointwise),
-        warnings=(*bank.warnings, *notes),
+        warnings=(*bank.warnings, *notes, *_depth_note(len(bank.spatial), len(deep), settings)),
     )
 
 
-def _nulls(settings: ScanSettings) -> tuple[str, ...]:
-    """The white null always, what was asked for, and the matched one for 'beyond its layer'."""
-    return tuple(dict.fromkeys(("white", settings.null, BEYOND_BY)))
+def check(settings: ScanSettings) -> None:
+    """Raise `KernelsimpError` for settings that no scan can follow."""
+    if not 0 <= settings.tolerance <= 1:
+        raise KernelsimpError(f"--tolerance is {settings.tolerance:g}; expected a number from 0 to 1")
+    for name in settings.families or ():
+        check_name(name)
 
 
-def _layer_scan(
-    examined: Examined, judged: Judgements, settings: ScanSettings, names: Mapping[str, int]
-) -> LayerScan:
-    layer, best = examined.layer, examined.best(settings.tolerance)
-    index = np.array([*(names[family.name] for family in examined.families), NONE], dtype=np.int16)
-    nearest = examined.residual.min(axis=1, initial=1.0)
-    matched = best != NONE
-    rows = np.arange(len(best))
-    residual = np.where(matched, examined.residual[rows, best], nearest) if matched.any() else nearest
-    found_by = judged[settings.null]
+def see(examined: Examined, settings: ScanSettings, *, deep: bool) -> Seen:
+    """Judge one layer by every null, and measure what is no subspace unless families were named."""
+    nulls = dict.fromkeys(("white", settings.null, BEYOND_BY))  # white always; matched for 'beyond'
+    judged = {null: judge_layer(examined, null, settings.fdr) for null in nulls}
+    shapes = Shapes() if settings.families else shapes_of(examined, look_of(settings, deep=deep))
+    return Seen(examined, judged, shapes, settings)
+
+
+def look_of(settings: ScanSettings, *, deep: bool) -> Look:
+    """Return how hard to look for structures that are no subspace."""
+    return Look(settings.tolerance, deep, settings.seed)
+
+
+def best_of_all(seen: Seen, linear: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return each kernel's best structure, an index into `Seen.names` or NONE, and its residual.
+
+    `linear` is the best among the linear families. Least numbers left, choices counted; then the linear families before the others, then least residual.
+    """
+    examined, tolerance = seen.examined, seen.settings.tolerance
+    best, matched = linear, linear != NONE
+    nearest = examined.residual.min(axis=1, initial=1.0).astype(np.float64)
+    residual = nearest.copy()
+    residual[matched] = examined.residual[np.flatnonzero(matched), best[matched]]
+    numbers = np.append(examined.dims.astype(np.float64), np.inf)[best]
+    for place, item in enumerate(seen.shapes.structures, start=len(examined.families)):
+        own = item.measured
+        near = (own.residual <= tolerance) & ~examined.dead & worth(own, examined.cells)
+        tie = (own.numbers == numbers) & (best >= len(examined.families)) & (own.residual < residual)
+        wins = near & ((own.numbers < numbers) | tie)
+        best, numbers = np.where(wins, place, best), np.where(wins, own.numbers, numbers)
+        residual = np.where(wins, own.residual, residual)
+    return best, residual
+
+
+def _said(settings: ScanSettings) -> dict[str, Any]:
+    keys = ("null", "tolerance", "fdr", "seed", "depth", "families", "layers", "skip_layers", "kinds")
+    return {key: value for key, value in asdict(settings).items() if key in keys}
+
+
+def _depth_note(layers: int, deep: int, settings: ScanSettings) -> Iterator[str]:
+    if settings.depth == "auto" and deep < layers:
+        yield (
+            f"{layers - deep} of {layers} layers were scanned without templates, orbits, prototypes and "
+            "codings: the network is large; --deep scans them too"
+        )
+
+
+def _layer_scan(seen: Seen, names: Mapping[str, int], extra: Mapping[str, Any]) -> LayerScan:
+    examined = seen.examined
+    layer, linear = examined.layer, examined.best(seen.settings.tolerance)
+    best, residual = best_of_all(seen, linear)
+    index = np.array([*(names[name] for name in seen.names), NONE], dtype=np.int16)
+    spoken = names_of(examined, seen.shapes, best != NONE, linear)
+    nearest = examined.residual.min(axis=1, initial=1.0)[~examined.dead]
     return LayerScan(
         layer.name,
         layer.kind,
@@ -77,29 +174,82 @@ def _layer_scan(
         layer.weight_shape or tuple(layer.kernels.shape),
         layer.count,
         int(examined.dead.sum()),
-        _family_scans(examined, judged, settings.tolerance, best),
+        {**_family_scans(seen, linear), **_structure_scans(seen, best)},
         best=index[best],
         residual=residual.astype(np.float32),
-        p=found_by.p,
-        found=found_by.found,
-        histogram=tuple(np.histogram(nearest[~examined.dead], HISTOGRAM_BINS, (0, 1))[0].tolist()),
-        extra={"found": int(found_by.found.sum()), "beyond_its_layer": int(_beyond(judged, found_by).sum())},
+        p=seen.found_by.p,
+        found=seen.found_by.found,
+        histogram=tuple(np.histogram(nearest, HISTOGRAM_BINS, (0, 1))[0].tolist()),
+        extra=extra,
+        beyond=seen.beyond,
+        is_dead=examined.dead,
+        words=spoken.words,
+        word=spoken.word,
+        sentence=spoken.sentence,
+        samples=tuple(_samples(seen, (best, residual), spoken)),
+        outputs=int(layer.kernels.shape[0]),
     )
 
 
-def _beyond(judged: Judgements, found_by: Judgement) -> NDArray[np.bool_]:
-    return np.asarray(found_by.found & judged[BEYOND_BY].found)
+def _extra(seen: Seen, stride: int | None, *, first: bool, deep: bool) -> dict[str, Any]:
+    """Return what stands beside the families in the JSON of a layer."""
+    examined, settings = seen.examined, seen.settings
+    cheap = {
+        "found": int(seen.found_by.found.sum()),
+        "beyond_its_layer": int(seen.beyond.sum()),
+        "near_any": near_any(examined, seen.shapes, look_of(settings, deep=deep)),
+        "filters": beyond.filters(examined, settings.tolerance),
+        "mean_kernel": beyond.mean_kernel(examined, stride),
+        "quality": asdict(quality_of(examined.layer)),
+        "colour": beyond.colours(examined, settings.tolerance) if first else None,
+        "equal_lines": beyond.groupings(seen.shapes),
+        "deep": deep,
+    }
+    if not deep:
+        return cheap
+    return {
+        **cheap,
+        "orbits": beyond.relatives(examined, seen.shapes, settings.tolerance),
+        "prototypes": beyond.covering(examined, settings.seed) if _few_enough(examined, settings) else None,
+        "bits_per_kernel": beyond.bits_per_kernel(examined),
+    }
 
 
-def _family_scans(
-    examined: Examined, judged: Judgements, tolerance: float, best: NDArray[np.int64]
-) -> dict[str, FamilyScan]:
+def _few_enough(examined: Examined, settings: ScanSettings) -> bool:
+    """Prototypes cost the most of all: larger layers get them only where a deep scan was asked for."""
+    return settings.depth == "deep" or examined.layer.count <= PROTOTYPES_UP_TO
+
+
+def _samples(
+    seen: Seen, best: tuple[NDArray[np.int64], NDArray[np.float64]], spoken: Names
+) -> Iterator[Sample]:
+    """Yield the nearest kernels of each family for pictures."""
+    layer, (family, residual) = seen.examined.layer, best
+    flat, slices = layer.kernels.detach().reshape(-1, *layer.grid), int(layer.kernels.shape[1])
+    for place in np.unique(family[family != NONE]).tolist():
+        rows = np.flatnonzero(family == place)
+        for row in rows[np.argsort(residual[rows], kind="stable")[:SAMPLES]].tolist():
+            yield Sample(
+                divmod(row, slices),
+                seen.names[place],
+                flat[row].float().numpy(),
+                float(residual[row]),
+                float(seen.found_by.p[row]),
+                spoken.words[spoken.word[row]],
+            )
+
+
+def _family_scans(seen: Seen, best: NDArray[np.int64]) -> dict[str, FamilyScan]:
+    """Return the linear families of a layer beside every null; `best` is each kernel's linear family."""
+    examined, tolerance = seen.examined, seen.settings.tolerance
     live = ~examined.dead
     r = examined.residual[live]
     observed = examined.matches(tolerance).sum(axis=0)
     subspaces = [family.subspace for family in examined.families]
-    kernels = examined.layer.kernels.reshape(-1, *examined.layer.grid)[torch.from_numpy(live)]
+    spaced = np.flatnonzero(live)[:: -(-len(r) // MEDIAN_OF) or 1]
+    kernels = examined.layer.kernels.reshape(-1, *examined.layer.grid)[torch.from_numpy(spaced)]
     centred = mean_removed_residuals(kernels, subspaces).numpy() if subspaces else r
+    raw = examined.residual[spaced]
     scans = {}
     for i, family in enumerate(examined.families):
         of_family = best == i
@@ -113,12 +263,35 @@ def _family_scans(
                     int((item.found & of_family).sum()),
                     local_false_share(item.null, i, torch.from_numpy(r[:, i]), tolerance),
                 )
-                for name, item in judged.items()
+                for name, item in seen.judged.items()
             },
-            _median(r[:, i]),
+            _median(raw[:, i]),
             _median(centred[:, i]),
         )
     return scans
+
+
+def _structure_scans(seen: Seen, best: NDArray[np.int64]) -> dict[str, FamilyScan]:
+    """Return the structures that are no subspace, each beside its own random kernels."""
+    first = len(seen.examined.families)
+    return {
+        item.name: _structure_scan(seen, item, best == first + place)
+        for place, item in enumerate(seen.shapes.structures)
+    }
+
+
+def _structure_scan(seen: Seen, item: Structure, own: NDArray[np.bool_]) -> FamilyScan:
+    """`found` are the kernels whose best structure it is and whose p-value stands up over the layer."""
+    live, tolerance = ~seen.examined.dead, seen.settings.tolerance
+    r = item.measured.residual[live]
+    observed = int((r <= tolerance).sum())
+    expected = len(r) * item.chance.expected(tolerance)
+    p = np.exp(item.chance.log_p(torch.from_numpy(r)).numpy())
+    tests = len(seen.shapes.structures)
+    found = discoveries(np.minimum(1.0, tests * p), seen.settings.fdr) & own[live]
+    of_its_own = r[r < 1]
+    count = NullCount(expected, enrichment(observed, expected), int(found.sum()))
+    return FamilyScan(item.measured.dim, observed, {item.null: count}, _median(of_its_own))
 
 
 def _median(values: NDArray[np.float32]) -> float:

@@ -1,5 +1,6 @@
 """`kernelsimp demo`: the whole story on a small network, in about a minute of CPU."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ def demo(
     quiet: QuietOption = False,
 ) -> None:
     """Train a small network on digits, then scan, simplify, freeze, fine-tune, report and check it."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of a tiny network only wait
+
     from kernelsimp import pipeline
     from kernelsimp.cli.tables import report_tables, scan_tables, verdict_tables
 

@@ -199,8 +199,9 @@ class Replay:
         layer = _weight_of(self.modules[use.name])
 
         def on_call(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found.append((module, inputs[0].clone()))  # what follows may work in place
-            if len(found) == use.calls:
+            last = len(found) + 1 == use.calls
+            found.append((module, inputs[0] if last else inputs[0].clone()))  # what follows may work in place
+            if last:
                 raise _Reached
 
         twins = [module for module in self.modules.values() if _weight_of(module) is layer]

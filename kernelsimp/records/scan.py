@@ -72,16 +72,12 @@ class LayerScan:
     word: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     sentence: str = ""
     samples: tuple[Sample, ...] = ()
+    outputs: int = 0
 
     @property
     def slices(self) -> int:
-        """Input channels a filter has: kernel number k is [k // slices, k % slices]."""
+        """How many kernels a filter has: kernel number k is [k // slices, k % slices]."""
         return self.kernels // max(1, self.outputs)
-
-    @property
-    def outputs(self) -> int:
-        """How many filters the layer has; the canonical order is (out, in / groups)."""
-        return int(self.extra.get("filters", {}).get("count", self.weight_shape[0]))
 
 
 @dataclass(frozen=True)
@@ -124,3 +120,15 @@ class Scan:
     pointwise: int
     schema: str = SCHEMA
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScanLine:
+    """One checkpoint of a folder: what was in it, or the one line that says why it could not be scanned."""
+
+    name: str
+    layers: int = 0
+    kernels: int = 0
+    matching: int = 0
+    found: int = 0
+    error: str = ""

@@ -92,21 +92,23 @@ def menus_for(prepared: Prepared, cost: str) -> tuple[Menu, ...]:
     return tuple(_menu(prepared, layer, cost) for layer in prepared.bank.spatial)
 
 
-def plan_for(prepared: Prepared, cost: str, choose: Chooser) -> tuple[Plan, float]:
-    """Return the plan of one cost, and the loss it predicts in nats an image."""
+def plan_for(prepared: Prepared, cost: str, choose: Chooser) -> tuple[Plan, dict[str, float]]:
+    """Return the plan of one cost, and the loss it predicts of each layer, in nats an image."""
     menus = menus_for(prepared, cost)
     choices = choose(menus)
     return plan_of(prepared, menus, choices, cost)
 
 
-def plan_of(prepared: Prepared, menus: Sequence[Menu], choices: Choices, cost: str) -> tuple[Plan, float]:
-    """Return choices as a plan, and the loss it predicts in nats an image."""
+def plan_of(
+    prepared: Prepared, menus: Sequence[Menu], choices: Choices, cost: str
+) -> tuple[Plan, dict[str, float]]:
+    """Return choices as a plan, and the loss it predicts of each layer, in nats an image."""
     names = dict.fromkeys(item.name for offer in prepared.offers.values() for item in offer)
     structures = tuple(names)
-    layers, predicted = [], 0.0
+    layers, predicted = [], {}
     for layer, chosen in zip(prepared.bank.spatial, choices.structures, strict=True):
         errors = _errors(layer, prepared.offers[layer.name], chosen)
-        predicted += predicted_loss(layer, errors, prepared.seen.get(layer.name))
+        predicted[layer.name] = predicted_loss(layer, errors, prepared.seen.get(layer.name))
         layers.append(_layer_plan(prepared, layer, (structures, chosen, errors)))
     settings = prepared.settings
     rule: dict[str, Any] = {

@@ -48,6 +48,11 @@ class Moments:
         """D, the cells of one filter."""
         return int(self.gram.shape[-1])
 
+    def to(self, device: torch.device | str) -> "Moments":
+        """Return the same moments on `device`."""
+        names = ("gram", "cross", "mean", "mean_before", "power")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
     def centred(self, original: Tensor) -> "Moments":
         """Return covariances in place of raw moments, for a layer whose bias takes care of the means."""
         gram = self.gram - self.mean[:, :, None] * self.mean[:, None, :]
@@ -83,7 +88,7 @@ def windows(call: Call) -> Tensor:
     sides = _transposed_sides(module) if transposed else _sides(module)
     mode = {"zeros": "constant"}.get(module.padding_mode, module.padding_mode)
     flat_sides = [side for pair in reversed(sides) for side in pair]
-    view = pad(spread, flat_sides, mode=mode)
+    view = pad(spread, flat_sides, mode=mode) if any(flat_sides) else spread
     axes = len(module.kernel_size)
     for axis in range(axes):
         dilation, length = module.dilation[axis], module.kernel_size[axis]

@@ -20,6 +20,9 @@ DAMPING = 0.01
 STOP = 1e-9
 """A filter is done when its residual is this share of its first one: 1e-6 would leave weights 1e-5 off."""
 
+ROUNDING = 1e-13
+"""A residual below this share of the right-hand side is rounding, and nothing more can be gained."""
+
 MOST_STEPS = 2000
 
 BLOCK_NUMBERS = 1 << 26
@@ -117,8 +120,8 @@ def _conjugate_gradients(start: Tensor, system: tuple[Tensor, Tensor], constrain
     ready = precondition(left)
     direction = ready.clone()
     energy = _dot(left, ready)
-    first = left.norm(dim=-1)
-    live = first > 0
+    enough = torch.maximum(STOP * left.norm(dim=-1), ROUNDING * target.norm(dim=-1))
+    live = left.norm(dim=-1) > enough
     for step in range(1, MOST_STEPS + 1):
         if not bool(live.any()):
             return Solved(w, step - 1)
@@ -129,7 +132,7 @@ def _conjugate_gradients(start: Tensor, system: tuple[Tensor, Tensor], constrain
         length = torch.where(live, energy / curvature, 0.0)[..., None]
         w = w + length * direction
         left = left - length * constraint.project(image)
-        live = live & (left.norm(dim=-1) > STOP * first)
+        live = live & (left.norm(dim=-1) > enough)
         ready = precondition(left)
         fresh = _dot(left, ready)
         mix = torch.where(live, fresh / energy, 0.0)[..., None]

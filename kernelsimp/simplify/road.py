@@ -30,13 +30,22 @@ BATCH = 128
 
 @dataclass(frozen=True, eq=False)
 class Tried:
-    """One plan, what it predicted, the network it made, and how far that is from the original."""
+    """One plan, the network it made, and how far that is from the original.
+
+    `predicted` is the loss of each layer by the survey, before any re-solve, in nats an image.
+    """
 
     cost: str
     plan: Plan
-    predicted: float
+    predicted: Mapping[str, float]
     walked: Walked
     distance: Distance
+
+    @property
+    def kappa(self) -> float:
+        """What was measured over what was predicted; NaN where nothing was."""
+        total = sum(self.predicted.values())
+        return self.distance.divergence / total if total > 0 else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +124,7 @@ def travel(surveyed: Surveyed, choose: Chooser, cost: str, watcher: Watcher = SI
     return Road(best, tried, best.walked.tensors, best.walked.notes)
 
 
-def try_plan(surveyed: Surveyed, made: tuple[Plan, float], watcher: Watcher = SILENT) -> Tried:
+def try_plan(surveyed: Surveyed, made: tuple[Plan, dict[str, float]], watcher: Watcher = SILENT) -> Tried:
     """Carry out a plan and measure how far the network has moved."""
     plan, predicted = made
     fitted = surveyed.prepared.settings.resolve != "none"

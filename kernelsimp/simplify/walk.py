@@ -8,7 +8,7 @@ Where the layer has a bias, or feeds one batch norm, the shift of its mean goes 
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -141,19 +141,40 @@ def _fit_layer(
         return
     original = _by_group(layer)
     shifted = _takes_shift(state.model, use)
-    metric = moments.centred(original) if shifted else moments
-    constraint = target.constraint if target else Constraint(layer.kernels[0, 0].numel(), ())
-    trouble, steps = None, 0
-    try:
-        solved = resolve(original, constraint, metric)
-        weights, steps = solved.weights, solved.steps
-    except UnsolvableError as reason:
-        trouble, weights = f"{reason}; only projected", constraint.place(original)
+    weights, fit = _solve(layer, target, moments, shifted=shifted)
     written = _write(state, layer, target, weights)
+    here = moments.to("cpu")
     if shifted:
-        _shift(state, use, (written, original), moments)
+        _shift(state, use, (written, original), here)
+    metric = here.centred(original) if shifted else here
     share = metric.error(written, original).sum() / metric.power.sum().clamp_min(1e-300)
-    state.fits[use.name] = Fit(float(share.sqrt()), steps, trouble)
+    state.fits[use.name] = replace(fit, output_error=float(share.sqrt()))
+
+
+def _solve(
+    layer: LayerKernels, target: Target | None, moments: Moments, *, shifted: bool
+) -> tuple[Tensor, Fit]:
+    """Return the fitted weights on the CPU, or the projected ones with the reason.
+
+    A device that runs out of memory hands the layer to the CPU.
+    """
+    device = moments.gram.device
+    constraint = target.constraint if target else Constraint(layer.kernels[0, 0].numel(), ())
+    original = _by_group(layer)
+    try:
+        there = original.to(device)
+        metric = moments.centred(there) if shifted else moments
+        solved = resolve(there, constraint.to(device), metric)
+        return solved.weights.cpu(), Fit(None, solved.steps)
+    except UnsolvableError as reason:
+        instead = "only projected" if target else "left as it was"
+        return constraint.place(original), Fit(None, trouble=f"{reason}; {instead}")
+    except torch.OutOfMemoryError:
+        if device.type == "cpu":
+            raise
+    weights, fit = _solve(layer, target, moments.to("cpu"), shifted=shifted)
+    told = f"{device} ran out of memory, solved on the CPU"
+    return weights, replace(fit, trouble=f"{told}; {fit.trouble}" if fit.trouble else told)
 
 
 def _by_group(layer: LayerKernels) -> Tensor:

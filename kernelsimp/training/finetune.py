@@ -23,11 +23,12 @@ from kernelsimp.settings import FinetuneSettings
 from kernelsimp.training.distill import objective
 from kernelsimp.training.hold import verify
 from kernelsimp.training.judge import Batches, Judge
-from kernelsimp.training.keeper import Average, Keeper
+from kernelsimp.training.keeper import Average, Keeper, snapshot
 from kernelsimp.training.options import check_settings, make_optimizer
 from kernelsimp.training.penalties import Pull
 from kernelsimp.training.schedule import rate
 from kernelsimp.training.state import Interrupts, StateFile, identity
+from kernelsimp.training.statistics import re_estimate
 from kernelsimp.watch import SILENT, Watcher
 
 Stop = Literal["", "nothing to train", "diverged", "early"]
@@ -134,6 +135,8 @@ class _Run:
             elif not self._epoch(interrupts):
                 stopped = "diverged"
         self.keeper.put_back()
+        if self.settings.batch_norm == "re-estimate":
+            self._re_estimate()
         self._lay_out(torch.contiguous_format)
         self._tell(stopped)
         return Trained(tuple(self.history), self.keeper.best_epoch, self.keeper.judge.rule, stopped)
@@ -242,6 +245,21 @@ class _Run:
         if math.isfinite(value):
             self.watcher.step(loss=value)
         return math.isfinite(value)
+
+    def _re_estimate(self) -> None:
+        """Take fresh batch-norm statistics where validation says that they are better."""
+        before = self.keeper.judge.mark(self.model)
+        kept = snapshot(self.model)
+        re_estimate(self.model, self.job.train(1, self.engine.shard), self.engine.device)
+        self.engine.even_out(self.model)
+        after, score = self.keeper.judge.mark(self.model), self.keeper.judge.score
+        if before is None or after is None:
+            return
+        better = score(after) < score(before)
+        if not better:
+            self.model.load_state_dict(kept)
+        figures = f"{score(before):.4g} before, {score(after):.4g} after"
+        self.watcher.note(f"batch norm re-estimated: {'kept' if better else 'not kept'} ({figures})")
 
     def _lay_out(self, order: torch.memory_format) -> None:
         """Store the weights of two-dimensional convolutions in this order, where that is asked for."""

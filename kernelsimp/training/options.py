@@ -15,7 +15,7 @@ def check_settings(settings: FinetuneSettings) -> None:
     for name, known in (
         ("optimizer", ("sgd", "adamw")),
         ("schedule", SCHEDULES),
-        ("batch_norm", ("train", "eval")),
+        ("batch_norm", ("train", "eval", "re-estimate")),
         ("strategy", ("auto", "ddp")),
     ):
         value = getattr(settings, name)

@@ -60,7 +60,7 @@ class Scaled(nn.Module):
         self.scale = nn.Parameter(torch.ones(count, dtype=frozen.dtype, device=frozen.device))
 
     def forward(self, free: Tensor) -> Tensor:
-        held = _Stretch.apply(self.scale, self.frozen, self.mask, self.kernel, self.size)
+        held = _Stretch.apply(self.scale, self.frozen, self.kernel, self.size)
         return torch.where(self.mask, held, free)
 
 
@@ -120,14 +120,12 @@ class _Stretch(torch.autograd.Function):
     """Scale each held kernel; its scale's gradient is <g, w0> / ||w0||^2."""
 
     @staticmethod
-    def forward(context: Any, scale: Tensor, *fixed: Tensor) -> Tensor:
-        frozen, _, kernel, _ = fixed
-        context.save_for_backward(*fixed)
+    def forward(context: Any, scale: Tensor, frozen: Tensor, kernel: Tensor, size: Tensor) -> Tensor:
+        context.save_for_backward(frozen, kernel, size)
         return frozen * scale[kernel].reshape(frozen.shape)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        frozen, mask, kernel, size = context.saved_tensors
-        parts = (gradients[0] * frozen * mask).reshape(-1)
-        pulled = torch.zeros_like(size).index_add_(0, kernel, parts) / size
-        return pulled, None, None, None, None
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        frozen, kernel, size = context.saved_tensors
+        parts = (gradients[0] * frozen).reshape(-1)  # 0 where the cell is free: `where` took the other branch
+        return torch.zeros_like(size).index_add_(0, kernel, parts) / size, None, None, None

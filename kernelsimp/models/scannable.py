@@ -1,0 +1,69 @@
+"""What a scan opens: a checkpoint of any format, an exported network, or the name of a published one.
+
+Kinds and strides are exact where there is a network or a graph; a file of weights alone tells neither, and
+then strides are simply not known.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kernelsimp.errors import CheckpointError
+from kernelsimp.kernels.bank import KernelBank
+from kernelsimp.models.architectures import build_model, is_pretrained_name, load_pretrained, load_weights
+from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
+from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, check_weights, conv_modules
+from kernelsimp.settings import ModelSettings
+
+
+@dataclass(frozen=True, eq=False)
+class Scannable:
+    """A bank of sound kernels, where it came from, the stride of layers where known, and remarks."""
+
+    bank: KernelBank
+    source: Mapping[str, Any]
+    strides: Mapping[str, int]
+    warnings: tuple[str, ...] = ()
+
+
+def open_to_scan(path: Path, settings: ModelSettings) -> Scannable:
+    """Open MODEL, a file or a name such as `torchvision:resnet18`, for reading its kernels.
+
+    Raises `KernelsimpError` for what cannot be read, fetched or matched to --arch, holds no convolution, or
+    holds NaN.
+    """
+    word = str(path)
+    if is_pretrained_name(word):
+        module, checkpoint = load_pretrained(word)
+        _check_digest(checkpoint, settings.sha256)
+        bank, strides = bank_from_model(module), strides_of(module)
+    else:
+        checkpoint = load_checkpoint(path, settings)
+        bank, strides = _of_file(checkpoint, settings.arch)
+    check_weights(bank)
+    source = {"path": word, "sha256": checkpoint.sha256, "format": checkpoint.format}
+    warnings = tuple(dict.fromkeys((*checkpoint.warnings, *bank.warnings)))
+    return Scannable(bank, source, strides, warnings)
+
+
+def strides_of(model: nn.Module) -> dict[str, int]:
+    """Return the largest stride of each convolution by layer name."""
+    return {name: max(getattr(module, "stride", (1,))) for name, module in conv_modules(model).items()}
+
+
+def _of_file(checkpoint: Checkpoint, arch: str | None) -> tuple[KernelBank, dict[str, int]]:
+    if arch is None:
+        return bank_from_checkpoint(checkpoint), {}
+    model = build_model(arch)
+    load_weights(model, checkpoint)
+    return bank_from_model(model), strides_of(model)
+
+
+def _check_digest(checkpoint: Checkpoint, expected: str | None) -> None:
+    if expected is not None and expected.strip().lower() != checkpoint.sha256:
+        raise CheckpointError(
+            f"{checkpoint.path}: SHA-256 of its tensors is {checkpoint.sha256}, expected {expected}"
+        )
