@@ -19,7 +19,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode
         write(partial)
+        partial.chmod(mode)  # some writers make files that only their owner may read
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         raise KernelsimpError(f"{path}: cannot write: {_reason(error)}; choose another place") from error

@@ -41,8 +41,8 @@ from kernelsimp.report import (
     write_baseline,
 )
 from kernelsimp.report.assemble import RunFacts, assemble, p_values
-from kernelsimp.report.pair import pair_tables
 from kernelsimp.report.folder_scan import FolderJob, folder_scan
+from kernelsimp.report.pair import pair_tables
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.tables import Table
 from kernelsimp.settings import Given, Settings, recipe, settle

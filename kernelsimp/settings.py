@@ -57,7 +57,7 @@ class ScanSettings:
     tolerance: float = option(0.1, "a kernel matches a family at or below this relative residual")
     families: tuple[str, ...] | None = option(None, "only these families, comma-separated")
     fdr: float = option(0.05, "false discovery rate at which a kernel counts as found")
-    null: str = option("ring", "what chance means: white, ring (smoothness), matched (covariance) or permuted")
+    null: str = option("ring", "what chance means: white, ring (smooth), matched (covariance) or permuted")
     layers: tuple[str, ...] | None = option(None, "only the layers whose names match these globs")
     skip_layers: tuple[str, ...] | None = option(None, "not the layers whose names match these globs")
     kinds: tuple[str, ...] | None = option(None, "only these kinds of layer, such as depthwise")

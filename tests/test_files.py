@@ -21,6 +21,17 @@ def test_a_full_disk_leaves_the_old_file_and_no_partial_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
+def test_what_is_written_can_be_read_by_whoever_reads_other_files(tmp_path):
+    (tmp_path / "plain").touch()
+
+    def write(partial):
+        partial.unlink()
+        partial.touch(mode=0o600)
+
+    write_atomically(tmp_path / "written", write)
+    assert (tmp_path / "written").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_file_as_parent_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(KernelsimpError, match="cannot write"):

@@ -16,6 +16,8 @@ from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.apply import apply_plan, broken
 from kernelsimp.simplify.menus import data_free_plan
+from kernelsimp.simplify.moments import Moments, pair_moments
+from kernelsimp.simplify.resolve import Constraint, Solved, resolve
 from kernelsimp.simplify.road import Road, ground_of, take_road
 from kernelsimp.simplify.walk import Ground, targets_of, walk
 
@@ -331,3 +333,37 @@ def test_one_image_is_not_enough_and_says_so() -> None:
     with pytest.raises(KernelsimpError) as caught:
         road_of(network(), images=smooth_images(1))
     assert str(caught.value) == "1 calibration images; expected 2 at least, see --calibration"
+
+
+def test_a_device_without_memory_hands_the_layer_to_the_cpu_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stood = ground(network())
+    targets = targets_of(data_free_plan(stood.bank, HALF))
+    expected = walk(stood, targets)
+    tried: list[str] = []
+
+    def cramped(original: Tensor, constraint: Constraint, moments: Moments) -> Solved:
+        tried.append(original.device.type)
+        if original.device.type == "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return resolve(original, constraint, moments)
+
+    def on_a_device(*args: object) -> Moments | None:
+        moments = pair_moments(*args)  # type: ignore[arg-type]
+        assert moments is not None
+        device_of = type(
+            "M", (Moments,), {"to": lambda self, device: replace(moments) if device == "cpu" else self}
+        )
+        away = {
+            name: getattr(moments, name).to("meta")
+            for name in ("gram", "cross", "mean", "mean_before", "power")
+        }
+        return device_of(**away, rows=moments.rows, same=moments.same)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr("kernelsimp.simplify.walk.resolve", cramped)
+    monkeypatch.setattr("kernelsimp.simplify.walk.pair_moments", on_a_device)
+    walked = walk(stood, targets)
+    assert tried[:2] == ["meta", "cpu"]
+    assert walked.fits["stem"].trouble == "meta ran out of memory, solved on the CPU"
+    assert all(torch.equal(walked.tensors[name], expected.tensors[name]) for name in expected.tensors)

@@ -85,7 +85,9 @@ def _d4(kernel: Tensor) -> tuple[float | None, float | None]:
 def _stride_note(stride: int | None) -> str | None:
     if stride is None or stride < 2:
         return None
-    return f"stride {stride}: the layer samples every {stride} cells, so its mean kernel need not be symmetric"
+    return (
+        f"stride {stride}: the layer samples every {stride} cells, so its mean kernel need not be symmetric"
+    )
 
 
 def relatives(examined: Examined, shapes: Shapes, tolerance: float) -> Values | None:
@@ -152,6 +154,7 @@ def colours(examined: Examined, tolerance: float) -> Values | None:
         "separable": int(((residual <= tolerance) & (whole > 0)).sum()),
         "median_residual": float(residual.median()),
         "colour": (colour * turned)[:MOST_COLOURS].tolist(),
+        "kernel": (line * turned)[:MOST_COLOURS].reshape(-1, *kernels.shape[2:]).tolist(),
         "residual": residual[:MOST_COLOURS].tolist(),
     }
 

@@ -69,7 +69,9 @@ def find_kernel(bank: KernelBank, place: str) -> tuple[LayerKernels, tuple[int, 
     index, sides = (int(parsed["out"]), int(parsed["into"])), tuple(layer.kernels.shape[:2])
     if index[0] >= sides[0] or index[1] >= sides[1]:
         last = f"[{sides[0] - 1},{sides[1] - 1}]"
-        raise KernelsimpError(f"--explain: '{name}' has no kernel [{index[0]},{index[1]}]; the last is {last}")
+        raise KernelsimpError(
+            f"--explain: '{name}' has no kernel [{index[0]},{index[1]}]; the last is {last}"
+        )
     return layer, index
 
 
@@ -96,16 +98,14 @@ def _others(seen: Seen, row: int) -> list[Candidate]:
 
 
 def _alone(kernel: Tensor, tolerance: float, known: set[str]) -> list[Candidate]:
-    """Return templates and counts of values fitted to this kernel (1, kh, kw), beside which no chance stands."""
+    """Return templates and counts of values fitted to this kernel (1, kh, kw) alone, without chance."""
     grid = grid_of(kernel)
     found = []
     for template in templates.offered(grid):
         r = float(template_fit.fit(kernel, (template.name,)).residual[0])
         dof = templates.degrees_of_freedom(template, grid)
         found.append(Candidate(template.name, dof, r, r <= tolerance, {}))
-    counts = [
-        u for u in few_values.COUNTS if few_values.offered(grid, u) and f"few-values-{u}" not in known
-    ]
+    counts = [u for u in few_values.COUNTS if few_values.offered(grid, u) and f"few-values-{u}" not in known]
     for item in few_values.fit_all(kernel, counts) if counts else ():
         r = float(item.residual[0])
         found.append(Candidate(f"few-values-{item.values}", item.dof, r, r <= tolerance, {}))

@@ -129,7 +129,8 @@ def look_of(settings: ScanSettings, *, deep: bool) -> Look:
 def best_of_all(seen: Seen, linear: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return each kernel's best structure, an index into `Seen.names` or NONE, and its residual.
 
-    `linear` is the best among the linear families. Least numbers left, choices counted; then the linear families before the others, then least residual.
+    `linear` is the best among the linear families. The structure that leaves least numbers wins, choices
+    counted; then the linear families come before the others, then the least residual.
     """
     examined, tolerance = seen.examined, seen.settings.tolerance
     best, matched = linear, linear != NONE

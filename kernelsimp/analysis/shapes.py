@@ -203,9 +203,7 @@ def _few(kernels: Tensor, look: Look) -> list[Measured]:
         residual = _few_where_near(kernels, counts, look.tolerance)
     bits = {u: partitions.bits(grid[0] * grid[1], u) / CHOICE_BITS_PER_NUMBER for u in counts}
     return [
-        Measured(
-            f"few-values-{u}", u, np.full(len(r), u + bits[u]), r.nan_to_num(1.0).float().numpy()
-        )
+        Measured(f"few-values-{u}", u, np.full(len(r), u + bits[u]), r.nan_to_num(1.0).float().numpy())
         for u, r in residual.items()
     ]
 
@@ -279,5 +277,3 @@ def _templates(fitted: TemplateFit | None) -> list[Measured]:
 
 def _numbers(template: str, grid: Grid) -> int:
     return degrees_of_freedom(by_name(template), grid)
-
-

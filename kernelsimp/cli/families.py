@@ -1,4 +1,4 @@
-"""`kernelsimp families`: the table of families."""
+"""`kernelsimp families`: the tables of families, templates and denoisers."""
 
 from typing import Annotated
 
@@ -11,11 +11,12 @@ from kernelsimp.errors import KernelsimpError
 def families(
     size: Annotated[str, typer.Option(help="kernel sides, such as 3, 5 or 3x5")] = "3",
 ) -> None:
-    """List the families offered at a kernel size, each with its dimension and a picture of its cells."""
-    from kernelsimp.cli.tables import family_table
+    """List the families, templates and denoisers for a kernel size, each with a picture in characters."""
+    from kernelsimp.cli.tables import denoiser_table, family_table, template_table
 
     sides = size.lower().split("x")
     if not all(side.isdigit() and 0 < int(side) <= 31 for side in sides) or len(sides) > 2:
         raise KernelsimpError(f"--size is '{size}'; expected one or two sides from 1 to 31, such as 3 or 3x5")
-    rows, columns = int(sides[0]), int(sides[-1])
-    out.print(family_table((rows, columns)))
+    shape = (int(sides[0]), int(sides[-1]))
+    for table in (family_table(shape), template_table(shape), denoiser_table(shape)):
+        out.print(table)

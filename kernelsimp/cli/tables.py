@@ -1,21 +1,23 @@
 """Drawing the report's tables on a terminal. What they say is decided in `kernelsimp.report`."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+import torch
 from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from kernelsimp.kernels import pictures, templates
+from kernelsimp.kernels.denoisers import DENOISERS, denoise
 from kernelsimp.kernels.families import FAMILIES, offered
-from kernelsimp.kernels.subspace import OrbitSubspace
 from kernelsimp.records.report import Report
-from kernelsimp.records.scan import Scan
+from kernelsimp.records.scan import Explanation, Scan, ScanLine
 from kernelsimp.records.verdict import Verdict, shown
 from kernelsimp.report import faces, tables
 from kernelsimp.report.tables import Table
-
-SHAPES_DRAWN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def draw(table: Table) -> RenderableType:
@@ -33,12 +35,42 @@ def draw(table: Table) -> RenderableType:
 def scan_tables(scan: Scan) -> Iterator[RenderableType]:
     """Yield what a scan found: layers, families beside chance, and a sentence of totals."""
     yield draw(tables.scan_layer_table(scan))
-    yield draw(tables.scan_family_table(scan))
+    yield draw(_first_rows(tables.sentence_table(scan)))
+    yield draw(tables.scan_family_brief(scan))
     kernels, dead = sum(layer.kernels for layer in scan.layers), sum(layer.dead for layer in scan.layers)
     pointwise = f", {scan.pointwise:,} pointwise kernels apart" if scan.pointwise else ""
     yield f"{len(scan.layers)} layers, {kernels:,} kernels larger than 1x1 ({dead:,} dead){pointwise}"
     if scan.skipped:
         yield f"{len(scan.skipped)} tensors are no convolution; --json lists each with the reason"
+
+
+def _first_rows(table: Table, most: int = 12) -> Table:
+    left = len(table.rows) - most
+    title = f"{table.title} (the first {most} of {len(table.rows)})" if left > 0 else table.title
+    return replace(table, title=title, rows=table.rows[:most])
+
+
+def explanation_tables(explained: Explanation) -> Iterator[RenderableType]:
+    """Yield one kernel: what it is, its picture in characters, and what it was measured against."""
+    where = f"{shown(explained.layer)}[{explained.index[0]},{explained.index[1]}]"
+    verdict = "found" if explained.found else "not found"
+    verdict += ", beyond its layer" if explained.beyond else ""
+    dead = " (dead: under 1 % of its layer's mean energy)" if explained.dead else ""
+    chance = f"{verdict}, p = {explained.p:.1g} by the {explained.null} null"
+    yield escape(f"{where}: {explained.name}; {chance}{dead}")
+    cells = torch.from_numpy(explained.cells.reshape(-1, explained.cells.shape[-1]))
+    yield escape("\n".join(pictures.picture(cells, ascii_only=not _unicode())))
+    yield draw(_first_rows(tables.explanation_table(explained), 20))
+
+
+def _unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().startswith("utf")
+
+
+def folder_tables(lines: Sequence[ScanLine]) -> Iterator[RenderableType]:
+    """Yield one line a checkpoint, then those that failed."""
+    yield draw(tables.folder_table(lines))
+    yield draw(tables.failure_table(lines))
 
 
 def report_tables(report: Report) -> Iterator[RenderableType]:
@@ -61,30 +93,46 @@ def verdict_tables(verdict: Verdict) -> Iterator[RenderableType]:
 
 
 def family_table(shape: tuple[int, int]) -> RenderableType:
-    """Return the families offered at `shape`: cells that are equal share a letter, capitals are negated."""
+    """Return the families offered at `shape`: cells that are equal share a letter, '-' marks negatives."""
     rich = RichTable("family", "DOF", "cells", "meaning", box=box.SIMPLE_HEAD, pad_edge=False)
     meanings = {family.name: family.meaning for family in FAMILIES}
     for family in offered(shape, pairs=False):
         also = f" (also {', '.join(family.aliases)})" if family.aliases else ""
-        picture = picture_of(family.subspace)
-        rich.add_row(
-            family.name, str(family.subspace.dim), picture, meanings[family.name] + also, end_section=True
-        )
+        drawn = "\n".join(pictures.orbit_picture(family.subspace))
+        picture = drawn if _unicode() else drawn.replace("·", ".")
+        meaning = meanings[family.name] + also
+        rich.add_row(family.name, str(family.subspace.dim), picture, meaning, end_section=True)
     return rich
 
 
-def picture_of(subspace: OrbitSubspace) -> str:
-    """Draw a family: one letter an orbit, '-' before a negated cell, '.' for a cell that is zero."""
-    rows = []
-    orbits = subspace.orbit.reshape(subspace.shape)
-    signs = subspace.sign.reshape(subspace.shape)
-    for orbit_row, sign_row in zip(orbits, signs, strict=True):
-        cells = (_cell(orbit, sign) for orbit, sign in zip(orbit_row, sign_row, strict=True))
-        rows.append(" ".join(cells))
-    return "\n".join(rows)
+def template_table(shape: tuple[int, int]) -> RenderableType:
+    """Return the templates offered at `shape`, each with an example drawn in characters."""
+    rich = RichTable("template", "DOF", "example", "meaning", box=box.SIMPLE_HEAD, pad_edge=False)
+    for template in templates.offered(shape):
+        drawn = pictures.picture(templates.example(template.name, shape), ascii_only=not _unicode())
+        dof = str(templates.degrees_of_freedom(template, shape))
+        rich.add_row(template.name, dof, escape("\n".join(drawn)), template.meaning, end_section=True)
+    return rich
 
 
-def _cell(orbit: int, sign: float) -> str:
-    if orbit < 0:
-        return " ."
-    return ("-" if sign < 0 else " ") + SHAPES_DRAWN[orbit % len(SHAPES_DRAWN)]
+def denoiser_table(shape: tuple[int, int], strength: float = 0.3) -> RenderableType:
+    """Return the denoisers, each with what it makes of one noisy kernel, drawn in characters."""
+    noisy = _noisy(shape)
+    rich = RichTable("denoiser", "example", "meaning", box=box.SIMPLE_HEAD, pad_edge=False)
+    title = f"one kernel of a noisy bank, then at strength {strength:g}"
+    rich.add_row("(before)", "\n".join(_drawn(noisy[0])), title, end_section=True)
+    for row in DENOISERS:
+        after = denoise(noisy, row.name, strength)[0]
+        rich.add_row(row.name, "\n".join(_drawn(after)), row.meaning, end_section=True)
+    return rich
+
+
+def _noisy(shape: tuple[int, int]) -> torch.Tensor:
+    """Return a small bank (16, kh, kw) of seeded noise over one smooth kernel."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = templates.example("gaussian", shape)
+    return smooth + 0.25 * torch.randn(16, *shape, generator=generator, dtype=smooth.dtype)
+
+
+def _drawn(kernel: torch.Tensor) -> list[str]:
+    return [escape(line) for line in pictures.picture(kernel, ascii_only=not _unicode())]

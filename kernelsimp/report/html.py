@@ -21,7 +21,7 @@ from markupsafe import Markup
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Scan
 from kernelsimp.records.verdict import shown
-from kernelsimp.report import figures, words
+from kernelsimp.report import figures, scan_pictures, words
 from kernelsimp.report.gallery import Gallery, Picture
 from kernelsimp.report.pair import pair_tables
 from kernelsimp.report.sprites import Sprite, sprite
@@ -38,6 +38,7 @@ from kernelsimp.report.tables import (
     scan_facts,
     scan_family_table,
     scan_layer_table,
+    sentence_table,
     skipped_table,
     stage_table,
     training_table,
@@ -106,6 +107,9 @@ def scan_html(scan: Scan) -> str:
     sections = [
         Section("Found against chance", figures.scan_chance(scan), tables, figures.CHANCE),
         Section("Layers", tables=(scan_layer_table(scan),), sortable=True),
+        Section("In words", tables=_filled(sentence_table(scan))),
+        Section("Kernels by family", scan_pictures.family_pictures(scan)),
+        Section("Colours", scan_pictures.colour_pictures(scan)),
         Section("Skipped", tables=_filled(skipped_table(scan))),
     ]
     return _page(

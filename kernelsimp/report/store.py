@@ -137,7 +137,7 @@ def _summed_null(counts: list[NullCount], observed: int) -> dict[str, Any]:
 def _layer_json(layer: LayerScan) -> dict[str, Any]:
     keys = ("name", "kind", "kind_source", "weight_shape", "kernels", "dead", "families", "histogram")
     facts = {key: plain(getattr(layer, key)) for key in keys}
-    return {**facts, **dict.fromkeys(LAYER_EXTRAS), **plain(layer.extra)}
+    return {**facts, "sentence": layer.sentence, **dict.fromkeys(LAYER_EXTRAS), **plain(layer.extra)}
 
 
 def is_folder(path: Path) -> bool:

@@ -4,11 +4,11 @@ Cells are plain text, unescaped; a face that draws them escapes them in its own 
 are aligned right.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kernelsimp.records.report import LayerReport, Report
-from kernelsimp.records.scan import LayerScan, Scan
+from kernelsimp.records.scan import Explanation, LayerScan, Scan, ScanLine
 from kernelsimp.records.verdict import shown
 from kernelsimp.report import words
 from kernelsimp.report.store import family_totals
@@ -270,11 +270,76 @@ def scan_family_table(scan: Scan) -> Table:
     return Table("Families", (*heads, f"matches / {asked}", f"found, {asked}"), tuple(rows))
 
 
+def scan_family_brief(scan: Scan) -> Table:
+    """Return the families that have matches beside the one null each is judged by: for a narrow terminal."""
+    heads = ("family", "matches", "by chance", "matches / chance", "found", "null")
+    rows = []
+    for name, total in family_totals(scan).items():
+        null = null_of(scan) if null_of(scan) in total["null"] else next(iter(total["null"]), "")
+        chance = total["null"].get(null, {})
+        if total["observed"]:
+            figures = (words.number(chance.get("expected")), _times(chance.get("enrichment")))
+            found = words.count(chance.get("found"))
+            rows.append((shown(name), words.count(total["observed"]), *figures, found, null))
+    return Table("Families", heads, tuple(rows), frozenset({0, 5}))
+
+
+def most_structured(scan: Scan) -> tuple[LayerScan, ...]:
+    """Return the layers by the share of their kernels that is found, then by the share that matches."""
+    return tuple(sorted(scan.layers, key=_structured, reverse=True))
+
+
+def _structured(layer: LayerScan) -> tuple[float, float]:
+    count = max(layer.kernels, 1)
+    return float(layer.found.sum()) / count, float((layer.best >= 0).sum()) / count
+
+
+def sentence_table(scan: Scan) -> Table:
+    """Return what the kernels of each layer look like in one sentence, the most structured layers first."""
+    rows = tuple((shown(layer.name), shown(layer.sentence)) for layer in most_structured(scan))
+    return Table("In words", ("layer", "what its kernels look like"), rows, frozenset({0, 1}))
+
+
+def explanation_table(explained: Explanation) -> Table:
+    """Return the structures a kernel was measured against, those that match first, with each null's p."""
+    nulls = tuple(dict.fromkeys(null for item in explained.candidates for null in item.p))
+    rows = tuple(
+        (
+            shown(item.name),
+            str(item.dim),
+            words.number(item.residual),
+            "yes" if item.matches else "",
+            *(words.p_value(item.p.get(null)) for null in nulls),
+        )
+        for item in explained.candidates
+    )
+    heads = ("structure", "DOF", "residual", "matches", *(f"p, {null}" for null in nulls))
+    return Table("Candidates", heads, rows, frozenset({0, 3}))
+
+
+def folder_table(lines: Sequence[ScanLine]) -> Table:
+    """Return one row a checkpoint of a folder that could be scanned."""
+    heads = ("checkpoint", "layers", "kernels", "matching", "found")
+    rows = tuple(
+        (shown(line.name), *(words.count(n) for n in (line.layers, line.kernels, line.matching, line.found)))
+        for line in lines
+        if not line.error
+    )
+    return Table("Checkpoints", heads, rows)
+
+
+def failure_table(lines: Sequence[ScanLine]) -> Table:
+    """Return the checkpoints of a folder that could not be scanned, and why."""
+    rows = tuple((shown(line.name), shown(line.error)) for line in lines if line.error)
+    return Table("Failed", ("checkpoint", "why"), rows, frozenset({0, 1}))
+
+
 def scan_layer_table(scan: Scan) -> Table:
-    """Return one row a layer: how many kernels match or are found, and the commonest families."""
+    """Return one row a layer, the most structured first: matches, found, and the commonest families."""
     heads = ("layer", "kind", "shape", "kernels", "dead", "matching", "found", "best families")
-    rows = tuple(_scan_row(scan, layer) for layer in scan.layers)
-    shares = tuple(float((layer.best >= 0).mean()) if layer.best.size else 0.0 for layer in scan.layers)
+    layers = most_structured(scan)
+    rows = tuple(_scan_row(scan, layer) for layer in layers)
+    shares = tuple(float((layer.best >= 0).mean()) if layer.best.size else 0.0 for layer in layers)
     return Table("Layers", heads, rows, frozenset({0, 1, 2, 7}), {5: shares})
 
 
