@@ -150,6 +150,52 @@ def test_a_check_on_other_images_cannot_be_done(model, images, tmp_path, capsys)
     fails(arguments, capsys, "give the same --data and split")
 
 
+def test_an_accuracy_budget_is_searched_on_validation_images(model, images, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["simplify", str(model), "--data", images, "--max-drop", "100", "--cost", "absolute"]
+    assert run([*arguments, "--out", str(out), *SMALL]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["budget_met"] is True
+    assert report["dof"]["fraction"] < 0.3
+    trials = json.loads(next((out / "resume").glob("search-*.json")).read_text())
+    assert len(trials) > 1
+
+
+def test_without_a_budget_the_usual_one_is_named(model, images, tmp_path, capsys):
+    assert run(["simplify", str(model), "--dry-run"]) == 0
+    assert "using --tolerance 0.1" in capsys.readouterr().err
+    arguments = ["simplify", str(model), "--data", images, "--arch", NET, "--cost", "absolute"]
+    assert run([*arguments, "--dry-run"]) == 0
+    assert "using --max-drop 0.5" in capsys.readouterr().err
+
+
+def test_a_budget_that_cannot_be_met_writes_the_best_network_and_exits_1(
+    model, images, tmp_path, monkeypatch
+):
+    from kernelsimp.simplify.search import Trial
+
+    monkeypatch.setattr(Trial, "drop", lambda *_, **__: 50.0)
+    out = tmp_path / "run"
+    arguments = ["simplify", str(model), "--data", images, "--max-drop", "0.1", "--cost", "absolute"]
+    assert run([*arguments, "--out", str(out), *SMALL]) == 1
+    assert json.loads((out / "report.json").read_text())["budget_met"] is False
+    assert (out / "tiny.pt").exists()
+
+
+def test_controls_stand_beside_the_result(model, images, tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["simplify", str(model), "--data", images, "--dof", "0.5", "--controls", "--finetune"]
+    assert run([*arguments, "--out", str(out), *SMALL]) == 0
+    report = json.loads((out / "report.json").read_text())
+    arms = {arm["name"]: arm for arm in report["controls"]}
+    assert {"random subspaces", "cell masks", "permuted labels", "untouched, fine-tuned alike"} <= set(arms)
+    assert all(0 <= arm["mcnemar_p"] <= 1 and 0 <= arm["correct"] <= 40 for arm in arms.values())
+    assert "random subspaces" in (out / "report.md").read_text()
+    capsys.readouterr()
+    simple = ["simplify", str(model), "--tolerance", "0.1", "--controls", "--out", str(out), "-q"]
+    fails(simple, capsys, "--controls stand beside a budget on images")
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_nothing_to_do_gives_every_tensor_back_bit_for_bit(tmp_path, legacy):
     payload = {"state_dict": tiny_state(), "epoch": 7}
@@ -215,7 +261,8 @@ def test_damaged_and_hostile_checkpoints_are_one_line(model, tmp_path, capsys):
         tmp_path / "flipped.pt", model.read_bytes().index(tiny_state()["stem.weight"].numpy().tobytes()) + 5
     )
     fails(["scan", str(tmp_path / "flipped.pt"), "-q"], capsys, "CRC")
-    fails(["scan", str(tmp_path), "-q"], capsys, "directory")
+    folder = ["simplify", str(tmp_path), "--tolerance", "0.1", "--out", str(tmp_path / "run"), "-q"]
+    fails(folder, capsys, "directory")
     fails(["scan", str(model), "--sha256", "0" * 64, "-q"], capsys, "SHA-256")
     linear = write_zip({"fc.weight": torch.zeros(3, 4)}, tmp_path / "linear.pt")
     fails(["scan", str(linear), "-q"], capsys, "no convolution")

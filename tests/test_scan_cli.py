@@ -33,8 +33,19 @@ def scanned(model: Path, *options: str, folder: Path) -> dict:
 
 def test_csv_has_one_row_a_kernel_in_order(model: Path, tmp_path: Path) -> None:
     assert run(["scan", str(model), "--csv", str(tmp_path / "k.csv"), "-q"]) == 0
-    rows = list(csv.DictReader((tmp_path / "k.csv").open()))
-    assert list(rows[0]) == "layer out in family residual p found beyond dead name".split()
+    rows = list(csv.DictReader((tmp_path / "k.csv").read_text().splitlines()))
+    assert list(rows[0]) == [
+        "layer",
+        "out",
+        "in",
+        "family",
+        "residual",
+        "p",
+        "found",
+        "beyond",
+        "dead",
+        "name",
+    ]
     places = [(row["layer"], int(row["out"]), int(row["in"])) for row in rows]
     dense = [("stem", out, into) for out in range(4) for into in range(3)]
     assert places == dense + [("depthwise", out, 0) for out in range(4)]
@@ -146,7 +157,9 @@ def test_a_folder_is_one_line_and_one_json_a_checkpoint(model: Path, tmp_path: P
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("a.pt", "deep/b.pth", "Failed", "cut.pt"))
     assert "notes.txt" not in printed
-    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.json"))
+    written = sorted(
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.json")
+    )
     assert written == ["a.pt.json", "deep/b.pth.json"]
     assert json.loads((tmp_path / "out" / "a.pt.json").read_text())["totals"]["kernels"] == 16
 
@@ -168,7 +181,9 @@ def test_bad_folders_are_one_line(model: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_an_unknown_published_network_is_one_line(capsys) -> None:
-    assert refusal(["scan", "torchvision:resnet19"], capsys).startswith("torchvision:resnet19: no such network")
+    assert refusal(["scan", "torchvision:resnet19"], capsys).startswith(
+        "torchvision:resnet19: no such network"
+    )
 
 
 @pytest.mark.parametrize("name", ["none.onnx", "none.pt2"])

@@ -29,8 +29,6 @@ def permuted_null(kernels: Tensor, subspaces: Sequence[Subspace]) -> Null:
 
     Inside the sample it is counted, below its fiftieth member it follows the power law of each subspace.
     """
-    if not len(kernels):
-        return Null("permuted", white_null(subspaces).table, "permuted null not estimated: no live kernel")
     random = residuals(permuted_kernels(kernels, PERMUTED, 0), subspaces)
     nodes = torch.from_numpy(NODES)
     rows = [
@@ -84,7 +82,7 @@ def judge_layer(examined: Examined, name: str, fdr: float) -> Judgement:
     live = ~examined.dead
     subspaces = [family.subspace for family in examined.families]
     kernels = _live_kernels(examined, live)
-    null = NULLS[name](kernels, subspaces) if judgeable(examined) else _too_large(name, subspaces)
+    null = NULLS[name](kernels, subspaces) if judgeable(examined) else _white_instead(name, examined)
     p, found = np.ones(len(live)), np.zeros(len(live), dtype=bool)
     if subspaces and live.any():
         judged = judge(null, torch.from_numpy(examined.residual[live]), fdr)
@@ -93,8 +91,8 @@ def judge_layer(examined: Examined, name: str, fdr: float) -> Judgement:
 
 
 def judgeable(examined: Examined) -> bool:
-    """Say whether the layer's kernels are small enough for nulls of their own."""
-    return bool(examined.families) and examined.cells <= MOST_CELLS
+    """Say whether the layer has live kernels, small enough for nulls of their own."""
+    return bool(examined.families) and examined.cells <= MOST_CELLS and not examined.dead.all()
 
 
 def found_in(examined: Examined, fdr: float) -> NDArray[np.bool_]:
@@ -102,13 +100,13 @@ def found_in(examined: Examined, fdr: float) -> NDArray[np.bool_]:
     return judge_layer(examined, FOUND_BY, fdr).found
 
 
-def _too_large(name: str, subspaces: Sequence[Subspace]) -> Null:
-    """Return the white null, saying so: spectra of larger covariances take too long."""
-    white = white_null(subspaces)
-    if name == "white" or not subspaces:
+def _white_instead(name: str, examined: Examined) -> Null:
+    """Return the white null, saying why: spectra of larger covariances take too long."""
+    white = white_null([family.subspace for family in examined.families])
+    if name == "white" or not examined.families:
         return white
-    note = f"{name} null not estimated: kernels of more than {MOST_CELLS} cells; white used instead"
-    return Null(name, white.table, note)
+    why = "no live kernel" if examined.dead.all() else f"kernels of more than {MOST_CELLS} cells"
+    return Null(name, white.table, f"{name} null not estimated: {why}; white used instead")
 
 
 def _live_kernels(examined: Examined, live: NDArray[np.bool_]) -> Tensor:

@@ -21,7 +21,7 @@ from kernelsimp.analysis.select import deep_layers, selected
 from kernelsimp.analysis.shapes import Look, Shapes, Structure, near_any, shapes_of, worth
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
-from kernelsimp.kernels.families import check_name
+from kernelsimp.kernels.families import SEVENTEEN, check_name
 from kernelsimp.kernels.residuals import mean_removed_residuals
 from kernelsimp.kernels.significance import discoveries, enrichment, local_false_share
 from kernelsimp.records.scan import FamilyScan, LayerScan, NullCount, Sample, Scan
@@ -195,10 +195,11 @@ def _layer_scan(seen: Seen, names: Mapping[str, int], extra: Mapping[str, Any]) 
 def _extra(seen: Seen, stride: int | None, *, first: bool, deep: bool) -> dict[str, Any]:
     """Return what stands beside the families in the JSON of a layer."""
     examined, settings = seen.examined, seen.settings
+    usual = settings.families is None or set(settings.families) >= set(SEVENTEEN)
     cheap = {
         "found": int(seen.found_by.found.sum()),
         "beyond_its_layer": int(seen.beyond.sum()),
-        "near_any": near_any(examined, seen.shapes, look_of(settings, deep=deep)),
+        "near_any": near_any(examined, seen.shapes, look_of(settings, deep=deep)) if usual else None,
         "filters": beyond.filters(examined, settings.tolerance),
         "mean_kernel": beyond.mean_kernel(examined, stride),
         "quality": asdict(quality_of(examined.layer)),

@@ -132,9 +132,10 @@ def near_any(examined: Examined, shapes: Shapes, look: Look) -> dict[str, float]
         return None
     linear = [i for i, family in enumerate(examined.families) if family.name in SEVENTEEN]
     near = (examined.residual[:, linear] <= look.tolerance).any(axis=1)
-    for item in shapes.structures:
+    measured = [item.measured for item in shapes.structures] or _ranks(kernels)
+    for item in measured:
         if item.name == "rank-one":
-            near |= item.measured.residual <= look.tolerance
+            near |= item.residual <= look.tolerance
     random = permuted_kernels(kernels[torch.from_numpy(live)], draws(int(live.sum())), look.seed)
     spaces = [examined.families[i].subspace for i in linear]
     by_chance = torch.zeros(len(random), dtype=torch.bool)

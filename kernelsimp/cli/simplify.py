@@ -64,6 +64,8 @@ def simplify(
             out.print(table)
     if not quiet and not dry_run and json != "-":
         out.print(f"report: {out_dir}/report.html  report.md  report.json")
+    if not dry_run and not result.budget_met:
+        raise typer.Exit(1)
 
 
 def _hold(*, freeze: bool, tie: bool, none: bool) -> str | None:

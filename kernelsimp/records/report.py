@@ -114,7 +114,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Control:
-    """One control arm: what else the same budget buys."""
+    """One control arm: what else the same budget buys, before any fine-tuning unless its name says so.
+
+    `change_pp` is this arm's accuracy less the simplified network's; `mcnemar_p` pairs the two.
+    """
 
     name: str
     dof: float
@@ -143,6 +146,7 @@ class Report:
     robustness: Mapping[str, Any] | None = None
     similarity: Mapping[str, Any] | None = None
     buffers_changed: tuple[str, ...] = ()
+    budget_met: bool = True
     notes: tuple[str, ...] = ()
     pictures: Mapping[str, Any] = field(default_factory=dict)
     schema: str = SCHEMA

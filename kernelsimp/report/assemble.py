@@ -17,7 +17,7 @@ from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.records.held import HeldLayer, hold_layer
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
-from kernelsimp.records.report import Accuracy, Dof, Epoch, KernelCounts, LayerReport, Report, Size
+from kernelsimp.records.report import Accuracy, Control, Dof, Epoch, KernelCounts, LayerReport, Report, Size
 from kernelsimp.records.scan import Scan
 from kernelsimp.report.store import family_totals
 
@@ -45,6 +45,8 @@ class RunFacts:
     buffers_changed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     scan: Scan | None = None
+    controls: tuple[Control, ...] = ()
+    budget_met: bool = True
 
 
 def assemble(facts: RunFacts) -> Report:
@@ -63,6 +65,8 @@ def assemble(facts: RunFacts) -> Report:
         hold=facts.hold,
         training=facts.training,
         buffers_changed=facts.buffers_changed,
+        controls=facts.controls,
+        budget_met=facts.budget_met,
         notes=facts.notes,
         pictures={"chance": family_totals(facts.scan)} if facts.scan else {},
     )

@@ -1,0 +1,79 @@
+"""What every command opens first: settings, data, and a measurement on the test split."""
+
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from kernelsimp.data.sources import Data, load_data
+from kernelsimp.data.transforms import batches, preprocess_of
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.evaluation.accuracy import Outcome, measure
+from kernelsimp.models.architectures import recipe_of
+from kernelsimp.models.network import Network, device_of
+from kernelsimp.report import (
+    read_report,
+)
+from kernelsimp.settings import Given, Settings, recipe, settle
+from kernelsimp.training.hold import Mode
+from kernelsimp.watch import SILENT, Watcher
+
+
+def settle_for_model(given: Given, config: str | None) -> Settings:
+    """Return all settings, with the recipe that the architecture brings along below everything else."""
+    arch = settle(given, config).model.arch
+    name = recipe_of(arch) if arch else None
+    return settle(given, config, recipe(name) if name else None)
+
+
+def settle_for_check(given: Given, config: str | None, baseline: Path) -> Settings:
+    """Return all settings, those of the baseline's run below everything else; data only where asked for.
+
+    A baseline that is no report brings no settings; then an architecture brings its recipe.
+    """
+    try:
+        ran = read_report(baseline).settings
+    except KernelsimpError:
+        return settle_for_model(given, config)
+    base = {name: dict(ran.get(name, {})) for name in ("model", "data")}
+    base["model"].pop("sha256", None)
+    base["data"].pop("data", None)
+    return settle(given, config, base)
+
+
+def open_data(settings: Settings, watcher: Watcher = SILENT) -> Data | None:
+    """Load the images that the settings name, if any."""
+    if settings.data.data is None:
+        return None
+    if settings.model.arch is None:
+        raise KernelsimpError("--data needs a network to run the images: pass --arch")
+    data = load_data(settings.data, settings.run.seed)
+    for warning in data.warnings:
+        watcher.warn(warning)
+    return data
+
+
+def measured(network: Network, data: Data | None, settings: Settings, watcher: Watcher) -> Outcome | None:
+    """Return the outcome of one network on the test split, or None where there are no images."""
+    if data is None:
+        return None
+    return measured_model(network.module(), data, settings, watcher)
+
+
+def measured_model(model: nn.Module, data: Data, settings: Settings, watcher: Watcher) -> Outcome:
+    """Return the outcome of a module, on the device of its settings, on the test split."""
+    preprocess = preprocess_of(settings.data)
+    loader = batches(data.test, preprocess, settings.data.batch_size, workers=settings.data.workers)
+    watcher.start("measuring on the test split", len(loader))
+    return measure(model, loader, device_of(settings), watcher)
+
+
+def hold_of(settings: Settings) -> Mode | Literal["none"]:
+    """Return what is held: values unless the settings say otherwise."""
+    mode = settings.finetune.hold
+    match mode:
+        case "auto":
+            return "freeze"
+        case "freeze" | "tie" | "none":
+            return mode
+    raise KernelsimpError(f"--hold is '{mode}'; expected freeze, tie or none")
