@@ -81,6 +81,7 @@ class PlanSettings:
     layers: tuple[str, ...] | None = option(None, "only the layers whose names match these globs")
     skip_layers: tuple[str, ...] | None = option(None, "not the layers whose names match these globs")
     keep_first: bool = option(False, "leave the first convolution as it is")
+    plan: str | None = option(None, "carry out this plan.safetensors of an earlier run")
     controls: bool = option(False, "measure what else the same budget buys: random structures, masks...")
 
 

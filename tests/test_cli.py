@@ -182,6 +182,20 @@ def test_a_budget_that_cannot_be_met_writes_the_best_network_and_exits_1(
     assert (out / "tiny.pt").exists()
 
 
+def test_a_saved_plan_is_carried_out_again(model, images, tmp_path, capsys):
+    first, again = tmp_path / "first", tmp_path / "again"
+    with_images = ["simplify", str(model), "--data", images, *SMALL]
+    assert run([*with_images, "--dof", "0.5", "--cost", "absolute", "--out", str(first)]) == 0
+    plan = ["--plan", str(first / "plan.safetensors")]
+    assert run([*with_images, *plan, "--out", str(again)]) == 0
+    one, two = (torch.load(folder / "tiny.pt", weights_only=True)["state_dict"] for folder in (first, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    capsys.readouterr()
+    fails([*with_images, *plan, "--dof", "0.5", "--out", str(again)], capsys, "choose one budget")
+    other = ["simplify", str(model), "--plan", str(model), "--out", str(again), "-q"]
+    fails(other, capsys, "not a readable plan")
+
+
 def test_controls_stand_beside_the_result(model, images, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["simplify", str(model), "--data", images, "--dof", "0.5", "--controls", "--finetune"]

@@ -61,7 +61,7 @@ def mean_kernel(examined: Examined, stride: int | None = None) -> Values | None:
         return None
     mean = flat[live].double().mean(dim=0)
     spaces = [family.subspace for family in examined.families]
-    residual = residuals(mean[None], spaces)[0].tolist() if spaces else []
+    residual = residuals(mean.float()[None], spaces)[0].tolist() if spaces else []
     named = {family.name: r for family, r in zip(examined.families, residual, strict=True)}
     score, chance = _d4(mean)
     return {

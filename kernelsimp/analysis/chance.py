@@ -85,7 +85,7 @@ def judge_layer(examined: Examined, name: str, fdr: float) -> Judgement:
     null = NULLS[name](kernels, subspaces) if judgeable(examined) else _white_instead(name, examined)
     p, found = np.ones(len(live)), np.zeros(len(live), dtype=bool)
     if subspaces and live.any():
-        judged = judge(null, torch.from_numpy(examined.residual[live]), fdr)
+        judged = judge(null, torch.from_numpy(examined.live_residual), fdr)
         p[live], found[live] = judged.p, judged.found
     return Judgement(null, p, found)
 

@@ -1,6 +1,7 @@
 """Residuals of one layer's kernels against every family: what both a scan and a plan start from."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,6 +36,11 @@ class Examined:
     def dims(self) -> NDArray[np.int64]:
         """The dimension of each family, (families,)."""
         return np.array([family.subspace.dim for family in self.families], dtype=np.int64)
+
+    @cached_property
+    def live_residual(self) -> NDArray[np.float32]:
+        """The residuals of the live kernels, (live, families), each family's in one piece of memory."""
+        return self.residual.T[:, ~self.dead].T
 
     def matches(self, tolerance: float) -> NDArray[np.bool_]:
         """Say for each (kernel, family) whether a live kernel lies within the tolerance."""

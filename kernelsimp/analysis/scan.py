@@ -245,13 +245,14 @@ def _family_scans(seen: Seen, best: NDArray[np.int64]) -> dict[str, FamilyScan]:
     """Return the linear families of a layer beside every null; `best` is each kernel's linear family."""
     examined, tolerance = seen.examined, seen.settings.tolerance
     live = ~examined.dead
-    r = examined.residual[live]
+    r = examined.live_residual
     observed = examined.matches(tolerance).sum(axis=0)
     subspaces = [family.subspace for family in examined.families]
-    spaced = np.flatnonzero(live)[:: -(-len(r) // MEDIAN_OF) or 1]
-    kernels = examined.layer.kernels.reshape(-1, *examined.layer.grid)[torch.from_numpy(spaced)]
+    step = -(-len(r) // MEDIAN_OF) or 1
+    spaced = torch.from_numpy(np.flatnonzero(live)[::step])
+    kernels = examined.layer.kernels.reshape(-1, *examined.layer.grid)[spaced]
     centred = mean_removed_residuals(kernels, subspaces).numpy() if subspaces else r
-    raw = examined.residual[spaced]
+    raw = r[::step]
     scans = {}
     for i, family in enumerate(examined.families):
         of_family = best == i

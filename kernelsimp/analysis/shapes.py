@@ -137,10 +137,10 @@ def near_any(examined: Examined, shapes: Shapes, look: Look) -> dict[str, float]
         if item.name == "rank-one":
             near |= item.residual <= look.tolerance
     random = permuted_kernels(kernels[torch.from_numpy(live)], draws(int(live.sum())), look.seed)
-    spaces = [examined.families[i].subspace for i in linear]
+    spaces = [family.subspace for family in examined.families]  # all: their shared bases are at hand
     by_chance = torch.zeros(len(random), dtype=torch.bool)
     if spaces:
-        by_chance |= (residuals(random, spaces) <= look.tolerance).any(dim=1)
+        by_chance |= (residuals(random, spaces)[:, linear] <= look.tolerance).any(dim=1)
     if rank.offered(grid_of(random), 1):
         by_chance |= rank.residual(random) <= look.tolerance
     count = int(live.sum())
@@ -238,7 +238,7 @@ def _rough_few(flat: Tensor) -> Tensor:
         rest = torch.stack(tail[i:])
         three = torch.maximum(three, (middle.square() / length + rest).amax(dim=0) + head[i - 1])
     whole = ordered.square().sum(dim=0)
-    kept = torch.stack([two, three]) / torch.where(whole > 0, whole, 1.0)
+    kept = torch.where(whole > 0, torch.stack([two, three]) / torch.where(whole > 0, whole, 1.0), 1.0)
     return (1 - kept).clamp(0, 1).sqrt()
 
 

@@ -10,17 +10,18 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.pipeline.opening import open_data
 from kernelsimp.records.plan import Plan
+from kernelsimp.records.plan_file import read_plan
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.apply import apply_plan
+from kernelsimp.simplify.apply import apply_plan, check_fits
 from kernelsimp.simplify.controls import Case
 from kernelsimp.simplify.menus import chooser, data_free_plan
 from kernelsimp.simplify.plan import weight_plan
 from kernelsimp.simplify.road import Road, Surveyed, Tried, ground_of, look, travel
 from kernelsimp.simplify.search import Referee, search
-from kernelsimp.simplify.walk import Ground
+from kernelsimp.simplify.walk import Ground, targets_of, walk
 from kernelsimp.watch import SILENT, Watcher
 
-BUDGETS = ("tolerance", "dof", "simplified", "max_drop")
+BUDGETS = ("tolerance", "dof", "simplified", "max_drop", "plan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,8 @@ def choose(task: Task, watcher: Watcher) -> Chosen:
     settings = with_budget(task, watcher)
     plan, network = settings.plan, task.network
     watcher.start("planning")
+    if plan.plan is not None:
+        return carried_out(task, read_plan(Path(plan.plan)), watcher)
     if plan.tolerance is not None or plan.cost == "relative":
         return snapped(network, weight_plan(network.bank, plan))
     if task.data is None:
@@ -105,6 +108,16 @@ def ground_for(task: Task, data: Data) -> Ground:
     loader = batches(images, preprocess_of(settings.data), settings.data.batch_size)
     inputs = (batch.to(network.device) for batch, _ in loader)
     return ground_of(network.module(), network.bank, inputs, settings.run.seed)
+
+
+def carried_out(task: Task, plan: Plan, watcher: Watcher) -> Chosen:
+    """Carry out a plan that was made before: re-solved where there are images, else by projection."""
+    if task.data is None or task.settings.plan.resolve == "none":
+        return snapped(task.network, plan)
+    for layer in plan.layers:
+        check_fits(layer, {item.name: item for item in task.network.bank.layers})
+    walked = walk(ground_for(task, task.data), targets_of(plan), watcher)
+    return Chosen(plan, task.network.with_weights(walked.tensors), notes=walked.notes)
 
 
 def searched(task: Task, surveyed: Surveyed, watcher: Watcher) -> Chosen:
