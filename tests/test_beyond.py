@@ -15,6 +15,7 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import few_values, templates
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import find
+from kernelsimp.report.scan_pictures import PIXELS, sheet
 from kernelsimp.settings import ScanSettings
 
 
@@ -234,3 +235,15 @@ def test_a_scan_is_the_same_twice():
     assert first.families == second.families
     assert first.extra == second.extra
     assert first.sentence == second.sentence
+
+
+# ---------------------------------------------------------------- drawn for a page
+
+
+def test_a_sheet_of_kernels_fits_half_a_page_and_keeps_every_tile():
+    tiles = [np.full((3, 3, 3), shade, dtype=np.uint8) for shade in range(100, 130)]
+    page = sheet(tiles)
+    assert page.shape[1] <= PIXELS
+    assert {int(value) for value in np.unique(page)} == {*range(100, 130), 255}
+    large = sheet([np.zeros((31, 31, 3), dtype=np.uint8)] * 12)
+    assert large.shape[1] <= PIXELS

@@ -196,6 +196,31 @@ def test_a_saved_plan_is_carried_out_again(model, images, tmp_path, capsys):
     fails(other, capsys, "not a readable plan")
 
 
+@pytest.mark.parametrize("how", [["--tie"], ["--tie", "--free-scale"], ["--soft", "1"], ["--no-freeze"]])
+def test_every_way_of_holding_ends_with_what_it_promised(how, model, images, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["simplify", str(model), "--data", images, "--dof", "0.5", "--cost", "absolute", "--finetune"]
+    assert run([*arguments, *how, "--out", str(out), *SMALL]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["hold"] == ("none" if how == ["--no-freeze"] else "tie")
+    assert report["kernels"]["frozen"] == 0
+    assert run(["check", str(out / "tiny.pt"), "--baseline", str(out), "--quiet"]) == 0
+
+
+def test_a_run_goes_on_where_it_was_and_ends_with_the_same_bits(model, images, tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["simplify", str(model), "--data", images, "--dof", "0.5", "--cost", "absolute", "--finetune"]
+    assert run([*arguments, "--out", str(out), *SMALL]) == 0
+    assert (out / "resume" / "finetune.pt").exists()
+    first = torch.load(out / "tiny.pt", weights_only=True)["state_dict"]
+    assert run([*arguments, "--resume", "--out", str(out), *SMALL]) == 0
+    again = torch.load(out / "tiny.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    capsys.readouterr()
+    other = [*arguments, "--resume", "--lr", "0.5", "--out", str(out), *SMALL]
+    fails(other, capsys, "resume")
+
+
 def test_controls_stand_beside_the_result(model, images, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["simplify", str(model), "--data", images, "--dof", "0.5", "--controls", "--finetune"]
@@ -318,6 +343,8 @@ def test_bad_options_are_one_line(model, images, tmp_path, capsys):
         capsys,
         "unknown family 'mirror-x'; did you mean 'mirror-",
     )
+    fails([*simplify, *out, "--tolerance", "0.1", "--free-scale"], capsys, "--free-scale goes with --tie")
+    fails([*simplify, *out, "--tolerance", "0.1", "--tie", "--soft", "1"], capsys, "choose one")
     fails([*simplify, *out, "--tolerance", "7"], capsys, "--tolerance is 7; expected a number from 0 to 1")
     fails([*simplify, *out, "--arch", NET, "--data", "digit"], capsys, "did you mean 'digits'")
     fails([*simplify, *out, "--device", "cuda:9", "--arch", NET], capsys, "--device")

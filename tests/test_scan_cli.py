@@ -103,6 +103,17 @@ def test_explain_draws_the_kernel_and_lists_its_candidates(tmp_path: Path, capsy
     assert [line[6] for line in drawn[:3]] == ["+", "+", "+"]
 
 
+def test_an_explanation_as_json_has_every_candidate(model: Path, tmp_path: Path) -> None:
+    place = ["--explain", "stem[0,1]", "--json", str(tmp_path / "e.json")]
+    assert run(["scan", str(model), *place]) == 0
+    told = json.loads((tmp_path / "e.json").read_text())
+    assert (told["layer"], told["index"]) == ("stem", [0, 1])
+    names = [item["name"] for item in told["candidates"]]
+    assert {"mirror-h", "rank-one", "gabor", "few-values-5"} <= set(names)
+    assert len(names) == len(set(names))
+    torch.testing.assert_close(torch.tensor(told["cells"]), tiny_state()["stem.weight"][0, 1])
+
+
 EXPLAIN = [
     ("stem", "--explain is 'stem'; expected LAYER[OUT,IN], such as conv1[0,2]"),
     ("stam[0,0]", "--explain: no layer 'stam'; did you mean 'stem'?"),

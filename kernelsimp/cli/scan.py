@@ -43,7 +43,7 @@ def scan(
             _refuse_for_folder(csv=csv, html=html, explain=explain)
             _folder(Path(model), settings, watcher, (json, jobs, quiet))
         elif explain is not None:
-            _explain(model, explain, settings, watcher)
+            _explain((model, explain), settings, watcher, json)
         else:
             _one(model, settings, watcher, {"json": json, "csv": csv, "html": html, "quiet": quiet})
     finally:
@@ -71,14 +71,20 @@ def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str,
             out.print(table)
 
 
-def _explain(model: str, place: str, settings: Settings, watcher: TerminalWatcher) -> None:
+def _explain(what: tuple[str, str], settings: Settings, watcher: TerminalWatcher, json: str | None) -> None:
+    """Print one kernel, or write it as JSON where asked."""
     from kernelsimp import pipeline
     from kernelsimp.cli.tables import explanation_tables
+    from kernelsimp.report.plain import plain
 
+    model, place = what
     explained = pipeline.scan_explained(Path(model), place, settings, watcher)
     watcher.stop()
-    for part in explanation_tables(explained):
-        out.print(part)
+    if json:
+        emit_json(plain(explained), json)
+    if json != "-":
+        for part in explanation_tables(explained):
+            out.print(part)
 
 
 def _folder(

@@ -55,6 +55,10 @@ def simplify(
             assert out_dir is not None
             result = pipeline.simplify(Path(model), settings, out_dir, watcher)
             tables = list(report_tables(result))
+    except KeyboardInterrupt:
+        if out_dir is not None and (out_dir / "resume" / "finetune.pt").exists():
+            watcher.note("stopped; the same command with --resume goes on from here")
+        raise
     finally:
         watcher.stop()
     if json and not dry_run:

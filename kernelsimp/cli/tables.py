@@ -34,12 +34,16 @@ def draw(table: Table) -> RenderableType:
 
 def scan_tables(scan: Scan) -> Iterator[RenderableType]:
     """Yield what a scan found: layers, families beside chance, and a sentence of totals."""
-    yield draw(tables.scan_layer_table(scan))
+    layers = tables.scan_layer_table(scan)  # the sentences below say what the last column says
+    yield draw(replace(layers, heads=layers.heads[:-1], rows=tuple(row[:-1] for row in layers.rows)))
     yield draw(_first_rows(tables.sentence_table(scan)))
     yield draw(tables.scan_family_brief(scan))
     kernels, dead = sum(layer.kernels for layer in scan.layers), sum(layer.dead for layer in scan.layers)
     pointwise = f", {scan.pointwise:,} pointwise kernels apart" if scan.pointwise else ""
     yield f"{len(scan.layers)} layers, {kernels:,} kernels larger than 1x1 ({dead:,} dead){pointwise}"
+    near = tables.near_words(scan)
+    if near:
+        yield near
     if scan.skipped:
         yield f"{len(scan.skipped)} tensors are no convolution; --json lists each with the reason"
 

@@ -1,7 +1,6 @@
 """What every command opens first: settings, data, and a measurement on the test split."""
 
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
@@ -15,7 +14,6 @@ from kernelsimp.report import (
     read_report,
 )
 from kernelsimp.settings import Given, Settings, recipe, settle
-from kernelsimp.training.hold import Mode
 from kernelsimp.watch import SILENT, Watcher
 
 
@@ -68,12 +66,18 @@ def measured_model(model: nn.Module, data: Data, settings: Settings, watcher: Wa
     return measure(model, loader, device_of(settings), watcher)
 
 
-def hold_of(settings: Settings) -> Mode | Literal["none"]:
-    """Return what is held: values unless the settings say otherwise."""
-    mode = settings.finetune.hold
-    match mode:
-        case "auto":
-            return "freeze"
-        case "freeze" | "tie" | "none":
-            return mode
-    raise KernelsimpError(f"--hold is '{mode}'; expected freeze, tie or none")
+def hold_of(settings: Settings) -> str:
+    """Return what is held: freeze (values, the usual), tie, scale, soft or none.
+
+    Raises `KernelsimpError` for another word, and for settings that contradict each other.
+    """
+    chosen = settings.finetune
+    if chosen.hold not in ("auto", "freeze", "tie", "none"):
+        raise KernelsimpError(f"--hold is '{chosen.hold}'; expected freeze, tie or none")
+    if chosen.free_scale and chosen.hold != "tie":
+        raise KernelsimpError("--free-scale goes with --tie: a frozen kernel has no free scale")
+    if chosen.soft is not None and chosen.hold not in ("auto", "none"):
+        raise KernelsimpError(f"--soft pulls where --{chosen.hold} holds: choose one")
+    if chosen.soft is not None:
+        return "soft"
+    return "scale" if chosen.free_scale else chosen.hold.replace("auto", "freeze")

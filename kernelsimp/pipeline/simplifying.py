@@ -2,10 +2,9 @@
 
 import hashlib
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 
@@ -15,7 +14,7 @@ from kernelsimp.data.sources import Data
 from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.network import Network, open_network
-from kernelsimp.pipeline.choosing import Task, choose
+from kernelsimp.pipeline.choosing import Chosen, Task, choose
 from kernelsimp.pipeline.controlling import check_controls, controls_beside
 from kernelsimp.pipeline.opening import hold_of, measured, open_data
 from kernelsimp.records.plan import Plan
@@ -28,10 +27,15 @@ from kernelsimp.report.assemble import RunFacts, assemble, p_values
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import Settings
 from kernelsimp.simplify.apply import broken
-from kernelsimp.training.finetune import finetune
-from kernelsimp.training.hold import hold, release
+from kernelsimp.training.finetune import Trained, finetune
+from kernelsimp.training.hold import Mode, hold, release
 from kernelsimp.training.job import job_of
 from kernelsimp.watch import SILENT, Watcher
+
+DIVERGED = "the training loss was no longer finite: training stopped at the last good state"
+
+REPORTED = {"freeze": "freeze", "tie": "tie", "scale": "tie", "soft": "tie", "none": "none"}
+"""How the report names what was held: values, structure or nothing."""
 
 
 def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
@@ -44,6 +48,7 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     if settings.finetune.finetune and data is None:
         raise KernelsimpError("--finetune needs a network and images: pass --arch and --data")
     check_controls(settings, data)
+    mode = hold_of(settings)
     outcomes = {"original": measured(original, data, settings, watcher)}  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher)
@@ -51,11 +56,13 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     chosen = choose(task, log)
     stages = {"original": original, "simplified": chosen.network}
     training: tuple[Epoch, ...] = ()
+    notes = (*original.checkpoint.warnings, *chosen.notes)
     if settings.finetune.finetune and data is not None:
-        stages["finetuned"], training = tune(stages, chosen.plan, data, settings, log)
+        stages["finetuned"], trained = tune(task, chosen, out / "resume", log)
+        training, notes = trained.history, (*notes, *told(trained))
     outcomes |= {name: measured(stages[name], data, settings, log) for name in list(stages)[1:]}
     written = write_checkpoint(list(stages.values())[-1], run, settings)
-    verify(chosen.plan, chosen.network.bank, written.bank, hold_of(settings))
+    verify(chosen.plan, chosen.network.bank, written.bank, mode)
     facts = RunFacts(
         chosen.plan,
         original.bank,
@@ -63,14 +70,14 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
         (path, run.checkpoint),
         settings=asdict(settings),
         provenance=provenance(original, data, settings),
-        hold=hold_of(settings),
+        hold=REPORTED[mode],
         outcomes={name: outcome for name, outcome in outcomes.items() if outcome is not None},
         training=training,
         output_errors=chosen.output_errors,
         buffers_changed=chosen.buffers_changed,
         controls=controls_beside(task, chosen, outcomes["simplified"], log),
-        budget_met=chosen.met,
-        notes=(*original.checkpoint.warnings, *chosen.notes),
+        budget_met=chosen.met and DIVERGED not in notes,
+        notes=notes,
         scan=scan_bank(original.bank, settings.scan, {}, log),
     )
     report = assemble(facts)
@@ -89,18 +96,26 @@ def record_of(network: Network, data: Data | None, settings: Settings, out: Path
     return out / "resume" / f"search-{digest[:16]}.json"
 
 
-def tune(
-    stages: Mapping[str, Network], plan: Plan, data: Data, settings: Settings, watcher: Watcher
-) -> tuple[Network, tuple[Epoch, ...]]:
-    """Train what is not held, taught by the original; return the trained network and its history."""
-    student = stages["simplified"].module()
-    teacher = stages["original"].module() if settings.finetune.distill else None
+def tune(task: Task, chosen: Chosen, folder: Path, watcher: Watcher) -> tuple[Network, Trained]:
+    """Train what is not held, taught by the original; return the trained network and how it went."""
+    assert task.data is not None
+    settings, student = task.settings, chosen.network.module()
+    teacher = task.network.module() if settings.finetune.distill else None
     mode = hold_of(settings)
-    if mode != "none":
-        hold(student, plan, mode)
-    trained = finetune(student, job_of(data, settings, teacher), settings.finetune, watcher)
+    if mode in get_args(Mode):
+        hold(student, chosen.plan, cast(Mode, mode))
+    job = job_of(task.data, settings, teacher, chosen.plan, folder)
+    trained = finetune(student, job, settings.finetune, watcher)
     release(student)
-    return stages["simplified"].with_weights(student.state_dict()), trained.history
+    return chosen.network.with_weights(student.state_dict()), trained
+
+
+def told(trained: Trained) -> tuple[str, ...]:
+    """Return what the report must say of a training run."""
+    if trained.stopped == "diverged":
+        return (DIVERGED,)
+    kept = f"kept epoch {trained.best_epoch} of {len(trained.history)}"
+    return (f"{kept}, chosen by {trained.chosen_by}",) if trained.chosen_by else ()
 
 
 def write_checkpoint(network: Network, run: RunFolder, settings: Settings) -> Network:

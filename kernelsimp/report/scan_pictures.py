@@ -17,8 +17,10 @@ from kernelsimp.records.scan import LayerScan, Sample, Scan
 from kernelsimp.records.verdict import shown
 from kernelsimp.report import words
 
-ENLARGED = 8
-ACROSS = 16
+PIXELS = 416
+"""A sheet is at most this wide, so that two stand beside each other."""
+
+ACROSS = 12
 MOST = 48
 """Kernels drawn of one family over all layers."""
 
@@ -78,7 +80,8 @@ def sheet(tiles: Sequence[Image_]) -> Image_:
     for place, tile in enumerate(tiles):
         y, x = (place // ACROSS) * high, (place % ACROSS) * wide
         page[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
-    return page.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+    enlarged = max(1, min(8, PIXELS // (ACROSS * wide)))
+    return page.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
 
 
 def _tile(cells: NDArray[np.float32]) -> Image_:

@@ -250,6 +250,20 @@ def scan_facts(scan: Scan) -> tuple[Fact, ...]:
     )
 
 
+def near_words(scan: Scan) -> str | None:
+    """Say how many live kernels lie near any usual family, beside the same kernels with shuffled cells."""
+    parts = [layer.extra["near_any"] for layer in scan.layers if layer.extra.get("near_any")]
+    live = sum(part["live"] for part in parts)
+    if not live:
+        return None
+    near, chance = (words.share(sum(part[key] for part in parts), live) for key in ("observed", "permuted"))
+    tolerance = words.number(scan.settings.get("tolerance"))
+    return (
+        f"{near} of live kernels lie within {tolerance} of one of the 17 linear families or rank one, "
+        f"{chance} when their cells are shuffled"
+    )
+
+
 def null_of(scan: Scan) -> str:
     """Return the null that the scan was asked for."""
     return str(scan.settings.get("null") or "white")
