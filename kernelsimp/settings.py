@@ -75,7 +75,7 @@ class PlanSettings:
     families: tuple[str, ...] | None = option(None, "only these families, comma-separated")
     simplified: float | None = option(None, "simplify at least this share of the kernels, 0..1")
     max_drop: float | None = option(None, "simplify as much as loses at most this accuracy, in pp")
-    cost: str = option("auto", "what an error costs: absolute, layer or filter; auto keeps the best")
+    cost: str = option("auto", "what an error costs: absolute, layer, filter or mixed; auto keeps the best")
     resolve: str = option("auto", "fit the rest of each filter again: auto (where there are images) or none")
     only_found: bool = option(False, "simplify only kernels whose structure chance does not explain")
     layers: tuple[str, ...] | None = option(None, "only the layers whose names match these globs")

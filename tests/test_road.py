@@ -196,7 +196,7 @@ def test_without_fitting_only_the_chosen_kernels_move() -> None:
 
 def test_auto_tries_every_cost_and_keeps_the_least_divergence() -> None:
     road = road_of(network(), replace(HALF, cost="auto"))
-    assert [item.cost for item in road.tried] == ["absolute", "layer", "filter"]
+    assert [item.cost for item in road.tried] == ["absolute", "layer", "filter", "mixed"]
     assert road.best.distance.divergence == min(item.distance.divergence for item in road.tried)
     assert all(item.plan.dof_after <= 0.5 * item.plan.dof_before for item in road.tried)
 

