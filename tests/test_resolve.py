@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.simplify.moments import Moments
-from kernelsimp.simplify.resolve import Constraint, Piece, UnsolvableError, pieces_of, resolve
+from kernelsimp.simplify.resolve import Constraint, Piece, UnsolvableError, resolve
 
 
 def moments_of(now: Tensor, before: Tensor, filters: int) -> Moments:
@@ -74,7 +74,7 @@ def test_shared_projectors_and_free_kernels_agree_with_the_direct_solve() -> Non
     original = torch.randn(1, 4, width, dtype=torch.float64, generator=generator)
     bases = [torch.eye(9, dtype=torch.float64), random_basis(generator, 9, 3), random_basis(generator, 9, 5)]
     choice = torch.randint(0, 3, (12,), generator=generator)
-    pieces = pieces_of(choice, [None, bases[1] @ bases[1].T, bases[2] @ bases[2].T])
+    pieces = tuple(Piece((choice == i).nonzero()[:, 0], bases[i] @ bases[i].T) for i in (1, 2))
     solved = resolve(original, Constraint(9, pieces), moments_of(rows, rows, 4)).weights
     by_filter = [[bases[i] for i in choice[3 * o : 3 * o + 3].tolist()] for o in range(4)]
     expected = direct(original, by_filter, moments_of(rows, rows, 4), 0.01)

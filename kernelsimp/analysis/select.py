@@ -27,9 +27,9 @@ def selected(bank: KernelBank, settings: ScanSettings) -> KernelBank:
     Raises `KernelsimpError` for a glob that matches no layer, an unknown kind, or when nothing is left.
     """
     names = [layer.name for layer in bank.layers]
-    wanted = _matching(names, settings.layers, "--layers") if settings.layers else set(names)
+    wanted = matching(names, settings.layers, "--layers") if settings.layers else set(names)
     if settings.skip_layers:
-        wanted -= _matching(names, settings.skip_layers, "--skip-layers")
+        wanted -= matching(names, settings.skip_layers, "--skip-layers")
     kinds = _kinds(settings.kinds)
     layers = tuple(layer for layer in bank.layers if layer.name in wanted and layer.kind in kinds)
     if not layers:
@@ -65,7 +65,8 @@ def _kinds(asked: Sequence[str] | None) -> set[str]:
     return set(asked or known)
 
 
-def _matching(names: Sequence[str], globs: Sequence[str], option: str) -> set[str]:
+def matching(names: Sequence[str], globs: Sequence[str], option: str) -> set[str]:
+    """Return the names that match any of the globs; raises `KernelsimpError` for one that matches none."""
     found: set[str] = set()
     for glob in globs:
         matched = {name for name in names if fnmatchcase(name, glob)}

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
-from kernelsimp.kernels.families import ZERO, find
+from kernelsimp.kernels.families import ZERO
+from kernelsimp.kernels.structures import find
 from kernelsimp.models.layers import canonical, tensor_name
 from kernelsimp.records.held import CRC_PER_KERNEL_UP_TO, decode_assignment
 from kernelsimp.records.limits import Baseline, BaselineLayer, baseline_of

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernelsimp.check.kernels import Held, broken_kernels, canonical_shape, held_layer
 from kernelsimp.kernels.bank import DEAD_SHARE
-from kernelsimp.kernels.families import find
+from kernelsimp.kernels.structures import find
 from kernelsimp.records.limits import Baseline
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
-from kernelsimp.kernels.families import find
+from kernelsimp.kernels.structures import find
 from kernelsimp.models.layers import stored
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 

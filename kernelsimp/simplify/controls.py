@@ -196,4 +196,4 @@ def _loose(constraint: Constraint) -> Target:
         placed = constraint.place(kernels.double().reshape(-1, constraint.cells))
         return placed.reshape(kernels.shape).to(kernels.dtype)
 
-    return Target(constraint, write)
+    return Target(lambda _: constraint, write)

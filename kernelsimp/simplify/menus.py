@@ -21,8 +21,8 @@ from kernelsimp.simplify.candidates import (
     Candidate,
     candidates_for,
     chosen_layers,
+    linear_names,
     rows_of_layer,
-    without_zero,
 )
 from kernelsimp.simplify.choose import (
     Choices,
@@ -180,7 +180,7 @@ def _layer_plan(
 
 
 def _found(layer: LayerKernels, settings: PlanSettings) -> NDArray[np.bool_]:
-    return found_in(examine(layer, without_zero(settings.families)), settings.fdr)
+    return found_in(examine(layer, linear_names(settings.families)), settings.fdr)
 
 
 def _bits(layer: LayerKernels) -> float:

@@ -5,7 +5,7 @@ filter held to their subspaces, minimise |T w - X w0|^2 / n + d |w - w0|^2, that
 w'(G + dI)w - 2 w'(C + dI)w0, by conjugate gradients for all filters of a layer at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -187,13 +187,3 @@ def _inverse_within(blocks: Tensor, projector: Tensor) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1)
-
-
-def pieces_of(assignment: Tensor, projectors: Sequence[Tensor | None]) -> tuple[Piece, ...]:
-    """Return the pieces of an assignment (kernels,) of structures to kernels; None marks 'free'."""
-    found = []
-    for structure in torch.unique(assignment).tolist():
-        projector = projectors[structure]
-        if projector is not None:
-            found.append(Piece((assignment == structure).nonzero()[:, 0], projector))
-    return tuple(found)

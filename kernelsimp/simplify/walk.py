@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
-from kernelsimp.kernels.families import find
+from kernelsimp.kernels.structures import find, projectors
 from kernelsimp.models.hooks import Replay, Trace, Use
 from kernelsimp.models.layers import conv_modules, stored, tensor_name
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.simplify.apply import snap_layer
 from kernelsimp.simplify.moments import Moments, pair_moments, sampling_for
-from kernelsimp.simplify.resolve import Constraint, UnsolvableError, pieces_of, resolve
+from kernelsimp.simplify.resolve import Constraint, Piece, UnsolvableError, resolve
 from kernelsimp.watch import SILENT, Watcher
 
 
@@ -49,10 +49,11 @@ class Ground:
 class Target:
     """What the kernels of one layer must become: a subspace each, and how to write them into it exactly.
 
-    `write` takes kernels (out, in / groups, *grid) in the stored dtype and returns them so.
+    Both take kernels (out, in / groups, *grid): `constraint` the original ones, `write` those in the
+    stored dtype, which it returns.
     """
 
-    constraint: Constraint
+    constraint: Callable[[Tensor], Constraint]
     write: Callable[[Tensor], Tensor]
 
 
@@ -159,8 +160,9 @@ def _solve(
     A device that runs out of memory hands the layer to the CPU.
     """
     device = moments.gram.device
-    constraint = target.constraint if target else Constraint(layer.kernels[0, 0].numel(), ())
     original = _by_group(layer)
+    free = Constraint(layer.kernels[0, 0].numel(), ())
+    constraint = target.constraint(layer.kernels) if target else free
     try:
         there = original.to(device)
         metric = moments.centred(there) if shifted else moments
@@ -184,11 +186,17 @@ def _by_group(layer: LayerKernels) -> Tensor:
 
 def _target(layer: LayerPlan, structures: tuple[str, ...]) -> Target:
     used = torch.from_numpy(layer.choice).long().reshape(-1)
-    projectors: list[Tensor | None] = [None] * len(structures)
-    for index in torch.unique(used).tolist():
-        if index != FREE:
-            projectors[index] = torch.from_numpy(find(structures[index], layer.grid).projector)
-    constraint = Constraint(math.prod(layer.grid), pieces_of(used, projectors))
+    chosen = [index for index in torch.unique(used).tolist() if index != FREE]
+
+    def constraint(kernels: Tensor) -> Constraint:
+        rows = kernels.detach().double().reshape(-1, *layer.grid)
+        places = [(used == index).nonzero()[:, 0] for index in chosen]
+        spaces = [
+            projectors(find(structures[index], layer.grid), rows[p])
+            for index, p in zip(chosen, places, strict=True)
+        ]
+        return Constraint(math.prod(layer.grid), tuple(map(Piece, places, spaces)))
+
     return Target(constraint, lambda kernels: snap_layer(kernels, layer, structures))
 
 

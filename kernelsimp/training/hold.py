@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kernelsimp.errors import HoldError, KernelsimpError
-from kernelsimp.kernels.families import find
+from kernelsimp.kernels.structures import find
+from kernelsimp.kernels.subspace import OrbitSubspace
 from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored, tensor_name
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.training.parametrisations import Frozen, Scaled, Tied
@@ -290,6 +291,9 @@ def orbits(cells: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> tupl
         if index == FREE:
             continue
         subspace = find(structures[index], layer.grid)
+        if not isinstance(subspace, OrbitSubspace):
+            what = f"{layer.name}: '{structures[index]}' cannot be tied, only frozen"
+            raise KernelsimpError(f"{what}; pass --freeze, or leave it out of --families")
         rows = torch.from_numpy(layer.choice == index)
         first, inside = np.arange(subspace.cells), subspace.orbit >= 0
         first[inside] = subspace.representatives[subspace.orbit[inside]]
