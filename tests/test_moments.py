@@ -1,7 +1,8 @@
 """Windows, moments and sensitivities against what the network itself computes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from kernelsimp.models.hooks import Replay, trace
 from kernelsimp.models.layers import bank_from_model, canonical
 from kernelsimp.simplify.judge import Judge
 from kernelsimp.simplify.moments import Sampling, pair_moments, rows_of, rows_wanted, sampling_for, windows
-from kernelsimp.simplify.survey import survey
+from kernelsimp.simplify.survey import Sensitivity, cached_survey, survey
 from kernelsimp.watch import Watcher
 
 CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
@@ -247,6 +248,26 @@ def test_the_survey_sees_blocks_and_fisher_information() -> None:
         exact += (share[:, label : label + 1].double() * gradient).mean(0)
     assert torch.allclose(seen["2"].fisher, exact, rtol=0.3)
     assert seen["2"].fisher.argmax() == exact.argmax()
+
+
+def test_a_survey_is_made_once_and_kept(tmp_path: Path) -> None:
+    model, images = winding()
+    made: list[int] = []
+
+    def make() -> Mapping[str, Sensitivity]:
+        made.append(1)
+        return survey(model, trace(model, images), [images], seed=0)
+
+    path = tmp_path / "resume" / "survey.safetensors"
+    first, again = cached_survey(path, make), cached_survey(path, make)
+    assert len(made) == 1
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name].blocks, again[name].blocks) for name in first)
+    assert all(torch.equal(first[name].fisher, again[name].fisher) for name in first)
+    path.write_bytes(b"damaged")
+    cached_survey(path, make)
+    cached_survey(path, make)
+    assert len(made) == 2
 
 
 def test_a_network_that_is_no_classifier_is_surveyed_with_noise_on_its_output() -> None:

@@ -200,7 +200,7 @@ def _parts(call: Call, sampling: Sampling, batch: int) -> Iterator[tuple[Tensor,
 
 @dataclass
 class _Sums:
-    """Running sums in float64; products of one piece are taken in float32."""
+    """Running sums in float64; those of one piece are taken in float32."""
 
     weights: Tensor
     gram: Tensor
@@ -229,18 +229,18 @@ class _Sums:
     def add(self, current: Tensor, original: Tensor | None) -> None:
         source = current if original is None else original
         self.rows += current.shape[1]
-        self.mean_before += source.sum(1, dtype=torch.float64)
-        self.power += (self.weights @ source.mT).square().sum(2, dtype=torch.float64)
+        self.mean_before += source.sum(1)
+        self.power += (self.weights @ source.mT).square().sum(2)
         if original is None or torch.equal(current, original):
             product = current.mT @ current
             self.gram += product
             self.cross += product
-            self.mean += current.sum(1, dtype=torch.float64)
+            self.mean += current.sum(1)
             return
         self.same = False
         self.gram += current.mT @ current
         self.cross += current.mT @ original
-        self.mean += current.sum(1, dtype=torch.float64)
+        self.mean += current.sum(1)
 
     def moments(self) -> Moments:
         n = self.rows

@@ -6,6 +6,7 @@ the three costs by KL(original || simplified).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.costs import COSTS, check_cost
 from kernelsimp.simplify.judge import Distance, Judge
 from kernelsimp.simplify.menus import Chooser, Prepared, chooser, plan_for, prepare
-from kernelsimp.simplify.survey import survey
+from kernelsimp.simplify.survey import cached_survey, survey
 from kernelsimp.simplify.walk import Ground, Walked, in_float32, targets_of, walk
 from kernelsimp.watch import SILENT, Watcher
 
@@ -98,10 +99,17 @@ class Surveyed:
     judge: Judge
 
 
-def look(ground: Ground, settings: PlanSettings, watcher: Watcher = SILENT) -> Surveyed:
-    """Survey the network on its calibration images and list what each kernel may become."""
+def look(
+    ground: Ground, settings: PlanSettings, watcher: Watcher = SILENT, cache: Path | None = None
+) -> Surveyed:
+    """Survey the network on its calibration images and list what each kernel may become.
+
+    `cache` is a file that keeps the survey; its name must tell network, images and seed apart.
+    """
     check_cost(settings.cost)
-    seen = survey(ground.model, ground.traced, ground.images, ground.seed, watcher)
+    seen = cached_survey(
+        cache, lambda: survey(ground.model, ground.traced, ground.images, ground.seed, watcher)
+    )
     return Surveyed(ground, prepare(ground.bank, settings, seen), Judge(ground.model, ground.held))
 
 

@@ -5,14 +5,19 @@ the loss minds output channel o, (out,). Both are means over images; g is summed
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_leaves
 
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.files import write_atomically
 from kernelsimp.models.hooks import Observed, Trace, observing
 from kernelsimp.simplify.moments import Sampling, rows_of, sampling_for, windows
 from kernelsimp.watch import SILENT, Watcher
@@ -25,16 +30,11 @@ class Sensitivity:
     blocks: Tensor
     fisher: Tensor
 
-    @property
-    def active(self) -> bool:
-        """Whether the layer saw anything but zeros."""
-        return bool(self.blocks.diagonal(dim1=1, dim2=2).sum() > 0)
-
 
 def survey(
     model: nn.Module, traced: Trace, images: Sequence[Tensor], seed: int, watcher: Watcher = SILENT
 ) -> Mapping[str, Sensitivity]:
-    """Return the sensitivity of every convolution that the images reach.
+    """Return the sensitivity of every convolution larger than 1x1 that the images reach.
 
     L is the cross-entropy against a label drawn from the model's own output (the Fisher information);
     a network whose output is not (n, classes) gets Gaussian noise on its output in place of that.
@@ -49,7 +49,8 @@ def survey(
             loss = _loss(model(inputs.clone().requires_grad_()), generator)
             heard = heard and _backward(loss)
             for name, calls in seen.items():
-                sums[name].add(calls, batch)
+                if any(side > 1 for side in calls[0].call[0].kernel_size):  # type: ignore[union-attr]
+                    sums[name].add(calls, batch)
             seen.clear()
             model.zero_grad(set_to_none=True)
             watcher.step()
@@ -58,10 +59,36 @@ def survey(
     return {name: item.result(count if heard else None) for name, item in sums.items() if item.rows}
 
 
+def cached_survey(
+    path: Path | None, make: Callable[[], Mapping[str, Sensitivity]]
+) -> Mapping[str, Sensitivity]:
+    """Return the survey kept in the file `path`, or make it and keep it there.
+
+    The file's name must tell network, images and seed apart. A file that cannot be read is made again.
+    """
+    if path is None:
+        return make()
+    try:
+        kept = load_file(path)
+        return {name: Sensitivity(kept[f"{name}/blocks"], kept[f"{name}/fisher"]) for name in _names(kept)}
+    except (OSError, SafetensorError, KeyError):
+        found = make()
+    arrays = {f"{name}/blocks": item.blocks.contiguous() for name, item in found.items()}
+    arrays |= {f"{name}/fisher": item.fisher.contiguous() for name, item in found.items()}
+    write_atomically(path, lambda partial: save_file(arrays, partial))
+    return found
+
+
+def _names(kept: Mapping[str, Tensor]) -> list[str]:
+    return [key.removesuffix("/blocks") for key in kept if key.endswith("/blocks")]
+
+
 def _backward(loss: Tensor) -> bool:
     """Run the backward pass; say whether there was one (a network may detach, round or work in place)."""
     try:
         torch.autograd.backward(loss)
+    except torch.OutOfMemoryError as error:
+        raise KernelsimpError("the device ran out of memory in a backward pass; use --device cpu") from error
     except RuntimeError:
         return False
     return True
