@@ -246,8 +246,8 @@ def _shift(state: _State, use: Use, weights: tuple[Tensor, Tensor], moments: Mom
         norm: Any = dict(state.model.named_modules())[str(use.norm)]
         name, target = f"{use.norm}.running_mean", norm.running_mean
     with torch.no_grad():
-        target.add_(change.to(target.dtype))
-    state.tensors[name] = target.detach().clone()
+        target.add_(change.to(target.device, target.dtype))
+    state.tensors[name] = target.detach().clone().cpu()
 
 
 def in_float32(model: nn.Module) -> nn.Module:
