@@ -1,14 +1,19 @@
-"""Writing files so that a reader never sees half of one.
+"""Writing files so that a reader never sees half of one, and running Python files that users name.
 
 Every output is written beside its final name and renamed into place; on any failure the partial
 file is removed and the old one, if there was one, stays as it was.
 """
 
+import importlib.util
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from kernelsimp.errors import KernelsimpError
+from kernelsimp.errors import KernelsimpError, did_you_mean
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -50,3 +55,60 @@ def _exists(path: Path) -> bool:
 def _reason(error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(reason.split())[:200]
+
+
+def user_function(text: str) -> Callable[..., Any]:
+    """Run the file of `file.py:callable` as a module and return the function that it names.
+
+    Raises `KernelsimpError` where the file or the function is missing, and where the file raises.
+    """
+    file, _, name = text.rpartition(":")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise KernelsimpError(f"{path}: no such file; expected file.py:callable")
+    try:
+        module = run_file(path)
+    except (Exception, SystemExit) as error:  # the user's code
+        raise KernelsimpError(f"{path}: {words_of(error)}; mend the file") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        own = {key for key, item in vars(module).items() if callable(item) and not key.startswith("_")}
+        hint = did_you_mean(name, own) if own else ""
+        tail = hint if hint.startswith("; did") else "; expected file.py:callable"
+        raise KernelsimpError(f"{path}: no function '{name}'{tail}")
+    return function  # type: ignore[no-any-return]
+
+
+def run_file(path: Path) -> ModuleType:
+    """Run a Python file as a module that can import its neighbours; whatever it raises comes out."""
+    recipe = importlib.util.spec_from_file_location(f"_kernelsimp_user_{path.stem}", path)
+    if recipe is None or recipe.loader is None:
+        raise KernelsimpError(f"{path}: not a Python file; expected file.py:callable")
+    module = importlib.util.module_from_spec(recipe)
+    before = sys.modules.get(recipe.name)
+    sys.modules[recipe.name] = module  # dataclasses and pickling look it up there
+    try:
+        with importing_from(path.resolve().parent):
+            recipe.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[recipe.name]
+        if before is not None:
+            sys.modules[recipe.name] = before
+        raise
+    return module
+
+
+@contextmanager
+def importing_from(folder: Path) -> Iterator[None]:
+    """Let a user's code import its neighbours within the block."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def words_of(error: BaseException) -> str:
+    """Return `ValueError: its message` on one line of at most 200 characters behind the colon."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -72,7 +72,9 @@ class PlanSettings:
     tolerance: float | None = option(None, "simplify every kernel within this relative residual of a family")
     dof: float | None = option(None, "simplify until this share of the degrees of freedom is left, 0..1")
     fdr: float = option(0.05, "false discovery rate at which a kernel counts as found, not imposed")
-    families: tuple[str, ...] | None = option(None, "only these families, comma-separated")
+    families: tuple[str, ...] | None = option(
+        None, "only these families, comma-separated; also templates, bent, seventeen, linear (usual) or all"
+    )
     simplified: float | None = option(None, "simplify at least this share of the kernels, 0..1")
     max_drop: float | None = option(None, "simplify as much as loses at most this accuracy, in pp")
     cost: str = option("auto", "what an error costs: absolute, layer, filter or mixed; auto keeps the best")
@@ -81,8 +83,15 @@ class PlanSettings:
     layers: tuple[str, ...] | None = option(None, "only the layers whose names match these globs")
     skip_layers: tuple[str, ...] | None = option(None, "not the layers whose names match these globs")
     keep_first: bool = option(False, "leave the first convolution as it is")
+    denoise: str | None = option(None, "replace kernels that fit no family by this denoiser: NAME[:STRENGTH]")
+    denoise_all: bool = option(False, "denoise every kernel, and simplify none")
     plan: str | None = option(None, "carry out this plan.safetensors of an earlier run")
     controls: bool = option(False, "measure what else the same budget buys: random structures, masks...")
+    similarity: bool = option(False, "compare every layer with the original on test images too")
+    rounds: int = option(1, "go to the budget in this many rounds, with a short training after each")
+    round_epochs: int = option(1, "epochs of the training after each round")
+    holdout: str | None = option(None, "judge --max-drop by this split (train or val) or --data form instead")
+    metric: str | None = option(None, "file.py:callable (model, batches) -> float, higher is better")
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,22 @@ class FinetuneSettings:
 
 
 @dataclass(frozen=True)
+class TrainSettings:
+    """What training from scratch holds and penalises; how it trains stands under [finetune]."""
+
+    constrain: tuple[str, ...] | None = option(
+        None, "hold kernels in a family from the first step: NAME, GLOB=NAME or GLOB=NAME:SHARE+NAME:SHARE"
+    )
+    penalty: tuple[str, ...] | None = option(
+        None, "NAME:WEIGHT; asymmetry, rate, entropy, smoothness or distinct"
+    )
+    penalty_families: tuple[str, ...] | None = option(None, "families of the asymmetry, comma-separated")
+    penalty_schedule: str = option("ramp", "how penalty weights run: constant, ramp, late or early")
+    rounding: str = option("noise", "how the rate rounds: noise or straight-through")
+    curve: int = option(1, "epochs between two measurements of bits and found structure; 0 is never")
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """The surroundings of a run."""
 
@@ -130,6 +155,7 @@ class RunSettings:
 class RobustnessSettings:
     """How networks are tried where images or weights are not what they were trained on."""
 
+    robustness: bool = option(False, "measure robustness too: corruptions, noise, shifts, adversaries")
     images: int = option(1000, "how many test images to use, seeded; 0 uses all")
     corruptions: tuple[str, ...] | None = option(None, "only these corruptions, comma-separated")
     cifar_c: str | None = option(None, "folder of the official CIFAR-10-C .npy files, instead of our own")
@@ -143,6 +169,46 @@ class RobustnessSettings:
 
 
 @dataclass(frozen=True)
+class PruneSettings:
+    """What pruning by magnitude removes; how it trains stands under [finetune]."""
+
+    amount: float = option(0.2, "share of what is left that each iteration removes, 0..1")
+    iterations: int = option(1, "how many times a part is removed")
+    dof: float | None = option(None, "remove as much as leaves this share of all in the iterations, 0..1")
+    rewind: str = option(
+        "lr", "lr: train with the whole schedule after each iteration; none: only at the end"
+    )
+    scope: str = option("global", "rank magnitudes over the whole network: global, or in each: layer")
+    granularity: str = option("weights", "what is removed as one: weights, kernels or filters")
+    layers: tuple[str, ...] | None = option(None, "only the layers whose names match these globs")
+    skip_layers: tuple[str, ...] | None = option(None, "not the layers whose names match these globs")
+    keep_first: bool = option(False, "leave the first convolution as it is")
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """Which cheaper layers an audit sets beside each layer."""
+
+    bottleneck: int = option(4, "a bottleneck has the output channels divided by this")
+    groups: int = option(4, "groups of the grouped alternative")
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """How two networks are compared on the same images."""
+
+    arch_b: str | None = option(None, "architecture of B, where it is not that of A")
+    by: str = option("channels", "what a sample is: channels (a position) or flat (an image)")
+    images: int = option(1000, "how many test images to use, seeded; 0 uses all")
+    samples: int = option(4096, "positions taken of all images together, at least one an image")
+    match: str = option("auto", "which layers stand side by side: of one name, of like depth, or auto")
+    layers: tuple[str, ...] | None = option(None, "only the layers whose names match these globs")
+    measures: tuple[str, ...] | None = option(None, "only these measures, comma-separated")
+    matrix: bool = option(False, "compare all layers of A against all of B too")
+    force: bool = option(False, "correlate subspaces even where there are too few samples for them")
+
+
+@dataclass(frozen=True)
 class Settings:
     """All stages; the field names are the headings of a settings file."""
 
@@ -151,7 +217,12 @@ class Settings:
     scan: ScanSettings = ScanSettings()
     plan: PlanSettings = PlanSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    robustness: RobustnessSettings = RobustnessSettings()
+    prune: PruneSettings = PruneSettings()
+    audit: AuditSettings = AuditSettings()
+    compare: CompareSettings = CompareSettings()
     run: RunSettings = RunSettings()
+    train: TrainSettings = TrainSettings()
 
 
 Given = Mapping[str, Mapping[str, Any]]

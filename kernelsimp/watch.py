@@ -13,6 +13,9 @@ class Watcher:
     def step(self, amount: int = 1, **figures: float) -> None:
         """Advance the current stage and show `figures` (loss, accuracy...) beside it."""
 
+    def row(self, **figures: float) -> None:
+        """Add a row to the table of the current stages, one figure a column, NaN where there is none."""
+
     def note(self, text: str) -> None:
         """Say something the user should see once."""
 

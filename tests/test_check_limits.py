@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelsimp.check import USUAL, read_limits, with_max
+from kernelsimp.check import USUAL, limits_beside, read_limits, with_max
 from kernelsimp.check.rules import NAMES, RULES, limits_from
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.records.limits import Limit
@@ -44,8 +44,9 @@ def test_limits_stand_in_pyproject_too(tmp_path: Path) -> None:
     path = tmp_path / "pyproject.toml"
     path.write_text('[project]\nname = "x"\n[tool.kernelsimp.check.kernels.dead_share]\nmax = 0.1\n')
     assert read_limits(path).of("kernels.dead_share") == Limit("kernels.dead_share", max=0.1)
+    assert limits_beside(tmp_path).of("kernels.dead_share") == Limit("kernels.dead_share", max=0.1)
     path.write_text('[project]\nname = "x"\n')
-    assert read_limits(path) == USUAL
+    assert read_limits(path) == limits_beside(tmp_path) == limits_beside(tmp_path / "none") == USUAL
 
 
 REFUSED = [

@@ -207,18 +207,21 @@ def test_every_way_of_holding_ends_with_what_it_promised(how, model, images, tmp
     assert run(["check", str(out / "tiny.pt"), "--baseline", str(out), "--quiet"]) == 0
 
 
-def test_structures_that_are_no_subspace_can_be_frozen(model, images, tmp_path, capsys):
+def test_structures_that_are_no_subspace_are_frozen_and_tied_and_checked(model, images, tmp_path):
     out = tmp_path / "run"
-    families = ["--families", "rank-one,few-values-2,mirror-h", "--cost", "absolute", "--dof", "0.5"]
+    families = ["--families", "rank-one,few-values-2,templates", "--cost", "absolute", "--dof", "0.5"]
     arguments = ["simplify", str(model), "--data", images, *families, "--finetune", *SMALL]
-    assert run([*arguments, "--freeze", "--out", str(out)]) == 0
-    report = json.loads((out / "report.json").read_text())
-    used = {name for layer in report["layers"] for name in layer["families"]}
-    assert used & {"rank-one", "few-values-2"}
-    assert run(["check", str(out / "tiny.pt"), "--baseline", str(out), "--quiet"]) == 0
-    capsys.readouterr()
-    assert run([*arguments, "--tie", "--out", str(out)]) == 2
-    assert "cannot be tied, only frozen; pass --freeze" in capsys.readouterr().err
+    for how in ("--freeze", "--tie"):
+        assert run([*arguments, how, "--denoise", "gaussian:0.1", "--out", str(out)]) == 0
+        report = json.loads((out / "report.json").read_text())
+        used = {name for layer in report["layers"] for name in layer["families"]}
+        assert used & {"rank-one", "few-values-2"}
+        assert any(name.startswith("template-") for name in used)
+        kernels = report["kernels"]
+        assert kernels["denoised"] == sum(layer["denoised"] for layer in report["layers"]) > 0
+        assert kernels["total"] == kernels["simplified"] + kernels["denoised"] + kernels["free"]
+        assert kernels["frozen"] == kernels["denoised"] + (kernels["simplified"] if how == "--freeze" else 0)
+        assert run(["check", str(out / "tiny.pt"), "--baseline", str(out), "--quiet"]) == 0
 
 
 def test_a_run_goes_on_where_it_was_and_ends_with_the_same_bits(model, images, tmp_path, capsys):

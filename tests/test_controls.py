@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kernelsimp.kernels.families import find
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.simplify.controls import CONTROLS, Arm, Case, Masked, run_controls
+from kernelsimp.simplify.arms import Arm
+from kernelsimp.simplify.controls import CONTROLS, Case, Masked, run_controls
 from kernelsimp.simplify.menus import chooser
 from kernelsimp.simplify.road import ground_of, look, travel
 

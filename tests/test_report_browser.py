@@ -87,7 +87,8 @@ def test_a_page_is_quiet_asks_for_nothing_and_fits(browser: Any, folder: Path, n
     ]
     assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     if "KERNELSIMP_SCREENSHOTS" in os.environ:
-        target = Path(os.environ["KERNELSIMP_SCREENSHOTS"]) / f"{name}-{width}.png"
+        target = Path(os.environ["KERNELSIMP_SCREENSHOTS"]).resolve() / f"{name}-{width}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
         opened.page.screenshot(path=str(target), full_page=True)
     opened.page.close()
 

@@ -101,8 +101,8 @@ def test_p_values_reach_the_captions() -> None:
     for item in given.pictures:
         expected = values["conv1"][item.index] if item.layer == "conv1" else None
         assert item.p == expected
-    assert "zeroed, r" in report_html(reports.report(), given)
-    assert ", p 0.04" in report_html(reports.report(), given)
+    assert "zeroed, r\N{NO-BREAK SPACE}" in report_html(reports.report(), given)
+    assert ", p\N{NO-BREAK SPACE}0.04" in report_html(reports.report(), given)
 
 
 def test_a_gallery_is_read_back_as_it_was(tmp_path: Path) -> None:

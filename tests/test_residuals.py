@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernelsimp.kernels.families import find, offered
 from kernelsimp.kernels.residuals import mean_removed_residuals, residual_chunks, residuals
-from kernelsimp.kernels.routes import Product, ways
+from kernelsimp.kernels.routes import Classes, Product, ways
 from kernelsimp.kernels.subspace import SpanSubspace, Subspace
 
 SHAPES = [
@@ -161,19 +161,34 @@ def test_mean_removed_of_a_constant_is_zero() -> None:
     assert (mean_removed_residuals(torch.full((1, 3, 3), 0.1), families((3, 3))) == 0).all()
 
 
-@pytest.mark.parametrize(("shape", "most"), [((3, 3), 21), ((5, 5), 54), ((7, 7), 101)])
-def test_commuting_families_share_columns(shape: tuple[int, ...], most: int) -> None:
-    """24 or 26 complements of their own would need ten times the columns."""
+@pytest.mark.parametrize(("shape", "most"), [((3, 3), 25), ((5, 5), 73), ((7, 7), 145)])
+def test_families_share_columns(shape: tuple[int, ...], most: int) -> None:
+    """24 or 26 complements of their own would need several times the columns."""
     spaces = tuple(row.subspace for row in offered(shape, pairs=False))
-    (product,) = ways(spaces, torch.float64)
+    classes, product = ways(spaces, torch.float64)
+    assert isinstance(classes, Classes)
     assert isinstance(product, Product)
-    lengths = product.basis.norm(dim=0).numpy()
-    assert (lengths > 0).sum() <= most
-    np.testing.assert_allclose(lengths[lengths > 0], 1)
+    assert len(classes.basis) + len(product.basis) <= most
+    np.testing.assert_allclose(classes.basis @ classes.basis.T, np.eye(len(classes.basis)), atol=1e-9)
+    np.testing.assert_allclose(product.basis.norm(dim=1), 1)
     for row, family in zip(product.selector, product.families, strict=True):
-        chosen = product.basis[:, : len(row)][:, row > 0].numpy()
-        outside = np.eye(spaces[0].cells) - (spaces[family].projector if family < len(spaces) else 0)
-        np.testing.assert_allclose(chosen @ chosen.T, outside, atol=1e-9)
+        chosen = product.basis[row > 0].numpy()
+        outside = np.eye(spaces[0].cells) - spaces[family - 1].projector
+        np.testing.assert_allclose(chosen.T @ chosen, outside, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (5, 5), (7, 7), (9, 9), (2, 4), (3, 5)])
+def test_every_way_keeps_a_residual_of_a_billionth(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for family in offered(shape):
+        kernels = torch.randn(4, *shape, dtype=torch.float64, generator=generator)
+        inside = family.subspace.project(kernels)
+        outside = kernels - inside
+        scale = 1e-9 * inside.flatten(1).norm(dim=1) / outside.flatten(1).norm(dim=1)
+        near = inside + scale[:, None, None] * outside
+        r = residuals(near, [row.subspace for row in offered(shape)])
+        place = [row.name for row in offered(shape)].index(family.name)
+        np.testing.assert_allclose(r[:, place], 1e-9, rtol=1e-4)
 
 
 def test_large_kernels_are_folded_not_multiplied() -> None:

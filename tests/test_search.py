@@ -92,6 +92,20 @@ def test_the_best_plan_within_the_budget_is_returned_and_every_trial_recorded(
     assert [item["share"] for item in json.loads(record.read_text())] == [item.share for item in found.trials]
 
 
+def test_a_share_is_measured_once_however_often_the_steps_lead_there(surveyed: Surveyed) -> None:
+    measured: list[float] = []
+
+    class Counting(Referee):
+        def trial(self, model: nn.Module, share: float, cost: str) -> Trial:
+            measured.append(share)
+            return Trial(share, 0.0 if share >= 0.3 else 9.0, 0.0, 0.0, cost)
+
+    model = surveyed.ground.model
+    found = search(surveyed, 1.0, Counting(model, batches_of(model, wrong=6)))
+    assert sorted(measured) == sorted({item.share for item in found.trials})
+    assert len(measured) < len(found.trials)
+
+
 def test_a_stopped_search_goes_on_where_it_was(surveyed: Surveyed, tmp_path: Path) -> None:
     referee = Referee(surveyed.ground.model, batches_of(surveyed.ground.model, wrong=6))
     whole, part = tmp_path / "whole.json", tmp_path / "part.json"

@@ -24,6 +24,9 @@ MOST_COLOURS = 64
 
 COLOUR_CHANNELS = 3
 
+MOST_SHOWN = 12
+"""Prototypes whose cells a scan keeps for the eye, those first that cover most."""
+
 
 def filters(examined: Examined, tolerance: float) -> Values:
     """Return how many whole filters have one structure in all their slices, by family.
@@ -113,11 +116,14 @@ def covering(examined: Examined, seed: int) -> Values | None:
     if kernels is None or examined.cells > MOST_CELLS:
         return None
     found = prototypes.find(kernels, prototypes.PrototypeSettings(seed=seed))
+    centres, shares = prototypes.leading(found, MOST_SHOWN)
     return {
         "count": found.count,
         "coverage": found.coverage,
         "by_means_alone": found.offsets,
         "reached": found.reached,
+        "centres": centres.mul(1e4).round().div(1e4).tolist(),
+        "shares": shares.mul(1e4).round().div(1e4).tolist(),
     }
 
 

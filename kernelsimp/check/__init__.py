@@ -3,7 +3,7 @@
 from kernelsimp.check.accuracy import verify_accuracy
 from kernelsimp.check.gate import Subject, baseline_from, check
 from kernelsimp.check.kernels import from_tensors, verify_holds
-from kernelsimp.check.rules import RULES, USUAL, read_limits, with_max
+from kernelsimp.check.rules import RULES, USUAL, limits_beside, read_limits, with_max
 
 __all__ = [
     "RULES",
@@ -12,6 +12,7 @@ __all__ = [
     "baseline_from",
     "check",
     "from_tensors",
+    "limits_beside",
     "read_limits",
     "verify_accuracy",
     "verify_holds",

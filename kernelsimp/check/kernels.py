@@ -17,9 +17,9 @@ from torch import Tensor
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.kernels.families import ZERO
-from kernelsimp.kernels.structures import find
+from kernelsimp.kernels.structures import DENOISED, TEMPLATE, find
 from kernelsimp.models.layers import canonical, tensor_name
-from kernelsimp.records.held import CRC_PER_KERNEL_UP_TO, decode_assignment
+from kernelsimp.records.held import CRC_PER_KERNEL_UP_TO, decode_assignment, decode_shapes
 from kernelsimp.records.limits import Baseline, BaselineLayer, baseline_of
 from kernelsimp.records.report import Report
 from kernelsimp.records.verdict import Finding, shown
@@ -36,11 +36,15 @@ FREE = "free"
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """One layer as it is: its kernels, and the structure that the baseline gives each."""
+    """One layer as it is: its kernels, and the structure that the baseline gives each.
+
+    `shapes` (out, in / groups, 4) are the shape parameters of templates, where there are any.
+    """
 
     layer: BaselineLayer
     kernels: Tensor
     choice: Choice
+    shapes: NDArray[np.float32] | None = None
 
     @property
     def bad(self) -> Bools:
@@ -118,7 +122,21 @@ def held_layer(baseline: Baseline, layer: BaselineLayer, kernels: Tensor) -> Hel
             f"{shown(layer.name)}: the baseline's assignment names structure {int(choice.max())} of "
             f"{len(baseline.structures)}; write the report again"
         )
-    return Held(layer, kernels.detach().cpu(), choice)
+    return Held(layer, kernels.detach().cpu(), choice, _shapes(baseline, layer, choice))
+
+
+def _shapes(baseline: Baseline, layer: BaselineLayer, choice: Choice) -> NDArray[np.float32] | None:
+    drawn = np.array([name.startswith(TEMPLATE) for name in baseline.structures], dtype=np.bool_)[choice]
+    if not drawn.any():
+        return None
+    shapes = np.zeros((*choice.shape, 4), np.float32)
+    try:
+        shapes[drawn] = decode_shapes(layer.hold.shapes, int(drawn.sum()))
+    except ValueError as error:
+        raise KernelsimpError(
+            f"{shown(layer.name)}: the baseline's templates are damaged ({error}); write the report again"
+        ) from error
+    return shapes
 
 
 def canonical_shape(layer: BaselineLayer) -> tuple[int, ...]:
@@ -142,7 +160,7 @@ def _layer_findings(baseline: Baseline, layer: BaselineLayer, kernels: Tensor | 
     bad = held.bad
     if bad.any():
         yield _finding("kernels.nan", held, bad, f"of {bad.size:,} kernels hold NaN or infinity")
-    yield from _frozen_findings(held)
+    yield from _frozen_findings(held, _frozen(held, baseline.structures))
     if baseline.held:
         broken = broken_kernels(held, baseline.structures) & ~bad
         if broken.any():
@@ -157,24 +175,43 @@ def broken_kernels(held: Held, structures: Sequence[str]) -> Bools:
         name = structures[int(index)]
         if name != FREE:
             mask = held.choice == index
-            broken[mask] = ~_holds(name, held.kernels[torch.from_numpy(mask)]).numpy()
+            shapes = None if held.shapes is None else held.shapes[mask]
+            broken[mask] = ~_holds(name, held.kernels[torch.from_numpy(mask)], shapes).numpy()
     return broken
 
 
-def _holds(name: str, kernels: Tensor) -> Tensor:
+def _holds(name: str, kernels: Tensor, shapes: NDArray[np.float32] | None) -> Tensor:
     if name == ZERO:
         return (kernels == 0).flatten(1).all(dim=1)
-    return find(name, tuple(kernels.shape[1:])).holds(kernels)
+    return find(name, tuple(kernels.shape[1:]), shapes).holds(kernels)
 
 
-def _frozen_findings(held: Held) -> Iterator[Finding]:
+def _frozen(held: Held, structures: Sequence[str]) -> Bools:
+    """Say which kernels have checksums: every simplified one, or where structure was tied, the denoised.
+
+    A layer too large for one checksum a kernel does not tell the two apart by their number; its digest does.
+    """
+    every = held.choice != 0
+    denoised = np.array([name.startswith(DENOISED) for name in structures], dtype=np.bool_)[held.choice]
+    if held.choice.size > CRC_PER_KERNEL_UP_TO:
+        matches = sha256(_rows(held, denoised).tobytes()).hexdigest() == held.layer.hold.sha256
+        return denoised if denoised.any() and matches else every
+    tied = denoised.any() and len(held.layer.hold.frozen_crc32) == int(denoised.sum())
+    return denoised if tied else every
+
+
+def _rows(held: Held, mask: Bools) -> NDArray[np.uint8]:
+    """Return the stored bytes of the kernels in `mask`, a row each."""
+    stored = held.kernels.contiguous().view(torch.uint8).reshape(held.choice.size, -1).numpy()
+    return np.asarray(stored[mask.reshape(-1)])
+
+
+def _frozen_findings(held: Held, frozen: Bools) -> Iterator[Finding]:
     """Compare the checksums; a layer too large for one a kernel says only that it changed."""
     sums, where = held.layer.hold.frozen_crc32, shown(held.layer.name)
     if not sums:
         return
-    frozen = held.choice != 0
-    stored = held.kernels.contiguous().view(torch.uint8).reshape(held.choice.size, -1).numpy()
-    rows = stored[frozen.reshape(-1)]
+    rows = _rows(held, frozen)
     single = held.choice.size > CRC_PER_KERNEL_UP_TO
     if len(sums) != (1 if single else len(rows)):
         raise KernelsimpError(

@@ -85,6 +85,12 @@ def read_limits(path: Path) -> Limits:
     return limits_from(raw, str(path))
 
 
+def limits_beside(folder: Path) -> Limits:
+    """Return the limits of the pyproject.toml in `folder`, the usual ones where there is none."""
+    path = folder / "pyproject.toml"
+    return read_limits(path) if path.is_file() else USUAL
+
+
 def limits_from(raw: Mapping[str, Any], where: str = "limits") -> Limits:
     """Return the usual limits with those of `raw` in their place."""
     given = {rule: _limit(rule, table, where) for rule, table in _flat(raw)}

@@ -23,6 +23,7 @@ class TerminalWatcher(Watcher):
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._heads: tuple[str, ...] = ()
 
     def start(self, stage: str, total: int | None = None) -> None:
         """Begin a stage: a new bar on a terminal, one line elsewhere."""
@@ -51,6 +52,18 @@ class TerminalWatcher(Watcher):
             self._bar.update(self._task, advance=amount)
             if text:
                 self._bar.update(self._task, figures=text)
+
+    def row(self, **figures: float) -> None:
+        """Print one row, below its heads where the columns are new; it stays when the bar goes."""
+        if self._quiet:
+            return
+        widths = [max(9, len(name)) for name in figures]
+        if self._heads != tuple(figures):
+            self._heads = tuple(figures)
+            heads = (name.replace("_", " ") for name in figures)
+            err.print("  ".join(f"{name:>{width}}" for name, width in zip(heads, widths, strict=True)))
+        cells = (f"{value:.4g}" if value == value else "-" for value in figures.values())
+        err.print("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
 
     def note(self, text: str) -> None:
         """Print one line."""

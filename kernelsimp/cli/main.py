@@ -11,13 +11,18 @@ import typer
 from rich.markup import escape
 
 from kernelsimp import __version__
+from kernelsimp.cli.audit import audit
 from kernelsimp.cli.check import check
+from kernelsimp.cli.compare import compare
 from kernelsimp.cli.console import err
 from kernelsimp.cli.demo import demo
+from kernelsimp.cli.evaluate import evaluate
 from kernelsimp.cli.families import families
+from kernelsimp.cli.prune import prune
 from kernelsimp.cli.report import report
 from kernelsimp.cli.scan import scan
 from kernelsimp.cli.simplify import simplify
+from kernelsimp.cli.train import train
 from kernelsimp.errors import KernelsimpError
 
 app = typer.Typer(
@@ -28,7 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, scan, simplify, check, report, families):
+for command in (demo, scan, simplify, train, prune, check, evaluate, compare, audit, report, families):
     app.command()(command)
 
 

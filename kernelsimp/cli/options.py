@@ -19,17 +19,22 @@ def with_settings(**stages: type[Any]) -> Callable[[Callable[..., None]], Callab
     """Give a command one option for every field of the settings `stages`, named by their TOML heading.
 
     The command takes them back in one mapping, its keyword argument `given`: {stage: {key: value}}, None
-    where the user said nothing. An option that two stages share goes to both.
+    where the user said nothing. An option that two stages share goes to both; one that the command spells
+    itself goes to the stage that has a field of its name.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
         own = [item for item in signature.parameters.values() if item.name != "given"]
         extra = {
-            name: parameter for stage in stages.values() for name, parameter in _parameters(stage).items()
+            name: parameter
+            for stage in stages.values()
+            for name, parameter in _parameters(stage).items()
+            if name not in {item.name for item in own}
         }
 
         def run(**values: Any) -> None:
+            values = {name: None if value == [] else value for name, value in values.items()}
             given = {
                 name: {key: values.get(key) for key, _, _ in help_of(stage)} for name, stage in stages.items()
             }

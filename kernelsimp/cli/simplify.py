@@ -14,6 +14,7 @@ from kernelsimp.settings import (
     Given,
     ModelSettings,
     PlanSettings,
+    RobustnessSettings,
     RunSettings,
 )
 
@@ -22,7 +23,12 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the plan an
 
 
 @with_settings(
-    model=ModelSettings, data=DataSettings, plan=PlanSettings, finetune=FinetuneSettings, run=RunSettings
+    model=ModelSettings,
+    data=DataSettings,
+    plan=PlanSettings,
+    finetune=FinetuneSettings,
+    robustness=RobustnessSettings,
+    run=RunSettings,
 )
 def simplify(
     model: ModelArgument,
@@ -41,12 +47,16 @@ def simplify(
     from kernelsimp.cli.tables import draw, report_tables
     from kernelsimp.report import report_json
     from kernelsimp.report.plan_tables import plan_tables
+    from kernelsimp.training.ranks import first_process
 
     given = put(given, "finetune", "hold", _hold(freeze=freeze, tie=tie, none=no_freeze))
     if out_dir is None and not dry_run:
         raise KernelsimpError("simplify needs a place to write: pass --out RUN, or --dry-run to see the plan")
     watcher = TerminalWatcher(quiet=quiet or json == "-")
     settings = pipeline.settle_for_model(given, config)
+    if out_dir is not None and not dry_run and not first_process():
+        pipeline.follow(Path(model), settings, out_dir)  # the first process writes and talks for all
+        return
     try:
         if dry_run:
             plan = pipeline.plan_only(Path(model), settings, watcher)

@@ -17,6 +17,8 @@ from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Explanation, Scan, ScanLine
 from kernelsimp.records.verdict import Verdict, shown
 from kernelsimp.report import faces, tables
+from kernelsimp.report.course_tables import metric_table, round_table
+from kernelsimp.report.robustness_tables import robustness_tables
 from kernelsimp.report.tables import Table
 
 
@@ -82,9 +84,12 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
     facts = tuple((fact.name, fact.value, fact.note) for fact in tables.headline(report))
     yield draw(Table("Result", ("what", "value", ""), facts, frozenset({0, 2})))
     yield draw(tables.stage_table(report))
+    yield draw(metric_table(report))
+    yield draw(round_table(report))
     yield draw(tables.training_table(report))
     yield draw(tables.family_table(report))
     yield draw(tables.control_table(report))
+    yield from map(draw, robustness_tables(report.robustness)[:2])  # the summary and the comparison
     for note in report.notes:
         yield escape(shown(note))
 

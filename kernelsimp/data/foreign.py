@@ -4,11 +4,8 @@ Nothing is downloaded. A data set is map-style: a length, and items (image, labe
 """
 
 import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -21,6 +18,7 @@ from kernelsimp.data.request import Found, Request
 from kernelsimp.data.splits import Split
 from kernelsimp.data.stores import ArrayStore, ForeignStore, Store, as_images, as_labels
 from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.files import user_function, words_of
 
 
 def load_torchvision(request: Request) -> Found:
@@ -117,38 +115,12 @@ def load_callable(request: Request) -> Found:
 
 
 def _call(text: str) -> Any:
-    """Run the user's file as a module and call the function in it."""
-    file, _, name = text.rpartition(":")
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise KernelsimpError(f"{path}: no such file; expected file.py:callable")
-    function = getattr(_module(path), name, None)
-    if not callable(function):
-        raise KernelsimpError(f"{path}: no function '{name}'; expected file.py:callable")
+    """Call the function of the user's file."""
+    function = user_function(text)
     try:
         return function()
     except Exception as error:  # the user's code
-        raise KernelsimpError(f"{text}: {_words(error)}; mend the function") from error
-
-
-def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"_data_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise KernelsimpError(f"{path}: not a Python file; expected file.py:callable")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickling look it up there
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code
-        raise KernelsimpError(f"{path}: {_words(error)}; mend the file") from error
-    finally:
-        sys.path.remove(str(path.resolve().parent))
-    return module
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise KernelsimpError(f"{text}: {words_of(error)}; mend the function") from error
 
 
 def _as_split(items: Any, where: str, request: Request) -> Split:

@@ -69,10 +69,7 @@ def adversarial(
     FGSM: one step of `radius`. PGD: `steps` steps from a start drawn for each image from the seed. Raises
     `KernelsimpError` as `measure` does, and for a radius that is not above 0.
     """
-    if steps < 1 or min(radii, default=1) <= 0:
-        raise KernelsimpError(
-            f"attack of radius {min(radii, default=1):g} and {steps} steps; expected above 0"
-        )
+    check_attacks(radii, steps)
     rows = []
     for radius in radii:
         fgsm = _Attack(model, bench, radius, 1, radius)
@@ -80,6 +77,14 @@ def adversarial(
         shares = _survival((fgsm, pgd), split)
         rows += [Adversarial("fgsm", radius, 1, shares[0]), Adversarial("pgd", radius, steps, shares[1])]
     return tuple(rows)
+
+
+def check_attacks(radii: Sequence[float], steps: int) -> None:
+    """Raise `KernelsimpError` for a radius that is not above 0, or no step."""
+    if steps < 1 or min(radii, default=1) <= 0:
+        raise KernelsimpError(
+            f"attack of radius {min(radii, default=1):g} and {steps} steps; expected above 0"
+        )
 
 
 def _survival(attacks: tuple[_Attack, _Attack], split: Split) -> list[float]:

@@ -17,7 +17,7 @@ from kernelsimp.data.corruptions import STYLE, Suite, style_suite
 from kernelsimp.data.splits import Data, Split
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, measure
-from kernelsimp.evaluation.attacks import Adversarial, adversarial
+from kernelsimp.evaluation.attacks import Adversarial, adversarial, check_attacks
 from kernelsimp.evaluation.corrupted import (
     CorruptedTop1,
     CorruptionChange,
@@ -32,13 +32,15 @@ from kernelsimp.evaluation.stability import (
     Consistency,
     NoiseLevel,
     calibration,
+    check_draws,
     consistency,
     weight_noise,
+    whole_pixels,
 )
 from kernelsimp.settings import RobustnessSettings
 from kernelsimp.watch import SILENT, Watcher
 
-__all__ = ["Bench", "Gap", "Robustness", "RobustnessReport", "assess", "train_test_gap"]
+__all__ = ["Bench", "Gap", "Robustness", "RobustnessReport", "assess", "check_trial", "train_test_gap"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,15 @@ def assess(
     changes = tuple(corruption_change(tested[0], other) for other in tested[1:])
     suite = f"CIFAR-10-C, {settings.cifar_c}" if settings.cifar_c else STYLE
     return RobustnessReport(suite, len(trial.test), bench.seed, results, changes)
+
+
+def check_trial(data: Data, bench: Bench, settings: RobustnessSettings) -> None:
+    """Raise `KernelsimpError` for all that `assess` would refuse in its settings, before any work is done."""
+    trial = _Trial(data, sample(data.test, settings.images, bench.seed), bench, settings)
+    next(trial.suite(), None)  # unknown names and missing files
+    check_draws(settings.noise_draws)
+    whole_pixels(settings.shifts)
+    check_attacks(settings.radii, settings.pgd_steps)
 
 
 @dataclass(frozen=True, eq=False)

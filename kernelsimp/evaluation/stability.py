@@ -79,8 +79,7 @@ def weight_noise(
     w + level * rms(w) * z. z depends on the seed, the draw and the tensor's name, not on its values: two
     networks of one architecture get the same noise. Raises `KernelsimpError` for draws under 1.
     """
-    if draws < 1:
-        raise KernelsimpError(f"{draws} draws of weight noise; expected at least 1")
+    check_draws(draws)
     rows = []
     for level in levels:
         found = []
@@ -89,6 +88,12 @@ def weight_noise(
             found.append(measure(noisy, bench.batches(split), bench.device).top1)
         rows.append(NoiseLevel(level, fmean(found), pstdev(found), draws))
     return tuple(rows)
+
+
+def check_draws(draws: int) -> None:
+    """Raise `KernelsimpError` for draws under 1."""
+    if draws < 1:
+        raise KernelsimpError(f"{draws} draws of weight noise; expected at least 1")
 
 
 def _perturbed(model: nn.Module, level: float, seed: int) -> dict[str, Tensor]:
@@ -122,9 +127,7 @@ def consistency(model: nn.Module, split: Split, bench: Bench, shifts: Sequence[f
 
     Raises `KernelsimpError` as `measure` does, and for a shift that is no whole number of pixels.
     """
-    steps = [int(pixels) for pixels in shifts]
-    if any(step < 1 or step != pixels for step, pixels in zip(steps, shifts, strict=True)):
-        raise KernelsimpError(f"shifts {', '.join(f'{p:g}' for p in shifts)}; expected whole pixels from 1")
+    steps = whole_pixels(shifts)
     changes: list[Callable[[Tensor], Tensor]] = [lambda images: images.flip(3)]
     for step in steps:
         for down, right in ((step, 0), (-step, 0), (0, step), (0, -step)):
@@ -132,6 +135,14 @@ def consistency(model: nn.Module, split: Split, bench: Bench, shifts: Sequence[f
     same = _agreement(model, split, bench, changes)
     rows = tuple((float(step), 100 * fmean(same[1 + 4 * i : 5 + 4 * i])) for i, step in enumerate(steps))
     return Consistency(100 * same[0], rows)
+
+
+def whole_pixels(shifts: Sequence[float]) -> list[int]:
+    """Return shifts as whole pixels; raises `KernelsimpError` for one that is none, or below 1."""
+    steps = [int(pixels) for pixels in shifts]
+    if any(step < 1 or step != pixels for step, pixels in zip(steps, shifts, strict=True)):
+        raise KernelsimpError(f"shifts {', '.join(f'{p:g}' for p in shifts)}; expected whole pixels from 1")
+    return steps
 
 
 def shifted(images: Tensor, down: int, right: int) -> Tensor:

@@ -44,7 +44,7 @@ class EqualLines:
 
 def canonical(labels: Tensor) -> Tensor:
     """Renumber each row of labels (n, m), all from 0 to m - 1, by first appearance."""
-    first = _first_of_class(labels)
+    first = first_of_class(labels)
     leads = first == torch.arange(labels.shape[1])
     return (leads.cumsum(dim=1) - 1).gather(1, first)
 
@@ -140,10 +140,10 @@ def sentence(labels: Sequence[int], line: str = "row") -> str:
 
 def _from_first(flat: Tensor, classes: Tensor) -> Tensor:
     """Copy to every cell the first cell of its class."""
-    return flat.gather(1, _first_of_class(classes))
+    return flat.gather(1, first_of_class(classes))
 
 
-def _first_of_class(labels: Tensor) -> Tensor:
+def first_of_class(labels: Tensor) -> Tensor:
     """Return for each item (n, m) the first item that has its label."""
     places = torch.arange(labels.shape[1]).expand_as(labels)
     first = torch.full_like(labels, labels.shape[1]).scatter_reduce_(1, labels, places, "amin")

@@ -94,6 +94,15 @@ def find(kernels: Tensor, settings: PrototypeSettings = PrototypeSettings()) -> 
     )
 
 
+def leading(found: Prototypes, most: int) -> tuple[Tensor, Tensor]:
+    """Return the centres (k, kh, kw) that cover most, and each one's share of what all cover."""
+    used = found.index >= 0
+    covered = torch.zeros(found.count, dtype=torch.float64)
+    covered.index_add_(0, found.index[used], found.a[used].double().square())
+    order = covered.argsort(descending=True, stable=True)[:most]
+    return found.centres[order], covered[order] / covered.sum().clamp_min(1e-300)
+
+
 def rebuild(found: Prototypes) -> Tensor:
     """Return a * centre moved + b for every kernel, (n, kh, kw), in float64."""
     grid = (int(found.centres.shape[1]), int(found.centres.shape[2]))

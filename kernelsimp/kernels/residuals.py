@@ -13,7 +13,7 @@ from kernelsimp.kernels.folding import Scratch, cells_first
 from kernelsimp.kernels.routes import ways
 from kernelsimp.kernels.subspace import Subspace
 
-CHUNK_CELLS = 1 << 18
+CHUNK_CELLS = 1 << 17
 """Cells worked on at once: they and their coordinates stay in a core's cache."""
 
 MOST_CELLS = 169
@@ -61,8 +61,9 @@ def residual_chunks(
     cells = families[0].cells
     engine = _Engine(families, dtype) if cells <= MOST_CELLS else _OneByOne(families)
     size = min(8192, max(256, CHUNK_CELLS // cells))
+    whole = kernels.detach()
     for start in range(0, len(kernels), size):
-        flat = kernels[start : start + size].detach().reshape(-1, cells).to(dtype)
+        flat = whole[start : start + size].reshape(-1, cells).to(dtype)
         yield engine.run(remove_mean(flat) if mean_removed else flat).T
 
 
@@ -103,23 +104,25 @@ class _Engine:
     def run(self, flat: Tensor) -> Tensor:
         """Return the residuals (families, n) of kernels (n, cells)."""
         energies = self._energies(flat, self.scratch)
-        norm = energies[-1]
-        least, most = norm.aminmax()
-        plain = float(least) > _SMALL and float(most) < _LARGE  # false with NaN
+        norm, r = energies[0], energies[1:]
+        inverse = torch.reciprocal(norm, out=self.scratch.take("inverse", len(flat)))
+        # sums of positive numbers bound each of them, and are false with NaN
+        plain = float(norm.sum()) < _LARGE and float(inverse.sum()) < 1 / _SMALL
         odd = None if plain else ~((norm > _SMALL) & (norm < _LARGE))
-        r = energies[:-1].mul_(norm.reciprocal()).sqrt_().clamp_(max=1)
-        if odd is not None:
+        r.mul_(inverse).sqrt_().clamp_(max=1)
+        if odd is not None and bool(odd.any()):
             r[:, odd] = self._run_scaled(flat[odd])
         return r
 
     def _energies(self, flat: Tensor, scratch: Scratch) -> Tensor:
-        """Return the energies (families + 1, n), the norm last."""
+        """Return the energies (1 + families, n), the norm first."""
         joint = scratch.take("energies", len(self.place), len(flat))
-        grid = cells_first(flat, self.shape, scratch) if any(way.by_grid for way in self.ways) else flat
-        first = 0
+        grid, first = None, 0
         for way in self.ways:
             part = joint[first : first + len(way.families)]
-            way.write(grid if way.by_grid else flat, part, scratch)
+            if way.by_grid and grid is None:
+                grid = cells_first(flat, self.shape, scratch)
+            way.write(flat if grid is None or not way.by_grid else grid, part, scratch)
             first += len(way.families)
         if self.in_order:
             return joint
@@ -130,5 +133,5 @@ class _Engine:
         peak = flat.abs().amax(dim=1, keepdim=True).double()
         scaled = (flat.double() / torch.where(peak > 0, peak, 1.0)).to(flat.dtype)
         energies = self._energies(scaled, Scratch(flat.dtype))
-        norm = torch.where(energies[-1] == 0, 1.0, energies[-1])
-        return (energies[:-1] / norm).sqrt_().clamp_(max=1)
+        norm = torch.where(energies[0] == 0, 1.0, energies[0])
+        return (energies[1:] / norm).sqrt_().clamp_(max=1)

@@ -1,13 +1,14 @@
 """Ways from kernels to the energy they have outside many subspaces at once, and which way suits whom.
 
 A way serves some families: it writes ||C'w||^2 for kernels flat (n, cells), or with their cells first as
-a grid (planes, kh, kw, n). Small kernels take one matrix product over a basis shared by the families
-whose projectors commute; lines that are compared, and large symmetric kernels, go by additions.
+a grid (planes, kh, kw, n). Small kernels take one matrix product over a basis sorted by symmetry class,
+and another over a basis shared by the families whose projectors commute; lines that are compared, and
+large symmetric kernels, go by additions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from kernelsimp.kernels.commuting import shared_basis
 from kernelsimp.kernels.families import line_pairs
-from kernelsimp.kernels.folding import Scratch, class_energies, class_projectors
+from kernelsimp.kernels.folding import Scratch, class_basis, class_energies, class_projectors
 from kernelsimp.kernels.subspace import Floats, Shape, Subspace, from_generators
 
-_COMPARE, _FOLD = 25, 64
-"""From so many cells on, pairs of lines are compared and symmetries folded rather than multiplied out."""
+_COMPARE, _SUM, _FOLD = 25, 36, 64
+"""From so many cells on, pairs of lines are compared, squares of a class added up before families are
+made of them, and symmetries folded rather than multiplied out."""
 
 
 class Way(Protocol):
@@ -38,10 +40,7 @@ class Way(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """`basis` (cells, columns) of unit vectors; `selector` (families, columns) picks each complement.
-
-    The basis is filled up with zero columns to a multiple of 8: BLAS is up to twice as fast.
-    """
+    """`basis` (columns, cells) of unit vectors; `selector` (families, columns) picks each complement."""
 
     families: tuple[int, ...]
     basis: Tensor
@@ -49,10 +48,49 @@ class Product:
     by_grid: bool = False
 
     def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:
-        coordinates = scratch.take("coordinates", len(kernels), self.basis.shape[1])
-        torch.mm(kernels, self.basis, out=coordinates)
-        used = coordinates.square_()[:, : self.selector.shape[1]]
-        torch.mm(self.selector, used.T, out=out)
+        coordinates = scratch.take("coordinates", len(self.basis), len(kernels))
+        torch.mm(self.basis, kernels.T, out=coordinates)
+        torch.mm(self.selector, coordinates.square_(), out=out)
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """Sums of symmetry classes, by one orthonormal `basis` (cells, cells) that is sorted by class.
+
+    The coordinates of even-odd and odd-even, added and subtracted, are those on the diagonal mirrors. The
+    rows of all classes have `sizes`; `selector` is (families, classes).
+    """
+
+    families: tuple[int, ...]
+    basis: Tensor
+    sizes: tuple[int, ...]
+    selector: Tensor
+    by_grid: bool = False
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """The selector with a column for each row of coordinates, (families, rows)."""
+        return self.selector.repeat_interleave(torch.tensor(self.sizes), dim=1)
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return torch.split_with_sizes(rows, self.sizes)
+
+    def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:
+        cells, count = len(self.basis), len(kernels)
+        rows = scratch.take("coordinates", sum(self.sizes), count)
+        torch.mm(self.basis, kernels.T, out=rows[:cells])
+        if len(self.sizes) == 8:
+            *_, one, other, added, taken = self._parts(rows)
+            torch.add(one, other, out=added)
+            torch.sub(one, other, out=taken)
+        rows.square_()
+        if cells < _SUM:
+            torch.mm(self.weights, rows, out=out)
+            return
+        energies = scratch.take("classes", len(self.sizes), count)
+        for energy, part in zip(energies.unbind(), self._parts(rows), strict=True):
+            torch.sum(part, dim=0, out=energy)
+        torch.mm(self.selector, energies, out=out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,45 +140,61 @@ class Pairs:
     families: tuple[int, ...]
     lines: tuple[tuple[int, int, int], ...]
     by_grid: bool = True
-    rows: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for row, (axis, first, second) in enumerate(self.lines):
-            self.rows.setdefault((axis, second - first), []).append((row, first))
+    bound: dict[tuple[int, ...], list[tuple[Tensor, ...]]] = field(default_factory=dict)
 
     def write(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> None:
-        for (axis, apart), wanted in self.rows.items():
-            size = kernels.shape[axis] - apart
-            shape = list(kernels.shape)
-            shape[axis] = size
-            difference = scratch.take("cells", *shape)
-            torch.sub(kernels.narrow(axis, apart, size), kernels.narrow(axis, 0, size), out=difference)
-            energies = difference.square_().sum(dim=(0, 3 - axis)).mul_(0.5)
-            for row, first in wanted:
-                out[row] = energies[first]
+        key = (kernels.data_ptr(), out.data_ptr(), len(out), *kernels.shape)
+        steps = self.bound.get(key)
+        if steps is None:
+            steps = list(self._steps(kernels, out, scratch))
+            self.bound.clear()
+            self.bound[key] = steps
+        for line, others, apart, rows, adding, energies in steps:
+            # squared difference in one go, and sums over cells as a product: both twice as fast
+            torch.ops.aten.mse_loss.out(others, line, 0, out=apart)
+            torch.mm(adding, rows, out=energies)
+
+    def _steps(self, kernels: Tensor, out: Tensor, scratch: Scratch) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the views of one line, the run of lines compared with it, and where their halves add up."""
+        start = 0
+        while start < len(self.lines):
+            axis, first, second = self.lines[start]
+            run = 1
+            while self.lines[start + run : start + run + 1] == ((axis, first, second + run),):
+                run += 1
+            line, others = kernels.narrow(axis, first, 1), kernels.narrow(axis, second, run)
+            apart = scratch.take("cells", *others.shape)
+            planes, high, wide = others.shape[:3]
+            own = (torch.eye(run)[:, None, :, None] if axis == 1 else torch.eye(run)[:, None, None, :]) / 2
+            adding = own.expand(run, planes, high, wide).reshape(run, -1).to(kernels.dtype)
+            yield line.expand_as(others), others, apart, apart.flatten(0, 2), adding, out[start : start + run]
+            start += run
 
 
 @lru_cache(maxsize=64)
 def ways(subspaces: tuple[Subspace, ...], dtype: torch.dtype) -> tuple[Way, ...]:
-    """Return ways that together serve every subspace, all of one shape, and one more: the norm.
+    """Return ways that together serve every subspace, all of one shape, and before them the norm.
 
-    Family number len(subspaces) is the empty subspace: its residual energy is ||w||^2.
+    Family number 0 is the empty subspace, whose residual energy is ||w||^2; number i + 1 is subspace i.
     Raises ValueError where the shapes differ.
     """
     shapes = {space.shape for space in subspaces}
     if len(shapes) != 1:
         raise ValueError(f"subspaces of one shape expected, found {sorted(shapes)}")
     shape, cells = subspaces[0].shape, subspaces[0].cells
-    complements = [np.eye(cells) - space.projector for space in subspaces] + [np.eye(cells)]
+    complements = [np.eye(cells)] + [np.eye(cells) - space.projector for space in subspaces]
     left = list(range(len(complements)))
-    chosen: list[Way | None] = []
-    if cells >= _COMPARE:
-        chosen.append(_take_pairs(shape, complements, left))
+    pairs = _take_pairs(shape, complements, left) if cells >= _COMPARE else None
+    supports = None
     if cells >= _FOLD:
-        chosen.append(_take_means(shape, complements, left))
-        chosen.append(_take_folded(shape, complements, left, dtype))
-        chosen.append(_take_supports(complements, left, dtype))
-    chosen.append(_take_product(complements, left, dtype))
+        symmetries: Way | None = _take_folded(shape, complements, left, dtype)
+        means = _take_means(shape, complements, left)
+    else:
+        symmetries, means = _take_classes(shape, complements, left, dtype), None
+    if cells >= _FOLD or pairs is not None:  # where cells lie first anyway
+        supports = _take_supports(complements, left, dtype)
+    product = _take_product(complements, left, dtype)
+    chosen: tuple[Way | None, ...] = (symmetries, means, product, supports, pairs)  # in table order
     return tuple(way for way in chosen if way is not None)
 
 
@@ -187,15 +241,35 @@ def _take_means(shape: Shape, complements: list[Floats], left: list[int]) -> Mea
 def _take_folded(
     shape: Shape, complements: list[Floats], left: list[int], dtype: torch.dtype
 ) -> Folded | None:
-    """Take the families whose complement is a sum of symmetry classes."""
-    classes = class_projectors(shape)
-    found: dict[int, Floats] = {}
-    for i in left:
-        inside = _classes_inside(complements[i], classes)
-        if inside is not None:
-            found[i] = inside
-    left[:] = [i for i in left if i not in found]
+    """Take the families whose complement is a sum of symmetry classes, by additions."""
+    found = _sums_of_classes(shape, complements, left)
     return Folded(tuple(found), torch.tensor(np.array(list(found.values())), dtype=dtype)) if found else None
+
+
+def _take_classes(
+    shape: Shape, complements: list[Floats], left: list[int], dtype: torch.dtype
+) -> Classes | None:
+    """Take the families whose complement is a sum of symmetry classes, by one product."""
+    if len(shape) < 2:
+        return None
+    found = _sums_of_classes(shape, complements, left)
+    if not found:
+        return None
+    basis, sizes = class_basis(shape)
+    selector = np.array(list(found.values()))
+    if selector.shape[1] == 8:
+        sizes = (*sizes, sizes[4], sizes[4])
+        selector[:, 6:] /= 2
+    return Classes(tuple(found), torch.tensor(basis, dtype=dtype), sizes, torch.tensor(selector, dtype=dtype))
+
+
+def _sums_of_classes(shape: Shape, complements: list[Floats], left: list[int]) -> dict[int, Floats]:
+    """Take out of `left` the families whose complement is a sum of symmetry classes, with their 0/1."""
+    classes = class_projectors(shape)
+    inside = {i: _classes_inside(complements[i], classes) for i in left}
+    found = {i: row for i, row in inside.items() if row is not None}
+    left[:] = [i for i in left if i not in found]
+    return found
 
 
 def _classes_inside(complement: Floats, classes: Floats) -> Floats | None:
@@ -223,6 +297,5 @@ def _take_product(complements: Sequence[Floats], left: list[int], dtype: torch.d
     if not left:
         return None
     columns, selector = shared_basis([complements[i] for i in left])
-    padding = -len(columns) % 8
-    basis = torch.tensor(np.pad(columns, ((0, padding), (0, 0))).T.copy(), dtype=dtype)
+    basis = torch.tensor(columns, dtype=dtype)
     return Product(tuple(left), basis, torch.tensor(selector, dtype=dtype))

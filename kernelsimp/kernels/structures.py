@@ -1,25 +1,56 @@
 """Every structure that a plan can give a kernel, by name: the linear families, `zero`, and sets that bend.
 
-A bent set (low rank, few distinct values) is no subspace, but each of its members lies in one: the set's
-flat at that member, in which a re-solve can move it. Membership needs nothing but the kernel itself.
+A bent set (low rank, few distinct values, a template a*T + b) is no subspace, but each of its members lies
+in one: the set's flat at that member, in which a re-solve can move it. Membership of low rank and few values
+needs nothing but the kernel; a template is drawn from shape parameters that the plan keeps, a row a kernel.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from kernelsimp.errors import KernelsimpError
-from kernelsimp.kernels import families, few_values, partitions, rank
+from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.kernels import (
+    denoisers,
+    families,
+    few_values,
+    masks,
+    partitions,
+    rank,
+    template_fit,
+    templates,
+)
 from kernelsimp.kernels.subspace import OrbitSubspace, Shape
 
 RANKS = {"rank-one": 1, "rank-two": 2}
 VALUES = {f"few-values-{count}": count for count in few_values.COUNTS}
 
 BENT = (*RANKS, *VALUES)
-"""The names of the structures that are no subspace, in the order in which they are offered."""
+"""The names of the bent sets that need nothing but the kernel, in the order in which they are offered."""
+
+TEMPLATE = "template-"
+TEMPLATED = tuple(f"{TEMPLATE}{name}" for name in templates.NAMES)
+"""The names of the structures a*T + b; their degrees of freedom are a, b and the shape parameters of T."""
+
+CURVED = (*BENT, *TEMPLATED)
+"""Every structure that is no subspace."""
+
+DENOISED = "denoised-"
+"""What the names of denoised kernels begin with: estimates of their own, which are in no set."""
+
+LINEAR = "linear"
+GROUPS = {
+    "all": (LINEAR, families.ZERO, *CURVED),
+    LINEAR: (LINEAR, families.ZERO),
+    "seventeen": (*families.SEVENTEEN, families.ZERO),
+    "bent": BENT,
+    "templates": TEMPLATED,
+}
+"""Words that stand for several structures; `linear` among the members means every linear family there is."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +73,10 @@ class BentSet:
     def flats(self, kernels: Tensor) -> Tensor:
         """Return the projector (n, cells, cells) of the flat at the member nearest to each of (n, *shape)."""
         raise NotImplementedError
+
+    def partition(self, kernels: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Return which cells of each member (n, *shape) are equal, (n, cells), where that is the set."""
+        return None
 
     def residual(self, kernels: Tensor) -> Tensor:
         """Return ||w - snap(w)|| / ||w|| of kernels (..., *shape), in float64; 0 for a zero kernel."""
@@ -92,24 +127,120 @@ class FewValued(BentSet):
         return few_values.holds(self._rows(kernels), self.count).reshape(self._lead(kernels))
 
     def flats(self, kernels: Tensor) -> Tensor:
-        labels = few_values.fit(kernels, self.count).labels
+        labels = self.partition(kernels)
         member = torch.nn.functional.one_hot(labels, self.count).double()
         sizes = member.sum(1).clamp_min(1)
         return (member / sizes[:, None, :]) @ member.mT
 
+    def partition(self, kernels: Tensor) -> Tensor:
+        rows = self._rows(kernels)
+        same = rows.flatten(1)[:, :, None] == rows.flatten(1)[:, None, :]
+        exact = partitions.canonical(same.int().argmax(dim=2))  # cheap, and blind to no small difference
+        return torch.where(self.holds(rows)[:, None], exact, few_values.fit(rows, self.count).labels)
 
-@lru_cache(maxsize=4096)
-def find(name: str, shape: Shape) -> OrbitSubspace | BentSet:
+
+@dataclass(frozen=True, eq=False)
+class Templated(BentSet):
+    """Kernels a*T + b; the flat is span{T, 1}, T drawn from `shapes` (n, k), a row a kernel.
+
+    Without shapes every kernel gets those that fit it best.
+    """
+
+    template: str = ""
+    shapes: Tensor | None = field(default=None, repr=False)
+
+    def snap(self, kernels: Tensor) -> Tensor:
+        rows = self._rows(kernels)
+        return template_fit.snap(rows, template_fit.refit(rows, self._fit(rows))).reshape(kernels.shape)
+
+    def holds(self, kernels: Tensor) -> Tensor:
+        rows = self._rows(kernels)
+        return template_fit.holds(rows, self._fit(rows)).reshape(self._lead(kernels))
+
+    def flats(self, kernels: Tensor) -> Tensor:
+        basis = self.basis(kernels)
+        return basis @ basis.mT
+
+    def basis(self, kernels: Tensor) -> Tensor:
+        """Return an orthonormal basis (n, cells, 2) of the flat of each of kernels (n, *shape)."""
+        drawn = template_fit.shapes(self._fit(self._rows(kernels)))
+        return torch.stack([drawn, torch.full_like(drawn, drawn.shape[1] ** -0.5)], dim=2)
+
+    def shapes_of(self, kernels: Tensor) -> Tensor:
+        """Return the shape parameters (n, k) that fit kernels (n, *shape) best, as float32 numbers hold them.
+
+        A constant kernel, which every template fits, gets the first point of the search grid.
+        """
+        found = template_fit.fit(self._rows(kernels), [self.template])
+        known = templates.grid_points(templates.by_name(self.template), self._grid)
+        constant = found.template[:, None] < 0
+        return torch.where(constant, known[0].float().double(), found.parameters[:, : known.shape[1]])
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return self.shape[0], self.shape[1]
+
+    def _fit(self, rows: Tensor) -> template_fit.TemplateFit:
+        shapes = self.shapes_of(rows) if self.shapes is None else self.shapes
+        first = torch.zeros(len(rows), dtype=torch.int64)
+        return template_fit.from_parameters(self._grid, [self.template], first, shapes)
+
+
+@dataclass(frozen=True)
+class Point(BentSet):
+    """Kernels that are kept as they were written, each a set of its own: what a denoiser made of them."""
+
+    def snap(self, kernels: Tensor) -> Tensor:
+        return kernels
+
+    def holds(self, kernels: Tensor) -> Tensor:
+        return self._rows(kernels).isfinite().flatten(1).all(dim=1).reshape(self._lead(kernels))
+
+    def flats(self, kernels: Tensor) -> Tensor:
+        cells = int(np.prod(self.shape))
+        return torch.zeros(len(self._rows(kernels)), cells, cells, dtype=torch.float64)
+
+
+def find(name: str, shape: Shape, shapes: NDArray[np.float32] | None = None) -> OrbitSubspace | BentSet:
     """Return the structure called `name` at `shape`: a family, `zero`, or a bent set.
 
-    Raises `KernelsimpError` where it is unknown or has no meaning at this shape.
+    `shapes` (n, 4) are the shape parameters of the n kernels that a template will be asked about. Raises
+    `KernelsimpError` where the name is unknown or has no meaning at this shape.
     """
-    if name not in BENT:
+    found = _find(name, shape)
+    if not isinstance(found, Templated) or shapes is None:
+        return found
+    count = len(templates.parameters_of(templates.by_name(found.template), (shape[0], shape[1])))
+    return replace(found, shapes=torch.from_numpy(np.ascontiguousarray(shapes[:, :count])).double())
+
+
+@lru_cache(maxsize=4096)
+def _find(name: str, shape: Shape) -> OrbitSubspace | BentSet:
+    if name.startswith(masks.PREFIX):
+        return masks.find(name, shape)
+    if name.startswith(DENOISED):
+        denoisers.by_name(name.removeprefix(DENOISED))
+        return Point(name, shape, int(np.prod(shape)))
+    if name not in CURVED:
         return families.find(name, shape)
     made = {item.name: item for item in bent_sets(shape)}
     if name not in made:
         raise KernelsimpError(f"structure '{name}' is not offered for kernels of shape {shape}")
     return made[name]
+
+
+def expand(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names with the words of `GROUPS` spelled out; `linear` stays, for every linear family.
+
+    Raises `KernelsimpError` with the nearest known name for one that is nothing.
+    """
+    known = (*(row.name for row in families.FAMILIES), *CURVED, families.ZERO, *GROUPS)
+    for name in names:
+        head, _, tail = name.partition("-")
+        pair = head in ("rows", "columns") and tail.replace("-", "").isdigit()
+        if not pair and name not in known:
+            raise KernelsimpError(f"unknown family '{name}'{did_you_mean(name, known)}")
+    return tuple(dict.fromkeys(part for name in names for part in GROUPS.get(name, (name,))))
 
 
 def projectors(structure: OrbitSubspace | BentSet, kernels: Tensor) -> Tensor:
@@ -121,7 +252,7 @@ def projectors(structure: OrbitSubspace | BentSet, kernels: Tensor) -> Tensor:
 
 @lru_cache(maxsize=256)
 def bent_sets(shape: Shape) -> tuple[BentSet, ...]:
-    """Return the bent sets that restrict kernels of `shape`; none for kernels of three sides or one line."""
+    """Return the bent sets that restrict kernels of `shape`; none for kernels of three sides."""
     if len(shape) != 2:
         return ()
     grid, cells = (shape[0], shape[1]), int(np.prod(shape))
@@ -135,4 +266,8 @@ def bent_sets(shape: Shape) -> tuple[BentSet, ...]:
         for name, count in VALUES.items()
         if few_values.offered(grid, count)
     )
-    return (*low, *few)
+    drawn = (
+        Templated(TEMPLATE + item.name, shape, templates.degrees_of_freedom(item, grid), template=item.name)
+        for item in templates.offered(grid)
+    )
+    return (*low, *few, *drawn)

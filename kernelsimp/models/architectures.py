@@ -5,11 +5,9 @@ a callable takes no argument and returns the network. Whatever foreign code rais
 """
 
 import importlib
-import importlib.util
 import inspect
 import io
 import socket
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.files import importing_from, run_file
 from kernelsimp.models.checkpoint import Checkpoint, tensors_sha256
 from kernelsimp.models.foreign import kind_and_words, quiet, short
 from kernelsimp.models.layers import tied_names
@@ -211,7 +210,7 @@ def _timm_with(name: str) -> Any:
 def _from_code(spec: str, source: str, name: str) -> object:
     """Import a file or module of the user's and call what it names; an instance of a network will do."""
     path = Path(source)
-    with _importing_from(path.resolve().parent if source.endswith(".py") else Path.cwd()):
+    with importing_from(path.resolve().parent if source.endswith(".py") else Path.cwd()):
         module = _import_file(spec, path) if source.endswith(".py") else _import_module(spec, source)
         if not hasattr(module, name):
             known = [
@@ -235,19 +234,12 @@ def _callables(module: ModuleType) -> list[str]:
 def _import_file(spec: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise KernelsimpError(f"--arch {spec}: no file {path}; check the path")
-    recipe = importlib.util.spec_from_file_location(f"_kernelsimp_user_{path.stem}", path)
-    assert recipe is not None
-    assert recipe.loader is not None
-    module = importlib.util.module_from_spec(recipe)
-    sys.modules[recipe.name] = module  # dataclasses in the file look their module up
     try:
-        recipe.loader.exec_module(module)
+        return run_file(path)
     except (Exception, SystemExit) as error:
-        del sys.modules[recipe.name]
         raise KernelsimpError(
             f"--arch {spec}: importing {path} raised {kind_and_words(error)}; mend that file"
         ) from error
-    return module
 
 
 def _import_module(spec: str, source: str) -> ModuleType:
@@ -278,17 +270,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
-
-
-@contextmanager
-def _importing_from(folder: Path) -> Iterator[None]:
-    """Let the user's code import its neighbours while it is loaded and called."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
 
 
 @contextmanager

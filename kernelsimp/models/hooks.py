@@ -6,7 +6,7 @@ the layer began is not run again on the way to the next one, because nothing ups
 since. Layers must therefore be visited in the order of the trace, and be changed only once visited.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -267,6 +267,24 @@ def layers_by_weight(model: nn.Module) -> dict[Tensor, str]:
 
 def _weight_of(module: nn.Module) -> Tensor | None:
     return module._parameters.get("weight")
+
+
+@contextmanager
+def listening_to(modules: Mapping[str, nn.Module], receive: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the block, hand the name and the output of every call of these modules to `receive`.
+
+    What follows may work in place on the output: `receive` must copy what it keeps.
+    """
+
+    def to(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _, __, output: receive(name, output) if isinstance(output, Tensor) else None
+
+    handles = [module.register_forward_hook(to(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True, eq=False)

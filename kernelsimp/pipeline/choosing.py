@@ -1,56 +1,33 @@
 """From a budget to a plan and the network it makes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from kernelsimp.data.sources import Data
+from kernelsimp.data.splits import Split
 from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.network import Network, open_network
+from kernelsimp.pipeline.judging import referee_of
 from kernelsimp.pipeline.opening import open_data
+from kernelsimp.pipeline.rounding import check_rounds, in_rounds
+from kernelsimp.pipeline.task import Chosen, Task
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan
-from kernelsimp.settings import Settings
+from kernelsimp.settings import PlanSettings, Settings
 from kernelsimp.simplify.apply import apply_plan, check_fits
 from kernelsimp.simplify.controls import Case
+from kernelsimp.simplify.denoise import denoised_by_weight, denoised_road, denoising_of, everything_free
 from kernelsimp.simplify.menus import chooser, data_free_plan
 from kernelsimp.simplify.plan import weight_plan
-from kernelsimp.simplify.road import Road, Surveyed, Tried, ground_of, look, travel
+from kernelsimp.simplify.road import Road, Surveyed, ground_of, look, travel, try_plan
 from kernelsimp.simplify.search import Referee, search
+from kernelsimp.simplify.sensitivity import layer_losses
 from kernelsimp.simplify.walk import Ground, targets_of, walk
 from kernelsimp.watch import SILENT, Watcher
 
 BUDGETS = ("tolerance", "dof", "simplified", "max_drop", "plan")
-
-
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """A plan and the network it made.
-
-    `output_errors` are relative, by layer; `buffers_changed` took up shifts; `met` is false where an
-    accuracy budget was not; `case` is what controls stand beside and `tried` one plan a cost, where the
-    road was taken.
-    """
-
-    plan: Plan
-    network: Network
-    output_errors: Mapping[str, float] = field(default_factory=dict)
-    buffers_changed: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    met: bool = True
-    case: Case | None = None
-    tried: tuple[Tried, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What is to be simplified, with what images, under which settings; `record` keeps a search's trials."""
-
-    network: Network
-    data: Data | None
-    settings: Settings
-    record: Path | None = None
 
 
 def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:
@@ -68,20 +45,41 @@ def choose(task: Task, watcher: Watcher) -> Chosen:
     """
     settings = with_budget(task, watcher)
     plan, network = settings.plan, task.network
+    check_rounds(replace(task, settings=settings))
+    denoising_of(plan)  # refuses what it cannot do before anything is measured
     watcher.start("planning")
     if plan.plan is not None:
         return carried_out(task, read_plan(Path(plan.plan)), watcher)
     if plan.tolerance is not None or plan.cost == "relative":
-        return snapped(network, weight_plan(network.bank, plan))
+        return by_weight(network, weight_plan(network.bank, plan), plan)
     if task.data is None:
         if plan.max_drop is not None:
             raise KernelsimpError("--max-drop needs a network and images: pass --arch and --data")
         watcher.note("no images were given: choosing by weight error, without re-solving")
-        return snapped(network, data_free_plan(network.bank, plan))
-    surveyed = look(ground_for(task, task.data), plan, watcher)
-    if plan.max_drop is None:
-        return taken(task, surveyed, travel(surveyed, chooser(plan), plan.cost, watcher))
-    return searched(task, surveyed, watcher)
+        free = plan.denoise_all
+        made = everything_free(network.bank) if free else data_free_plan(network.bank, plan)
+        return by_weight(network, made, plan)
+    data, task = task.data, replace(task, settings=settings)
+    referee = referee_of(task, watcher) if plan.max_drop is not None else None
+    if plan.holdout is not None and referee is None:
+        watcher.warn("--holdout judges an accuracy budget, and there is none: pass --max-drop")
+    images = calibration_images(task, data)
+    surveyed = look(ground_for(task, images), plan, watcher, survey_file(task, images))
+    return measured_by_layer(_on_the_road(task, surveyed, referee, watcher), watcher)
+
+
+def _on_the_road(task: Task, surveyed: Surveyed, referee: Referee | None, watcher: Watcher) -> Chosen:
+    plan = task.settings.plan
+    if plan.rounds > 1:
+        return in_rounds(task, surveyed, referee, watcher)
+    if referee is not None:
+        return searched(task, surveyed, referee, watcher)
+    if plan.denoise_all:
+        kept = try_plan(surveyed, (everything_free(task.network.bank), {}), watcher)
+        road = Road(kept, (), kept.walked.tensors)
+    else:
+        road = travel(surveyed, chooser(plan), plan.cost, watcher)
+    return taken(task, surveyed, denoised_road(surveyed, road, watcher))
 
 
 def with_budget(task: Task, watcher: Watcher) -> Settings:
@@ -91,7 +89,10 @@ def with_budget(task: Task, watcher: Watcher) -> Settings:
     if len(budgets) > 1:
         words = " and ".join(f"--{name}" for name in budgets).replace("_", "-")
         raise KernelsimpError(f"choose one budget, not both {words}")
-    if budgets:
+    if plan.denoise_all and budgets:
+        word = f"--{budgets[0]}".replace("_", "-")
+        raise KernelsimpError(f"--denoise-all leaves nothing for {word} to simplify; leave one of them out")
+    if budgets or plan.denoise_all:
         return task.settings
     if task.data is None:
         words, usual = "--tolerance 0.1", replace(plan, tolerance=0.1)
@@ -101,13 +102,35 @@ def with_budget(task: Task, watcher: Watcher) -> Settings:
     return replace(task.settings, plan=usual)
 
 
-def ground_for(task: Task, data: Data) -> Ground:
+def calibration_images(task: Task, data: Data) -> Split:
+    """Return the images that choose, without their labels."""
+    return data.calibration(task.settings.data.calibration, task.settings.run.seed)
+
+
+def ground_for(task: Task, images: Split) -> Ground:
     """Return the original network on its calibration images."""
     settings, network = task.settings, task.network
-    images = data.calibration(settings.data.calibration, settings.run.seed)
     loader = batches(images, preprocess_of(settings.data), settings.data.batch_size)
     inputs = (batch.to(network.device) for batch, _ in loader)
     return ground_of(network.module(), network.bank, inputs, settings.run.seed)
+
+
+def survey_file(task: Task, images: Split) -> Path | None:
+    """Return the file of the run that keeps the survey: its name tells network, images and settings apart."""
+    if task.record is None:
+        return None
+    data, network = task.settings.data, task.network
+    seen = (data.mean, data.std, data.input_size, data.crop, data.channels, task.settings.run.seed)
+    known = (network.checkpoint.sha256, network.arch, images.fingerprint(), seen)
+    digest = hashlib.sha256(repr(known).encode()).hexdigest()
+    return task.record.parent / f"survey-{digest[:16]}.safetensors"
+
+
+def measured_by_layer(chosen: Chosen, watcher: Watcher) -> Chosen:
+    """Add what each layer's change alone costs; not after rounds, for training has moved everything."""
+    if chosen.case is None or chosen.rounds:
+        return chosen
+    return replace(chosen, losses=layer_losses(chosen.case.ground, chosen.case.kept, watcher))
 
 
 def carried_out(task: Task, plan: Plan, watcher: Watcher) -> Chosen:
@@ -116,20 +139,20 @@ def carried_out(task: Task, plan: Plan, watcher: Watcher) -> Chosen:
         return snapped(task.network, plan)
     for layer in plan.layers:
         check_fits(layer, {item.name: item for item in task.network.bank.layers})
-    walked = walk(ground_for(task, task.data), targets_of(plan), watcher)
-    return Chosen(plan, task.network.with_weights(walked.tensors), notes=walked.notes)
+    images = calibration_images(task, task.data)
+    walked = walk(ground_for(task, images), targets_of(plan), watcher)
+    network = task.network.with_weights(walked.tensors)
+    return Chosen(plan, network, walked.output_errors, walked.buffers_changed, walked.notes)
 
 
-def searched(task: Task, surveyed: Surveyed, watcher: Watcher) -> Chosen:
-    """Search for the fewest degrees of freedom within the accuracy budget, judged by validation images."""
-    assert task.data is not None
-    settings, device = with_budget(task, SILENT), task.network.device
-    loader = batches(task.data.val, preprocess_of(settings.data), settings.data.batch_size)
-    judged = [(images.to(device), labels.to(device)) for images, labels in loader]
-    referee = Referee(task.network.module(), judged)
-    found = search(surveyed, float(settings.plan.max_drop or 0), referee, watcher, task.record)
-    chosen = taken(task, surveyed, found.road)
-    return replace(chosen, met=found.met, notes=(*found.notes, *chosen.notes))
+def searched(task: Task, surveyed: Surveyed, referee: Referee, watcher: Watcher) -> Chosen:
+    """Search for the fewest degrees of freedom within the accuracy budget, judged by `referee`."""
+    budget = float(task.settings.plan.max_drop or 0)
+    found = search(surveyed, budget, referee, watcher, task.record)
+    road = denoised_road(surveyed, found.road, watcher, lambda model: referee.drop(model) <= budget)
+    chosen = taken(task, surveyed, road)
+    met = found.met and (road is found.road or referee.drop(road.best.walked.model) <= budget)
+    return replace(chosen, met=met, notes=(*found.notes, *chosen.notes), known_top1=referee.top1)
 
 
 def taken(task: Task, surveyed: Surveyed, road: Road) -> Chosen:
@@ -137,12 +160,17 @@ def taken(task: Task, surveyed: Surveyed, road: Road) -> Chosen:
     return Chosen(
         road.plan,
         task.network.with_weights(road.tensors),
-        road.output_errors,
-        road.buffers_changed,
+        road.best.walked.output_errors,
+        road.best.walked.buffers_changed,
         road.notes,
         case=Case(surveyed, road.best),
         tried=road.tried,
     )
+
+
+def by_weight(network: Network, plan: Plan, settings: PlanSettings) -> Chosen:
+    """Carry out a plan by projection alone, with what no family holds denoised where that was asked for."""
+    return snapped(network, denoised_by_weight(plan, network.bank, settings))
 
 
 def snapped(network: Network, plan: Plan) -> Chosen:

@@ -4,20 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from kernelsimp.files import write_atomically
-from kernelsimp.models.architectures import build_model
+from kernelsimp.pipeline.from_scratch import fit, fresh_network, save
 from kernelsimp.pipeline.gating import Gate, check
-from kernelsimp.pipeline.opening import open_data
 from kernelsimp.pipeline.scanning import scan
 from kernelsimp.pipeline.simplifying import simplify
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Scan
 from kernelsimp.records.verdict import Verdict
 from kernelsimp.settings import Given, Settings, settle
-from kernelsimp.training.finetune import finetune
-from kernelsimp.training.job import job_of
 from kernelsimp.watch import SILENT, Watcher
 
 DEMO_DOF = 0.6
@@ -57,12 +51,7 @@ def demo(folder: Path, watcher: Watcher = SILENT) -> Story:
 
 def train_from_scratch(path: Path, settings: Settings, watcher: Watcher) -> None:
     """Train a fresh network of the settings' architecture and data, and write its checkpoint to `path`."""
-    data = open_data(settings, watcher)
-    assert data is not None
-    assert settings.model.arch is not None
-    torch.manual_seed(settings.run.seed)
-    model = build_model(settings.model.arch)
-    job = job_of(data, settings, teacher=None)
-    finetune(model, job, replace(settings.finetune, **FROM_SCRATCH), watcher)
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    write_atomically(path, lambda partial: torch.save({"state_dict": state}, partial))
+    chosen = replace(settings, finetune=replace(settings.finetune, **FROM_SCRATCH))
+    fresh = fresh_network(chosen, watcher)
+    fit(fresh, chosen, None, watcher)
+    save(fresh, path)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernelsimp.check import USUAL, Subject, baseline_from, read_limits, with_max
+from kernelsimp.check import Subject, baseline_from, limits_beside, read_limits, with_max
 from kernelsimp.check import check as verdict_on
 from kernelsimp.models.checkpoint import load_checkpoint
 from kernelsimp.models.network import open_network
@@ -33,7 +33,7 @@ def check(path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT)
     Raises `KernelsimpError` for unreadable input and for other test images than the baseline's.
     """
     expected = read_baseline(gate.baseline)
-    limits = read_limits(gate.limits) if gate.limits else USUAL
+    limits = read_limits(gate.limits) if gate.limits else limits_beside(Path())
     if gate.max_drop is not None:
         limits = with_max(limits, "accuracy.drop_pp", gate.max_drop)
     return verdict_on(expected, subject_of(path, gate, settings, watcher), limits)

@@ -4,7 +4,7 @@ import hashlib
 import platform
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import torch
 
@@ -14,9 +14,15 @@ from kernelsimp.data.sources import Data
 from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.network import Network, open_network
-from kernelsimp.pipeline.choosing import Chosen, Task, choose
+from kernelsimp.pipeline.choosing import choose
+from kernelsimp.pipeline.comparing import check_similarity, similarity_of
 from kernelsimp.pipeline.controlling import check_controls, controls_beside
-from kernelsimp.pipeline.opening import hold_of, measured, open_data
+from kernelsimp.pipeline.evaluating import check_robustness, robustness_of
+from kernelsimp.pipeline.judging import gap_note
+from kernelsimp.pipeline.measuring import Gauge
+from kernelsimp.pipeline.opening import hold_of, open_data, settle_for_model
+from kernelsimp.pipeline.task import Task
+from kernelsimp.pipeline.tuning import re_estimated, tuned
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch, Report
 from kernelsimp.report import (
@@ -24,12 +30,11 @@ from kernelsimp.report import (
     with_p,
 )
 from kernelsimp.report.assemble import RunFacts, assemble, p_values
+from kernelsimp.report.command import command_again
 from kernelsimp.report.run_folder import JsonLog, RunFolder
-from kernelsimp.settings import Settings
+from kernelsimp.settings import ModelSettings, Settings
 from kernelsimp.simplify.apply import broken
-from kernelsimp.training.finetune import Trained, finetune
-from kernelsimp.training.hold import Mode, hold, release
-from kernelsimp.training.job import job_of
+from kernelsimp.training.finetune import Trained
 from kernelsimp.watch import SILENT, Watcher
 
 DIVERGED = "the training loss was no longer finite: training stopped at the last good state"
@@ -48,20 +53,26 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     if settings.finetune.finetune and data is None:
         raise KernelsimpError("--finetune needs a network and images: pass --arch and --data")
     check_controls(settings, data)
+    check_robustness(settings, data)
+    check_similarity(settings, data)
     mode = hold_of(settings)
-    outcomes = {"original": measured(original, data, settings, watcher)}  # before anything is written
+    gauge = Gauge(original, data, settings)
+    gauge.measure("original", original, watcher)  # before anything is written
     run = RunFolder.new(out, path)
-    log = JsonLog(out / "log.jsonl", watcher)
+    log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
     task = Task(original, data, settings, record_of(original, data, settings, out))
-    chosen = choose(task, log)
-    stages = {"original": original, "simplified": chosen.network}
+    chosen = re_estimated(task, choose(task, log), log)
+    stages = {"original": original, **chosen.stages, "simplified": chosen.network}
     training: tuple[Epoch, ...] = ()
     notes = (*original.checkpoint.warnings, *chosen.notes)
     if settings.finetune.finetune and data is not None:
-        stages["finetuned"], trained = tune(task, chosen, out / "resume", log)
+        stages["finetuned"], trained = tuned(task, chosen.network, chosen.plan, out / "resume", log)
         training, notes = trained.history, (*notes, *told(trained))
-    outcomes |= {name: measured(stages[name], data, settings, log) for name in list(stages)[1:]}
-    written = write_checkpoint(list(stages.values())[-1], run, settings)
+    for name in list(stages)[1:]:
+        gauge.measure(name, stages[name], log)
+    notes = (*notes, *gap_note(settings, gauge.outcomes.get("original"), chosen.known_top1))
+    last = list(stages)[-1]
+    written = write_checkpoint(stages[last], run, settings)
     verify(chosen.plan, chosen.network.bank, written.bank, mode)
     facts = RunFacts(
         chosen.plan,
@@ -69,24 +80,59 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
         written.bank,
         (path, run.checkpoint),
         settings=asdict(settings),
-        provenance=provenance(original, data, settings),
+        provenance=provenance(original, data, settings) | {"command": again(path, settings, out)},
         hold=REPORTED[mode],
-        outcomes={name: outcome for name, outcome in outcomes.items() if outcome is not None},
+        outcomes=gauge.outcomes,
         training=training,
         output_errors=chosen.output_errors,
         buffers_changed=chosen.buffers_changed,
-        controls=controls_beside(task, chosen, outcomes["simplified"], log),
+        controls=controls_beside(task, chosen, gauge.outcomes, log),
         budget_met=chosen.met and DIVERGED not in notes,
+        robustness=robustness_of({name: stages[name] for name in ("original", last)}, data, settings, log),
+        similarity=similarity_of(
+            {name: stages[name] for name in ("original", "simplified", "finetuned") if name in stages},
+            data,
+            settings,
+            log,
+        ),
+        rounds=chosen.rounds,
+        metric=gauge.record(),
+        losses=chosen.losses,
         notes=notes,
         scan=scan_bank(original.bank, replace(settings.scan, depth="shallow"), {}, log),
     )
+    return write_run(run, facts, settings)
+
+
+def write_run(run: RunFolder, facts: RunFacts, settings: Settings) -> Report:
+    """Write everything but the checkpoint: settings, plan, events and the report; return the report."""
     report = assemble(facts)
     run.write_settings(settings)
-    run.write_plan(chosen.plan)
-    run.write_events(training)
-    gallery = gallery_of(chosen.plan, original.bank, written.bank)
-    run.write_report(report, with_p(gallery, p_values(facts.scan, chosen.plan)) if facts.scan else gallery)
+    run.write_plan(facts.plan)
+    run.write_events(facts.training)
+    gallery = gallery_of(facts.plan, facts.before, facts.after)
+    run.write_report(report, with_p(gallery, p_values(facts.scan, facts.plan)) if facts.scan else gallery)
     return report
+
+
+def follow(path: Path, settings: Settings, out: Path) -> None:
+    """Do, in a process that is not the first, what all processes of a run do together; write nothing.
+
+    That is to choose (the same everywhere, by the seed) and to train; `out` is where the first one writes.
+    """
+    if not settings.finetune.finetune and settings.plan.rounds == 1:
+        return  # nothing is done together
+    original, data = open_network(path, settings), open_data(settings)
+    task = Task(original, data, settings, record_of(original, data, settings, out))
+    chosen = re_estimated(task, choose(task, SILENT), SILENT)
+    if settings.finetune.finetune and data is not None:
+        tuned(task, chosen.network, chosen.plan, out / "resume", SILENT)
+
+
+def again(path: Path, settings: Settings, out: Path) -> str:
+    """Return the command that repeats this run."""
+    usual = settle_for_model({"model": {"arch": settings.model.arch}}, None)
+    return command_again(path, settings, replace(usual, model=ModelSettings()), out)
 
 
 def record_of(network: Network, data: Data | None, settings: Settings, out: Path) -> Path:
@@ -94,20 +140,6 @@ def record_of(network: Network, data: Data | None, settings: Settings, out: Path
     known = (network.checkpoint.sha256, data.fingerprint if data else "", settings.plan, settings.run.seed)
     digest = hashlib.sha256(repr((*known, settings.data)).encode()).hexdigest()
     return out / "resume" / f"search-{digest[:16]}.json"
-
-
-def tune(task: Task, chosen: Chosen, folder: Path, watcher: Watcher) -> tuple[Network, Trained]:
-    """Train what is not held, taught by the original; return the trained network and how it went."""
-    assert task.data is not None
-    settings, student = task.settings, chosen.network.module()
-    teacher = task.network.module() if settings.finetune.distill else None
-    mode = hold_of(settings)
-    if mode in get_args(Mode):
-        hold(student, chosen.plan, cast(Mode, mode))
-    job = job_of(task.data, settings, teacher, chosen.plan, folder)
-    trained = finetune(student, job, settings.finetune, watcher)
-    release(student)
-    return chosen.network.with_weights(student.state_dict()), trained
 
 
 def told(trained: Trained) -> tuple[str, ...]:

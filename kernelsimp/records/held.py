@@ -19,11 +19,14 @@ class HeldLayer:
     `assignment` is the run-length code, base64, of the choice of each kernel in canonical order: pairs of
     little-endian uint16 structure and uint32 length. `frozen_crc32` has one CRC-32 a frozen kernel in that
     order (or a single one for a large layer) over the stored bytes; `sha256` is over all frozen kernels.
+    Frozen are all simplified kernels, or where structure is tied those that were denoised. `shapes` has the
+    shape parameters of templates, four little-endian float32 a kernel that is one, base64, in that order.
     """
 
     assignment: str
     frozen_crc32: tuple[int, ...]
     sha256: str
+    shapes: str = ""
 
 
 def encode_assignment(choice: NDArray[np.int16]) -> str:
@@ -50,12 +53,33 @@ def decode_assignment(text: str, shape: tuple[int, int]) -> NDArray[np.int16]:
     return flat.reshape(shape)
 
 
-def hold_layer(choice: NDArray[np.int16], stored: NDArray[np.uint8], *, frozen: bool) -> HeldLayer:
+def encode_shapes(shapes: NDArray[np.float32]) -> str:
+    """Write shape parameters (templates, 4) as text."""
+    return base64.b64encode(np.ascontiguousarray(shapes, dtype="<f4").tobytes()).decode()
+
+
+def decode_shapes(text: str, count: int) -> NDArray[np.float32]:
+    """Undo `encode_shapes` for `count` kernels; raises ValueError where the text is damaged."""
+    values = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
+    if values.size != 4 * count:
+        raise ValueError(f"shape parameters of {values.size / 4:g} templates for {count} kernels")
+    return values.astype(np.float32).reshape(count, 4)
+
+
+def hold_layer(
+    choice: NDArray[np.int16],
+    stored: NDArray[np.uint8],
+    *,
+    frozen: bool,
+    kept: NDArray[np.bool_] | None = None,
+) -> HeldLayer:
     """Return the record of one layer; `stored` is (kernels, bytes a kernel), the written bytes.
 
-    With `frozen` false (structure kept, values free) there are no checksums.
+    With `frozen` false (structure kept, values free) only the kernels in `kept`, shaped like `choice`, have
+    checksums.
     """
-    rows = stored[choice.reshape(-1) != 0] if frozen else stored[:0]
+    held = choice != 0 if frozen else np.zeros(choice.shape, bool) if kept is None else kept
+    rows = stored[held.reshape(-1)]
     whole = rows.tobytes()
     one_by_one = choice.size <= CRC_PER_KERNEL_UP_TO
     sums = tuple(zlib.crc32(row.tobytes()) for row in rows) if one_by_one else (zlib.crc32(whole),)

@@ -10,6 +10,10 @@ FREE = 0
 """The index of the structure 'free' in every plan: the kernel is left to itself."""
 
 
+SHAPES, STRENGTH = "template", "strength"
+"""Keys of a layer's parameters: shape parameters of templates, and the strength of a denoiser."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerPlan:
     """The choices of one layer, arrays of shape (out, in / groups).
@@ -17,7 +21,7 @@ class LayerPlan:
     `choice` indexes `Plan.structures`; `found` marks choices that chance does not explain; `residual` is
     the relative residual ||w - Pw|| / ||w|| of the choice; `dims` gives the degrees of freedom of each
     structure at this layer's `grid`. `parameters` holds what a structure needs beside its name (the
-    partition of few values, the shape parameters of a template), each array led by (out, in / groups).
+    shape parameters of a template, the strength of a denoiser), each array led by (out, in / groups).
     """
 
     name: str
@@ -35,6 +39,11 @@ class LayerPlan:
     def changed(self) -> NDArray[np.bool_]:
         """The kernels that get a structure, (out, in / groups)."""
         return np.asarray(self.choice != FREE)
+
+    def shapes(self, mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+        """Return the shape parameters of the kernels in `mask`, a row each; None where the plan has none."""
+        kept = self.parameters.get(SHAPES)
+        return None if kept is None else kept[mask]
 
     @property
     def dof_before(self) -> int:
@@ -70,7 +79,17 @@ class Plan:
 
     @property
     def simplified(self) -> int:
-        return sum(int(layer.changed.sum()) for layer in self.layers)
+        """How many kernels get a structure; denoised ones have none."""
+        return sum(int(layer.changed.sum()) for layer in self.layers) - self.denoised
+
+    @property
+    def denoised(self) -> int:
+        return sum(int(self.is_denoised(layer).sum()) for layer in self.layers)
+
+    def is_denoised(self, layer: LayerPlan) -> NDArray[np.bool_]:
+        """Say which kernels of a layer, (out, in / groups), are replaced by what a denoiser makes of them."""
+        marks = np.array([name.startswith("denoised-") for name in self.structures], dtype=np.bool_)
+        return np.asarray(marks[layer.choice])
 
     def layer(self, name: str) -> LayerPlan:
         """Return the layer called `name`; raises KeyError."""

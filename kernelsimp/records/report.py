@@ -42,7 +42,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class KernelCounts:
-    """Counts over kernels larger than 1x1; simplified = found + imposed + zeroed."""
+    """Counts over kernels larger than 1x1; simplified = found + imposed + zeroed.
+
+    `denoised` kernels are in no structure and count apart; `free` ones are left to themselves.
+    """
 
     total: int
     simplified: int
@@ -52,6 +55,8 @@ class KernelCounts:
     dead: int
     frozen: int
     tied: int = 0
+    denoised: int = 0
+    free: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,11 @@ class Size:
 class LayerReport:
     """One layer larger than 1x1.
 
-    `families` counts the kernels of each structure. `weight_error` is ||w - w0|| / ||w0|| over the layer,
-    `output_error` the same of its outputs on calibration inputs, null where no data was given.
+    `families` counts the kernels of each structure, `families_found` those of them that chance does not
+    explain. `weight_error` is ||w - w0|| / ||w0|| over the layer, `output_error` the same of its outputs on calibration inputs, null where no data was given.
+    `predicted_loss` is what the survey makes of the layer's choices before any re-solve, `measured_loss`
+    KL(original || the original with this layer alone as it came out of the re-solve) on calibration images
+    that nothing was fitted to, both in nats an image.
     """
 
     name: str
@@ -96,11 +104,19 @@ class LayerReport:
     output_error: float | None
     hold: HeldLayer
     dead: int = 0
+    denoised: int = 0
+    predicted_loss: float | None = None
+    measured_loss: float | None = None
+    families_found: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of fine-tuning; accuracies in percent on the validation split."""
+    """One epoch of training; accuracies in percent on the validation split.
+
+    `bits_per_kernel` and `found` are those of the weights after it: the structure code at 1 % distortion, and
+    how many kernels chance does not explain. `train_loss` includes penalties.
+    """
 
     epoch: int
     train_loss: float
@@ -110,13 +126,16 @@ class Epoch:
     seconds: float
     images_per_second: float
     held: bool = True
+    bits_per_kernel: float | None = None
+    found: int | None = None
 
 
 @dataclass(frozen=True)
 class Control:
     """One control arm: what else the same budget buys, before any fine-tuning unless its name says so.
 
-    `change_pp` is this arm's accuracy less the simplified network's; `mcnemar_p` pairs the two.
+    `change_pp` is this arm's accuracy less the simplified network's at the same stage (fine-tuned arms
+    stand beside the fine-tuned network); `mcnemar_p` pairs the two.
     """
 
     name: str
@@ -125,6 +144,48 @@ class Control:
     correct: int
     change_pp: float
     mcnemar_p: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """One progressive round: `dof` is the share of the degrees of freedom that it leaves.
+
+    `predicted` and `measured` are what simplifying in it costs, in nats an image on calibration images that
+    nothing was fitted to, before the short training; `kappa` is their ratio. `drop` is the loss after the
+    training on validation images, in pp, where an accuracy budget judges. A `surprising` round lost more
+    than twice what the rounds before made one expect; a round that was not `kept` was taken again, smaller.
+    """
+
+    round: int
+    dof: float
+    predicted: float
+    measured: float
+    kappa: float | None
+    drop: float | None = None
+    surprising: bool = False
+    kept: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One value of a metric at one stage."""
+
+    stage: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What stands in place of accuracy for a network that is no classifier, on the test split.
+
+    Either the user's own figure, higher is better, or the relative error of the output against the
+    original network's, lower is better. `change` is last minus first.
+    """
+
+    name: str
+    stages: tuple[Figure, ...]
+    change: float
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -148,5 +209,7 @@ class Report:
     buffers_changed: tuple[str, ...] = ()
     budget_met: bool = True
     notes: tuple[str, ...] = ()
+    rounds: tuple[Round, ...] = ()
+    metric: Metric | None = None
     pictures: Mapping[str, Any] = field(default_factory=dict)
     schema: str = SCHEMA

@@ -2,8 +2,8 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,24 @@ from torch import Tensor
 from kernelsimp.evaluation.accuracy import Outcome, mcnemar, paired_interval, stage
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO
-from kernelsimp.records.held import HeldLayer, hold_layer
+from kernelsimp.kernels.masks import kind_of
+from kernelsimp.kernels.structures import TEMPLATE
+from kernelsimp.records.held import HeldLayer, encode_shapes, hold_layer
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
-from kernelsimp.records.report import Accuracy, Control, Dof, Epoch, KernelCounts, LayerReport, Report, Size
+from kernelsimp.records.report import (
+    Accuracy,
+    Control,
+    Dof,
+    Epoch,
+    KernelCounts,
+    LayerReport,
+    Metric,
+    Report,
+    Round,
+    Size,
+)
 from kernelsimp.records.scan import Scan
+from kernelsimp.report.prototype_pictures import prototypes_of
 from kernelsimp.report.store import family_totals
 
 ZIP_CHUNK = 1 << 20
@@ -47,6 +61,11 @@ class RunFacts:
     scan: Scan | None = None
     controls: tuple[Control, ...] = ()
     budget_met: bool = True
+    robustness: Mapping[str, Any] | None = None
+    similarity: Mapping[str, Any] | None = None
+    rounds: tuple[Round, ...] = ()
+    metric: Metric | None = None
+    losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def assemble(facts: RunFacts) -> Report:
@@ -66,10 +85,19 @@ def assemble(facts: RunFacts) -> Report:
         training=facts.training,
         buffers_changed=facts.buffers_changed,
         controls=facts.controls,
+        robustness=facts.robustness,
+        similarity=facts.similarity,
+        rounds=facts.rounds,
+        metric=facts.metric,
         budget_met=facts.budget_met,
         notes=facts.notes,
-        pictures={"chance": family_totals(facts.scan)} if facts.scan else {},
+        pictures=_pictures(facts),
     )
+
+
+def _pictures(facts: RunFacts) -> dict[str, Any]:
+    chance = {"chance": family_totals(facts.scan)} if facts.scan else {}
+    return {**chance, "prototypes": prototypes_of(facts.after)}
 
 
 def p_values(scan: Scan, plan: Plan) -> dict[str, NDArray[np.float64]]:
@@ -84,9 +112,13 @@ def stored_bytes(kernels: Tensor) -> NDArray[np.uint8]:
     return rows.view(torch.uint8).numpy()
 
 
-def held_layer(kernels: Tensor, layer: LayerPlan, hold: str) -> HeldLayer:
+def held_layer(kernels: Tensor, layer: LayerPlan, plan: Plan, hold: str) -> HeldLayer:
     """Return the record by which a later check verifies this layer."""
-    return hold_layer(layer.choice, stored_bytes(kernels), frozen=hold == "freeze")
+    kept = plan.is_denoised(layer) if hold == "tie" else None
+    held = hold_layer(layer.choice, stored_bytes(kernels), frozen=hold == "freeze", kept=kept)
+    marks = np.array([name.startswith(TEMPLATE) for name in plan.structures], dtype=np.bool_)
+    shapes = layer.shapes(marks[layer.choice])
+    return held if shapes is None else replace(held, shapes=encode_shapes(shapes))
 
 
 def _accuracy(outcomes: Mapping[str, Outcome]) -> Accuracy | None:
@@ -114,8 +146,10 @@ def _counts(plan: Plan, hold: str) -> KernelCounts:
         imposed=simplified - found - zeroed,
         zeroed=zeroed,
         dead=sum(int(layer.dead.sum()) for layer in plan.layers),
-        frozen=simplified if hold == "freeze" else 0,
+        frozen=simplified + plan.denoised if hold == "freeze" else plan.denoised if hold == "tie" else 0,
         tied=simplified if hold == "tie" else 0,
+        denoised=plan.denoised,
+        free=sum(int((~layer.changed).sum()) for layer in plan.layers),
     )
 
 
@@ -154,22 +188,36 @@ def deflated(path: Path) -> int:
 
 def _layer(layer: LayerPlan, facts: RunFacts) -> LayerReport:
     before, after = _named(facts.before, layer.name), _named(facts.after, layer.name)
-    names = Counter(facts.plan.structures[index] for index in layer.choice.reshape(-1) if index != FREE)
+    names = Counter(
+        kind_of(facts.plan.structures[index]) for index in layer.choice.reshape(-1) if index != FREE
+    )
     return LayerReport(
         layer.name,
         layer.kind,
         layer.groups,
         tuple(before.weight_shape or before.kernels.shape),
         int(layer.choice.size),
-        int(layer.changed.sum()),
+        int((layer.changed & ~facts.plan.is_denoised(layer)).sum()),
         int((layer.found & layer.changed).sum()),
         dict(names.most_common()),
         layer.dof_after,
         weight_error=_relative(before.kernels, after.kernels),
         output_error=facts.output_errors.get(layer.name),
-        hold=held_layer(after.kernels, layer, facts.hold),
+        hold=held_layer(after.kernels, layer, facts.plan, facts.hold),
         dead=int(layer.dead.sum()),
+        denoised=int(facts.plan.is_denoised(layer).sum()),
+        predicted_loss=facts.losses[layer.name][0] if layer.name in facts.losses else None,
+        measured_loss=facts.losses[layer.name][1] if layer.name in facts.losses else None,
+        families_found=_found(layer, facts.plan.structures),
     )
+
+
+def _found(layer: LayerPlan, structures: Sequence[str]) -> dict[str, int]:
+    """Return how many kernels of each structure were found; a zeroed kernel never is."""
+    places = layer.choice[layer.found & layer.changed]
+    counts = Counter(structures[index] for index in places.tolist())
+    counts.pop(ZERO, None)
+    return dict(counts.most_common())
 
 
 def _named(bank: KernelBank, name: str) -> LayerKernels:

@@ -6,7 +6,7 @@ the page. Every string goes through `escape`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import floor, isfinite, log10
+from math import floor, isfinite, log10, sqrt
 
 from markupsafe import Markup, escape
 
@@ -35,6 +35,14 @@ class Pair:
     seen: float
     expected: float | None
     found: float = 0
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line through `values`, one a step from 0."""
+
+    name: str
+    values: tuple[float, ...]
 
 
 def svg(width: float, height: float, alt: str, parts: Sequence[Markup]) -> Markup:
@@ -143,26 +151,53 @@ def curve(title: str, values: Sequence[float | None], look: str) -> Markup:
     return svg(320, 178, alt, parts)
 
 
+def lines(title: str, series: Sequence[Series]) -> Markup:
+    """Return one line a series over the steps from 0; the first is grey, the later ones are coloured."""
+    low, high = _span([value for item in series for value in item.values])
+    y = _scale(low, high, 150, 30)
+    x = _scale(0, max(max(len(item.values) for item in series) - 1, 1), 62, 306)
+    parts = [*_grid((low, high), y, 56, 312), text(2, 14, title, "label strong")]
+    for place, item in enumerate(series):
+        look = "line-a" if place == 0 and len(series) > 1 else "line-b"
+        points = " ".join(f"{_f(x(step))},{_f(y(value))}" for step, value in enumerate(item.values))
+        parts.append(Markup('<polyline points="{}" class="{}"/>').format(points, look))
+        parts += [dot(x(step), y(value), look) for step, value in enumerate(item.values)]
+        parts += [dot(66, 198 + 20 * place, look), text(78, 203 + 20 * place, _cut(item.name, 28))]
+    parts += [text(x(step), 172, str(step), "label middle") for step in range(len(series[0].values))]
+    ends = (f"{s.name} from {words.percent(s.values[0])} to {words.percent(s.values[-1])}" for s in series)
+    return svg(320, 190 + 20 * len(series), f"{title}: {', '.join(ends)}", parts)
+
+
 def against_chance(rows: Sequence[Pair], null: str) -> Markup:
-    """Return for each family a bar of the kernels seen and a mark where chance would put it."""
+    """Return for each family a bar of the kernels seen and a mark where chance would put it.
+
+    Lengths are square roots, for counts run from one to tens of thousands; families whose chance is not
+    known come last.
+    """
+    rows = sorted(rows, key=lambda row: row.expected is None)
     most = max([1.0, *(row.seen for row in rows), *(row.expected or 0 for row in rows)])
-    left, right, height = 164.0, WIDTH - 150.0, 24 * len(rows) + 30
-    x = _scale(0, most, left, right)
-    parts = []
-    for place, row in enumerate(rows):
-        y = 8.0 + 24 * place
-        figures = f"{words.count(row.seen)} / {words.number(row.expected)} / {words.count(row.found)}"
-        parts += [
-            text(left - 8, y + 13, _cut(row.name, 18), "label end"),
-            box(left, y + 2, x(row.seen) - left, 13, "mark"),
-            box(left, y + 6, x(row.found) - left, 5, "found"),
-            text(WIDTH, y + 13, figures, "label end"),
-        ]
-        if row.expected is not None:
-            parts.append(line(x(row.expected), y - 1, x(row.expected), y + 18, "chance"))
-    parts.append(text(0, height - 6, f"bar: seen / mark: chance, {null} null / thin bar: found"))
+    left, right, height = 164.0, WIDTH - 150.0, 24 * len(rows) + 48
+    x = _scale(0, sqrt(most), left, right)
+    parts = [part for place, row in enumerate(rows) for part in _against(row, 8.0 + 24 * place, left, x)]
+    parts.append(text(0, height - 24, f"bar: seen / mark: chance ({null} null, or the family's own)"))
+    parts.append(text(0, height - 6, "thin bar: found; square-root scale"))
     named = (f"{row.name} {words.count(row.seen)} against {words.number(row.expected)}" for row in rows)
     return svg(WIDTH, height, f"Kernels seen against chance: {', '.join(named)}", parts)
+
+
+def _against(row: Pair, y: float, left: float, x: Scale) -> list[Markup]:
+    """Return one family's bars, its mark and its figures."""
+    figures = f"{words.count(row.seen)} / {words.number(row.expected)} / {words.count(row.found)}"
+    parts = [
+        text(left - 8, y + 13, _cut(row.name, 18), "label end"),
+        box(left, y + 2, x(sqrt(row.seen)) - left, 13, "mark"),
+        box(left, y + 6, x(sqrt(row.found)) - left, 5, "found"),
+        text(WIDTH, y + 13, figures, "label end"),
+    ]
+    if row.expected is not None:
+        expected = x(sqrt(max(row.expected, 0)))
+        parts.append(line(expected, y - 1, expected, y + 18, "chance"))
+    return parts
 
 
 def _grid(span: tuple[float, float], y: Scale, left: float, right: float) -> list[Markup]:

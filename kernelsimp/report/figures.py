@@ -77,11 +77,17 @@ def _chance(totals: Mapping[str, Any], asked: str = "ring") -> Charts:
     rows = [
         Pair(shown(name), float(total["observed"]), chance.get("expected"), chance.get("found") or 0)
         for name, total in totals.items()
-        for chance in [total["null"].get(null, {})]
+        for chance in [_null_of(total["null"], null)]
         if total["observed"] or (chance.get("expected") or 0) >= 0.5
     ]
     rows.sort(key=lambda row: (-(row.seen - (row.expected or 0)), row.name))
     return (against_chance(rows[:MOST_FAMILIES], null),)
+
+
+def _null_of(counts: Mapping[str, Any], null: str) -> Mapping[str, Any]:
+    """Return the counts under `null`, else under the one that the family has, else nothing."""
+    own: Mapping[str, Any] = counts.get(null) or next(iter(counts.values()), {})
+    return own
 
 
 def _level(stage: Stage) -> Level:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernelsimp.kernels.bank import KernelBank
+from kernelsimp.kernels.masks import kind_of
 from kernelsimp.records.plan import LayerPlan, Plan
 
 Grid = NDArray[np.float32]
-Label = Literal["found", "imposed", "zeroed"]
+Label = Literal["found", "imposed", "zeroed", "denoised"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,5 +105,6 @@ def _picture(layer: LayerPlan, structures: tuple[str, ...], place: int, grids: t
     out, into = divmod(place, layer.choice.shape[1])
     family = structures[int(layer.choice[out, into])]
     label: Label = "zeroed" if family == "zero" else "found" if layer.found[out, into] else "imposed"
+    label = "denoised" if family.startswith("denoised-") else label
     residual = float(layer.residual[out, into])
-    return Picture(layer.name, (out, into), family, label, grids[0], grids[1], residual)
+    return Picture(layer.name, (out, into), kind_of(family), label, grids[0], grids[1], residual)

@@ -6,31 +6,37 @@ and script by their hashes and pictures from data addresses, and nothing else.
 
 import base64
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from itertools import islice, zip_longest
-from shlex import quote
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from kernelsimp.records.comparison import Comparison
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Scan
 from kernelsimp.records.verdict import shown
-from kernelsimp.report import figures, scan_pictures, words
-from kernelsimp.report.gallery import Gallery, Picture
+from kernelsimp.report import figures, prototype_pictures, scan_pictures
+from kernelsimp.report.comparison import SAYS as COMPARISON_SAYS
+from kernelsimp.report.comparison import (
+    comparison_facts,
+    comparison_maps,
+    comparison_table,
+    matrix_maps,
+    matrix_words,
+    similarity_tables,
+)
+from kernelsimp.report.course_tables import course_tables
+from kernelsimp.report.gallery import Gallery
 from kernelsimp.report.pair import pair_tables
-from kernelsimp.report.sprites import Sprite, sprite
+from kernelsimp.report.robustness_tables import SAYS, robustness_charts, robustness_tables
 from kernelsimp.report.tables import (
     SPEED,
     Table,
     control_table,
     family_table,
-    figure_table,
     flat,
     headline,
     layer_table,
@@ -43,9 +49,7 @@ from kernelsimp.report.tables import (
     stage_table,
     training_table,
 )
-
-TOP = 24
-"""Pictures in the opening row of the gallery: the largest changes of all layers."""
+from kernelsimp.report.walls import by_structure, largest, walls
 
 
 @dataclass(frozen=True)
@@ -60,40 +64,26 @@ class Section:
     folded: bool = False
 
     @property
+    def beside(self) -> bool:
+        """Whether charts and tables stand beside each other on a wide page."""
+        return bool(self.charts and self.tables) and not (self.sortable or self.folded)
+
+    @property
     def anchor(self) -> str:
         return self.title.lower().replace(" ", "-")
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One picture placed: its box in the sprite numbered `sheet`, its caption and its alt text."""
-
-    sheet: int
-    box: str
-    family: str
-    caption: str
-    alt: str
-
-
-@dataclass(frozen=True)
-class Wall:
-    """The pictures of one layer, and the sprite they lie in."""
-
-    layer: str
-    sheet: Sprite
-    pictures: tuple[Shown, ...]
-
-
 def report_html(report: Report, gallery: Gallery = Gallery(())) -> str:  # noqa: B008 - frozen
     """Return the report as one self-contained page."""
-    walls = _walls(gallery)
+    placed = walls(gallery)
     return _page(
         title="Kernels simplified",
         lead=_lead(report),
         facts=headline(report),
         sections=[section for section in _sections(report) if section.charts or section.tables],
-        walls=walls,
-        top=_top(gallery, walls),
+        walls=placed,
+        top=largest(gallery, placed),
+        kinds=by_structure(gallery, placed),
         left_out=gallery.left_out,
         facts_below=_facts_below(report),
         command=_command(report),
@@ -103,14 +93,15 @@ def report_html(report: Report, gallery: Gallery = Gallery(())) -> str:  # noqa:
 
 def scan_html(scan: Scan) -> str:
     """Return a scan as one self-contained page."""
-    tables = (scan_family_table(scan),)
     sections = [
-        Section("Found against chance", figures.scan_chance(scan), tables, figures.CHANCE),
+        Section("Found against chance", figures.scan_chance(scan), (), figures.CHANCE),
         Section("Layers", tables=(scan_layer_table(scan),), sortable=True),
+        Section("Families", tables=_filled(scan_family_table(scan)), sortable=True),
         Section("In words", tables=_filled(sentence_table(scan))),
         Section("Kernels by family", scan_pictures.family_pictures(scan)),
+        _prototypes([{"layer": item.name, **(item.extra.get("prototypes") or {})} for item in scan.layers]),
         Section("Colours", scan_pictures.colour_pictures(scan)),
-        Section("Skipped", tables=_filled(skipped_table(scan))),
+        Section("Skipped", tables=_filled(skipped_table(scan)), folded=True),
     ]
     return _page(
         title="Kernels scanned",
@@ -137,6 +128,23 @@ def pair_html(reports: tuple[Report, Report], names: tuple[str, str]) -> str:
     )
 
 
+def comparison_html(found: Comparison) -> str:
+    """Return a comparison of two networks as one self-contained page."""
+    sections = [
+        Section("Layers", comparison_maps(found), (comparison_table(found),), COMPARISON_SAYS, sortable=True),
+        Section("All against all", matrix_maps(found), says=matrix_words(found)),
+        Section("Notes", tables=_filled(Table("Notes", ("note",), tuple((shown(n),) for n in found.notes)))),
+    ]
+    return _page(
+        title="Two networks compared",
+        lead=f"What the layers of two networks give on the same images. {shown(found.sampling)}.",
+        facts=comparison_facts(found),
+        sections=[section for section in sections if section.charts or section.tables],
+        facts_below=[_settings("A", found.a), _settings("B", found.b), _settings("Settings", found.settings)],
+        schema=found.schema,
+    )
+
+
 def _sections(report: Report) -> list[Section]:
     return [
         Section("Accuracy", figures.stages(report), _filled(stage_table(report))),
@@ -145,9 +153,23 @@ def _sections(report: Report) -> list[Section]:
         Section("Structures", tables=_filled(family_table(report))),
         Section("Fine-tuning", figures.curves(report), _filled(training_table(report)), folded=True),
         Section("Layers", tables=_filled(layer_table(report)), sortable=True),
-        Section("Robustness", tables=_filled(figure_table("Robustness", report.robustness))),
-        Section("Similarity", tables=_filled(figure_table("Similarity", report.similarity))),
+        _prototypes(report.pictures.get("prototypes")),
+        *(Section(table.title, tables=(table,), says=says) for table, says in course_tables(report)),
+        *_robustness(report),
+        *(Section(table.title, tables=_filled(table)) for table in similarity_tables(report.similarity)),
     ]
+
+
+def _prototypes(entries: object) -> Section:
+    drawn = prototype_pictures.prototype_figures(entries) if isinstance(entries, list) else ()
+    return Section("Prototypes", drawn, says=prototype_pictures.SAYS)
+
+
+def _robustness(report: Report) -> list[Section]:
+    """Return one section a table; the chart stands beside the first."""
+    first, *rest = robustness_tables(report.robustness) or (Table("Robustness", (), ()),)
+    head = Section("Robustness", robustness_charts(report.robustness), _filled(first), SAYS)
+    return [head, *(Section(table.title, tables=_filled(table)) for table in rest)]
 
 
 def _filled(table: Table) -> tuple[Table, ...]:
@@ -176,10 +198,8 @@ def _facts_below(report: Report) -> list[Table]:
 
 
 def _command(report: Report) -> str | None:
-    """Return the command that was recorded, or the one that reads the run's own settings."""
-    recorded, source = report.provenance.get("command"), report.provenance.get("input")
-    if recorded is None and source is not None:
-        return f"kernelsimp simplify {shown(quote(str(source)))} --config settings.toml --out ../again"
+    """Return the command that was recorded, if any."""
+    recorded = report.provenance.get("command")
     return None if recorded is None else shown(str(recorded))
 
 
@@ -187,66 +207,17 @@ def _settings(title: str, value: object) -> Table:
     return Table(title, ("name", "value"), pairs(flat(value)), frozenset({0, 1}))
 
 
-def _walls(gallery: Gallery) -> list[Wall]:
-    grouped: dict[str, list[Picture]] = {}
-    for picture in gallery.pictures:
-        grouped.setdefault(picture.layer, []).append(picture)
-    return [_wall(place, layer, pictures) for place, (layer, pictures) in enumerate(grouped.items())]
-
-
-def _wall(place: int, layer: str, pictures: list[Picture]) -> Wall:
-    sheet = sprite(pictures)
-    placed = [_placed(place, picture, box) for picture, box in zip(pictures, sheet.tiles, strict=True)]
-    return Wall(shown(layer), sheet, tuple(placed))
-
-
-def _placed(sheet: int, picture: Picture, box: tuple[int, int, int, int], *, full: bool = False) -> Shown:
-    index = f"[{picture.index[0]},{picture.index[1]}]"
-    figures_ = ["zeroed"] if picture.label == "zeroed" else [shown(picture.family), picture.label]
-    figures_ += [f"r {words.number(picture.residual, 2)}"] if picture.residual is not None else []
-    figures_ += [f"p {words.p_value(picture.p)}"] if picture.p is not None else []
-    name = shown(picture.layer) + index if full else index
-    caption = f"{name} {', '.join(figures_)}"
-    alt = f"{name} before, after, difference"
-    return Shown(sheet, " ".join(str(side) for side in box), shown(picture.family), caption, alt)
-
-
-def _top(gallery: Gallery, walls: list[Wall]) -> list[Shown]:
-    """Return the largest changes over all layers, the structures taking turns.
-
-    A change is measured by the root mean square norm of its layer's drawn kernels.
-    """
-    sheets = {wall.layer: place for place, wall in enumerate(walls)}
-    turns: dict[str, list[tuple[float, Picture, int]]] = {}
-    for picture, place, norm in _normed(gallery):
-        turns.setdefault(picture.family, []).append((picture.change / norm, picture, place))
-    for items in turns.values():
-        items.sort(key=lambda item: -item[0])
-    dealt = (item for turn in zip_longest(*turns.values()) for item in turn if item is not None)
-    chosen = sorted(islice(dealt, TOP), key=lambda item: -item[0])
-    return [
-        _placed(sheet := sheets[shown(picture.layer)], picture, walls[sheet].sheet.tiles[place], full=True)
-        for _, picture, place in chosen
-    ]
-
-
-def _normed(gallery: Gallery) -> Iterator[tuple[Picture, int, float]]:
-    """Yield each picture, its place within its layer, and the root mean square norm of its layer."""
-    energies: dict[str, list[float]] = {}
-    for picture in gallery.pictures:
-        energies.setdefault(picture.layer, []).append(
-            float(np.square(picture.before, dtype=np.float64).sum())
-        )
-    places = dict.fromkeys(energies, -1)
-    for picture in gallery.pictures:
-        places[picture.layer] += 1
-        yield picture, places[picture.layer], float(np.sqrt(np.mean(energies[picture.layer]))) or 1.0
-
-
 def _page(**context: Any) -> str:
     style, script = _asset("style.css"), _asset("page.js")
     fixed = {"style": style, "script": script, "policy": _policy(style, script)}
-    blank: dict[str, Any] = {"walls": [], "top": [], "left_out": 0, "facts_below": [], "command": None}
+    blank: dict[str, Any] = {
+        "walls": [],
+        "top": [],
+        "kinds": [],
+        "left_out": 0,
+        "facts_below": [],
+        "command": None,
+    }
     return _environment().get_template("page.html.j2").render({**blank, **context, **fixed})
 
 

@@ -9,13 +9,15 @@ import re
 from kernelsimp.records.report import Report
 from kernelsimp.records.verdict import shown
 from kernelsimp.report import words
+from kernelsimp.report.comparison import similarity_tables
+from kernelsimp.report.course_tables import course_tables
 from kernelsimp.report.pair import pair_tables
+from kernelsimp.report.robustness_tables import robustness_tables
 from kernelsimp.report.tables import (
     SPEED,
     Table,
     control_table,
     family_table,
-    figure_table,
     flat,
     headline,
     label_words,
@@ -41,8 +43,9 @@ def report_markdown(report: Report) -> str:
     """Return the report as Markdown with tables."""
     parts = ["# What was simplified, and what it cost", _lead(report), _headline(report)]
     tables = [stage_table(report), control_table(report), family_table(report), layer_table(report)]
-    tables += [figure_table("Robustness", report.robustness), figure_table("Similarity", report.similarity)]
+    tables += [*robustness_tables(report.robustness), *similarity_tables(report.similarity)]
     parts += [section(table) for table in tables if table.rows]
+    parts += ["\n\n".join(filter(None, (section(table), says))) for table, says in course_tables(report)]
     if report.training:
         parts.append(section(_best_epochs(report)))
     parts += [_list("Notes", report.notes), _list("Buffers changed", report.buffers_changed)]

@@ -16,7 +16,7 @@ from kernelsimp.files import write_atomically
 from kernelsimp.records.verdict import shown
 from kernelsimp.report.gallery import Gallery, Label, Picture
 
-LABELS: tuple[Label, ...] = ("found", "imposed", "zeroed")
+LABELS: tuple[Label, ...] = ("found", "imposed", "zeroed", "denoised")
 
 _DAMAGE = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError),

@@ -24,7 +24,7 @@ def _layers(plan: Plan) -> Table:
                 shown(layer.name),
                 layer.kind,
                 words.count(layer.choice.size),
-                words.count(int(layer.changed.sum())),
+                words.count(int((layer.changed & ~plan.is_denoised(layer)).sum())),
                 words.count(int((layer.found & layer.changed).sum())),
                 words.share(layer.dof_after, layer.dof_before),
                 families_text(names),
@@ -46,6 +46,7 @@ def _totals(plan: Plan) -> Table:
         ("kernels", words.count(sum(layer.choice.size for layer in plan.layers))),
         ("simplified", words.count(plan.simplified)),
         ("found / imposed", f"{found:,} / {plan.simplified - found:,}"),
+        *((("denoised", words.count(plan.denoised)),) if plan.denoised else ()),
         ("degrees of freedom left", words.share(plan.dof_after, before)),
         ("counting the choice", f"{100 * float(np.float64(equivalent) / before):.1f} %"),
     )

@@ -75,11 +75,15 @@ class RunFolder:
 
 
 class JsonLog(Watcher):
-    """Passes everything on to another watcher and appends notes, warnings and figures to log.jsonl."""
+    """Passes everything on to another watcher and appends notes, warnings and figures to log.jsonl.
 
-    def __init__(self, path: Path, inner: Watcher) -> None:
+    The file begins anew where `fresh`; a run that is resumed adds to it.
+    """
+
+    def __init__(self, path: Path, inner: Watcher, *, fresh: bool = True) -> None:
         self._path, self._inner, self._stage = path, inner, ""
-        write_text(path, "")
+        if fresh:
+            write_text(path, "")
 
     def start(self, stage: str, total: int | None = None) -> None:
         """Begin a stage; one line."""
@@ -92,6 +96,11 @@ class JsonLog(Watcher):
         if figures:
             self._append("step", figures)
         self._inner.step(amount, **figures)
+
+    def row(self, **figures: float) -> None:
+        """Log and pass on a row of a table; a figure that is missing is null in the log."""
+        self._append("row", {name: None if value != value else value for name, value in figures.items()})
+        self._inner.row(**figures)
 
     def note(self, text: str) -> None:
         """Log and pass on a note."""

@@ -7,6 +7,7 @@ positive, near-white zero. Colours are the filter's response to red, green and b
 import base64
 import io
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -46,14 +47,14 @@ def colour_pictures(scan: Scan) -> tuple[Markup, ...]:
 
 def _figure(family: str, items: Sequence[tuple[str, Sample]]) -> Markup:
     nearest = sorted(items, key=lambda item: item[1].residual)[:MOST]
-    tiles = [_tile(sample.cells) for _, sample in nearest]
+    tiles = [tile(sample.cells) for _, sample in nearest]
     said = "; ".join(
         f"{shown(layer)}[{sample.index[0]},{sample.index[1]}] {shown(sample.name)}, "
         f"r {words.number(sample.residual, 2)}, p {words.p_value(sample.p)}"
         for layer, sample in nearest[:3]
     )
     caption = f"{shown(family)}: the nearest {len(nearest)}, from left to right. {said}"
-    return _img(sheet(tiles), f"kernels of the family {shown(family)}", caption)
+    return img(sheet(tiles), f"kernels of the family {shown(family)}", caption)
 
 
 def _coloured(layer: LayerScan) -> Iterator[Markup]:
@@ -69,7 +70,7 @@ def _coloured(layer: LayerScan) -> Iterator[Markup]:
         f"{shown(layer.name)}: each filter as the nearest colour times a kernel; {found['separable']} of "
         f"{found['filters']} are that within the tolerance."
     )
-    yield _img(sheet(tiles), f"filters of {shown(layer.name)} in colour", caption)
+    yield img(sheet(tiles), f"filters of {shown(layer.name)} in colour", caption)
 
 
 def sheet(tiles: Sequence[Image_]) -> Image_:
@@ -84,7 +85,7 @@ def sheet(tiles: Sequence[Image_]) -> Image_:
     return page.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
 
 
-def _tile(cells: NDArray[np.float32]) -> Image_:
+def tile(cells: NDArray[np.floating[Any]]) -> Image_:
     """Return one kernel in colours, (kh, kw, 3); a kernel of three sides lies slice above slice."""
     grid = np.nan_to_num(np.asarray(cells, dtype=np.float64).reshape(-1, cells.shape[-1]))
     share = (grid / (float(np.abs(grid).max()) or 1.0))[..., None]
@@ -92,7 +93,7 @@ def _tile(cells: NDArray[np.float32]) -> Image_:
     return np.asarray(np.rint(_ZERO * (1 - np.abs(share)) + ends * np.abs(share)).astype(np.uint8))
 
 
-def _img(page: Image_, alt: str, caption: str) -> Markup:
+def img(page: Image_, alt: str, caption: str) -> Markup:
     stream = io.BytesIO()
     Image.fromarray(page).quantize(255).save(stream, "PNG", optimize=True)
     address = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

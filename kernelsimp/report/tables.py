@@ -4,9 +4,11 @@ Cells are plain text, unescaped; a face that draws them escapes them in its own 
 are aligned right.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kernelsimp.kernels.families import ZERO
 from kernelsimp.records.report import LayerReport, Report
 from kernelsimp.records.scan import Explanation, LayerScan, Scan, ScanLine
 from kernelsimp.records.verdict import shown
@@ -57,10 +59,11 @@ def headline(report: Report) -> tuple[Fact, ...]:
 
 
 def label_words(report: Report) -> str:
-    """Spell how many kernels were found, imposed and, if any, zeroed."""
+    """Spell how many kernels were found, imposed and, if any, zeroed or denoised."""
     kernels = report.kernels
     zeroed = f", {kernels.zeroed:,} zeroed" if kernels.zeroed else ""
-    return f"{kernels.found:,} found, {kernels.imposed:,} imposed{zeroed}"
+    denoised = f"; {kernels.denoised:,} more denoised" if kernels.denoised else ""
+    return f"{kernels.found:,} found, {kernels.imposed:,} imposed{zeroed}{denoised}"
 
 
 def _held_words(report: Report) -> str:
@@ -73,7 +76,8 @@ def _held_words(report: Report) -> str:
 
 def _accuracy_facts(report: Report) -> tuple[Fact, ...]:
     if report.accuracy is None or not report.accuracy.stages:
-        return (Fact("accuracy", "not measured", "no data was given"),)
+        why = "see the metric" if report.metric else "no data was given"
+        return (Fact("accuracy", "not measured", why),)
     accuracy = report.accuracy
     first, last = accuracy.stages[0], accuracy.stages[-1]
     change = words.interval(*accuracy.change_ci95, "+.2f")
@@ -99,7 +103,8 @@ def _bit_facts(report: Report) -> tuple[Fact, ...]:
     before, after = report.bits.get("before"), report.bits.get("after")
     if before is None or after is None:
         return ()
-    return (Fact("bits in kernels", words.count(after), f"{words.count(before)} before"),)
+    coded = f"{words.size(after / 8)} so coded; {words.count(before)} bits before"
+    return (Fact("bits in kernels", words.count(after), coded),)
 
 
 def _size_fact(report: Report) -> Fact:
@@ -171,16 +176,28 @@ def families_text(families: Mapping[str, int], most: int = 3) -> str:
 
 
 def family_table(report: Report) -> Table:
-    """Return the kernels of each structure over all layers, the commonest first."""
-    totals: dict[str, int] = {}
-    for layer in report.layers:
-        for name, number in layer.families.items():
-            totals[name] = totals.get(name, 0) + number
+    """Return the kernels of each structure over all layers, found and imposed, the commonest first."""
+    totals, found = _summed(report, "families"), _summed(report, "families_found")
+    told = bool(found) or not report.kernels.found  # reports of before this count do not tell
     ranked = ranked_families(totals)
     whole = report.kernels.total
-    rows = [(shown(name), words.count(number), words.share(number, whole)) for name, number in ranked]
+    rows = []
+    for name, number in ranked:
+        labelled = told and name != ZERO
+        seen = words.count(found.get(name, 0) if labelled else None)
+        imposed = words.count(number - found.get(name, 0) if labelled else None)
+        rows.append((shown(name), words.count(number), seen, imposed, words.share(number, whole)))
     shares = tuple(number / max(whole, 1) for _, number in ranked)
-    return Table("Structures", ("structure", "kernels", "share of all"), tuple(rows), bars={2: shares})
+    heads = ("structure", "kernels", "found", "imposed", "share of all")
+    return Table("Structures", heads, tuple(rows), bars={4: shares})
+
+
+def _summed(report: Report, name: str) -> dict[str, int]:
+    """Return one of the layers' counts by structure, summed over the layers."""
+    totals: Counter[str] = Counter()
+    for layer in report.layers:
+        totals.update(getattr(layer, name))
+    return dict(totals)
 
 
 def figure_table(title: str, figures: Mapping[str, object] | None) -> Table:

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
-from kernelsimp.kernels.structures import find
+from kernelsimp.kernels.denoisers import denoise
+from kernelsimp.kernels.structures import DENOISED, find
 from kernelsimp.models.layers import stored
-from kernelsimp.records.plan import FREE, LayerPlan, Plan
+from kernelsimp.records.plan import FREE, STRENGTH, LayerPlan, Plan
 
 
 def apply_plan(bank: KernelBank, plan: Plan) -> dict[str, Tensor]:
@@ -29,12 +30,42 @@ def apply_plan(bank: KernelBank, plan: Plan) -> dict[str, Tensor]:
 
 
 def snap_layer(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
-    """Return kernels (out, in / groups, *grid) with each chosen one written into its structure."""
+    """Return the original kernels (out, in / groups, *grid) as the plan makes them, without any re-solve."""
+    return write_layer(denoised(kernels, layer, structures), layer, structures)
+
+
+def write_layer(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
+    """Return kernels (out, in / groups, *grid) with each chosen one written exactly into its structure.
+
+    Denoised kernels are left as they are: they have no structure.
+    """
     result = kernels.clone(memory_format=torch.contiguous_format)
     for index in np.unique(layer.choice):
         if index != FREE:
-            mask = torch.from_numpy(layer.choice == index)
-            result[mask] = find(structures[index], layer.grid).snap(kernels[mask])
+            mask = layer.choice == index
+            structure = find(structures[index], layer.grid, layer.shapes(mask))
+            result[torch.from_numpy(mask)] = structure.snap(kernels[torch.from_numpy(mask)])
+    return result
+
+
+def denoised(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
+    """Return the original kernels (out, in / groups, *grid) with those that the plan denoises replaced.
+
+    Each denoiser works on all its kernels of the layer at once, with the second moment of the whole layer.
+    """
+    names = [name for name in structures if name.startswith(DENOISED)]
+    if not names:
+        return kernels
+    result = kernels.clone(memory_format=torch.contiguous_format)
+    rows = kernels.detach().double().flatten(2).flatten(0, 1)
+    moment = rows.mT @ rows / max(len(rows), 1)
+    for name in names:
+        mask = layer.choice == structures.index(name)
+        if mask.any():
+            strength = float(layer.parameters[STRENGTH].max())  # one a layer
+            here = kernels[torch.from_numpy(mask)]
+            made = denoise(here, name.removeprefix(DENOISED), strength, moment)
+            result[torch.from_numpy(mask)] = made
     return result
 
 
@@ -43,8 +74,9 @@ def broken(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Te
     result = torch.zeros(layer.choice.shape, dtype=torch.bool)
     for index in np.unique(layer.choice):
         if index != FREE:
-            mask = torch.from_numpy(layer.choice == index)
-            result[mask] = ~find(structures[index], layer.grid).holds(kernels[mask])
+            mask = layer.choice == index
+            structure = find(structures[index], layer.grid, layer.shapes(mask))
+            result[torch.from_numpy(mask)] = ~structure.holds(kernels[torch.from_numpy(mask)])
     return result
 
 

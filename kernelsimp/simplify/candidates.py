@@ -4,7 +4,7 @@ Kernels are rows (n, cells) in float64, in canonical order. `free` is always fir
 it is offered. A linear family has one projector for all kernels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from kernelsimp.analysis.select import matching
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO, offered
-from kernelsimp.kernels.structures import BENT, BentSet, bent_sets
+from kernelsimp.kernels.structures import CURVED, LINEAR, BentSet, Templated, bent_sets, expand
 from kernelsimp.settings import PlanSettings
 
 FREE_NAME = "free"
@@ -34,6 +34,10 @@ class Candidate:
         """Return w - Pw for kernels (n, cells)."""
         return torch.zeros_like(kernels) if self.projector is None else kernels - kernels @ self.projector
 
+    def among(self, mask: Tensor) -> "Candidate":  # noqa: ARG002
+        """Return the structure for the kernels in `mask` (n,) alone, where it knows them one by one."""
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class Bent(Candidate):
@@ -45,26 +49,54 @@ class Bent(Candidate):
         assert self.members is not None
         return kernels - self.members.snap(kernels.reshape(-1, *self.members.shape)).reshape(kernels.shape)
 
+    @property
+    def shapes(self) -> Tensor | None:
+        """The shape parameters of each kernel's template (n, k), where this is a template."""
+        return self.members.shapes if isinstance(self.members, Templated) else None
+
+    def among(self, mask: Tensor) -> "Candidate":
+        return replace(self, members=self.members_at(mask))
+
+    def members_at(self, rows: Tensor) -> BentSet:
+        """Return the set for these kernels alone: a mask (n,) or places (k,)."""
+        assert self.members is not None
+        if not isinstance(self.members, Templated) or self.members.shapes is None:
+            return self.members
+        return replace(self.members, shapes=self.members.shapes[rows])
+
 
 def candidates_for(layer: LayerKernels, names: tuple[str, ...] | None) -> tuple[Candidate, ...]:
     """Return free, zero and the structures called `names` that the layer's grid admits.
 
-    Without names it is every linear family; bent sets are offered by name.
+    Without names it is every linear family; what is no subspace is offered by name, or by the name of its
+    group. Raises `KernelsimpError` for a name that is nothing.
     """
     cells = int(torch.tensor(layer.grid).prod())
     found = [Candidate(FREE_NAME, cells, None)]
-    if names is None or ZERO in names:
+    spelled = None if names is None else expand(names)
+    if spelled is None or ZERO in spelled:
         found.append(Candidate(ZERO, 0, torch.zeros(cells, cells, dtype=torch.float64)))
     for item in offered(layer.grid, linear_names(names)):
         projector = torch.from_numpy(item.subspace.projector).double()
         found.append(Candidate(item.name, item.subspace.dim, projector))
-    bent = (item for item in bent_sets(layer.grid) if names is not None and item.name in names)
-    return (*found, *(Bent(item.name, item.dim, None, item.side_bits, item) for item in bent))
+    bent = (item for item in bent_sets(layer.grid) if spelled is not None and item.name in spelled)
+    return (*found, *(_bent(item, layer) for item in bent))
 
 
 def linear_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Return the names that are linear families: neither `zero` nor a bent set."""
-    return None if names is None else tuple(name for name in names if name != ZERO and name not in BENT)
+    """Return the names that are linear families, neither `zero` nor a bent set; None for all there are."""
+    spelled = None if names is None else expand(names)
+    if spelled is None or LINEAR in spelled:
+        return None
+    return tuple(name for name in spelled if name != ZERO and name not in CURVED)
+
+
+def _bent(item: BentSet, layer: LayerKernels) -> Bent:
+    """Return a bent set as a candidate; a template's shape is fitted to every kernel once."""
+    if isinstance(item, Templated):
+        kernels = layer.kernels.detach().cpu().reshape(-1, *layer.grid)
+        item = replace(item, shapes=item.shapes_of(kernels).float())
+    return Bent(item.name, item.dim, None, item.side_bits, item)
 
 
 def rows_of_layer(layer: LayerKernels) -> Tensor:

@@ -5,32 +5,24 @@ networks to measure; none of them is meant to be exactly in a family.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.kernels.families import ZERO
-from kernelsimp.records.plan import FREE
-from kernelsimp.simplify.candidates import FREE_NAME, Candidate, rows_of_layer
+from kernelsimp.records.plan import FREE, SHAPES
+from kernelsimp.simplify.arms import Arm
+from kernelsimp.simplify.candidates import FREE_NAME, Bent, Candidate, rows_of_layer
 from kernelsimp.simplify.choose import choose_for_dof, dof_share
 from kernelsimp.simplify.menus import Prepared, menus_for
 from kernelsimp.simplify.resolve import Constraint, Piece
 from kernelsimp.simplify.road import Surveyed, Tried
 from kernelsimp.simplify.walk import Ground, Target, targets_of, walk
 from kernelsimp.watch import SILENT, Watcher
-
-
-@dataclass(frozen=True, eq=False)
-class Arm:
-    """One control: its name, the share of degrees of freedom it leaves, and the network it makes."""
-
-    name: str
-    dof: float
-    model: nn.Module
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +69,16 @@ def permuted_labels(case: Case, seed: int, watcher: Watcher) -> Arm:
     """Deal the plan's structures out again at random among the kernels of each layer."""
     shuffle = np.random.default_rng(seed)
     layers = tuple(
-        replace(layer, choice=shuffle.permutation(layer.choice.reshape(-1)).reshape(layer.choice.shape))
+        replace(
+            layer,
+            choice=shuffle.permutation(layer.choice.reshape(-1)).reshape(layer.choice.shape),
+            # a template's shape is another kernel's now: each is fitted afresh
+            parameters={key: value for key, value in layer.parameters.items() if key != SHAPES},
+        )
         for layer in case.kept.plan.layers
     )
-    plan = replace(case.kept.plan, layers=layers)
-    return Arm("permuted labels", case.share, walk(case.ground, targets_of(plan), watcher).model)
+    targets = targets_of(replace(case.kept.plan, layers=layers))
+    return _walked(case, ("permuted labels", case.share), targets, watcher)
 
 
 def random_subspaces(case: Case, seed: int, watcher: Watcher) -> Arm:
@@ -140,7 +137,7 @@ def equal_norm_noise(case: Case, seed: int, watcher: Watcher) -> Arm:
             zero = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
             piece = Piece(changed.nonzero()[:, 0], zero)
             targets[plan.name] = _loose(Constraint(rows.shape[1], (piece,), noisy * changed[:, None]))
-    return Arm("equal-norm noise", case.share, walk(case.ground, targets, watcher).model)
+    return _walked(case, ("equal-norm noise", case.share), targets, watcher)
 
 
 Control = Callable[[Case, int, Watcher], Arm]
@@ -174,7 +171,13 @@ def _offered(
         for layer, chosen in zip(bank.spatial, choices.structures, strict=True)
         if chosen.any()
     }
-    return Arm(name, dof_share(menus, choices), walk(case.ground, targets, watcher).model)
+    return _walked(case, (name, dof_share(menus, choices)), targets, watcher)
+
+
+def _walked(case: Case, label: tuple[str, float], targets: Mapping[str, Target], watcher: Watcher) -> Arm:
+    kernels = {layer.name: layer.kernels for layer in case.ground.bank.layers}
+    constraints = {name: target.constraint(kernels[name]) for name, target in targets.items()}
+    return Arm(*label, walk(case.ground, targets, watcher).model, constraints)
 
 
 def _constraint(layer: LayerKernels, offer: Sequence[Candidate], chosen: Tensor) -> Constraint:
@@ -184,6 +187,8 @@ def _constraint(layer: LayerKernels, offer: Sequence[Candidate], chosen: Tensor)
         index, item = (chosen == place).nonzero()[:, 0], offer[place]
         if isinstance(item, Masked):
             pieces.append(Piece(index, torch.diag_embed(item.masks(rows[index]).double())))
+        elif isinstance(item, Bent) and item.members is not None:
+            pieces.append(Piece(index, item.members_at(index).flats(rows[index].reshape(-1, *layer.grid))))
         elif item.projector is not None:
             pieces.append(Piece(index, item.projector))
     return Constraint(rows.shape[1], tuple(pieces))

@@ -79,6 +79,12 @@ def predicted_loss(layer: LayerKernels, errors: Tensor, seen: Sensitivity | None
     return 0.5 * float(_filter(_grouped(errors, layer), blocks, fisher).sum())
 
 
+def input_energy(layer: LayerKernels, kernels: Tensor, seen: Sensitivity | None) -> Tensor:
+    """Return w'H_jj w of kernels (n, cells), (n,): the mean square of what each adds to its output."""
+    blocks, _ = _metric(layer, seen)
+    return _energy(_grouped(kernels, layer), blocks).reshape(-1).clamp_min(0)
+
+
 def _metric(layer: LayerKernels, seen: Sensitivity | None) -> tuple[Tensor, Tensor]:
     """Return blocks (groups, in, cells, cells) and fisher (groups, filters)."""
     inputs, cells = layer.kernels.shape[1], layer.kernels[0, 0].numel()

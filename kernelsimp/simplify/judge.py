@@ -4,7 +4,7 @@ For a classifier: KL(original || simplified) in nats an image, and the share of 
 the same answer. For any other network: the relative error of the output, and no agreement.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,17 @@ class Judge:
         )
         same = sum(int((old.argmax(1) == new.argmax(1)).sum()) for old, new in pairs)
         return Distance(total / self.count, same / self.count)
+
+
+@torch.no_grad()
+def relative_error(original: nn.Module, model: nn.Module, images: Iterable[Tensor]) -> float:
+    """Return ||output - original output|| / ||original output|| over batches of images; NaN for no output."""
+    error = whole = 0.0
+    for batch in images:
+        for old, new in zip(_answers(original, batch), _answers(model, batch), strict=True):
+            error += float((new - old).square().sum())
+            whole += float(old.square().sum())
+    return float((error / whole) ** 0.5) if whole else float("nan")
 
 
 def is_classifier(output: Sequence[Tensor]) -> bool:

@@ -15,7 +15,8 @@ from kernelsimp.analysis.examine import examine
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.coding import coefficient_bits as bits_of_coefficient
-from kernelsimp.records.plan import LayerPlan, Plan
+from kernelsimp.kernels.template_fit import WIDTH
+from kernelsimp.records.plan import SHAPES, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.candidates import (
     Candidate,
@@ -62,7 +63,7 @@ def prepare(
     """Return the structures on offer and chance's verdict for every kernel larger than 1x1."""
     check_cost(settings.cost)
     offers = {layer.name: candidates_for(layer, settings.families) for layer in bank.spatial}
-    bits = {layer.name: _bits(layer) for layer in bank.spatial}
+    bits = {layer.name: bits_of_layer(layer) for layer in bank.spatial}
     return Prepared(bank, offers, bits, frozenset(chosen_layers(bank, settings)), seen or {}, settings)
 
 
@@ -150,8 +151,21 @@ def _errors(layer: LayerKernels, offer: Sequence[Candidate], chosen: Tensor) -> 
     errors = torch.zeros_like(kernels)
     for place in torch.unique(chosen).tolist():
         mask = chosen == place
-        errors[mask] = offer[place].errors(kernels[mask])
+        errors[mask] = offer[place].among(mask).errors(kernels[mask])
     return errors
+
+
+def _shapes(offer: Sequence[Candidate], chosen: Tensor, shape: tuple[int, int]) -> dict[str, Any]:
+    """Return the shape parameters of the kernels that became templates, for the plan to keep."""
+    kept = torch.zeros(len(chosen), WIDTH)
+    drawn = False
+    for place in torch.unique(chosen).tolist():
+        shapes = getattr(offer[place], "shapes", None)
+        if shapes is not None:
+            mask = chosen == place
+            kept[mask, : shapes.shape[1]] = shapes[mask].float()
+            drawn = True
+    return {SHAPES: kept.numpy().reshape(*shape, WIDTH)} if drawn else {}
 
 
 def _layer_plan(
@@ -176,6 +190,7 @@ def _layer_plan(
         dead=layer.dead().numpy().reshape(shape),
         residual=residual.float().numpy().reshape(shape),
         dims=dims,
+        parameters=_shapes(offer, chosen, (int(shape[0]), int(shape[1]))),
     )
 
 
@@ -183,7 +198,7 @@ def _found(layer: LayerKernels, settings: PlanSettings) -> NDArray[np.bool_]:
     return found_in(examine(layer, linear_names(settings.families)), settings.fdr)
 
 
-def _bits(layer: LayerKernels) -> float:
+def bits_of_layer(layer: LayerKernels) -> float:
     """Return the bits of a coefficient; a layer of zeros needs none, and is priced at one bit."""
     kernels = layer.kernels.detach().float().reshape(layer.count, *layer.grid)
     return bits_of_coefficient(kernels) if bool(kernels.any()) else 1.0

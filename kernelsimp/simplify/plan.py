@@ -14,7 +14,8 @@ from kernelsimp.analysis.chance import found_in
 from kernelsimp.analysis.examine import NONE, Examined, examine
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
-from kernelsimp.kernels.families import SEVENTEEN
+from kernelsimp.kernels.families import SEVENTEEN, ZERO
+from kernelsimp.kernels.structures import CURVED, LINEAR, expand
 from kernelsimp.records.plan import LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
 
@@ -26,7 +27,7 @@ def weight_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
 
     Raises `KernelsimpError` for a share or tolerance out of range, one out of reach, or an unknown family.
     """
-    names = settings.families or SEVENTEEN
+    names = _linear_only(settings.families)
     examined = [examine(layer, names) for layer in bank.spatial]
     if settings.dof is not None:
         _check_share("--dof", settings.dof)
@@ -41,6 +42,19 @@ def weight_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
         "families": list(names),
     }
     return plan_at(examined, tolerance, settings.fdr, rule)
+
+
+def _linear_only(names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the families that the simple rule measures; it knows neither bent sets nor `zero`."""
+    beyond = [name for name in expand(names or ()) if name in (*CURVED, LINEAR)]
+    if beyond:
+        advice = (
+            f"leave '{beyond[0]}' out of --families, or give a budget with --dof, --simplified or --max-drop"
+        )
+        raise KernelsimpError(
+            f"--tolerance and --cost relative measure named linear families alone; {advice}"
+        )
+    return tuple(name for name in expand(names) if name != ZERO) if names else SEVENTEEN
 
 
 def tolerance_for(examined: Sequence[Examined], share: float) -> float:

@@ -62,17 +62,6 @@ class Road:
     def plan(self) -> Plan:
         return self.best.plan
 
-    @property
-    def output_errors(self) -> dict[str, float]:
-        """The relative output error of each layer that was re-solved."""
-        fits = self.best.walked.fits.items()
-        return {name: fit.output_error for name, fit in fits if fit.output_error is not None}
-
-    @property
-    def buffers_changed(self) -> tuple[str, ...]:
-        """The biases and batch norm means that took up shifts."""
-        return tuple(name for name in self.tensors if name.endswith((".running_mean", ".bias", "bias")))
-
 
 def ground_of(model: nn.Module, bank: KernelBank, images: Iterable[Tensor], seed: int) -> Ground:
     """Return what a walk stands on; the last eighth of the image batches is held back to judge.
@@ -104,11 +93,12 @@ def look(
 ) -> Surveyed:
     """Survey the network on its calibration images and list what each kernel may become.
 
-    `cache` is a file that keeps the survey; its name must tell network, images and seed apart.
+    `cache` is a file that keeps the survey; its name must tell network, images and seed apart. The moments
+    of the re-solve are never kept: they hang on the inputs that a plan has changed upstream.
     """
     check_cost(settings.cost)
     seen = cached_survey(
-        cache, lambda: survey(ground.model, ground.traced, ground.images, ground.seed, watcher)
+        cache, lambda: survey(ground.model, ground.traced, ground.images, ground.seed, watcher), watcher
     )
     return Surveyed(ground, prepare(ground.bank, settings, seen), Judge(ground.model, ground.held))
 

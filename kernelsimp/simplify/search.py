@@ -1,24 +1,28 @@
 """Simplify as much as an accuracy budget allows: a search over the share of degrees of freedom left.
 
-Only the validation split judges. The step halves whenever the direction flips; trials are written down as
-they come, so that a search that was stopped goes on where it was. Drops are in percentage points, positive
-where the simplified network is worse.
+Validation images judge, or others that the user names; never the test split. The step halves whenever the
+direction flips; trials are written down as they come, so that a search that was stopped goes on where it
+was. Drops are in percentage points, positive where the simplified network is worse.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.evaluation.accuracy import Outcome, measure
+from kernelsimp.evaluation.accuracy import measure
+from kernelsimp.evaluation.metric import Metric
 from kernelsimp.files import write_text
+from kernelsimp.records.plan import LayerPlan
 from kernelsimp.simplify.choose import choose_for_dof
-from kernelsimp.simplify.judge import Judge
-from kernelsimp.simplify.road import Road, Surveyed, travel
+from kernelsimp.simplify.judge import Distance, Judge, is_classifier
+from kernelsimp.simplify.road import Road, Surveyed, Tried, travel, try_plan
+from kernelsimp.simplify.sensitivity import layer_losses
 from kernelsimp.watch import SILENT, Watcher
 
 FIRST_SHARE, FIRST_STEP, LAST_STEP = 0.5, 0.16, 0.01
@@ -32,7 +36,11 @@ MEMORISED = 99.0
 
 @dataclass(frozen=True)
 class Trial:
-    """One share that was tried: the loss in accuracy, changed answers (both pp), and KL in nats."""
+    """One share that was tried: the loss in accuracy, changed answers (both pp), and KL in nats.
+
+    Where the referee goes by something else than accuracy, `accuracy_drop` is the loss in that, and
+    `divergence` what its judge measures.
+    """
 
     share: float
     accuracy_drop: float
@@ -51,25 +59,53 @@ class Trial:
 
 
 class Referee:
-    """Measures drops against the original network on the batches of a validation split."""
+    """Measures drops against the original network on labelled batches that nothing was fitted to.
 
-    def __init__(self, original: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    A classifier is judged by accuracy, in percentage points, any network by a `metric` (higher is better)
+    in that metric's own units, where there is one; another network by the relative error of its output, in
+    percent. `name` is what the images are called.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        batches: Sequence[tuple[Tensor, Tensor]],
+        metric: Metric | None = None,
+        name: str = "validation",
+    ) -> None:
         if not batches:
-            raise KernelsimpError("--max-drop needs validation images; give some with --split, or use --dof")
-        self.batches = batches
+            advice = "give some with --split, or use --dof"
+            raise KernelsimpError(f"--max-drop needs {name} images; {advice}")
+        self.batches, self.metric, self.name = batches, metric, name
         self.judge = Judge(original, [images for images, _ in batches])
-        self.before: Outcome = measure(original, batches, batches[0][0].device)
+        self.by_accuracy = metric is None and is_classifier(self.judge.answers[0])
+        self.top1 = self._accuracy(original) if self.by_accuracy else None
+        self.before = metric(original, batches) if metric is not None else self.top1
 
     @property
     def memorised(self) -> bool:
-        return self.before.top1 >= MEMORISED
+        """Whether labels no longer tell networks apart: the original is right on 99 % of these images."""
+        return self.top1 is not None and self.top1 >= MEMORISED
 
     def trial(self, model: nn.Module, share: float, cost: str) -> Trial:
         """Return how much worse `model` is than the original."""
-        after = measure(model, self.batches, self.batches[0][0].device)
         distance = self.judge.distance(model)
         changed = 100 * (1 - distance.agreement) if distance.agreement is not None else 0.0
-        return Trial(share, self.before.top1 - after.top1, changed, distance.divergence, cost)
+        return Trial(share, self._drop(model, distance), changed, distance.divergence, cost)
+
+    def drop(self, model: nn.Module) -> float:
+        """Return what the budget is held against for `model`."""
+        return self.trial(model, 0.0, "").drop(memorised=self.memorised)
+
+    def _drop(self, model: nn.Module, distance: Distance) -> float:
+        if self.before is None:
+            return 100 * distance.divergence
+        if self.metric is not None:
+            return self.before - self.metric(model, self.batches)
+        return self.before - self._accuracy(model)
+
+    def _accuracy(self, model: nn.Module) -> float:
+        return measure(model, self.batches, self.batches[0][0].device).top1
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +137,58 @@ def search(
     trials, roads = _recorded(record), dict[float, Road]()
     memorised = referee.memorised
     while (share := next_share(trials, budget, memorised=memorised)) is not None:
+        known = next((trial for trial in trials if trial.share == share), None)
+        if known is not None:  # the steps may lead back to where one has been
+            trials.append(known)
+            continue
         cost = trials[0].cost if trials else surveyed.prepared.settings.cost
-        road = _road_at(surveyed, share, cost, watcher)
-        roads[share] = road
+        road = roads[share] = _road_at(surveyed, share, cost, watcher)
         trials.append(referee.trial(road.best.walked.model, share, road.best.cost))
         _write(record, trials)
-        watcher.note(f"at {share:.0%} of the degrees of freedom: {_told(trials[-1])}")
+        watcher.note(f"at {share:.0%} of the degrees of freedom: {_told(trials[-1], referee)}")
     best = best_trial(trials, budget, memorised=memorised)
     road = roads.get(best.share) or _road_at(surveyed, best.share, best.cost, watcher)
-    return Searched(road, tuple(trials), best.drop(memorised=memorised) <= budget, notes)
+    met = best.drop(memorised=memorised) <= budget
+    if not met:
+        saved = reverted(surveyed, road.best, lambda model: referee.drop(model) <= budget, watcher)
+        road, met = (
+            (Road(saved, (saved,), saved.walked.tensors, saved.walked.notes), True) if saved else (road, met)
+        )
+    return Searched(road, tuple(trials), met, notes)
+
+
+def reverted(
+    surveyed: Surveyed, tried: Tried, within: Callable[[nn.Module], bool], watcher: Watcher = SILENT
+) -> Tried | None:
+    """Return a plan with the worst layers set free again, as few as bring it `within` the budget.
+
+    Layers go by the loss that each causes alone, the worst first, 1, 2, 4... of them at a time. None where
+    not even one layer may stay simplified.
+    """
+    losses = layer_losses(surveyed.ground, tried, watcher)
+    worst = sorted(losses, key=lambda name: losses[name][1], reverse=True)
+    count = 1
+    while count < len(worst):
+        free = frozenset(worst[:count])
+        plan = replace(tried.plan, layers=tuple(_freed(layer, free) for layer in tried.plan.layers))
+        predicted = {name: 0.0 if name in free else loss for name, loss in tried.predicted.items()}
+        again = try_plan(surveyed, (plan, predicted), watcher)
+        ok = within(again.walked.model)
+        then = "within the budget" if ok else "still beyond it"
+        watcher.note(f"{count} of {len(worst)} layers set free again, {worst[0]} first: {then}")
+        if ok:
+            return again
+        count *= 2
+    return None
+
+
+def _freed(layer: LayerPlan, names: frozenset[str]) -> LayerPlan:
+    if layer.name not in names:
+        return layer
+    none = np.zeros_like(layer.found)
+    return replace(
+        layer, choice=np.zeros_like(layer.choice), found=none, residual=np.zeros_like(layer.residual)
+    )
 
 
 def next_share(trials: Sequence[Trial], budget: float, *, memorised: bool) -> float | None:
@@ -143,15 +222,19 @@ def _warn(referee: Referee, watcher: Watcher) -> tuple[str, ...]:
     if not referee.memorised:
         return ()
     text = (
-        f"the original network has {referee.before.top1:.1f} % right on validation images, as if trained on "
+        f"the original network has {referee.top1:.1f} % right on {referee.name} images, as if trained on "
         "them: the budget also counts changed answers and KL; name other images with --holdout"
     )
     watcher.warn(text)
     return (text,)
 
 
-def _told(trial: Trial) -> str:
-    drop = f"{-trial.accuracy_drop:+.2f} pp, {trial.changed_answers:.2f} % of the answers changed"
+def _told(trial: Trial, referee: Referee) -> str:
+    if referee.metric is not None:
+        return f"{0.0 - trial.accuracy_drop:+.4g} in {referee.metric.name}"
+    if not referee.by_accuracy:
+        return f"relative output error {trial.divergence:.4f}"
+    drop = f"{0.0 - trial.accuracy_drop:+.2f} pp, {trial.changed_answers:.2f} % of the answers changed"
     return f"{drop}, KL {trial.divergence:.4f}"
 
 

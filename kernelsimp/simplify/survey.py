@@ -60,9 +60,9 @@ def survey(
 
 
 def cached_survey(
-    path: Path | None, make: Callable[[], Mapping[str, Sensitivity]]
+    path: Path | None, make: Callable[[], Mapping[str, Sensitivity]], watcher: Watcher = SILENT
 ) -> Mapping[str, Sensitivity]:
-    """Return the survey kept in the file `path`, or make it and keep it there.
+    """Return the survey kept in the file `path`, or make it and keep it there; say which was done.
 
     The file's name must tell network, images and seed apart. A file that cannot be read is made again.
     """
@@ -70,7 +70,9 @@ def cached_survey(
         return make()
     try:
         kept = load_file(path)
-        return {name: Sensitivity(kept[f"{name}/blocks"], kept[f"{name}/fisher"]) for name in _names(kept)}
+        read = {name: Sensitivity(kept[f"{name}/blocks"], kept[f"{name}/fisher"]) for name in _names(kept)}
+        watcher.note(f"what each layer sees was measured before: read from {path}")
+        return read
     except (OSError, SafetensorError, KeyError):
         found = make()
     arrays = {f"{name}/blocks": item.blocks.contiguous() for name, item in found.items()}

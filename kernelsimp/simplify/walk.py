@@ -6,8 +6,7 @@ Where the layer has a bias, or feeds one batch norm, the shift of its mean goes 
 """
 
 import copy
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
-from kernelsimp.kernels.structures import find, projectors
 from kernelsimp.models.hooks import Replay, Trace, Use
 from kernelsimp.models.layers import conv_modules, stored, tensor_name
-from kernelsimp.records.plan import FREE, LayerPlan, Plan
-from kernelsimp.simplify.apply import snap_layer
+from kernelsimp.simplify.bend import settle
 from kernelsimp.simplify.moments import Moments, pair_moments, sampling_for
-from kernelsimp.simplify.resolve import Constraint, Piece, UnsolvableError, resolve
+from kernelsimp.simplify.resolve import Constraint, UnsolvableError, resolve
+from kernelsimp.simplify.targets import Target, targets_of
 from kernelsimp.watch import SILENT, Watcher
+
+__all__ = ["Fit", "Ground", "Target", "Walked", "in_float32", "targets_of", "walk"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +43,6 @@ class Ground:
     @property
     def count(self) -> int:
         return sum(len(batch) for batch in self.images)
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """What the kernels of one layer must become: a subspace each, and how to write them into it exactly.
-
-    Both take kernels (out, in / groups, *grid): `constraint` the original ones, `write` those in the
-    stored dtype, which it returns.
-    """
-
-    constraint: Callable[[Tensor], Constraint]
-    write: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -82,6 +70,16 @@ class Walked:
         """What did not go as it should, a sentence a layer."""
         return tuple(f"{name}: {fit.trouble}" for name, fit in self.fits.items() if fit.trouble)
 
+    @property
+    def output_errors(self) -> dict[str, float]:
+        """The relative output error of each layer that was re-solved."""
+        return {name: fit.output_error for name, fit in self.fits.items() if fit.output_error is not None}
+
+    @property
+    def buffers_changed(self) -> tuple[str, ...]:
+        """The biases and batch norm means that took up shifts."""
+        return tuple(name for name in self.tensors if name.endswith(("running_mean", "bias")))
+
 
 @dataclass
 class _State:
@@ -90,12 +88,6 @@ class _State:
     model: nn.Module
     tensors: dict[str, Tensor] = field(default_factory=dict)
     fits: dict[str, Fit] = field(default_factory=dict)
-
-
-def targets_of(plan: Plan) -> dict[str, Target]:
-    """Return the targets of the layers that a plan changes."""
-    changed = [layer for layer in plan.layers if layer.changed.any()]
-    return {layer.name: _target(layer, plan.structures) for layer in changed}
 
 
 def walk(
@@ -116,10 +108,10 @@ def walk(
             moments = _moments(use, layer, (now, before if state.tensors else None), ground)
             _fit_layer(state, use, (layer, target), moments)
         elif target:
-            _store(state, layer, target.write(layer.kernels))
+            _store(state, layer, target.unfitted(layer.kernels))
         watcher.step()
     for name in targets.keys() - {use.name for use in ground.traced.uses}:
-        _store(state, layers[name], targets[name].write(layers[name].kernels))
+        _store(state, layers[name], targets[name].unfitted(layers[name].kernels))
         state.fits[name] = Fit(None, trouble="never run on calibration images: only projected")
     return Walked(state.model, state.tensors, state.fits)
 
@@ -167,10 +159,13 @@ def _solve(
         there = original.to(device)
         metric = moments.centred(there) if shifted else moments
         solved = resolve(there, constraint.to(device), metric)
+        if target is not None:
+            solved = settle(solved, there, (target, layer), metric)
         return solved.weights.cpu(), Fit(None, solved.steps)
     except UnsolvableError as reason:
         instead = "only projected" if target else "left as it was"
-        return constraint.place(original), Fit(None, trouble=f"{reason}; {instead}")
+        meets = target.settled(layer.kernels) if target and target.settled else constraint
+        return meets.place(original), Fit(None, trouble=f"{reason}; {instead}")
     except torch.OutOfMemoryError:
         if device.type == "cpu":
             raise
@@ -182,22 +177,6 @@ def _solve(
 def _by_group(layer: LayerKernels) -> Tensor:
     """Return the original weights (groups, filters, D) in float64."""
     return layer.kernels.detach().double().reshape(layer.groups, len(layer.kernels) // layer.groups, -1)
-
-
-def _target(layer: LayerPlan, structures: tuple[str, ...]) -> Target:
-    used = torch.from_numpy(layer.choice).long().reshape(-1)
-    chosen = [index for index in torch.unique(used).tolist() if index != FREE]
-
-    def constraint(kernels: Tensor) -> Constraint:
-        rows = kernels.detach().double().reshape(-1, *layer.grid)
-        places = [(used == index).nonzero()[:, 0] for index in chosen]
-        spaces = [
-            projectors(find(structures[index], layer.grid), rows[p])
-            for index, p in zip(chosen, places, strict=True)
-        ]
-        return Constraint(math.prod(layer.grid), tuple(map(Piece, places, spaces)))
-
-    return Target(constraint, lambda kernels: snap_layer(kernels, layer, structures))
 
 
 def _write(state: _State, layer: LayerKernels, target: Target | None, weights: Tensor) -> Tensor:

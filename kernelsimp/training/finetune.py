@@ -7,7 +7,7 @@ the epoch only.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,13 @@ from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch
 from kernelsimp.settings import FinetuneSettings
 from kernelsimp.training.distill import objective
-from kernelsimp.training.hold import verify
-from kernelsimp.training.judge import Batches, Judge
+from kernelsimp.training.hold import held_share, verify
+from kernelsimp.training.judge import Batches, Judge, Mark
 from kernelsimp.training.keeper import Average, Keeper, snapshot
 from kernelsimp.training.options import check_settings, make_optimizer
 from kernelsimp.training.penalties import Pull
 from kernelsimp.training.schedule import rate
-from kernelsimp.training.state import Interrupts, StateFile, identity
+from kernelsimp.training.state import Interrupts, StateFile, identity, random_state, set_random_state
 from kernelsimp.training.statistics import re_estimate
 from kernelsimp.watch import SILENT, Watcher
 
@@ -49,7 +49,8 @@ class FinetuneJob:
     `train(epoch, shard)` gives one process's batches of an epoch, numbered from 1, the same for the same
     number; `val` chooses the best epoch; `teacher` is the original network, left as it is. `plan` is what
     a soft hold pulls towards. `folder` is where the resume state goes, if anywhere, and `images` names the
-    training images for it.
+    training images for it. `penalty(progress)` is added to every batch's loss, progress running from 0 to
+    1; `figures(epoch)` gives further fields of its record.
     """
 
     train: Callable[[int, Shard], TrainBatches]
@@ -61,6 +62,8 @@ class FinetuneJob:
     plan: Plan | None = None
     folder: Path | None = None
     images: str = ""
+    penalty: Callable[[float], Tensor] | None = None
+    figures: Callable[[int], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,13 @@ class _Run:
         self.wrapped, self.optimizer = self.engine.setup(called, make_optimizer(model, settings))
         self.teacher = job.teacher.to(self.engine.device).eval() if job.teacher is not None else None
         self.keeper = Keeper(model, Judge(job.val, self.teacher, self.engine.device), verify)
+        self.keeper.judge.penalty = job.penalty
         self.keeper.average = Average(model, settings.ema) if settings.ema is not None else None
         if settings.soft is not None and job.plan is not None:
             self.keeper.pull = Pull(model, job.plan, settings.soft)
         self.progress = _Progress(total=torch.zeros((), device=self.engine.device))
         self.history: list[Epoch] = []
+        self.held = 100 * held_share(model)
 
     def train(self, interrupts: Interrupts) -> Trained:
         """Run every epoch and put the best one back."""
@@ -160,14 +165,30 @@ class _Run:
             seconds=now.seconds,
             images_per_second=now.images * self.engine.shard[1] / max(now.seconds, 1e-9),
             held=held,
+            **(self.job.figures(now.epoch) if self.job.figures is not None else {}),
         )
         self.history.append(done)
+        self.watcher.row(**self._row(done, mark))
         now.next_epoch()
         self._save()
         if self.job.on_epoch is not None:
             self.job.on_epoch(done)
         self._heed(interrupts, saved=True)
         return True
+
+    def _row(self, epoch: Epoch, mark: Mark | None) -> dict[str, float]:
+        """Return what the live table and the log show of an epoch: accuracies and shares in percent."""
+        low, high = mark.interval if mark else (math.nan, math.nan)
+        return {
+            "epoch": epoch.epoch,
+            "loss": epoch.train_loss,
+            "val_top1": mark.top1 if mark else math.nan,
+            "val_low": low,
+            "val_high": high,
+            "lr": epoch.lr,
+            "images_per_second": epoch.images_per_second,
+            "held": self.held,
+        }
 
     def _pass(self, interrupts: Interrupts) -> bool:
         """Go through the rest of the epoch's batches; False where a loss is not finite."""
@@ -185,7 +206,7 @@ class _Run:
             ready = (index + 1) % every == 0 or index + 1 == count
             group = min(every, count - index // every * every)
             with self.engine.alone(self.wrapped, waiting=not ready):
-                loss = self._batch(batch, 1 / group)
+                loss = self._batch(batch, 1 / group, (now.epoch - 1 + index / count) / self.settings.epochs)
             now.total += loss * len(batch[1])
             now.images += len(batch[1])
             if not self._look(loss, index):
@@ -199,7 +220,7 @@ class _Run:
                     self._heed(interrupts, saved=False)
         return True
 
-    def _batch(self, batch: tuple[Tensor, Tensor], share: float) -> Tensor:
+    def _batch(self, batch: tuple[Tensor, Tensor], share: float, progress: float) -> Tensor:
         """Add the gradients of `share` times the loss of one batch; return that loss, detached."""
         images, labels = (part.to(self.engine.device, non_blocking=True) for part in batch)
         if self.settings.channels_last and images.ndim == 4:
@@ -211,6 +232,8 @@ class _Run:
                 taught = self.teacher(images)
             taught = taught.float()
         loss = objective(logits.float(), labels, taught, self.settings)
+        if self.job.penalty is not None:
+            loss = loss + self.job.penalty(progress)
         self.engine.backward(loss * share)
         return loss.detach()
 
@@ -286,7 +309,7 @@ class _Run:
                 "keeper": self.keeper.state(),
                 "precision": self.engine.state(),
                 "history": [vars(epoch) for epoch in self.history],
-                "random": _random_state(),
+                "random": random_state(),
             }
         )
 
@@ -305,7 +328,7 @@ class _Run:
         self.keeper.load(state["keeper"])
         self.engine.load(state["precision"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
-        _set_random_state(state["random"])
+        set_random_state(state["random"])
         self.watcher.note(f"going on in epoch {self.progress.epoch} after batch {self.progress.batch}")
         return True
 
@@ -357,17 +380,6 @@ class _Progress:
     def next_epoch(self) -> None:
         self.epoch, self.batch, self.images, self.seconds = self.epoch + 1, 0, 0, 0.0
         self.total = torch.zeros_like(self.total)
-
-
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 @contextmanager

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kernelsimp.errors import HoldError, KernelsimpError
-from kernelsimp.kernels.structures import find
+from kernelsimp.kernels import partitions
+from kernelsimp.kernels.structures import DENOISED, LowRank, Point, Templated, find
 from kernelsimp.kernels.subspace import OrbitSubspace
 from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored, tensor_name
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
+from kernelsimp.training.bent import OnRows
+from kernelsimp.training.held_sets import AtRank, InFlats, Kept
 from kernelsimp.training.parametrisations import Frozen, Scaled, Tied
 
 Mode = Literal["freeze", "tie", "scale"]
@@ -48,16 +51,24 @@ class Witness:
     def moved(self, weight: Tensor) -> Tensor:
         """Say for each kernel (out, in / groups) whether the stored `weight` broke the promise.
 
-        Frozen kernels must have the same bits after a cast to the weight's dtype, all others must lie in
-        their structure exactly.
+        Frozen kernels, and denoised ones unless they are scaled, must have the same bits after a cast to the
+        weight's dtype, all others must lie in their structure exactly.
         """
         kernels = canonical(weight.detach().cpu(), self.kind, self.layer.groups)
-        if self.mode != "freeze":
-            return _outside(kernels, self.layer, self.structures)
+        if self.mode == "freeze":
+            return self._altered(kernels)
+        outside = _outside(kernels, self.layer, self.structures)
+        if self.mode == "tie":
+            marks = torch.tensor([name.startswith(DENOISED) for name in self.structures])
+            outside |= self._altered(kernels) & marks[torch.from_numpy(self.layer.choice).long()]
+        return outside
+
+    def _altered(self, kernels: Tensor) -> Tensor:
+        """Say for each kernel (out, in / groups) whether it is held and has other bits than at the time."""
         held = torch.from_numpy(self.layer.changed)
         result = torch.zeros(held.shape, dtype=torch.bool)
-        now, then = kernels[held].flatten(1), self.values.to(weight.dtype)
-        integer = _BITS[weight.element_size()]
+        now, then = kernels[held].flatten(1), self.values.to(kernels.dtype)
+        integer = _BITS[kernels.element_size()]
         result[held] = (now.contiguous().view(integer) != then.contiguous().view(integer)).any(dim=1)
         return result
 
@@ -156,8 +167,9 @@ def survived(model: nn.Module, plan: Plan) -> Survived:
         kernels = canonical(_weight(module).detach().cpu(), _kind(module, layer), layer.groups)
         total += int(layer.changed.sum())
         for index in np.unique(layer.choice[layer.changed]):
-            rows = kernels[torch.from_numpy(layer.choice == index)]
-            subspace = find(plan.structures[index], layer.grid)
+            mask = layer.choice == index
+            rows = kernels[torch.from_numpy(mask)]
+            subspace = find(plan.structures[index], layer.grid, layer.shapes(mask))
             exact += int(subspace.holds(rows).sum())
             near += int((subspace.residual(rows) <= NEAR).sum())
     return Survived(exact, near, total)
@@ -272,18 +284,44 @@ def _numbered(module: nn.Module, layer: LayerPlan) -> Tensor:
 
 def _projector(module: nn.Module, layer: LayerPlan, structures: tuple[str, ...]) -> Tied:
     weight, kind = module.get_parameter("weight"), _kind(module, layer)
+    kernels = canonical(weight.detach().cpu(), kind, layer.groups)
     cells = torch.arange(weight.numel()).reshape(weight.shape)
-    source, sign = orbits(canonical(cells, kind, layer.groups), layer, structures)
+    source, sign = orbits(canonical(cells, kind, layer.groups), kernels, layer, structures)
     shape = tuple(weight.shape)
     source, sign = (stored(part, kind, layer.groups, shape).contiguous() for part in (source, sign))
-    return Tied(source.to(weight.device), sign.to(weight.device, weight.dtype))
+    place = cells.flatten(2)[:, :, :1] // kernels[0, 0].numel()  # where each kernel stands as stored
+    number = canonical(place[..., None], kind, layer.groups)[:, :, 0, 0]
+    bends = _bends(weight, kernels, (layer, structures), number)
+    return Tied(source.to(weight.device), sign.to(weight.device, weight.dtype), bends)
 
 
-def orbits(cells: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+def _bends(
+    weight: Tensor, kernels: Tensor, plan: tuple[LayerPlan, tuple[str, ...]], number: Tensor
+) -> list[OnRows]:
+    """Return what ties kernels without orbits; `number` (out, in / groups) is where each stands as stored."""
+    layer, structures = plan
+    made: list[OnRows] = []
+    for index in np.unique(layer.choice):
+        mask = layer.choice == index
+        where = torch.from_numpy(mask)
+        item = find(structures[index], layer.grid, layer.shapes(mask)) if index != FREE else None
+        if isinstance(item, LowRank):
+            made.append(AtRank(number[where], weight, (layer.grid[0], layer.grid[1]), item.order))
+        elif isinstance(item, Templated):
+            made.append(InFlats(number[where], weight, item.basis(kernels[where])))
+        elif isinstance(item, Point):
+            made.append(Kept(number[where], weight))
+    return made
+
+
+def orbits(
+    cells: Tensor, kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]
+) -> tuple[Tensor, Tensor]:
     """Return for each cell its representative's number and its sign, both shaped like `cells`.
 
-    `cells` (out, in / groups, *grid) numbers the cells; a cell of a free kernel represents itself, and so
-    does a cell that is zero, with sign 0.
+    `cells` (out, in / groups, *grid) numbers the cells of `kernels`; a cell of a free kernel represents
+    itself, and so does a cell that is zero, with sign 0, and one of a set without orbits. Which cells of a
+    kernel of few values are equal is read from the kernel.
     """
     source = cells.flatten(2).clone()
     sign = torch.ones(source.shape, dtype=torch.float64)
@@ -291,10 +329,12 @@ def orbits(cells: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> tupl
         if index == FREE:
             continue
         subspace = find(structures[index], layer.grid)
-        if not isinstance(subspace, OrbitSubspace):
-            what = f"{layer.name}: '{structures[index]}' cannot be tied, only frozen"
-            raise KernelsimpError(f"{what}; pass --freeze, or leave it out of --families")
         rows = torch.from_numpy(layer.choice == index)
+        if not isinstance(subspace, OrbitSubspace):
+            labels = subspace.partition(kernels[rows])
+            if labels is not None:
+                source[rows] = source[rows].gather(1, partitions.first_of_class(labels))
+            continue
         first, inside = np.arange(subspace.cells), subspace.orbit >= 0
         first[inside] = subspace.representatives[subspace.orbit[inside]]
         source[rows] = source[rows][:, torch.from_numpy(first)]
@@ -318,6 +358,7 @@ def _outside(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> 
     result = torch.zeros(layer.choice.shape, dtype=torch.bool)
     for index in np.unique(layer.choice):
         if index != FREE:
-            rows = torch.from_numpy(layer.choice == index)
-            result[rows] = ~find(structures[index], layer.grid).holds(kernels[rows])
+            mask = layer.choice == index
+            rows = torch.from_numpy(mask)
+            result[rows] = ~find(structures[index], layer.grid, layer.shapes(mask)).holds(kernels[rows])
     return result

@@ -35,6 +35,17 @@ def job_of(
     )
 
 
+def few_to_judge(data: Data) -> str | None:
+    """Return a warning where the validation split is too small to choose an epoch by."""
+    count = len(data.val)
+    if count == 0 or count >= data.classes:
+        return None
+    return (
+        f"the validation split has {count} images for {data.classes} classes: too few to choose the best"
+        " epoch by; give it more images, see --split"
+    )
+
+
 def epoch_batches(data: Data, settings: Settings, epoch: int, shard: Shard = (0, 1)) -> Batches:
     """Return the augmented training batches of one epoch, the same for the same seed and epoch."""
     seed = settings.run.seed

@@ -5,14 +5,14 @@ right on more than 99 % of the validation split, epochs are ranked by KL(origina
 by cross-entropy. Both are nats an image, less is better.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernelsimp.evaluation.accuracy import evaluating
+from kernelsimp.evaluation.accuracy import evaluating, wilson
 from kernelsimp.training.distill import divergence
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -23,11 +23,17 @@ SATURATED = 99.0
 
 @dataclass(frozen=True)
 class Mark:
-    """How a network did on the validation split: percent right, and nats an image."""
+    """How a network did on the validation split: percent right of `total` images, and nats an image."""
 
     top1: float
     loss: float
     divergence: float | None
+    total: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy, in percent."""
+        return wilson(round(self.top1 * self.total / 100), self.total)
 
 
 class Judge:
@@ -37,6 +43,7 @@ class Judge:
         self._batches, self._device = batches, device
         self._teacher: list[Tensor] | None = None
         self.rule = "validation loss"
+        self.penalty: Callable[[float], Tensor] | None = None
         if teacher is not None:
             logits = [part for part, _ in self._outputs(teacher)]
             right = [
@@ -58,12 +65,17 @@ class Judge:
             total += count
         if not total:
             return None
-        return Mark(100 * right / total, loss / total, apart / total if self._teacher is not None else None)
+        distance = apart / total if self._teacher is not None else None
+        return Mark(100 * right / total, loss / total, distance, total)
 
     def score(self, mark: Mark) -> float:
-        """Return the number that ranks epochs: less is better."""
+        """Return the number that ranks epochs: less is better; a penalty on weights counts in full."""
         by_teacher = self.rule != "validation loss" and mark.divergence is not None
-        return mark.divergence if by_teacher and mark.divergence is not None else mark.loss
+        figure = mark.divergence if by_teacher and mark.divergence is not None else mark.loss
+        if self.penalty is None:
+            return figure
+        with torch.no_grad():
+            return figure + float(self.penalty(1.0))
 
     def _outputs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (logits, labels) of the validation batches, the logits in float32."""

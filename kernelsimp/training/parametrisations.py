@@ -5,6 +5,7 @@ from it at every forward pass, so no optimiser, decay, momentum or clipping can 
 and mask tensors are in the module's stored layout. Source: torch.nn.utils.parametrize.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ class Tied(nn.Module):
     `source` names the representative of each cell's orbit; a cell of sign 0 is zero and its own source.
     The gradient that reaches a representative is the mean, not the sum, of sign * gradient over its orbit:
     a step of plain SGD then moves the weight by the projected gradient P g, as if U in w = U z were
-    orthonormal, while the copy stays exact bit for bit.
+    orthonormal, while the copy stays exact bit for bit. `bends` go on from there: each computes the kernels
+    of one set that has no orbits, which stand for themselves in `source`.
     """
 
     source: Tensor
@@ -79,8 +81,9 @@ class Tied(nn.Module):
     witness: object
     whole = False
 
-    def __init__(self, source: Tensor, sign: Tensor) -> None:
+    def __init__(self, source: Tensor, sign: Tensor, bends: Iterable[nn.Module] = ()) -> None:
         super().__init__()
+        self.bends = nn.ModuleList(bends)
         flat = source.reshape(-1)
         size = torch.bincount(flat, minlength=flat.numel()).clamp_min(1).to(sign.dtype)
         self.register_buffer("source", flat, persistent=False)
@@ -88,12 +91,21 @@ class Tied(nn.Module):
         self.register_buffer("share", sign.reshape(-1) / size[flat], persistent=False)
 
     def forward(self, free: Tensor) -> Tensor:
-        return _Spread.apply(free, self.source, self.sign, self.share)  # type: ignore[no-any-return]
+        return self._bent(_Spread.apply(free, self.source, self.sign, self.share))
 
     def project(self, weight: Tensor) -> Tensor:
         """Return P w, exactly in the structure."""
         pulled = _pull(weight.reshape(-1), self.source, self.share)
-        return (pulled.gather(0, self.source) * self.sign).reshape(weight.shape)
+        return self._bent((pulled.gather(0, self.source) * self.sign).reshape(weight.shape))
+
+    def _bent(self, weight: Tensor) -> Tensor:
+        for bend in self.bends:
+            weight = bend(weight)
+        return weight
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """Return the free part whose weight is nearest to `weight`: the projection itself."""
+        return self.project(weight)
 
 
 def _pull(flat: Tensor, source: Tensor, share: Tensor) -> Tensor:

@@ -85,6 +85,19 @@ def _difference(key: str, before: Any, now: Any) -> str:
     return f"the resume state is of a run with {name} = {before}, this one has {now}; {advice}"
 
 
+def random_state() -> dict[str, Any]:
+    """Return the state of torch's random generators, on the CPU and on every GPU."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Go on from what `random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
 class Interrupts:
     """Turns the first Ctrl-C (or SIGTERM) into a request that is met after the step; a second one is not."""
 

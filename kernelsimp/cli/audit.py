@@ -1,0 +1,35 @@
+"""`kernelsimp audit`: cost and width of every layer, and what a cheaper layer would cost."""
+
+from pathlib import Path
+
+from kernelsimp.cli.console import TerminalWatcher, emit_json, out
+from kernelsimp.cli.options import ConfigOption, JsonOption, ModelArgument, QuietOption, with_settings
+from kernelsimp.settings import AuditSettings, DataSettings, Given, ModelSettings, RunSettings
+
+
+@with_settings(model=ModelSettings, data=DataSettings, audit=AuditSettings, run=RunSettings)
+def audit(
+    model: ModelArgument,
+    given: Given,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Say what every layer costs, how wide it is, how far it sees, and what cheaper layers would cost."""
+    from kernelsimp import pipeline
+    from kernelsimp.cli.tables import draw
+    from kernelsimp.report.audit_tables import audit_json, audit_tables, audit_words
+
+    watcher = TerminalWatcher(quiet=quiet or json == "-")
+    try:
+        found = pipeline.audit(Path(model), pipeline.settle_for_model(given, config), watcher)
+    finally:
+        watcher.stop()
+    if json:
+        emit_json(audit_json(found), json)
+    if not quiet and json != "-":
+        for table in audit_tables(found):
+            out.print(draw(table))
+        out.print(audit_words(found), markup=False)
+        for note in found.notes:
+            out.print(note, markup=False)

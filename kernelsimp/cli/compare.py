@@ -1,0 +1,49 @@
+"""`kernelsimp compare`: representation similarity of two networks, layer by layer."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kernelsimp.cli.console import TerminalWatcher, emit_json, out
+from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, with_settings
+from kernelsimp.settings import CompareSettings, DataSettings, Given, ModelSettings, RunSettings
+
+HtmlOption = Annotated[str | None, typer.Option("--html", metavar="PATH", help="write one page here")]
+FirstModel = Annotated[str, typer.Argument(metavar="A", help="a checkpoint file, or torchvision:NAME")]
+SecondModel = Annotated[
+    str, typer.Argument(metavar="B", help="another; --arch-b where it is built otherwise")
+]
+
+
+@with_settings(model=ModelSettings, data=DataSettings, compare=CompareSettings, run=RunSettings)
+def compare(
+    first: FirstModel,
+    second: SecondModel,
+    given: Given,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    html: HtmlOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare what the layers of two networks give on the same test images."""
+    from kernelsimp import pipeline
+    from kernelsimp.cli.tables import draw
+    from kernelsimp.files import write_text
+    from kernelsimp.report.comparison import comparison_json, comparison_tables
+    from kernelsimp.report.html import comparison_html
+
+    watcher = TerminalWatcher(quiet=quiet or json == "-")
+    settings = pipeline.settle_for_model(given, config)
+    try:
+        found = pipeline.compare((Path(first), Path(second)), settings, watcher)
+    finally:
+        watcher.stop()
+    if json:
+        emit_json(comparison_json(found), json)
+    if html:
+        write_text(Path(html), comparison_html(found))
+    if not quiet and json != "-":
+        for table in comparison_tables(found):
+            out.print(draw(table))
+        out.print(found.sampling, markup=False)

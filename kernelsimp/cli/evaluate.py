@@ -1,0 +1,32 @@
+"""`kernelsimp evaluate`: accuracy with its interval, and robustness."""
+
+from pathlib import Path
+
+from kernelsimp.cli.console import TerminalWatcher, emit_json, out
+from kernelsimp.cli.options import ConfigOption, JsonOption, ModelArgument, QuietOption, with_settings
+from kernelsimp.settings import DataSettings, Given, ModelSettings, RobustnessSettings, RunSettings
+
+
+@with_settings(model=ModelSettings, data=DataSettings, robustness=RobustnessSettings, run=RunSettings)
+def evaluate(
+    model: ModelArgument,
+    given: Given,
+    config: ConfigOption = None,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure accuracy on the test split; with --robustness, also where pictures and weights change."""
+    from kernelsimp import pipeline
+    from kernelsimp.cli.tables import draw
+    from kernelsimp.report.evaluation import evaluation_json, evaluation_tables
+
+    watcher = TerminalWatcher(quiet=quiet or json == "-")
+    try:
+        found = pipeline.evaluate(Path(model), pipeline.settle_for_model(given, config), watcher)
+    finally:
+        watcher.stop()
+    if json:
+        emit_json(evaluation_json(found), json)
+    if not quiet and json != "-":
+        for table in evaluation_tables(found):
+            out.print(draw(table))

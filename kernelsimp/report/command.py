@@ -1,0 +1,50 @@
+"""The command line that runs a run again, built from its settings: what a report offers to copy.
+
+Every option that differs from what the command would take by itself is spelled out, so that the line does
+not need the run's folder. Paths are as they were given: it holds where the run was started.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from shlex import join
+from typing import Any
+
+from kernelsimp.settings import Settings
+
+UNSPOKEN = ("scan", "train", "prune", "audit")
+"""Stages that `simplify` reads from a settings file alone; where one was set, the run's own file is named."""
+
+LEFT_OUT = ("finetune.resume",)
+"""What another folder has nothing for."""
+
+
+def command_again(model: Path, settings: Settings, usual: Settings, run: Path) -> str:
+    """Return the shell line that repeats the run into a folder beside `run`.
+
+    `usual` is what the command takes where nothing is said: the defaults and the recipe of the architecture.
+    """
+    words = ["kernelsimp", "simplify", str(model)]
+    if any(getattr(settings, stage) != getattr(usual, stage) for stage in UNSPOKEN):
+        words += ["--config", str(run / "settings.toml")]
+    return join([*words, *_options(settings, usual), "--out", f"{run}-again"])
+
+
+def _options(settings: Settings, usual: Settings) -> Iterator[str]:
+    for item in fields(settings):
+        if item.name in UNSPOKEN:
+            continue
+        given, otherwise = (vars(getattr(whole, item.name)) for whole in (settings, usual))
+        yield from _differing(item.name, given, otherwise)
+
+
+def _differing(stage: str, given: Mapping[str, Any], otherwise: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in given.items():
+        if value is None or value == otherwise[name] or f"{stage}.{name}" in LEFT_OUT:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        else:
+            yield f"--{flag}"
+            yield ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,30 @@
+"""An evaluation as JSON and as tables."""
+
+from typing import Any
+
+from kernelsimp.records.evaluation import Evaluation
+from kernelsimp.records.verdict import shown
+from kernelsimp.report import words
+from kernelsimp.report.plain import plain
+from kernelsimp.report.robustness_tables import robustness_tables
+from kernelsimp.report.tables import Table
+
+
+def evaluation_json(found: Evaluation) -> dict[str, Any]:
+    """Return the evaluation as JSON values under the keys of schema `kernelsimp.evaluate/1`."""
+    return {"schema": found.schema, **plain(found)}
+
+
+def evaluation_tables(found: Evaluation) -> tuple[Table, ...]:
+    """Return accuracy with its interval, then robustness where it was measured."""
+    accuracy = found.accuracy
+    rows = [
+        ("top-1", words.percent(accuracy.top1), words.right_of(accuracy)),
+        ("95 % interval", words.interval(*accuracy.ci95), "Wilson, percent"),
+        ("loss", words.number(accuracy.loss), "mean cross-entropy, nats"),
+        ("test images", words.count(accuracy.total), shown(str(found.source.get("data")))),
+    ]
+    if found.top5 is not None:
+        rows.insert(2, ("top-5", words.percent(found.top5), ""))
+    first = Table("Accuracy", ("figure", "value", "beside it"), tuple(rows), frozenset({0, 2}))
+    return (first, *robustness_tables(found.robustness))

@@ -1,0 +1,195 @@
+"""Progressive rounds: simplify the cheapest share, re-solve, train a little, measure, go on.
+
+A way runs from 0 (nothing simplified) to 1 (the budget). Every round plans afresh on the network that the
+round before left behind: what is simplified already lies in its structure and costs nothing to keep.
+Calibration images choose, validation images judge an accuracy budget; a round that went wrong is undone
+and taken again at half the step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsimp.models.network import Network
+from kernelsimp.records.plan import LayerPlan, Plan
+from kernelsimp.records.report import Round
+from kernelsimp.simplify.candidates import rows_of_layer
+from kernelsimp.simplify.menus import Prepared
+from kernelsimp.simplify.road import Road
+from kernelsimp.simplify.walk import targets_of
+from kernelsimp.watch import SILENT, Watcher
+
+SURPRISE = 2.0
+"""A round whose measured loss exceeds this many times kappa * predicted is taken again, smaller."""
+
+HARMLESS = 1e-3
+"""Losses below this, in nats an image, surprise nobody: kappa says little about them."""
+
+MOST_HALVINGS = 3
+"""The least step is the first one halved this often; a round at it is kept, however it went."""
+
+
+@dataclass(frozen=True, eq=False)
+class Leg:
+    """One round as it was taken: the network before and after the short training, and how it was made."""
+
+    road: Road
+    simplified: Network
+    tuned: Network
+
+
+class Guide(Protocol):
+    """What a way needs to know of the world: how to plan, to train, and to judge."""
+
+    def simplify(self, network: Network, place: float) -> tuple[Road, Network]:
+        """Return the road of the budget at `place` (0..1) of the way, and the network that it makes."""
+
+    def tune(self, network: Network, plan: Plan) -> Network:
+        """Return the network after a short training in which nothing of the plan is lost."""
+
+    def drop(self, network: Network) -> float | None:
+        """Return what the network has lost on validation images, in pp; None where nothing judges that."""
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """The rounds that were kept, and the record of all that were tried; `met` speaks of the accuracy."""
+
+    legs: tuple[Leg, ...]
+    records: tuple[Round, ...]
+    met: bool
+
+
+@dataclass
+class _Progress:
+    """Where a way is: `place` reached, the next `step`, and what the rounds kept so far say of kappa."""
+
+    place: float
+    step: float
+    predicted: float = 0.0
+    measured: float = 0.0
+
+    @property
+    def kappa(self) -> float | None:
+        """Measured over predicted loss of all rounds kept so far; None before the first."""
+        return self.measured / self.predicted if self.predicted > 0 else None
+
+    @property
+    def aim(self) -> float:
+        """Where the next round leads."""
+        ahead = self.place + self.step
+        return 1.0 if ahead > 1 - 1e-9 else ahead
+
+    def keep(self, record: Round, full: float) -> None:
+        """Go on from a round that was kept; its step doubles, up to the `full` one."""
+        self.place, self.step = self.aim, min(full, 2 * self.step)
+        self.predicted += record.predicted
+        self.measured += record.measured
+
+    def surprised(self, predicted: float, measured: float) -> bool:
+        """Say whether a round lost far more than the rounds before make one expect."""
+        if not math.isfinite(measured):
+            return True
+        kappa = self.kappa
+        return kappa is not None and measured > max(HARMLESS, SURPRISE * kappa * predicted)
+
+
+def go(
+    start: Network, guide: Guide, count: int, most_drop: float | None = None, watcher: Watcher = SILENT
+) -> Way:
+    """Go the whole way in `count` steps, or more where a round has to be taken again at half its step.
+
+    A step that was halved doubles again after each round that is kept. With `most_drop`, in the units of
+    `Guide.drop`, a round beyond it is undone as well, and the way ends at the last round within it; `met`
+    is false where there is none, and the first try is returned.
+    """
+    now = _Progress(0.0, 1 / count)
+    legs: list[Leg] = []
+    records: list[Round] = []
+    first: Leg | None = None
+    while now.place < 1:
+        smallest = now.step * 2**MOST_HALVINGS * count <= 1
+        leg, record = _round(legs[-1].tuned if legs else start, guide, now, smallest=smallest)
+        first = first or leg
+        beyond = record.drop is not None and most_drop is not None and record.drop > most_drop
+        kept = not beyond and (smallest or not record.surprising)
+        records.append(replace(record, round=len(records) + 1, kept=kept))
+        watcher.note(_told(records[-1]))
+        if kept:
+            legs.append(leg)
+            now.keep(record, 1 / count)
+        elif smallest:
+            break
+        else:
+            now.step /= 2
+    return Way(tuple(legs) or ((first,) if first else ()), tuple(records), bool(legs))
+
+
+def _round(network: Network, guide: Guide, now: _Progress, *, smallest: bool) -> tuple[Leg, Round]:
+    """Take one round; a surprising one is not trained, unless it is kept whatever it lost."""
+    road, simplified = guide.simplify(network, now.aim)
+    predicted, measured = sum(road.best.predicted.values()), road.best.distance.divergence
+    surprising = now.surprised(predicted, measured)
+    wasted = surprising and not smallest
+    tuned = simplified if wasted else guide.tune(simplified, road.plan)
+    drop = None if wasted else guide.drop(tuned)
+    share = road.plan.dof_after / road.plan.dof_before
+    kappa = measured / predicted if predicted > 0 else None
+    return Leg(road, simplified, tuned), Round(0, share, predicted, measured, kappa, drop, surprising)
+
+
+def _told(record: Round) -> str:
+    kappa = "" if record.kappa is None else f", kappa {record.kappa:.2f}"
+    drop = "" if record.drop is None else f", {0.0 - record.drop:+.2f} pp on validation images"
+    said = f"round {record.round}: {record.dof:.1%} of the degrees of freedom, predicted loss "
+    said += f"{record.predicted:.4f}, measured {record.measured:.4f}{kappa}{drop}"
+    why = " (surprising)" if record.surprising else ""
+    return said if record.kept else f"{said}: undone{why}"
+
+
+# ---------------------------------------------------------------- labels that belong to the first network
+
+
+@dataclass(frozen=True, eq=False)
+class Following(Prepared):
+    """What a later round chooses from; whether chance explains a kernel is asked of the first network.
+
+    A kernel that was simplified is exactly in its structure, which says nothing of how it got there.
+    """
+
+    first: Prepared | None = None
+
+    @cached_property
+    def found(self) -> dict[str, NDArray[np.bool_]]:
+        assert self.first is not None
+        return dict(self.first.found)
+
+
+def following(prepared: Prepared, first: Prepared) -> Following:
+    """Return `prepared` with the verdicts of chance that `first` has."""
+    return Following(**{item.name: getattr(prepared, item.name) for item in fields(prepared)}, first=first)
+
+
+def relabelled(plan: Plan, first: Prepared) -> Plan:
+    """Return a later round's plan with residuals and dead kernels as they are in the first network."""
+    return replace(plan, layers=tuple(_relabelled(layer, plan.structures, first) for layer in plan.layers))
+
+
+def _relabelled(layer: LayerPlan, structures: Sequence[str], first: Prepared) -> LayerPlan:
+    kernels = next(item for item in first.bank.layers if item.name == layer.name)
+    rows = rows_of_layer(kernels)
+    one = targets_of(Plan(tuple(structures), (layer,)))
+    snapped = one[layer.name].constraint(kernels.kernels).place(rows) if one else rows
+    norms = rows.norm(dim=1)
+    residual = ((rows - snapped).norm(dim=1) / norms.clamp_min(1e-300)).where(norms > 0, 0 * norms)
+    shape = layer.choice.shape
+    return replace(
+        layer,
+        dead=kernels.dead().numpy().reshape(shape),
+        residual=residual.float().numpy().reshape(shape),
+    )

@@ -1,0 +1,225 @@
+"""`evaluate` and `simplify --robustness` from the command line: figures, faces, and bad input."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import reports
+import torch
+from builders import tiny_net, tiny_state, write_zip
+from torch import nn
+
+from kernelsimp.cli.main import run
+from kernelsimp.data.images import Geometry
+from kernelsimp.data.splits import Data, Split
+from kernelsimp.data.stores import ArrayStore
+from kernelsimp.data.transforms import Preprocess
+from kernelsimp.evaluation.accuracy import wilson
+from kernelsimp.evaluation.robustness import Bench, assess
+from kernelsimp.report.charts import Series, lines
+from kernelsimp.report.html import report_html
+from kernelsimp.report.markdown import report_markdown
+from kernelsimp.report.plain import plain
+from kernelsimp.report.robustness_tables import robustness_charts, robustness_tables
+from kernelsimp.report.store import json_schema
+from kernelsimp.settings import RobustnessSettings
+
+NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
+COUNT = 40
+FEW = ["--corruptions", "contrast,fog", "--noise-draws", "1", "--weight-noise", "0.1", "--pgd-steps", "2"]
+FEW += ["--radii", "1", "--shifts", "1", "--robustness"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_zip({"state_dict": tiny_state()}, tmp_path / "tiny.pt")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> str:
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = generator.integers(0, 255, (COUNT, 8, 8, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(COUNT) % 5
+    np.savez(tmp_path / "images.npz", **arrays)
+    return f"npz:{tmp_path}/images.npz"
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run, expect exit code 2, and return the one line of the error."""
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = [line for line in captured.err.splitlines() if not line.endswith(" ...")]
+    return line.removeprefix("kernelsimp: ")
+
+
+def right_of(model: nn.Module, images: str) -> int:
+    """Count the right answers without any of our own rooms."""
+    arrays = np.load(images.removeprefix("npz:"))
+    pixels = torch.from_numpy(arrays["test_images"]).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        return int((model(pixels).argmax(1) == torch.from_numpy(arrays["test_labels"])).sum())
+
+
+def evaluation(model: Path, images: str, *more: str) -> list[str]:
+    return ["evaluate", str(model), "--arch", NET, "--data", images, *more]
+
+
+def test_accuracy_as_json_is_the_networks_own(model, images, capsys):
+    assert run(evaluation(model, images, "--json", "-")) == 0
+    found = json.loads(capsys.readouterr().out)
+    right = right_of(tiny_net(), images)
+    assert found["schema"] == "kernelsimp.evaluate/1"
+    assert (found["accuracy"]["correct"], found["accuracy"]["total"]) == (right, COUNT)
+    assert found["accuracy"]["ci95"] == pytest.approx(wilson(right, COUNT))
+    assert found["robustness"] is None
+    assert found["top5"] is None  # five classes
+    assert len(found["source"]["data_fingerprint"]) == 64
+    jsonschema.Draft202012Validator(json_schema("kernelsimp.evaluate/1")).validate(found)
+
+
+def test_robustness_is_printed_and_written(model, images, tmp_path, capsys):
+    target = tmp_path / "found.json"
+    assert run(evaluation(model, images, *FEW, "--json", str(target))) == 0
+    printed = capsys.readouterr().out
+    for words in ("contrast", "mean accuracy, corrupted pictures", "FGSM within 1/255", "calibration error"):
+        assert words in printed
+    tried = json.loads(target.read_text())["robustness"]["models"]["network"]
+    assert [row["corruption"] for row in tried["corruptions"]] == ["contrast", "fog"]
+    means = [np.mean(row["top1"]) for row in tried["corruptions"]]
+    assert tried["mean_corrupted_top1"] == pytest.approx(np.mean(means))
+    assert tried["gap"]["gap_pp"] == pytest.approx(tried["gap"]["train_top1"] - tried["gap"]["test_top1"])
+    assert len(tried["weight_noise"]) == 1
+
+
+def test_quiet_prints_nothing(model, images, capsys):
+    assert run(evaluation(model, images, "--quiet")) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_simplify_measures_before_and_after_on_the_same_pictures(model, images, tmp_path, capsys):
+    out = tmp_path / "run"
+    asked = ["simplify", str(model), "--arch", NET, "--data", images, "--tolerance", "0.9", *FEW]
+    assert run([*asked, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "Robustness simplified against original" in printed
+    report = json.loads((out / "report.json").read_text())
+    tried = report["robustness"]
+    assert list(tried["models"]) == ["original", "simplified"]
+    (change,) = tried["changes"]
+    stages = {stage["stage"]: stage["top1"] for stage in report["accuracy"]["stages"]}
+    assert change["clean"]["before"] == pytest.approx(stages["original"])
+    assert change["clean"]["after"] == pytest.approx(stages["simplified"])
+    assert len(change["cells"]) == 10
+    assert all(0 <= cell["mcnemar_p"] <= 1 for cell in change["cells"])
+    markdown, page = (out / "report.md").read_text(), (out / "report.html").read_text()
+    assert "## Robustness simplified against original" in markdown
+    assert "mCE relative to the first" in markdown
+    assert "mean accuracy by severity" in page
+    assert 'id="robustness"' in page
+    jsonschema.Draft202012Validator(json_schema("kernelsimp.report/1")).validate(report)
+    again = (out / "report.md").read_text()
+    assert run(["report", str(out)]) == 0
+    assert (out / "report.md").read_text() == again
+    assert "robustness = true" in (out / "settings.toml").read_text()
+
+
+def test_a_corruption_folder_with_missing_files_is_refused_before_anything_is_written(
+    model, images, tmp_path, capsys
+):
+    folder = tmp_path / "cifar10c"
+    folder.mkdir()
+    np.save(folder / "labels.npy", np.zeros(10, dtype=np.int64))
+    more = ["--robustness", "--cifar-c", str(folder), "--corruptions", "fog,snow"]
+    line = fails(evaluation(model, images, *more), capsys)
+    assert line == f"{folder}: fog.npy, snow.npy missing; expected a whole CIFAR-10-C folder"
+    asked = ["simplify", str(model), "--arch", NET, "--data", images, "--out", str(tmp_path / "run"), *more]
+    assert fails(asked, capsys) == line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--corruptions", "fogg"], "unknown corruption 'fogg'; did you mean 'fog'?"),
+        (["--noise-draws", "0"], "0 draws of weight noise; expected at least 1"),
+        (["--shifts", "1.5"], "shifts 1.5; expected whole pixels from 1"),
+        (["--radii", "0"], "attack of radius 0 and 10 steps; expected above 0"),
+        (["--images", "-1"], "-1 images for robustness; expected 0 for all, or more"),
+    ],
+)
+def test_what_robustness_refuses(model, images, more, words, capsys):
+    assert fails(evaluation(model, images, "--robustness", *more), capsys) == words
+
+
+def test_evaluate_needs_images_and_a_classifier(model, images, tmp_path, capsys):
+    needs = "evaluate needs a network and images: pass --arch and --data"
+    assert fails(["evaluate", str(model), "--arch", NET], capsys) == needs
+    asked = ["simplify", str(model), "--tolerance", "0.9", "--robustness", "--out", str(tmp_path / "run")]
+    needs = "--robustness needs a network and images: pass --arch and --data"
+    assert fails(asked, capsys) == needs
+    maps = tmp_path / "maps.py"
+    maps.write_text("from torch import nn\n\ndef maps():\n    return nn.Conv2d(3, 5, 3)\n")
+    other = write_zip(nn.Conv2d(3, 5, 3).state_dict(), tmp_path / "maps.pt")
+    line = fails(["evaluate", str(other), "--arch", f"{maps}:maps", "--data", images], capsys)
+    assert "(40, 5, 6, 6); expected (40, classes), one score a class and image" in line
+
+
+# --- the tables and the chart
+
+
+def figures(names: tuple[str, ...] = ("original", "finetuned")) -> dict[str, object]:
+    """Robustness of untrained networks on noise, as JSON values."""
+    generator = torch.Generator().manual_seed(1)
+    store = ArrayStore(
+        torch.randint(0, 256, (20, 3, 8, 8), generator=generator, dtype=torch.uint8), torch.arange(20) % 5
+    )
+    split = Split(store, range(20), Geometry())
+    models = {name: tiny_net(seed) for seed, name in enumerate(names)}
+    settings = RobustnessSettings(corruptions=("fog",), shifts=(1.0,), noise_draws=1, weight_noise=(0.1,))
+    data = Data("x", split, split, split, 5)
+    found: dict[str, object] = plain(assess(models, data, Bench(Preprocess()), settings))
+    return found
+
+
+def test_tables_say_what_the_figures_say():
+    found = figures()
+    summary, comparison, first, second, cells = robustness_tables(found)
+    row = found["models"]["original"]["corruptions"][0]  # type: ignore[index]
+    assert first.rows == (("fog", *(f"{value:.1f} %" for value in [*row["top1"], row["mean"]])),)
+    assert (first.title, second.title) == ("Corruptions original", "Corruptions finetuned")
+    change = found["changes"][0]  # type: ignore[index]
+    assert comparison.rows[0][1] == f"{change['clean']['change_pp']:+.2f} pp"
+    assert comparison.rows[3][1] == f"{change['mce']:.2f} %"
+    assert len(cells.rows[0]) == 6
+    assert cells.rows[0][1].startswith(f"{change['cells'][0]['change_pp']:+.1f} (")
+    assert summary.heads[1:] == ("original", "finetuned")
+    assert all(len(row) == 3 for row in summary.rows)
+
+
+def test_one_network_has_no_comparison_and_foreign_figures_stay_readable():
+    assert len(robustness_tables(figures(("network",)))) == 2
+    (table,) = robustness_tables({"fog": {"3": 71.2}})
+    assert table.rows == (("fog.3", "71.2"),)
+    assert robustness_tables(None) == ()
+    assert robustness_charts(None) == robustness_charts({"fog": 1}) == ()
+
+
+def test_the_chart_names_each_line_and_escapes_it():
+    drawn = str(lines("x", [Series("<a>", (90.0, 80.0)), Series("b", (91.0, 70.0))]))
+    assert "&lt;a&gt; from 90.00 % to 80.00 %" in drawn
+    assert drawn.count("<polyline") == 2
+    assert drawn.count("<circle") == 4 + 2
+
+
+def test_pages_of_a_report_with_robustness():
+    report = replace(reports.report(), robustness=figures())
+    page = report_html(report)
+    assert page.count("mean accuracy by severity, percent") == 2  # the title and its alt text
+    assert "Change finetuned less original" in page
+    assert "| fog |" in report_markdown(report)

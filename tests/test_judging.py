@@ -1,0 +1,284 @@
+"""What judges a budget: holdouts, metrics, output errors, layers alone, layers set free again."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_road import FAMILIES, all_exact, network, smooth_images
+from torch import Tensor, nn
+
+from kernelsimp.data.holdout import holdout_split
+from kernelsimp.data.sources import load_data
+from kernelsimp.data.splits import Data
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.evaluation.metric import Metric, load_metric
+from kernelsimp.models.layers import bank_from_model
+from kernelsimp.settings import DataSettings, PlanSettings
+from kernelsimp.simplify.arms import held_arm
+from kernelsimp.simplify.choose import choose_for_dof
+from kernelsimp.simplify.controls import Case, run_controls
+from kernelsimp.simplify.judge import Judge, relative_error
+from kernelsimp.simplify.road import Surveyed, Tried, ground_of, look, travel
+from kernelsimp.simplify.search import Referee, reverted, search
+from kernelsimp.simplify.sensitivity import layer_losses
+
+# ---------------------------------------------------------------- other images
+
+
+def write_images(path: Path, seed: int, **counts: int) -> Path:
+    draw = np.random.default_rng(seed)
+    arrays: dict[str, np.ndarray] = {}
+    for split, count in counts.items():
+        arrays[f"{split}_images"] = draw.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(count) % 3
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[Data, DataSettings]:
+    path = write_images(tmp_path / "own.npz", 0, train=12, val=6, test=9)
+    settings = DataSettings(data=f"npz:{path}")
+    return load_data(settings, 0), settings
+
+
+def test_a_holdout_is_a_split_of_the_data_or_the_test_split_of_other_data(
+    data: tuple[Data, DataSettings], tmp_path: Path
+) -> None:
+    own, settings = data
+    assert holdout_split(own, settings, "train", 0) is own.train
+    assert holdout_split(own, settings, "val", 0) is own.val
+    other = write_images(tmp_path / "other.npz", 1, test=7)
+    assert len(holdout_split(own, settings, f"npz:{other}", 0)) == 7
+
+
+def test_the_test_split_is_no_holdout_under_any_name(data: tuple[Data, DataSettings], tmp_path: Path) -> None:
+    own, settings = data
+    with pytest.raises(KernelsimpError) as caught:
+        holdout_split(own, settings, "test", 0)
+    words = "--holdout test: the test split is reported and chooses nothing; name train, val or other data"
+    assert str(caught.value) == words
+    with np.load(str(settings.data).removeprefix("npz:")) as arrays:
+        copied = {"test_images": arrays["test_images"][2:5], "test_labels": arrays["test_labels"][2:5]}
+    np.savez(tmp_path / "copy.npz", **copied)
+    with pytest.raises(KernelsimpError) as caught:
+        holdout_split(own, settings, f"npz:{tmp_path / 'copy.npz'}", 0)
+    assert str(caught.value).endswith(
+        "copy.npz: 3 of its 3 images are in the test split, which chooses nothing; name others"
+    )
+
+
+def test_an_unknown_holdout_and_one_of_other_classes_are_refused(
+    data: tuple[Data, DataSettings], tmp_path: Path
+) -> None:
+    own, settings = data
+    with pytest.raises(KernelsimpError, match="--holdout is 'vall'; did you mean 'val'"):
+        holdout_split(own, settings, "vall", 0)
+    images = np.zeros((2, 6, 6, 3), dtype=np.uint8)
+    np.savez(tmp_path / "many.npz", test_images=images, test_labels=np.array([0, 9]))
+    with pytest.raises(KernelsimpError, match=r"has label 9, the data classes 0\.\.2"):
+        holdout_split(own, settings, f"npz:{tmp_path / 'many.npz'}", 0)
+
+
+# ---------------------------------------------------------------- metrics
+
+CODE = """
+import torch
+def brightness(model, batches):
+    assert not model.training and not torch.is_grad_enabled()
+    return -sum(float((model(images) ** 2).mean()) for images, _ in batches)
+def words(model, batches):
+    return "good"
+def nothing(model, batches):
+    return float("nan")
+def raises(model, batches):
+    raise ValueError("no such thing")
+number = 3
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(CODE)
+    return path
+
+
+def test_a_metric_is_called_with_the_network_and_its_batches(code: Path) -> None:
+    model = nn.Conv2d(3, 2, 1)
+    metric = load_metric(f"{code}:brightness")
+    assert metric(model, [(torch.zeros(2, 3, 4, 4), torch.zeros(2))]) < 0
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("words", r"returned a str; expected a number"),
+        ("nothing", "returned nan; expected a finite number"),
+        ("raises", "ValueError: no such thing; mend the function"),
+    ],
+)
+def test_a_metric_that_gives_no_number_is_one_line(code: Path, name: str, words: str) -> None:
+    with pytest.raises(KernelsimpError, match=words):
+        load_metric(f"{code}:{name}")(nn.Identity(), [])
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("mine", r"--metric is 'mine'; expected file\.py:callable"),
+        ("absent.py:f", r"absent\.py: no such file; expected file\.py:callable"),
+        ("{code}:brightnes", "no function 'brightnes'; did you mean 'brightness'"),
+        ("{code}:number", "no function 'number'"),
+    ],
+)
+def test_a_metric_that_is_not_there_is_one_line(code: Path, spec: str, words: str) -> None:
+    with pytest.raises(KernelsimpError, match=words):
+        load_metric(spec.format(code=code))
+
+
+# ---------------------------------------------------------------- the referee
+
+
+@pytest.fixture(scope="module")
+def surveyed() -> Surveyed:
+    model = network()
+    settings = PlanSettings(families=FAMILIES, cost="absolute")
+    return look(ground_of(model, bank_from_model(model), torch.split(smooth_images(48), 16), 0), settings)
+
+
+@pytest.fixture(scope="module")
+def tried(surveyed: Surveyed) -> Tried:
+    return travel(surveyed, lambda menus: choose_for_dof(menus, 0.4), "absolute").best
+
+
+def labelled(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    images = smooth_images(40, 7)
+    with torch.no_grad():
+        return [(images, (model(images).argmax(1) + (torch.arange(40) < 4)) % 4)]
+
+
+def test_a_metric_judges_in_place_of_accuracy(surveyed: Surveyed, tried: Tried) -> None:
+    seen: list[int] = []
+
+    def figure(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        seen.append(len(list(batches)))
+        return 7.0 if len(seen) == 1 else 4.5
+
+    referee = Referee(surveyed.ground.model, labelled(surveyed.ground.model), Metric("mine", figure))
+    assert not referee.memorised
+    assert referee.trial(tried.walked.model, 0.4, "absolute").accuracy_drop == 2.5
+    assert seen == [1, 1]
+
+
+def test_a_network_that_is_no_classifier_is_judged_by_its_output(surveyed: Surveyed, tried: Tried) -> None:
+    class Flat(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = self.inner(x)
+            return made[:, :, None]
+
+    original, changed = Flat(surveyed.ground.model), Flat(tried.walked.model)
+    batches = labelled(surveyed.ground.model)
+    referee = Referee(original, batches)
+    expected = relative_error(original, changed, [images for images, _ in batches])
+    assert 0 < expected < 1
+    assert referee.drop(changed) == pytest.approx(100 * expected)
+    assert referee.drop(original) == 0
+
+
+def test_the_search_takes_a_metric(surveyed: Surveyed) -> None:
+    judge = Judge(surveyed.ground.model, [smooth_images(40, 7)])
+    metric = Metric("nearness", lambda model, _: -judge.distance(model).divergence)
+    found = search(surveyed, 3e-5, Referee(surveyed.ground.model, labelled(surveyed.ground.model), metric))
+    assert found.met
+    kept = judge.distance(found.road.best.walked.model).divergence
+    assert kept <= 3e-5
+    assert any(item.accuracy_drop > 3e-5 for item in found.trials)
+
+
+# ---------------------------------------------------------------- layers alone, and set free
+
+
+def test_each_layers_loss_is_that_of_the_network_with_this_layer_alone(
+    surveyed: Surveyed, tried: Tried
+) -> None:
+    losses = layer_losses(surveyed.ground, tried)
+    assert list(losses) == [layer.name for layer in tried.plan.layers if layer.changed.any()]
+    model = network()
+    state = model.state_dict()
+    changed = {"conv1.weight", "bn1.running_mean"}
+    model.load_state_dict(
+        {
+            name: tried.walked.tensors.get(name, state[name]) if name in changed else state[name]
+            for name in state
+        }
+    )
+    expected = Judge(surveyed.ground.model, surveyed.ground.held).distance(model).divergence
+    assert losses["conv1"] == pytest.approx((tried.predicted["conv1"], expected))
+    assert all(measured > 0 for _, measured in losses.values())
+
+
+def test_the_worst_layers_are_set_free_first_and_as_few_as_needed(surveyed: Surveyed, tried: Tried) -> None:
+    losses = layer_losses(surveyed.ground, tried)
+    worst = sorted(losses, key=lambda name: -losses[name][1])
+    judged: list[nn.Module] = []
+
+    def second(model: nn.Module) -> bool:
+        judged.append(model)
+        return len(judged) == 2
+
+    saved = reverted(surveyed, tried, second)
+    assert saved is not None
+    free = {layer.name for layer in saved.plan.layers if not layer.changed.any()}
+    assert free == set(worst[:2])
+    assert all_exact(saved.walked.model, saved.plan)
+    assert reverted(surveyed, tried, lambda _: False) is None
+
+
+# ---------------------------------------------------------------- arms under training
+
+
+@pytest.mark.parametrize("values", [True, False])
+def test_a_held_arm_trains_only_what_its_control_leaves_free(
+    surveyed: Surveyed, tried: Tried, values: bool
+) -> None:
+    case = Case(surveyed, tried)
+    for arm in run_controls(case, ["cell masks", "random subspaces", "equal-norm noise"], seed=1):
+        before = {name: value.clone() for name, value in arm.model.state_dict().items()}
+        with held_arm(arm, surveyed.ground.bank, values=values) as model:
+            optimiser = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+            for _ in range(3):
+                optimiser.zero_grad()
+                model(smooth_images(8, 3)).square().sum().backward()
+                optimiser.step()
+        after = arm.model.state_dict()
+        assert sorted(after) == sorted(before)
+        for name, constraint in arm.constraints.items():
+            moved = (after[f"{name}.weight"] - before[f"{name}.weight"]).double()
+            held = torch.cat([piece.index for piece in constraint.pieces])
+            rows = moved.reshape(-1, constraint.cells)
+            outside = rows - constraint.project(moved).reshape(rows.shape)
+            assert float(outside.norm()) <= 1e-5 * max(1.0, float(rows.norm()))
+            if values:
+                assert not rows[held].any()
+        assert any((after[name] != before[name]).any() for name in after)
+
+
+def test_a_freed_layer_counts_nothing(surveyed: Surveyed, tried: Tried) -> None:
+    calls = iter([True])
+    saved = reverted(surveyed, tried, lambda _: next(calls))
+    assert saved is not None
+    name = next(layer.name for layer in saved.plan.layers if not layer.changed.any())
+    layer = saved.plan.layer(name)
+    assert layer.dof_after == layer.dof_before
+    assert not layer.found.any()
+    assert saved.predicted[name] == 0
+    assert replace(saved).plan.dof_after > tried.plan.dof_after

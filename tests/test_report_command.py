@@ -1,0 +1,73 @@
+"""The command that a report offers to copy: it says what was asked for and gives the same again."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from builders import tiny_state, write_zip
+
+from kernelsimp.cli.main import run
+from kernelsimp.report.command import command_again
+from kernelsimp.settings import Settings, settle
+
+NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
+
+
+def spelled(settings: Settings) -> list[str]:
+    return shlex.split(command_again(Path("a b.pt"), settings, Settings(), Path("run")))
+
+
+def test_defaults_are_left_out_and_the_rest_is_spelled() -> None:
+    assert spelled(Settings()) == ["kernelsimp", "simplify", "a b.pt", "--out", "run-again"]
+    given = {
+        "data": {"data": "npz:x y.npz", "mean": (0.5, 0.25), "workers": 2},
+        "plan": {"dof": 0.3, "controls": True, "families": ("mirror-h", "equal-rows")},
+        "finetune": {"finetune": True, "resume": True, "weight_decay": 1e-5},
+    }
+    assert spelled(settle(given))[3:-2] == [
+        *("--data", "npz:x y.npz", "--mean", "0.5,0.25", "--workers", "2", "--dof", "0.3"),
+        *("--families", "mirror-h,equal-rows", "--controls", "--finetune", "--weight-decay", "1e-05"),
+    ]
+
+
+def test_what_differs_from_the_recipe_is_said_even_where_it_is_the_default() -> None:
+    usual = settle({"data": {"augment": "cifar"}, "finetune": {"distill": 0.5}})
+    words = shlex.split(command_again(Path("m.pt"), Settings(), usual, Path("run")))
+    assert words[3:-2] == ["--augment", "none", "--distill", "0.9"]
+
+
+def test_settings_without_an_option_come_from_the_runs_own_file() -> None:
+    settings = replace(Settings(), scan=replace(Settings().scan, null="white"))
+    assert spelled(settings)[3:5] == ["--config", "run/settings.toml"]
+
+
+def test_the_copied_command_gives_the_same_tensors(tmp_path: Path) -> None:
+    model = write_zip({"state_dict": tiny_state()}, tmp_path / "tiny.pt")
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{s}_images": rng.integers(0, 255, (40, 8, 8, 3), dtype=np.uint8) for s in ("train", "val", "test")
+    }
+    arrays |= {f"{s}_labels": np.arange(40) % 5 for s in ("train", "val", "test")}
+    np.savez(tmp_path / "i.npz", **arrays)
+    out = tmp_path / "run"
+    given = ["--arch", NET, "--data", f"npz:{tmp_path / 'i.npz'}", "--dof", "0.6", "--batch-size", "16"]
+    rest = ["--finetune", "--epochs", "1", "--seed", "3", "--cost", "absolute"]
+    assert run(["simplify", str(model), *given, *rest, "--out", str(out), "-q"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    program, *words = shlex.split(report["provenance"]["command"])
+    assert program == "kernelsimp"
+    assert run([*words, "-q"]) == 0
+    again = Path(f"{out}-again")
+    one, two = (torch.load(folder / "tiny.pt", weights_only=True)["state_dict"] for folder in (out, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    second = json.loads((again / "report.json").read_text())
+    assert [layer["hold"] for layer in second["layers"]] == [layer["hold"] for layer in report["layers"]]
+    assert (
+        second["provenance"]["command"].replace("-again-again", "-again") == report["provenance"]["command"]
+    )
+    assert report["provenance"]["command"] in (out / "report.html").read_text().replace("&#39;", "'")
+    counts = [sum(layer["families_found"].values()) for layer in report["layers"]]
+    assert sum(counts) == report["kernels"]["found"]

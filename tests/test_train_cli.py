@@ -1,0 +1,66 @@
+"""`kernelsimp train` from words to a run directory, and the sentences of what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from kernelsimp.cli.main import run
+from kernelsimp.kernels.families import find
+from kernelsimp.models.zoo import DigitsCnn
+
+WORDS = [
+    "train",
+    "--arch",
+    "zoo:digits-cnn",
+    "--data",
+    "digits",
+    "--config",
+    "recipe:digits-train",
+    "--quiet",
+]
+
+
+def test_a_run_holds_a_plain_checkpoint_a_report_and_the_curve(tmp_path):
+    out = tmp_path / "run"
+    rule = ["--constrain", "dense*=odd-h:0.5", "--constrain", "stem*=mirror-v"]
+    assert run([*WORDS, *rule, "--penalty", "rate:1", "--epochs", "2", "--out", str(out)]) == 0
+    state = torch.load(out / "model.pt", weights_only=True)["state_dict"]
+    DigitsCnn().load_state_dict(state, strict=True)
+    assert bool(find("mirror-v", (5, 5)).holds(state["stem.0.weight"].flatten(0, 1)).all())
+    assert int(find("odd-h", (3, 3)).holds(state["dense.0.weight"].flatten(0, 1)).sum()) == 512
+    report = json.loads((out / "report.json").read_text())
+    assert [stage["stage"] for stage in report["accuracy"]["stages"]] == ["trained"]
+    assert report["kernels"]["simplified"] == report["kernels"]["tied"] == 512 + 16
+    assert report["settings"]["train"]["penalty"] == ["rate:1"]
+    assert all(epoch["bits_per_kernel"] > 0 and epoch["found"] > 0 for epoch in report["training"])
+    logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert sum("bits_per_kernel" in line for line in logged) == 2
+    assert {"report.md", "report.html", "settings.toml", "plan.safetensors"} <= {
+        p.name for p in out.iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--constrain", "ful-square"], "unknown constraint 'ful-square'; did you mean 'full-square'?"),
+        (["--constrain", "sten*=radial"], "constrain: no layer matches 'sten*'"),
+        (["--constrain", "odd-h:0.7+radial:0.7"], "the shares add up to 1.4"),
+        (["--penalty", "rate:0"], "every penalty has weight 0"),
+        (["--penalty", "rte:1"], "did you mean 'rate'?"),
+        (["--soft", "1"], "train with --constrain or --penalty"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(words, sentence, tmp_path, capsys):
+    assert run([*WORDS, *words, "--out", str(tmp_path / "run")]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_place_a_network_and_images_are_needed(tmp_path, capsys):
+    assert run(WORDS) == 2
+    assert run(["train", "--out", str(tmp_path / "run")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "pass --out RUN" in said
+    assert "training needs a network and images: pass --arch and --data" in said

@@ -1,0 +1,300 @@
+"""Fine-tuning as a user meets it: interruptions, many processes, bad input, and the words for each."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_state, write_zip
+from test_cli import NET, fails, npz
+from torch import nn
+
+from kernelsimp.cli.main import run
+from kernelsimp.training import finetune as room
+
+HERE = Path(__file__).parent
+RUN = ["--dof", "0.5", "--cost", "absolute", "--finetune", "--batch-size", "10", "--epochs", "2"]
+
+
+def bare() -> nn.Module:
+    """A network of one convolution, without bias: frozen, it leaves nothing to train."""
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_zip({"state_dict": tiny_state()}, tmp_path / "tiny.pt")
+
+
+@pytest.fixture
+def command(model: Path, tmp_path: Path) -> list[str]:
+    """Simplify and fine-tune a tiny network on forty images: four steps an epoch, two epochs."""
+    images = npz(tmp_path / "images.npz", (8, 8, 3))
+    out = ["--arch", NET, "--data", images, "--out", str(tmp_path / "run")]
+    return ["simplify", str(model), *RUN, *out]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path / "tiny.pt", weights_only=True)["state_dict"]
+
+
+def started(arguments: list[str], *launcher: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, or under a launcher."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KERNELSIMP")}
+    environment |= {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    whole = [sys.executable, "-W", "ignore", *launcher, "-m", "kernelsimp", *arguments]
+    return subprocess.run(whole, env=environment, capture_output=True, text=True, check=False)
+
+
+def at_batch(monkeypatch, number, happens):
+    """Let something happen to the loss of one batch of the run, counted from 1."""
+    usual, count = room.objective, [0]
+
+    def objective(*arguments):
+        count[0] += 1
+        loss = usual(*arguments)
+        return happens(loss) if count[0] == number else loss
+
+    monkeypatch.setattr(room, "objective", objective)
+
+
+# ---------------------------------------------------------------- watching
+
+
+def test_every_epoch_is_a_row_on_the_terminal_and_in_the_log(command, tmp_path, capsys):
+    assert run(command) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
+    heads = "epoch loss val top1 val low val high lr images per second held"
+    assert lines.count(heads) == 1
+    top = lines.index(heads)
+    rows = [line.split() for line in lines[top + 1 :] if line[:2] in ("1 ", "2 ")]
+    assert [row[0] for row in rows] == ["1", "2"]
+    logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    logged = [line for line in logged if line["event"] == "row"]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [line["loss"] for line in logged] == [epoch["train_loss"] for epoch in report["training"]]
+    for line, row in zip(logged, rows, strict=True):
+        assert line["val_low"] < line["val_top1"] < line["val_high"]
+        assert line["held"] == pytest.approx(100 * report["kernels"]["frozen"] / report["kernels"]["total"])
+        assert row[1] == f"{line['loss']:.4g}"
+
+
+def test_tensorboard_events_are_written_where_it_is_installed(command, tmp_path):
+    pytest.importorskip("torch.utils.tensorboard", reason="TensorBoard is not installed")
+    assert run([*command, "--quiet"]) == 0
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+def test_an_interrupt_finishes_the_step_says_how_to_go_on_and_exits_130(
+    command, tmp_path, capsys, monkeypatch
+):
+    assert run([*command, "--quiet"]) == 0
+    expected = weights(tmp_path / "run")
+
+    def interrupt(loss):
+        signal.raise_signal(signal.SIGINT)
+        return loss
+
+    with monkeypatch.context() as patch:
+        at_batch(patch, 6, interrupt)
+        assert run([*command[:-1], str(tmp_path / "again")]) == 130
+    words = capsys.readouterr().err
+    assert "stopped; the same command with --resume goes on from here" in words
+    assert not (tmp_path / "again" / "tiny.pt").exists()
+    assert run([*command[:-1], str(tmp_path / "again"), "--resume"]) == 0
+    assert "going on in epoch 2 after batch 2" in capsys.readouterr().err
+    found = weights(tmp_path / "again")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    events = [json.loads(line) for line in (tmp_path / "again" / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in events if line["event"] == "row"] == [1, 2]
+
+
+def test_a_state_of_other_settings_is_one_line(command, capsys):
+    assert run([*command, "--quiet"]) == 0
+    capsys.readouterr()
+    words = (
+        "the resume state is of a run with lr = 0.2, this one has 0.3; run without --resume to start again"
+    )
+    assert run([*command, "--quiet", "--lr", "0.2"]) == 0
+    fails([*command, "--quiet", "--resume", "--lr", "0.3"], capsys, words)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_everything_frozen_is_said_and_skipped(tmp_path, capsys):
+    torch.manual_seed(0)
+    model = write_zip(bare().state_dict(), tmp_path / "bare.pt")
+    images = npz(tmp_path / "images.npz", (8, 8, 3))
+    arch = ["--arch", f"{__file__}:bare", "--data", images, "--out", str(tmp_path / "run")]
+    assert run(["simplify", str(model), "--tolerance", "1", "--finetune", "--freeze", *arch]) == 0
+    assert "nothing to train: every parameter is held; fine-tuning is skipped" in capsys.readouterr().err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["kernels"]["frozen"] == report["kernels"]["total"]
+    assert not report["training"]
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state_and_exits_1(
+    command, tmp_path, capsys, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        at_batch(patch, 6, lambda loss: loss * float("nan"))
+        assert run(command) == 1
+    assert "the loss is not finite in epoch 2: training stopped at" in capsys.readouterr().err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert any("no longer finite" in note for note in report["notes"])
+    assert len(report["training"]) == 1
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+def test_a_batch_that_does_not_fit_is_one_line(command, capsys, monkeypatch):
+    def full(loss):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    at_batch(monkeypatch, 1, full)
+    fails(
+        [*command, "--quiet"], capsys, "does not fit into memory; lower --batch-size, and raise --accumulate"
+    )
+
+
+def test_a_validation_split_smaller_than_the_classes_is_warned_of(model, tmp_path, capsys):
+    with np.load(npz(tmp_path / "images.npz", (8, 8, 3)).removeprefix("npz:")) as whole:
+        parts = {name: value[:3] if name.startswith("val") else value for name, value in whole.items()}
+    np.savez(tmp_path / "few.npz", **parts)
+    data = ["--arch", NET, "--data", f"npz:{tmp_path / 'few.npz'}", "--out", str(tmp_path / "run")]
+    assert run(["simplify", str(model), *RUN, *data]) == 0
+    words = "the validation split has 3 images for 5 classes: too few to choose the best epoch by"
+    assert words in capsys.readouterr().err
+
+
+def test_a_held_kernel_that_moved_is_refused_with_its_name_and_exit_3(command, tmp_path, capsys, monkeypatch):
+    """The last bit of one frozen weight changes while the file is written."""
+    from kernelsimp.models.checkpoint import Checkpoint
+
+    usual, moved = Checkpoint.save, []
+
+    def save(self, path):
+        weight = self.tensors["stem.weight"]
+        weight.view(torch.int32).reshape(-1)[4] ^= 1
+        moved.append(weight)
+        usual(self, path)
+
+    monkeypatch.setattr(Checkpoint, "save", save)
+    every = ["--dof", "0.1"]  # leaves no kernel of the stem free
+    assert run([*command, *every, "--quiet"]) == 3
+    assert "stem[0,0] moved while it was held; do not use this run" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+# ---------------------------------------------------------------- recipes
+
+RECIPES = sorted(HERE.parent.glob("configs/*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_read_and_explained_and_makes_sense(path):
+    from kernelsimp.settings import settle
+    from kernelsimp.training.options import check_settings
+
+    settings = settle({}, f"recipe:{path.stem}")
+    check_settings(settings.finetune)
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert "#   kernelsimp " in text
+    if settings.model.arch is not None:
+        assert f"kernelsimp simplify {settings.model.arch} --config recipe:{path.stem}" in text
+
+
+@pytest.mark.parametrize("name", ["imagenet-mobilenetv2", "imagenet-resnet50", "imagenet-convnext"])
+def test_a_recipe_for_imagenet_trains_its_network(name, tmp_path, capsys, monkeypatch):
+    """With a network of random weights and a folder of noise, one epoch, on small crops to be quick."""
+    from PIL import Image
+
+    from kernelsimp.models.architectures import build_model
+    from kernelsimp.settings import settle
+
+    settings = settle({}, f"recipe:{name}")
+    if settings.model.arch.startswith("timm:"):
+        pytest.importorskip("timm", reason="timm is not installed")
+    dice = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2), ("test", 2)):
+        for label in range(2):
+            folder = tmp_path / "imagenet" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count // 2):
+                Image.fromarray(dice.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
+                    folder / f"{number}.png"
+                )
+    torch.manual_seed(0)
+    torch.save(build_model(settings.model.arch).state_dict(), tmp_path / "random.pt")
+    monkeypatch.chdir(tmp_path)
+    small = [
+        "--input-size",
+        "40",
+        "--crop",
+        "32",
+        "--batch-size",
+        "2",
+        "--workers",
+        "0",
+        "--precision",
+        "32-true",
+    ]
+    plan = ["--tolerance", "0.1", "--finetune", "--epochs", "1", "--out", "run"]
+    assert run(["simplify", "random.pt", "--config", f"recipe:{name}", *plan, *small, "--quiet"]) == 0
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["training"]
+
+
+# ---------------------------------------------------------------- two processes
+
+
+def test_two_processes_make_one_run_like_one_with_double_batches(command, tmp_path):
+    norm = ["--batch-norm", "eval", "--device", "cpu"]
+    alone = [*command[:-1], str(tmp_path / "alone"), *norm, "--batch-size", "20", "--quiet"]
+    assert run(alone) == 0
+    done = started([*command, *norm, "--devices", "2"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1
+    assert done.stderr.count("epoch 2 of 2 ...") == 1
+    found, expected = weights(tmp_path / "run"), weights(tmp_path / "alone")
+    assert not all(torch.equal(found[name], value) for name, value in weights_before(command).items())
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("run", "alone")]
+    losses = [[epoch["train_loss"] for epoch in report["training"]] for report in reports]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def weights_before(command: list[str]) -> dict[str, torch.Tensor]:
+    return torch.load(command[1], weights_only=True)["state_dict"]
+
+
+@pytest.mark.slow
+def test_torchrun_makes_one_run(command, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = started([*command, "--device", "cpu"], *launcher)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["training"]
+
+
+@pytest.mark.parametrize("rank", ["RANK", "SLURM_PROCID"])
+def test_a_process_that_is_not_the_first_writes_and_says_nothing(
+    rank, command, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv(rank, "1")
+    plain = [word for word in command if word != "--finetune"]
+    assert run(plain) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+    assert not (tmp_path / "run").exists()
