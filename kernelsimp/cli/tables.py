@@ -18,6 +18,7 @@ from kernelsimp.records.scan import Explanation, Scan, ScanLine
 from kernelsimp.records.verdict import Verdict, shown
 from kernelsimp.report import faces, tables
 from kernelsimp.report.course_tables import metric_table, round_table
+from kernelsimp.report.folder_tables import failure_table, folder_table
 from kernelsimp.report.robustness_tables import robustness_tables
 from kernelsimp.report.tables import Table
 
@@ -75,8 +76,8 @@ def _unicode() -> bool:
 
 def folder_tables(lines: Sequence[ScanLine]) -> Iterator[RenderableType]:
     """Yield one line a checkpoint, then those that failed."""
-    yield draw(tables.folder_table(lines))
-    yield draw(tables.failure_table(lines))
+    yield draw(folder_table(lines))
+    yield draw(failure_table(lines))
 
 
 def report_tables(report: Report) -> Iterator[RenderableType]:

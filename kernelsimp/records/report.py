@@ -85,7 +85,8 @@ class LayerReport:
     """One layer larger than 1x1.
 
     `families` counts the kernels of each structure, `families_found` those of them that chance does not
-    explain. `weight_error` is ||w - w0|| / ||w0|| over the layer, `output_error` the same of its outputs on calibration inputs, null where no data was given.
+    explain. `weight_error` is ||w - w0|| / ||w0|| over the layer, `output_error` the same of its outputs on
+    calibration inputs, null where no data was given.
     `predicted_loss` is what the survey makes of the layer's choices before any re-solve, `measured_loss`
     KL(original || the original with this layer alone as it came out of the re-solve) on calibration images
     that nothing was fitted to, both in nats an image.

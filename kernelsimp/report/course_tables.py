@@ -11,8 +11,8 @@ ROUNDS = (
 )
 
 SENSITIVITY = (
-    "Predicted: half of g e'He summed over the layer's kernels, before any re-solve. Measured: the divergence "
-    "of the network in which this layer alone is as it came out, in nats an image."
+    "Predicted: half of g e'He summed over the layer's kernels, before any re-solve. Measured: the "
+    "divergence of the network in which this layer alone is as it came out, in nats an image."
 )
 
 

@@ -5,12 +5,12 @@ are aligned right.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.records.report import LayerReport, Report
-from kernelsimp.records.scan import Explanation, LayerScan, Scan, ScanLine
+from kernelsimp.records.scan import Explanation, LayerScan, Scan
 from kernelsimp.records.verdict import shown
 from kernelsimp.report import words
 from kernelsimp.report.store import family_totals
@@ -346,23 +346,6 @@ def explanation_table(explained: Explanation) -> Table:
     )
     heads = ("structure", "DOF", "residual", "matches", *(f"p, {null}" for null in nulls))
     return Table("Candidates", heads, rows, frozenset({0, 3}))
-
-
-def folder_table(lines: Sequence[ScanLine]) -> Table:
-    """Return one row a checkpoint of a folder that could be scanned."""
-    heads = ("checkpoint", "layers", "kernels", "matching", "found")
-    rows = tuple(
-        (shown(line.name), *(words.count(n) for n in (line.layers, line.kernels, line.matching, line.found)))
-        for line in lines
-        if not line.error
-    )
-    return Table("Checkpoints", heads, rows)
-
-
-def failure_table(lines: Sequence[ScanLine]) -> Table:
-    """Return the checkpoints of a folder that could not be scanned, and why."""
-    rows = tuple((shown(line.name), shown(line.error)) for line in lines if line.error)
-    return Table("Failed", ("checkpoint", "why"), rows, frozenset({0, 1}))
 
 
 def scan_layer_table(scan: Scan) -> Table:

@@ -72,7 +72,8 @@ class _Truncated(torch.autograd.Function):
         left, values, right = torch.linalg.svd(kernels.double(), full_matrices=False)
         u, v = left[:, :, :order], right[:, :order]
         context.save_for_backward(u, v)
-        return ((u * values[:, None, :order]) @ v).to(kernels.dtype)
+        truncated: Tensor = (u * values[:, None, :order]) @ v
+        return truncated.to(kernels.dtype)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
