@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kernelsimp.cli.console import TerminalWatcher, emit_json, out
+from kernelsimp.cli.console import emit_json, out, watching
 from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, with_settings
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
@@ -40,20 +40,17 @@ def check(
     from kernelsimp.cli.tables import verdict_tables
     from kernelsimp.report import faces, verdict_json
 
-    watcher = TerminalWatcher(quiet=quiet or json == "-")
     settings = pipeline.settle_for_check(given, config, baseline)
     gate = pipeline.Gate(baseline, limits, max_drop, against)
     for option, asked in (("--update-baseline", update_baseline), ("--junit", junit), ("--gitlab", gitlab)):
         if asked and len(models) > 1:
             raise KernelsimpError(f"{option} goes with one MODEL; {len(models)} were given")
-    try:
+    with watching(quiet=quiet, json=json) as watcher:
         if update_baseline:
             pipeline.update_baseline(models[0], gate, settings, watcher)
             out.print(f"baseline: {baseline}", markup=False)
             return
         verdicts = {str(model): pipeline.check(model, gate, settings, watcher) for model in models}
-    finally:
-        watcher.stop()
     for model, verdict in verdicts.items():
         if not quiet and json != "-":
             out.print(model, markup=False)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kernelsimp.cli.console import TerminalWatcher, emit_json, out
+from kernelsimp.cli.console import emit_json, out, watching
 from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, with_settings
 from kernelsimp.settings import CompareSettings, DataSettings, Given, ModelSettings, RunSettings
 
@@ -33,12 +33,9 @@ def compare(
     from kernelsimp.report.comparison import comparison_json, comparison_tables
     from kernelsimp.report.html import comparison_html
 
-    watcher = TerminalWatcher(quiet=quiet or json == "-")
     settings = pipeline.settle_for_model(given, config)
-    try:
+    with watching(quiet=quiet, json=json) as watcher:
         found = pipeline.compare((Path(first), Path(second)), settings, watcher)
-    finally:
-        watcher.stop()
     if json:
         emit_json(comparison_json(found), json)
     if html:

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,20 @@ class TerminalWatcher(Watcher):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+@contextmanager
+def watching(*, quiet: bool, json: str | None, run: Path | None = None) -> Iterator[TerminalWatcher]:
+    """Yield a watcher, silent where stdout takes JSON; an interrupted `run` that can go on says how."""
+    watcher = TerminalWatcher(quiet=quiet or json == "-")
+    try:
+        yield watcher
+    except KeyboardInterrupt:
+        if run is not None and (run / "resume" / "finetune.pt").exists():
+            watcher.note("stopped; the same command with --resume goes on from here")
+        raise
+    finally:
+        watcher.stop()
 
 
 def emit_json(data: Any, target: str) -> None:

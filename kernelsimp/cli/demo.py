@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kernelsimp.cli.console import TerminalWatcher, out
+from kernelsimp.cli.console import out, watching
 from kernelsimp.cli.options import QuietOption
 
 
@@ -22,11 +22,8 @@ def demo(
     from kernelsimp import pipeline
     from kernelsimp.cli.tables import report_tables, scan_tables, verdict_tables
 
-    watcher = TerminalWatcher(quiet=quiet)
-    try:
+    with watching(quiet=quiet, json=None) as watcher:
         story = pipeline.demo(folder, watcher)
-    finally:
-        watcher.stop()
     if not quiet:
         for table in (*scan_tables(story.scan), *report_tables(story.report), *verdict_tables(story.verdict)):
             out.print(table)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kernelsimp.cli.console import TerminalWatcher, emit_json, out
+from kernelsimp.cli.console import emit_json, out, watching
 from kernelsimp.cli.options import ConfigOption, JsonOption, ModelArgument, QuietOption, with_settings
 from kernelsimp.settings import DataSettings, Given, ModelSettings, RobustnessSettings, RunSettings
 
@@ -20,11 +20,8 @@ def evaluate(
     from kernelsimp.cli.tables import draw
     from kernelsimp.report.evaluation import evaluation_json, evaluation_tables
 
-    watcher = TerminalWatcher(quiet=quiet or json == "-")
-    try:
+    with watching(quiet=quiet, json=json) as watcher:
         found = pipeline.evaluate(Path(model), pipeline.settle_for_model(given, config), watcher)
-    finally:
-        watcher.stop()
     if json:
         emit_json(evaluation_json(found), json)
     if not quiet and json != "-":

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
@@ -12,6 +13,7 @@ from kernelsimp.settings import Given, help_of
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint file")]
 ConfigOption = Annotated[str | None, typer.Option("--config", help="settings file, or recipe:NAME")]
 JsonOption = Annotated[str | None, typer.Option("--json", metavar="PATH|-", help="write JSON here")]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="RUN", help="directory for everything")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no tables")]
 
 

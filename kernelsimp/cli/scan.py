@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kernelsimp.cli.console import TerminalWatcher, emit_json, out
+from kernelsimp.cli.console import TerminalWatcher, emit_json, out, watching
 from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, put, with_settings
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import Given, ModelSettings, ScanSettings, Settings, settle
@@ -37,8 +37,7 @@ def scan(
 ) -> None:
     """Count the kernels near each family, layer by layer, beside what chance would give."""
     settings = settle(put(given, "scan", "depth", "deep") if deep else given, config)
-    watcher = TerminalWatcher(quiet=quiet or json == "-")
-    try:
+    with watching(quiet=quiet, json=json) as watcher:
         if Path(model).is_dir():
             _refuse_for_folder(csv=csv, html=html, explain=explain)
             _folder(Path(model), settings, watcher, (json, jobs, quiet))
@@ -46,8 +45,6 @@ def scan(
             _explain((model, explain), settings, watcher, json)
         else:
             _one(model, settings, watcher, {"json": json, "csv": csv, "html": html, "quiet": quiet})
-    finally:
-        watcher.stop()
 
 
 def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str, str | bool | None]) -> None:

@@ -5,8 +5,16 @@ from typing import Annotated
 
 import typer
 
-from kernelsimp.cli.console import TerminalWatcher, emit_json, out
-from kernelsimp.cli.options import ConfigOption, JsonOption, ModelArgument, QuietOption, put, with_settings
+from kernelsimp.cli.console import out, watching
+from kernelsimp.cli.options import (
+    ConfigOption,
+    JsonOption,
+    ModelArgument,
+    OutOption,
+    QuietOption,
+    put,
+    with_settings,
+)
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import (
     DataSettings,
@@ -18,7 +26,6 @@ from kernelsimp.settings import (
     RunSettings,
 )
 
-OutOption = Annotated[Path | None, typer.Option("--out", metavar="RUN", help="directory for everything")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the plan and change nothing")]
 
 
@@ -44,42 +51,27 @@ def simplify(
 ) -> None:
     """Replace near-structured kernels by the exact thing, hold them, train the rest, and report the cost."""
     from kernelsimp import pipeline
-    from kernelsimp.cli.tables import draw, report_tables
-    from kernelsimp.report import report_json
+    from kernelsimp.cli.tables import draw, present_run
     from kernelsimp.report.plan_tables import plan_tables
     from kernelsimp.training.ranks import first_process
 
     given = put(given, "finetune", "hold", _hold(freeze=freeze, tie=tie, none=no_freeze))
     if out_dir is None and not dry_run:
         raise KernelsimpError("simplify needs a place to write: pass --out RUN, or --dry-run to see the plan")
-    watcher = TerminalWatcher(quiet=quiet or json == "-")
     settings = pipeline.settle_for_model(given, config)
     if out_dir is not None and not dry_run and not first_process():
         pipeline.follow(Path(model), settings, out_dir)  # the first process writes and talks for all
         return
-    try:
-        if dry_run:
-            plan = pipeline.plan_only(Path(model), settings, watcher)
-            tables = [draw(table) for table in plan_tables(plan)]
-        else:
-            assert out_dir is not None
+    with watching(quiet=quiet, json=json, run=out_dir) as watcher:
+        if out_dir is not None and not dry_run:
             result = pipeline.simplify(Path(model), settings, out_dir, watcher)
-            tables = list(report_tables(result))
-    except KeyboardInterrupt:
-        if out_dir is not None and (out_dir / "resume" / "finetune.pt").exists():
-            watcher.note("stopped; the same command with --resume goes on from here")
-        raise
-    finally:
-        watcher.stop()
-    if json and not dry_run:
-        emit_json(report_json(result), json)
-    if not quiet and json != "-":
-        for table in tables:
-            out.print(table)
-    if not quiet and not dry_run and json != "-":
-        out.print(f"report: {out_dir}/report.html  report.md  report.json")
-    if not dry_run and not result.budget_met:
-        raise typer.Exit(1)
+        else:
+            plan = pipeline.plan_only(Path(model), settings, watcher)
+    if out_dir is not None and not dry_run:
+        present_run(result, out_dir, json, quiet=quiet)
+    elif not quiet and json != "-":
+        for table in plan_tables(plan):
+            out.print(draw(table))
 
 
 def _hold(*, freeze: bool, tie: bool, none: bool) -> str | None:

@@ -3,20 +3,23 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+import typer
 from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from kernelsimp.cli.console import emit_json, out
 from kernelsimp.kernels import pictures, templates
 from kernelsimp.kernels.denoisers import DENOISERS, denoise
 from kernelsimp.kernels.families import FAMILIES, offered
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Explanation, Scan, ScanLine
 from kernelsimp.records.verdict import Verdict, shown
-from kernelsimp.report import faces, tables
+from kernelsimp.report import faces, report_json, tables
 from kernelsimp.report.course_tables import metric_table, round_table
 from kernelsimp.report.folder_tables import failure_table, folder_table
 from kernelsimp.report.robustness_tables import robustness_tables
@@ -93,6 +96,18 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
     yield from map(draw, robustness_tables(report.robustness)[:2])  # the summary and the comparison
     for note in report.notes:
         yield escape(shown(note))
+
+
+def present_run(report: Report, folder: Path, json: str | None, *, quiet: bool) -> None:
+    """Write and print what a run came to; raises `typer.Exit` 1 where its budget was not met."""
+    if json:
+        emit_json(report_json(report), json)
+    if not quiet and json != "-":
+        for table in report_tables(report):
+            out.print(table)
+        out.print(f"report: {folder}/report.html  report.md  report.json", markup=False)
+    if not report.budget_met:
+        raise typer.Exit(1)
 
 
 def verdict_tables(verdict: Verdict) -> Iterator[RenderableType]:

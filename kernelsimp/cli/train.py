@@ -1,12 +1,11 @@
 """`kernelsimp train`: train a network from scratch, its kernels constrained or penalised."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kernelsimp.cli.console import TerminalWatcher, emit_json, out
-from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, put, with_settings
+from kernelsimp.cli.console import watching
+from kernelsimp.cli.options import ConfigOption, JsonOption, OutOption, QuietOption, put, with_settings
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import (
     DataSettings,
@@ -17,7 +16,6 @@ from kernelsimp.settings import (
     TrainSettings,
 )
 
-OutOption = Annotated[Path | None, typer.Option("--out", metavar="RUN", help="directory for everything")]
 ConstrainOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -50,27 +48,12 @@ def train(
 ) -> None:
     """Train a network from scratch, with its kernels constrained or penalised, and report what came of it."""
     from kernelsimp import pipeline
-    from kernelsimp.cli.tables import report_tables
-    from kernelsimp.report import report_json
+    from kernelsimp.cli.tables import present_run
 
     given = put(put(given, "train", "constrain", constrain), "train", "penalty", penalty)
     if out_dir is None:
         raise KernelsimpError("train needs a place to write: pass --out RUN")
-    watcher = TerminalWatcher(quiet=quiet or json == "-")
     settings = pipeline.settle_for_model(given, config)
-    try:
+    with watching(quiet=quiet, json=json, run=out_dir) as watcher:
         result = pipeline.train(settings, out_dir, watcher)
-    except KeyboardInterrupt:
-        if (out_dir / "resume" / "finetune.pt").exists():
-            watcher.note("stopped; the same command with --resume goes on from here")
-        raise
-    finally:
-        watcher.stop()
-    if json:
-        emit_json(report_json(result), json)
-    if not quiet and json != "-":
-        for table in report_tables(result):
-            out.print(table)
-        out.print(f"report: {out_dir}/report.html  report.md  report.json")
-    if not result.budget_met:
-        raise typer.Exit(1)
+    present_run(result, out_dir, json, quiet=quiet)

@@ -19,11 +19,10 @@ from kernelsimp.kernels.coding import coefficient_bits
 from kernelsimp.models.architectures import build_model
 from kernelsimp.models.network import Network, device_of, open_network
 from kernelsimp.pipeline.opening import measured, open_data
-from kernelsimp.pipeline.simplifying import DIVERGED, provenance, told, verify
+from kernelsimp.pipeline.simplifying import DIVERGED, provenance, told, verify, write_run
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Report
-from kernelsimp.report import gallery_of, with_p
-from kernelsimp.report.assemble import RunFacts, assemble, p_values
+from kernelsimp.report.assemble import RunFacts
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import Settings
 from kernelsimp.simplify.plan import choice_bits
@@ -63,13 +62,7 @@ def train(settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
     network = open_network(run.checkpoint, replace(settings, model=replace(settings.model, sha256=None)))
     facts = facts_of(network, fresh, trained, settings, log)
     verify(facts.plan, network.bank, network.bank, facts.hold)
-    report = assemble(facts)
-    run.write_settings(settings)
-    run.write_plan(facts.plan)
-    run.write_events(trained.history)
-    gallery = gallery_of(facts.plan, network.bank, network.bank)
-    run.write_report(report, with_p(gallery, p_values(facts.scan, facts.plan)) if facts.scan else gallery)
-    return report
+    return write_run(run, facts, settings)
 
 
 def fresh_network(settings: Settings, watcher: Watcher = SILENT) -> Fresh:
