@@ -8,6 +8,7 @@ import torch
 from kernelsimp.cli.main import run
 from kernelsimp.kernels.families import find
 from kernelsimp.models.zoo import DigitsCnn
+from kernelsimp.pipeline import from_scratch
 
 WORDS = [
     "train",
@@ -64,3 +65,17 @@ def test_a_place_a_network_and_images_are_needed(tmp_path, capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert "pass --out RUN" in said
     assert "training needs a network and images: pass --arch and --data" in said
+
+
+def test_a_written_kernel_that_left_its_family_is_refused_by_name(tmp_path, capsys, monkeypatch):
+    def nudged(model):
+        state = plain_state(model)
+        state["stem.0.weight"][0, 0, 0, 0] += 0.5
+        return state
+
+    plain_state = from_scratch.plain_state
+    monkeypatch.setattr(from_scratch, "plain_state", nudged)
+    rule = ["--constrain", "stem*=mirror-v", "--epochs", "1"]
+    assert run([*WORDS, *rule, "--out", str(tmp_path / "run")]) == 3
+    assert "stem.0[0,0] moved while it was held" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run" / "report.json").exists()
