@@ -36,6 +36,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             partial.unlink()
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed have left in `folder` and below."""
+    for partial in folder.rglob(".*.partial"):
+        partial.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     write_atomically(path, lambda partial: _write_text(partial, text))

@@ -1,14 +1,14 @@
 """Holds after a run, constraints before training, penalties during it: for your own training loop.
 
     model.load_state_dict(torch.load("run/model.pt"))     # the checkpoint that the run wrote
-    kernelsimp.nn.hold(model, "run")                      # the plan and the mode are the run's
+    kernelsimp.hold(model, "run")                         # the plan and the mode are the run's
     optimizer = torch.optim.AdamW(model.parameters())
     for images, labels in loader:
         loss = torch.nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    kernelsimp.nn.release(model)                          # plain parameters again, not one held bit moved
+    kernelsimp.release(model)                             # plain parameters again, not one held bit moved
     torch.save(model.state_dict(), "mine.pt")
 
 That was after: what a run simplified stays as it is. Before: kernels lie in a family from the first step,

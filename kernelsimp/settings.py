@@ -46,6 +46,7 @@ class DataSettings:
     augment: str = option("none", "training augmentation: none, cifar (pad, crop, flip) or imagenet")
     split: str = option("80:10:10", "train:val:test of an unsplit folder, counts or shares")
     calibration: int = option(1024, "how many unlabelled training images choose the simplification")
+    calibration_flip: bool = option(False, "choose by the left-right mirror images of these, too")
     batch_size: int = option(128, "images a step")
     workers: int = option(0, "threads that load images")
 

@@ -1,6 +1,7 @@
 """Measure what a hold costs: the time of a training step with it over that without it.
 
     python scripts/bench_hold.py                         ResNet-20 and ResNet-50 at their usual sizes
+    python scripts/bench_hold.py --networks layer:256 layer:512      3x3 layers of ResNet-50 alone
     python scripts/bench_hold.py --device cuda --precision bf16-mixed
 
 On the CPU it is processor time of one thread, so a busy machine does no harm; on a GPU wall time after
@@ -25,6 +26,35 @@ from kernelsimp.training.hold import hold, projections
 
 ARMS = ("freeze", "tie", "scale")
 NETWORKS = {"zoo:resnet20": (128, 32), "torchvision:resnet50": (8, 224)}
+LAYERS = {"layer:256": (256, 14), "layer:512": (512, 7)}
+"""Channels in and out, and the side of the maps, of the layers that hold most of ResNet-50's kernels."""
+LAYER_IMAGES = 32
+
+
+class Layer(nn.Module):
+    """One 3x3 convolution on its own input, (n, channels, side, side) -> (n, channels)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.norm(self.conv(maps)).relu().mean((2, 3))
+
+
+def built(spec: str) -> nn.Module:
+    """Return the network, or the layer, of this name."""
+    return Layer(LAYERS[spec][0]) if spec in LAYERS else build_model(spec)
+
+
+def inputs(spec: str, device: str) -> Tensor:
+    """Return a batch of noise; a layer's asks for gradients, as it does inside a network."""
+    if spec in LAYERS:
+        channels, side = LAYERS[spec]
+        return torch.randn(LAYER_IMAGES, channels, side, side, device=device, requires_grad=True)
+    size, side = NETWORKS[spec]
+    return torch.randn(size, 3, side, side, device=device)
 
 
 def random_plan(model: nn.Module, share: float) -> Plan:
@@ -52,6 +82,7 @@ def stepper(model: nn.Module, batch: tuple[Tensor, Tensor], precision: str) -> C
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = F.cross_entropy(model(images).float(), labels)
         optimizer.zero_grad()
+        images.grad = None
         loss.backward()
         optimizer.step()
 
@@ -63,7 +94,7 @@ def arms(spec: str, share: float, device: str) -> dict[str, nn.Module]:
     result: dict[str, nn.Module] = {}
     for arm in ("none", *ARMS):
         torch.manual_seed(0)
-        model = build_model(spec).to(device).train()
+        model = built(spec).to(device).train()
         plan = random_plan(model, share)
         with torch.no_grad():
             for weight, tied in projections(model, plan):
@@ -100,9 +131,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for spec in options.networks:
-        size, side = NETWORKS[spec]
-        batch = (torch.randn(size, 3, side, side, device=options.device), torch.arange(size) % 10)
-        batch = (batch[0], batch[1].to(options.device))
+        images = inputs(spec, options.device)
+        size, side = len(images), images.shape[-1]
+        batch = (images, (torch.arange(size) % 10).to(options.device))
         models = arms(spec, options.share, options.device)
         steps = {arm: stepper(model, batch, options.precision) for arm, model in models.items()}
         taken: dict[str, list[float]] = {arm: [] for arm in steps}

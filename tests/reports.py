@@ -191,7 +191,7 @@ def scan() -> Scan:
         p=np.full(12, 0.5),
         found=np.arange(12) < 2,
         histogram=(1, 2, 9),
-        extra={"bits_per_kernel": 18.5},
+        extra={"bits_per_kernel": {"structure": 18.5, "uniform": 20.25}},
     )
     second = replace(first, name="conv2", families={"mirror-h": mirror}, extra={})
     return Scan(

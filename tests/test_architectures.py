@@ -4,11 +4,13 @@ import importlib
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from builders import WRITERS, prefixed, tiny_net, tiny_state, write_zip
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
@@ -354,3 +356,30 @@ def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
         KernelsimpError, match=r"net\.pt does not fit --arch: 72 unexpected \(layer1\.3\.conv1"
     ):
         load_weights(build_model("zoo:resnet20"), checkpoint)
+
+
+class Versioned(nn.Module):
+    """A network that, like some published ones, refuses a state dict without versions."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        if metadata.get("version") != 2:
+            raise ValueError("version should be 2")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_a_network_that_reads_versions_loads_from_any_file_with_counters_or_without(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    source = Versioned().state_dict()
+    del source["norm.num_batches_tracked"]
+    save_file(dict(source), tmp_path / "m.safetensors")
+    model = Versioned()
+    load_weights(model, load_checkpoint(tmp_path / "m.safetensors"))
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in source.items())

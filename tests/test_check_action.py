@@ -51,6 +51,10 @@ def pretend(folder: Path, code: int = 0) -> None:
 ROWS = [
     ({"MODEL": "a.pt", "BASELINE": "b.json"}, ["check", "--baseline", "b.json", "--", "a.pt"]),
     (
+        {"MODEL": "a.pt\nb c.pt\n", "BASELINE": "b.json"},
+        ["check", "--baseline", "b.json", "--", "a.pt", "b c.pt"],
+    ),
+    (
         {
             "MODEL": "a.pt",
             "BASELINE": "b.json",
@@ -114,6 +118,6 @@ def test_the_real_command_gates_a_checkpoint(tmp_path: Path) -> None:
 def test_the_hook_is_the_command_and_matches_checkpoints() -> None:
     (hook,) = parsed(".pre-commit-hooks.yaml")
     assert hook["entry"] == "kernelsimp check"
-    for name in ("a.pt", "b.pth.tar", "c.safetensors", "d.th"):
+    for name in ("a.pt", "b.pth.tar", "c.safetensors", "d.th", "e.kspack"):
         assert re.search(hook["files"], name), name
     assert not re.search(hook["files"], "a.py")

@@ -1,8 +1,10 @@
 """The gate from the command line: damaged checkpoints, hostile names, and what CI systems read."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -207,3 +209,134 @@ def test_limits_of_the_folder_are_used(place: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     code, outcomes = gate(place, state)
     assert (code, outcomes[FROZEN]) == (0, "warn")
+
+
+def damaged(folder: Path, name: str, damage: Callable[[State], None]) -> str:
+    state = kept(folder)
+    damage(state)
+    return str(write_zip({"state_dict": state}, folder / name))
+
+
+def test_several_models_are_judged_each_for_itself(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(place / "several.md"))
+    models = [damaged(place, "good.pt", lambda _: None), damaged(place, "bad.pt", put(torch.nan))]
+    files = [
+        "--junit",
+        str(place / "s.xml"),
+        "--gitlab",
+        str(place / "s.json"),
+        "--json",
+        str(place / "v.json"),
+    ]
+    assert run(["check", *models, "--baseline", str(place / "run"), *files]) == 1
+    root = ElementTree.parse(place / "s.xml").getroot()
+    suites = root.findall("testsuite")
+    assert [suite.get("name") for suite in suites] == [f"kernelsimp check {model}" for model in models]
+    assert [suite.get("failures") for suite in suites] == ["0", "2"]
+    assert (root.get("tests"), root.get("failures"), root.get("errors")) == ("14", "2", "0")
+    assert [issue["location"]["path"] for issue in json.loads((place / "s.json").read_text())] == 2 * [
+        models[1]
+    ]
+    told = json.loads((place / "v.json").read_text())
+    assert [(item["model"], item["exit_code"]) for item in told] == [(models[0], 0), (models[1], 1)]
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("::")]
+    assert len(commands) == 2
+    assert f"::{models[1]}: stem: 1 of 12 kernels hold NaN" in commands[1]
+    assert (place / "several.md").read_text().count("### kernelsimp check ") == 2
+
+
+def test_one_that_cannot_be_read_does_not_hide_the_others(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [damaged(place, "bad.pt", put(torch.nan)), str(place / "none.pt")]
+    files = ["--junit", str(place / "s.xml"), "--json", str(place / "v.json"), "-q"]
+    assert run(["check", *models, "--baseline", str(place / "run"), *files]) == 2
+    assert capsys.readouterr().err.count("none.pt: no such file") == 1
+    root = ElementTree.parse(place / "s.xml").getroot()
+    assert (root.get("failures"), root.get("errors")) == ("2", "1")
+    assert "error" in json.loads((place / "v.json").read_text())[1]
+    capsys.readouterr()
+    assert run(["check", models[1], models[1], "--baseline", str(place / "run"), "-q"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_missing_baseline_comes_with_the_line_that_makes_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, model = place / "not yet.json", str(place / "run" / "tiny.pt")
+    data = ["--data", f"npz:{place / 'images.npz'}", "--arch", NET, "--no-trust-pickle"]
+    assert run(["check", model, "--baseline", str(base), *data, "-q"]) == 2
+    said = capsys.readouterr().err
+    assert f"{base}: there is no baseline; make one: kernelsimp check {model} --baseline '{base}'" in said
+    words = shlex.split(said.partition("make one: kernelsimp ")[2])
+    assert run(words) == 0
+    assert run(["check", model, "--baseline", str(base), *data, "-q"]) == 0
+    capsys.readouterr()
+    assert run(["check", model, "--baseline", str(base), *data, "--json", "-"]) == 0
+    measures = json.loads(capsys.readouterr().out)["measures"]
+    assert measures[0] == {**measures[0], "rule": "accuracy.drop_pp", "measured": 0.0, "outcome": "pass"}
+
+
+def test_a_baseline_of_a_runs_checkpoint_holds_what_the_run_held(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, model = place / "held.json", str(place / "run" / "tiny.pt")
+    assert run(["check", model, "--baseline", str(base), "--update-baseline"]) == 0
+    said = capsys.readouterr().out
+    assert said == (
+        f"baseline: {base} (2 layers, frozen kernels in 2 of them, structures from {place}/run/report.json)\n"
+    )
+    state = kept(place)
+    flip(state)
+    assert gate(place, state, base="held.json")[0] == 1
+    assert (
+        run(["check", str(place / "tiny.pt"), "--baseline", str(place / "free.json"), "--update-baseline"])
+        == 0
+    )
+    assert capsys.readouterr().out == f"baseline: {place / 'free.json'} (2 layers, no kernel is held)\n"
+
+
+@pytest.mark.parametrize("name", ["run", "run/report.json"])
+def test_a_report_is_never_written_over(place: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (place / "run" / "report.json").read_bytes()
+    model = str(place / "run" / "tiny.pt")
+    assert run(["check", model, "--baseline", str(place / name), "--update-baseline"]) == 2
+    assert "is a run's report, not a baseline file; name another with --baseline" in capsys.readouterr().err
+    assert (place / "run" / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("damage", "rule"), [(put(torch.nan), NAN), (lose, LAYERS)])
+def test_a_network_too_damaged_to_run_is_judged_by_its_weights(
+    place: Path, damage: Callable[[State], None], rule: str
+) -> None:
+    state = kept(place)
+    data = ["--arch", NET, "--data", f"npz:{place / 'images.npz'}"]
+    whole = write_zip({"state_dict": kept(place)}, place / "whole.pt")
+    assert (
+        run(["check", str(whole), "--baseline", str(place / "acc.json"), "--update-baseline", *data, "-q"])
+        == 0
+    )
+    damage(state)
+    code, outcomes = gate(place, state, *data, base="acc.json")
+    assert (code, outcomes[rule], outcomes["accuracy.drop_pp"]) == (1, "error", "skip")
+    measures = json.loads((place / "verdict.json").read_text())["measures"]
+    assert measures[0]["note"].startswith("it does not run: ")
+
+
+def test_a_network_that_looks_right_and_does_not_run_cannot_be_checked(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--arch", "zoo:resnet20", "--data", f"npz:{place / 'images.npz'}"]
+    assert run(["check", str(place / "run" / "tiny.pt"), "--baseline", str(place / "run"), *data, "-q"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_network_inside_a_larger_one_is_found(place: Path) -> None:
+    state = {f"detector.backbone.{name}": value for name, value in kept(place).items()}
+    state["detector.neck.weight"] = torch.ones(3, 3)
+    assert gate(place, state)[0] == 0
+    state["detector.backbone.stem.weight"].view(torch.int32)[1, 1, 2, 2] ^= 1
+    assert gate(place, state)[1][FROZEN] == "error"

@@ -135,7 +135,9 @@ def test_an_undamaged_checkpoint_passes_and_says_what_it_did_not_measure() -> No
         "kernels.frozen_changed": "pass",
         "kernels.structure_broken": "pass",
         "kernels.nan": "pass",
+        "weights.nan": "pass",
         "layers.changed": "pass",
+        "layers.zeroed": "pass",
     }
 
 
@@ -322,3 +324,89 @@ def test_updating_a_baseline_keeps_what_is_held() -> None:
     values = tensors()
     flip(values)
     assert check(made, Subject(values)).exit_code == 1
+
+
+@pytest.mark.parametrize(("damage", "rules"), DAMAGED, ids=lambda item: getattr(item, "__name__", ""))
+def test_a_network_passes_the_baseline_that_was_made_of_it(
+    damage: Callable[[dict[str, Tensor]], None], rules: set[str]
+) -> None:
+    values = tensors()
+    damage(values)
+    made = baseline_from(Subject(values), baseline())
+    assert {finding.rule for finding in check(made, Subject(values)).findings} <= {NAN}
+    again = baseline_from(Subject(values), made)
+    assert baseline_text(again) == baseline_text(made)
+
+
+def test_a_renewed_baseline_still_holds_the_kernels_that_kept_their_structure() -> None:
+    values = tensors()
+    flip(values)
+    made = baseline_from(Subject(values), baseline())
+    moved = {name: value.clone() for name, value in values.items()}
+    moved[f"{LAYER}.weight"][at(2)][0, 0] += 1
+    found = {finding.rule: finding.measured for finding in check(made, Subject(moved)).findings}
+    assert found == {FROZEN: 1, BROKEN: 1}
+
+
+def test_a_zeroed_layer_is_seen_unless_it_was_so() -> None:
+    values = tensors()
+    values["conv1.weight"].zero_()
+    plain = baseline_from(Subject(tensors()))
+    (finding,) = check(plain, Subject(values)).findings
+    assert (finding.rule, finding.message) == ("layers.zeroed", "conv1: every one of 24 kernels is zero")
+    assert check(baseline_from(Subject(values)), Subject(values)).exit_code == 0
+
+
+def others() -> dict[str, Tensor]:
+    head = {"fc.weight": torch.ones(5, 6), "fc.bias": torch.ones(5), "mask": torch.full((3,), -torch.inf)}
+    return {**tensors(), **head, "bn.num_batches_tracked": torch.tensor(3)}
+
+
+OTHER: list[tuple[dict[str, Tensor | None], str, str]] = [
+    ({"fc.weight": None}, LAYERS, "fc.weight: the tensor is missing"),
+    ({"fc.weight": None, "fc.bias": None}, LAYERS, "fc.bias, fc.weight: 2 tensors are missing"),
+    ({"new": torch.ones(1)}, LAYERS, "new: the tensor is not in the baseline"),
+    (
+        {"fc.weight": torch.ones(5, 3)},
+        LAYERS,
+        "fc.weight: the tensor is 5x3 float32, in the baseline 5x6 float32",
+    ),
+    (
+        {"fc.bias": torch.ones(5).double()},
+        LAYERS,
+        "fc.bias: the tensor is of float64, in the baseline of float32",
+    ),
+    (
+        {"fc.bias": torch.tensor([1, torch.nan, 1, torch.inf, -torch.inf])},
+        "weights.nan",
+        "fc.bias: 2 of 5 numbers are NaN or infinity",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "rule", "words"), OTHER)
+def test_damage_beside_the_kernels_is_seen(
+    change: dict[str, Tensor | None], rule: str, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "baseline.json"
+    write_baseline(baseline_from(Subject(others())), path)
+    assert check(read_baseline(path), Subject(others())).findings == ()
+    values = {name: value for name, value in {**others(), **change}.items() if value is not None}
+    (finding,) = check(read_baseline(path), Subject(values)).findings
+    assert (finding.rule, finding.message) == (rule, words)
+
+
+def test_a_counter_may_come_and_go() -> None:
+    values = others()
+    del values["bn.num_batches_tracked"]
+    assert check(baseline_from(Subject(others())), Subject(values)).findings == ()
+
+
+def test_a_renamed_layer_is_named_beside_its_new_name() -> None:
+    values = tensors()
+    values["stem.weight"] = values.pop("conv1.weight")
+    messages = [finding.message for finding in check(baseline(), Subject(values)).findings]
+    assert messages == [
+        "conv1: the layer is missing",
+        "stem: the baseline does not have this layer; 'conv1' of the same shape is missing: was it renamed?",
+    ]

@@ -17,11 +17,13 @@ def test_the_table_of_rules_is_what_the_docs_promise() -> None:
         "kernels.frozen_changed",
         "kernels.structure_broken",
         "kernels.nan",
+        "weights.nan",
         "kernels.simplified_share",
         "kernels.dead_share",
         "dof.fraction",
         "bits.per_kernel",
         "layers.changed",
+        "layers.zeroed",
     )
     assert all(rule.meaning for rule in RULES)
 

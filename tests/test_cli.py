@@ -423,6 +423,7 @@ def test_a_bug_is_exit_3_and_an_interrupt_130(model, capsys, monkeypatch):
 
     monkeypatch.setattr(pipeline, "scan", interrupted)
     assert run(["scan", str(model)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "kernelsimp: interrupted"
 
 
 def test_the_demo_without_scikit_learn_says_how_to_get_it(tmp_path, capsys, monkeypatch):
@@ -457,6 +458,8 @@ def test_help_imports_nothing_heavy_and_stays_under_its_cpu_limit():
 
 
 def test_the_test_of_imports_would_notice():
-    code = f"import sys, kernelsimp.pipeline; print([name for name in {HEAVY} if name in sys.modules])"
+    code = (
+        f"import sys; from kernelsimp.pipeline import scan; print([n for n in {HEAVY} if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torch" in done.stdout

@@ -10,6 +10,7 @@ import pytest
 import reports
 import torch
 from builders import tiny_net, tiny_state, write_zip
+from test_cli import NET, npz
 from torch import nn
 
 from kernelsimp.cli.main import run
@@ -27,7 +28,6 @@ from kernelsimp.report.robustness_tables import robustness_charts, robustness_ta
 from kernelsimp.report.store import json_schema
 from kernelsimp.settings import RobustnessSettings
 
-NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
 COUNT = 40
 FEW = ["--corruptions", "contrast,fog", "--noise-draws", "1", "--weight-noise", "0.1", "--pgd-steps", "2"]
 FEW += ["--radii", "1", "--shifts", "1", "--robustness"]
@@ -40,13 +40,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> str:
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for split in ("train", "val", "test"):
-        arrays[f"{split}_images"] = generator.integers(0, 255, (COUNT, 8, 8, 3), dtype=np.uint8)
-        arrays[f"{split}_labels"] = np.arange(COUNT) % 5
-    np.savez(tmp_path / "images.npz", **arrays)
-    return f"npz:{tmp_path}/images.npz"
+    return npz(tmp_path / "images.npz", (8, 8, 3), COUNT)
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -81,6 +75,48 @@ def test_accuracy_as_json_is_the_networks_own(model, images, capsys):
     assert found["top5"] is None  # five classes
     assert len(found["source"]["data_fingerprint"]) == 64
     jsonschema.Draft202012Validator(json_schema("kernelsimp.evaluate/1")).validate(found)
+
+
+METRIC = """
+import torch
+
+def worst_class(model, batches):
+    right = torch.cat([(model(images).argmax(1) == labels).float() for images, labels in batches])
+    labels = torch.cat([labels for _, labels in batches])
+    return min(float(right[labels == label].mean()) for label in labels.unique())
+
+def nothing(model, batches):
+    return None
+"""
+
+
+def test_a_metric_stands_in_place_of_accuracy(model, images, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(METRIC)
+    spec = f"{tmp_path}/own.py:worst_class"
+    target = tmp_path / "found.json"
+    assert run(evaluation(model, images, "--metric", spec, "--json", str(target))) == 0
+    found = json.loads(target.read_text())
+    arrays = np.load(images.removeprefix("npz:"))
+    pixels = torch.from_numpy(arrays["test_images"]).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        right = (tiny_net()(pixels).argmax(1) == torch.from_numpy(arrays["test_labels"])).numpy()
+    expected = min(right[arrays["test_labels"] == label].mean() for label in range(5))
+    assert found["accuracy"] is None
+    assert found["metric"]["name"] == spec
+    assert found["metric"]["stages"] == [{"stage": "network", "value": pytest.approx(expected)}]
+    jsonschema.Draft202012Validator(json_schema("kernelsimp.evaluate/1")).validate(found)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith("Metric")
+    assert "top-1" not in printed
+
+
+def test_a_metric_that_gives_no_number_is_one_line(model, images, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(METRIC)
+    spec = f"{tmp_path}/own.py:nothing"
+    words = f"--metric {spec}: returned a NoneType; expected a number"
+    assert fails(evaluation(model, images, "--metric", spec), capsys) == words
+    words = "--metric is 'own'; expected file.py:callable"
+    assert fails(evaluation(model, images, "--metric", "own"), capsys) == words
 
 
 def test_robustness_is_printed_and_written(model, images, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Exported networks (ONNX, .pt2, TorchScript) give the same kernels as the network they came from."""
 
+import ast
 import json
 import pickle
 import warnings
@@ -15,7 +16,11 @@ from torch import Tensor, nn
 
 from kernelsimp.errors import CheckpointError, KernelsimpError
 from kernelsimp.models.checkpoint import load_checkpoint
+from kernelsimp.models.exported import Convolution
 from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, check_weights
+from kernelsimp.models.scannable import open_to_scan
+from kernelsimp.models.torchscript import _use
+from kernelsimp.settings import ModelSettings
 
 
 class Every(nn.Module):
@@ -24,7 +29,7 @@ class Every(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.again = nn.Conv2d(3, 3, 3, padding=1)
-        self.depthwise = nn.Conv2d(3, 6, (3, 5), groups=3)
+        self.depthwise = nn.Conv2d(3, 6, (3, 5), stride=(1, 2), groups=3)
         self.up = nn.ConvTranspose2d(6, 4, 3, groups=2)
         self.line = nn.Conv1d(4, 5, 7)
         self.inner = nn.Sequential(nn.Conv2d(1, 2, 2, bias=False), nn.BatchNorm2d(2))
@@ -107,6 +112,21 @@ def test_the_graph_gives_exact_kinds_and_the_same_kernels(name: str, folder: Pat
     assert not exact
     names = {item.name for item in bank.skipped} | {f"{layer.name}.weight" for layer in bank.layers}
     assert names == set(checkpoint.tensors)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_graph_gives_strides(name: str, folder: Path) -> None:
+    strides = open_to_scan(form(folder, name), ModelSettings()).strides
+    if name == "frozen":  # names are lost, and some strides with them
+        assert set(strides.values()) == {1, 2}
+        return
+    assert sorted(strides.values()) == [1, 1, 1, 1, 2]
+    assert strides["depthwise"] == 2
+
+
+def test_a_stride_that_the_text_hides_is_not_known() -> None:
+    call = ast.parse("torch.conv2d(x, weight, None, stride)").body[0].value  # type: ignore[attr-defined]
+    assert _use(call) == Convolution(1, False, None)
 
 
 @pytest.mark.parametrize("name", ["traced", "exported"])
@@ -288,7 +308,7 @@ def onnx_file(tmp_path: Path) -> Path:
     branch = helper.make_graph([helper.make_node("Conv", ["x", "half"], ["h"])], "b", [], [])
     nodes = [
         helper.make_node("Conv", ["x", "stem.weight"], ["a"]),
-        helper.make_node("Conv", ["a", "dw"], ["b"], group=4),
+        helper.make_node("Conv", ["a", "dw"], ["b"], group=4, strides=[2, 1]),
         helper.make_node("ConvTranspose", ["b", "up"], ["c"], group=2),
         helper.make_node("Conv", ["c", "line"], ["d"]),
         helper.make_node("Constant", [], ["made"], value=constant),
@@ -317,6 +337,8 @@ def test_onnx_graphs_give_exact_kinds(onnx_file: Path) -> None:
         "table": "4-D, but no convolution uses it",
         "shape": "a vector: bias or normalisation",
     }
+    strides = open_to_scan(onnx_file, ModelSettings()).strides
+    assert strides == {name: 2 if name == "dw" else 1 for name in found}
     told = f"{onnx_file}: 1 convolutions have a computed weight and are passed over"
     assert checkpoint.warnings == bank.warnings == (told,)
 

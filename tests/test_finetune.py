@@ -18,13 +18,13 @@ from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.settings import FinetuneSettings
 from kernelsimp.training import finetune as room
 from kernelsimp.training.distill import divergence, objective
-from kernelsimp.training.engine import Engine, _processes
+from kernelsimp.training.engine import Engine
 from kernelsimp.training.finetune import FinetuneJob, finetune
 from kernelsimp.training.hold import hold, projections, release, survived
 from kernelsimp.training.judge import Judge
 from kernelsimp.training.options import check_settings, make_optimizer
 from kernelsimp.training.penalties import Pull
-from kernelsimp.training.ranks import first_process
+from kernelsimp.training.ranks import first_process, processes
 from kernelsimp.training.schedule import rate
 from kernelsimp.training.statistics import re_estimate
 from kernelsimp.watch import Watcher
@@ -734,11 +734,11 @@ def test_two_processes_train_the_network_that_one_trains_on_double_batches(tmp_p
 
 
 def test_what_torchrun_started_is_what_runs(monkeypatch):
-    assert _processes(FinetuneSettings(devices=3, num_nodes=2)) == (3, 2)
+    assert processes(FinetuneSettings(devices=3, num_nodes=2)) == (3, 2)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert _processes(FinetuneSettings(devices=1)) == (4, 2)
+    assert processes(FinetuneSettings(devices=1)) == (4, 2)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 import copy
 import re
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -517,11 +520,32 @@ def test_a_run_is_held_in_a_loop_of_ones_own(tmp_path, setting, mode, expected):
     assert not witnesses(model)
 
 
-def test_the_loop_in_the_documentation_runs(tmp_path, monkeypatch):
-    """The ten lines of the module's docstring, as they stand there."""
-    lines = public.__doc__.split("\n\n")[1]
-    loop = textwrap.dedent(lines)
-    assert 9 <= len(loop.strip().splitlines()) <= 12
+def documented(place):
+    """The loop as the documentation has it: in the module's docstring, and in the how-to."""
+    if place == "docstring":
+        return textwrap.dedent(public.__doc__.split("\n\n")[1])
+    howto = (Path(__file__).parents[1] / "docs" / "howto.md").read_text()
+    return next(text for text in re.findall(r"```python\n(.*?)```", howto, re.DOTALL) if "hold(" in text)
+
+
+def test_hold_and_release_are_there_without_importing_torch_first():
+    code = """
+        import sys
+        import kernelsimp
+        assert "torch" not in sys.modules
+        from kernelsimp import nn
+        assert kernelsimp.hold is nn.hold and kernelsimp.release is nn.release
+        assert not hasattr(kernelsimp, "holt")
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], check=True)
+
+
+@pytest.mark.parametrize("place", ["docstring", "how-to"])
+def test_the_loop_in_the_documentation_runs(place, tmp_path, monkeypatch):
+    loop = documented(place)
+    lines = [line for line in loop.splitlines() if line and not line.startswith("import")]
+    assert 9 <= len(lines) <= 12
+    assert "kernelsimp.hold(" in loop
     model, plan = made(21)
     (tmp_path / "run").mkdir()
     run_folder(tmp_path / "run", model, plan, "")
@@ -565,3 +589,22 @@ def test_release_refuses_what_has_moved(tmp_path):
     model.dense.parametrizations.weight[0].frozen[out, into] += 1
     with pytest.raises(HoldError, match=rf"dense: kernel \({out}, {into}\)"):
         public.release(model)
+
+
+@pytest.mark.parametrize("mode", ["freeze", "tie", "scale"])
+@pytest.mark.parametrize("first", ["original", "copy"])
+def test_releasing_one_of_two_copies_leaves_the_other_held(mode, first):
+    """Torch makes one class for a parametrised module, and its copies share it."""
+    model, plan = made(24)
+    hold(model, plan, mode)
+    other = copy.deepcopy(model)
+    one, left = (model, other) if first == "original" else (other, model)
+    release(one)
+    assert not witnesses(one)
+    train(left, OPTIMIZERS["sgd"](left.parameters()))
+    verify(left)
+    promised = witnesses(left)
+    assert promised.keys() == {layer.name for layer in plan.layers}
+    release(left)
+    verify_tensors(promised, left.state_dict())
+    assert one.state_dict().keys() == left.state_dict().keys() == Mixed().state_dict().keys()

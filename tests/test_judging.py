@@ -1,7 +1,8 @@
 """What judges a budget: holdouts, metrics, output errors, layers alone, layers set free again."""
 
+import copy
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,13 @@ from kernelsimp.data.holdout import holdout_split
 from kernelsimp.data.sources import load_data
 from kernelsimp.data.splits import Data
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.evaluation.accuracy import Outcome
 from kernelsimp.evaluation.metric import Metric, load_metric
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.settings import DataSettings, PlanSettings
+from kernelsimp.pipeline.judging import judged_again
+from kernelsimp.pipeline.task import Chosen
+from kernelsimp.records.plan import Plan
+from kernelsimp.settings import DataSettings, PlanSettings, Settings
 from kernelsimp.simplify.arms import held_arm
 from kernelsimp.simplify.choose import choose_for_dof
 from kernelsimp.simplify.controls import Case, run_controls
@@ -282,3 +287,57 @@ def test_a_freed_layer_counts_nothing(surveyed: Surveyed, tried: Tried) -> None:
     assert not layer.found.any()
     assert saved.predicted[name] == 0
     assert replace(saved).plan.dof_after > tried.plan.dof_after
+
+
+# ---------------------------------------------------------------- validation images known by heart
+
+
+@dataclass(frozen=True)
+class Made:
+    """A network that is only its module."""
+
+    model: nn.Module
+
+    def module(self) -> nn.Module:
+        return self.model
+
+
+def judged(right: int, moved: float, budget: float, test_top1: float, **plan: str) -> tuple[bool, str]:
+    """Judge a run whose original has `right` of 40 validation images right; return (met, what was said)."""
+    model = network()
+    images = smooth_images(40)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    labels[right:] = (labels[right:] + 1) % 4
+    referee = Referee(model, [(images, labels)])
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        weight = next(item for item in other.parameters() if item.ndim == 4)
+        weight.add_(moved * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    chosen = Chosen(Plan(("free",), ()), Made(other), referee=referee)  # type: ignore[arg-type]
+    settings = Settings(plan=PlanSettings(max_drop=budget, **plan))  # type: ignore[arg-type]
+    total = 1000
+    correct = np.arange(total) < total * test_top1 / 100
+    again, notes = judged_again(settings, Outcome(correct, 0.1), chosen)
+    assert again.plan is chosen.plan
+    assert again.network is chosen.network
+    return again.met, " ".join(notes)
+
+
+def test_a_budget_met_on_images_known_by_heart_is_judged_by_changed_answers_too() -> None:
+    met, said = judged(38, 1.0, 0.5, test_top1=80.0)
+    assert not met
+    start = "the original network has 95.0 % right on validation images and 80.0 % on the test split"
+    assert said.startswith(start)
+    assert "beyond the budget; name other images with --holdout" in said
+    met, said = judged(38, 0.0, 0.5, test_top1=80.0)
+    assert met
+    assert "0.00 % of the answers changed, KL 0.0000, within the budget" in said
+
+
+def test_a_small_gap_a_holdout_and_no_judge_leave_the_verdict_as_it_is() -> None:
+    assert judged(38, 1.0, 0.5, test_top1=92.1) == (True, "")
+    assert judged(38, 1.0, 0.5, test_top1=80.0, holdout="train") == (True, "")
+    met, said = judged(40, 1.0, 0.5, test_top1=80.0)
+    assert met  # the search has counted changed answers all along
+    assert said.endswith("so it was probably trained on the former; name other images with --holdout")

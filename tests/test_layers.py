@@ -317,7 +317,7 @@ def test_nan_and_inf_are_named(value: float, words: str, dtype: torch.dtype) -> 
     bank = KernelBank((layer_with(0.1), layer_with(value, dtype)))
     with pytest.raises(KernelsimpError) as caught:
         check_weights(bank)
-    assert str(caught.value) == f"{words}; repair the checkpoint or pass --skip-layer features.7"
+    assert str(caught.value) == f"{words}; repair the checkpoint or pass --skip-layers features.7"
 
 
 @pytest.mark.parametrize("value", [1e4, -1e4, 3e37])

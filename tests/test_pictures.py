@@ -233,5 +233,5 @@ def test_chance_and_layers_in_a_sentence():
     assert with_chance("vertical Sobel", 3e-6) == "vertical Sobel, found p = 3e-06"
     names = ["bar"] * 3 + ["edge"] * 2 + ["Gabor", "Gaussian"] + ["no simple structure"] * 4
     assert sentence(names, 2) == "11 kernels: 3 bar, 2 edge, 2 of other shapes, 4 with no simple structure"
-    assert sentence(["no simple structure"]) == "1 kernels: 1 with no simple structure"
+    assert sentence(["no simple structure"]) == "1 kernel: 1 with no simple structure"
     assert sentence([]) == "no kernels"

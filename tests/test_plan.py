@@ -7,8 +7,9 @@ from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import find
 from kernelsimp.records.plan_file import read_plan, save_plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.apply import apply_plan, broken
+from kernelsimp.simplify.apply import apply_plan
 from kernelsimp.simplify.plan import weight_plan
+from kernelsimp.training.hold import outside
 
 
 def bank(dtype: torch.dtype = torch.float32, noise: float = 0.02) -> KernelBank:
@@ -47,10 +48,10 @@ def test_applied_kernels_are_bitwise_in_their_family_and_the_others_keep_their_b
         weight = changed[f"{layer.name}.weight"]
         before = next(item.kernels for item in kernels.layers if item.name == layer.name)
         assert weight.dtype == dtype
-        assert not broken(weight, layer, plan.structures).any()
+        assert not outside(weight, layer, plan.structures).any()
         free = torch.from_numpy(~layer.changed)
         assert torch.equal(weight[free], before[free])
-    assert broken(bank(dtype).layers[0].kernels, plan.layers[0], plan.structures).any()
+    assert outside(bank(dtype).layers[0].kernels, plan.layers[0], plan.structures).any()
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.49])

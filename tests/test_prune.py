@@ -1,12 +1,14 @@
 """Magnitude pruning: known answers, a slow twin, holds that hold, and the command line."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from builders import tiny_net, tiny_state, write_zip
+from test_cli import NET, npz
 
 from kernelsimp.cli.main import run
 from kernelsimp.errors import KernelsimpError
@@ -19,7 +21,6 @@ from kernelsimp.settings import PruneSettings
 from kernelsimp.simplify.apply import apply_plan
 from kernelsimp.simplify.magnitude import check_pruning, magnitude_plan, shares_left
 
-NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
 CELLS = 16 * 9  # of the stem (12 kernels) and the depthwise layer (4)
 
 
@@ -180,13 +181,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> str:
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for split in ("train", "val", "test"):
-        arrays[f"{split}_images"] = generator.integers(0, 255, (40, 8, 8, 3), dtype=np.uint8)
-        arrays[f"{split}_labels"] = np.arange(40) % 5
-    np.savez(tmp_path / "images.npz", **arrays)
-    return f"npz:{tmp_path}/images.npz"
+    return npz(tmp_path / "images.npz", (8, 8, 3))
 
 
 def written(out: Path) -> dict[str, torch.Tensor]:
@@ -222,7 +217,7 @@ def test_the_story_from_the_command_line(model, images, tmp_path, capsys):
 
 
 def test_a_run_repeats_from_its_settings(model, images, tmp_path):
-    first, second = tmp_path / "run", tmp_path / "again"
+    first, second = tmp_path / "run", tmp_path / "run-again"
     asked = [
         "prune",
         str(model),
@@ -236,8 +231,8 @@ def test_a_run_repeats_from_its_settings(model, images, tmp_path):
         "kernels",
     ]
     assert run([*asked, "--dof", "0.6", "--quiet", "--out", str(first)]) == 0
-    settings = ["--config", str(first / "settings.toml"), "--quiet", "--out", str(second)]
-    assert run(["prune", str(model), *settings]) == 0
+    command = json.loads((first / "report.json").read_text())["provenance"]["command"]
+    assert run([*shlex.split(command)[1:], "--quiet"]) == 0
     one, other = written(first), written(second)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -268,7 +263,7 @@ def test_filters_without_images_say_that_shapes_stay(model, tmp_path, capsys):
     [
         (["--hold", "freeze"], "--hold, --free-scale and --soft are for simplify: prune keeps zeros at zero"),
         (["--soft", "0.1"], "--hold, --free-scale and --soft are for simplify: prune keeps zeros at zero"),
-        (["--devices", "2"], "prune trains in one process; leave out --devices and --num-nodes"),
+        (["--devices", "2"], "prune trains in one process; leave out --devices, --num-nodes and torchrun"),
         (["--amount", "0"], "--amount is 0; expected a number between 0 and 1"),
         (["--layers", "stm"], "--layers"),
         (["--robustness"], "--robustness needs a network and images: pass --arch and --data"),

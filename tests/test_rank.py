@@ -39,6 +39,29 @@ def test_snapped_kernels_hold_and_lie_as_far_as_the_residual_says(grid, order, d
     assert torch.allclose(far, rank.distance(kernels, order), atol=1e-12)
 
 
+@pytest.mark.parametrize("noise", [0, 1e-12, 1e-7, 1e-3, 1.0])
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_formula_for_nine_cells_agrees_with_the_decomposition(noise, order):
+    members = bank((3, 3), 3 * order, seed=1).reshape(order, 3, 3, 3)[:, :2]
+    left, right = (part.expand(500, order, 3, 3)[:, :, 0] for part in members.unbind(1))
+    weights = torch.randn(500, order, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    kernels = torch.einsum("nr,nri,nrj->nij", weights, left, right) + noise * bank((3, 3), 500, seed=3)
+    fast, slow = rank.residuals(kernels), rank._decomposed(kernels)
+    one, two = (fast - slow).abs()[:, :2].T
+    assert bool((one <= 1e-6 * slow[:, 0] + 1e-14).all())
+    assert bool((two <= 1e-10 + slow[:, 0].where(slow[:, 0] < 1e-6, 0)).all())
+    assert bool((fast[:, 1] <= fast[:, 0]).all())
+
+
+def test_the_formula_knows_equal_and_missing_singular_values():
+    special = torch.stack(
+        [torch.eye(3), torch.zeros(3, 3), torch.ones(3, 3), torch.diag(torch.tensor([1.0, 1, 0]))]
+    )
+    expected = torch.tensor([[2 / 3, 1 / 3], [0, 0], [0, 0], [1 / 2, 0]], dtype=torch.float64).sqrt()
+    assert torch.allclose(rank.residuals(special)[:, :2], expected, atol=1e-14)
+    assert rank.residuals(torch.zeros(0, 3, 3)).shape == (0, 3)
+
+
 def test_random_kernels_do_not_hold():
     assert not bool(rank.holds(bank((3, 3)), 2).any())
 

@@ -264,3 +264,12 @@ def test_print_leaves_out_what_cannot_be_pressed(browser: Any, folder: Path) -> 
     assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert opened.page.locator("#layers table:visible").count() == 1
     opened.page.close()
+
+
+@pytest.mark.parametrize("name", ["run", "scan", "pair"])
+def test_a_printed_page_fits_the_paper(browser: Any, folder: Path, name: str) -> None:
+    a4 = {"width": 703, "height": 1030}  # 210 x 297 mm less 12 mm on each side
+    opened = Opened(browser, folder / f"{name}.html", viewport=a4)
+    opened.page.emulate_media(media="print")
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= a4["width"]
+    opened.page.close()

@@ -71,3 +71,11 @@ def test_the_copied_command_gives_the_same_tensors(tmp_path: Path) -> None:
     assert report["provenance"]["command"] in (out / "report.html").read_text().replace("&#39;", "'")
     counts = [sum(layer["families_found"].values()) for layer in report["layers"]]
     assert sum(counts) == report["kernels"]["found"]
+
+
+def test_two_runs_go_by_their_shortest_different_names() -> None:
+    from kernelsimp.pipeline.rendering import short_names
+
+    assert short_names((Path("/a/runs/one"), Path("/a/runs/two"))) == ("one", "two")
+    assert short_names((Path("/a/one/run"), Path("/a/two/run"))) == ("one/run", "two/run")
+    assert short_names((Path("same"), Path("same"))) == ("same", "same")

@@ -9,10 +9,52 @@ import pytest
 import reports
 import schemas
 
+from kernelsimp.records.audit import ActivationRank, Alternative, Audit, LayerAudit, Totals, WeightRank
+from kernelsimp.records.comparison import Comparison, LayerSimilarity, Matrix, Predictions
+from kernelsimp.records.evaluation import Evaluation
 from kernelsimp.records.limits import baseline_of
 from kernelsimp.records.verdict import Finding, Measure, Verdict
+from kernelsimp.report.audit_tables import audit_json
 from kernelsimp.report.baselines import baseline_text
+from kernelsimp.report.comparison import comparison_json
+from kernelsimp.report.evaluation import evaluation_json
 from kernelsimp.report.store import json_schema, report_json, scan_json, verdict_json
+
+
+def evaluated() -> Evaluation:
+    accuracy = reports.report().accuracy
+    assert accuracy is not None
+    return Evaluation({"path": "a.pt"}, accuracy.stages[0], 99.0, {"models": {}})
+
+
+def compared() -> Comparison:
+    pair = LayerSimilarity("conv1", "conv1", 40, "positions", (4, 6), cka=0.5)
+    matrix = Matrix(("conv1",), ("conv1",), {"cka": ((None,),)})
+    return Comparison((pair,), Predictions(0.5, 0.1, 10), 40, "channels", "40 positions", matrix)
+
+
+def audited() -> Audit:
+    cheaper = Alternative("two 3x3", 18, None, 25 / 18, None)
+    layer = LayerAudit(
+        name="conv1",
+        kind="dense",
+        weight_shape=(1, 1, 5, 5),
+        kernel=(5, 5),
+        groups=1,
+        parameters=25,
+        parameter_share=1.0,
+        macs=None,
+        mac_share=None,
+        size_in=None,
+        size_out=None,
+        patch=25,
+        expansion=1 / 25,
+        weight_rank=WeightRank(1.0, 1.0, 1),
+        activations=ActivationRank(1.0, None, 1, 40),
+        receptive_field=(5, 5),
+        alternatives=(cheaper,),
+    )
+    return Audit({"path": "a.pt"}, (1, 8, 8), Totals(1, 25, None), (layer,))
 
 
 def written(name: str) -> object:
@@ -24,11 +66,22 @@ def written(name: str) -> object:
         "kernelsimp.scan/1": lambda: scan_json(reports.scan()),
         "kernelsimp.verdict/1": lambda: verdict_json(verdict),
         "kernelsimp.baseline/1": lambda: json.loads(baseline_text(baseline_of(reports.report()))),
+        "kernelsimp.evaluate/1": lambda: evaluation_json(evaluated()),
+        "kernelsimp.compare/1": lambda: comparison_json(compared()),
+        "kernelsimp.audit/1": lambda: audit_json(audited()),
     }
     return made[name]()
 
 
-NAMES = ["kernelsimp.report/1", "kernelsimp.scan/1", "kernelsimp.verdict/1", "kernelsimp.baseline/1"]
+NAMES = [
+    f"kernelsimp.{record}/1"
+    for record in ("report", "scan", "verdict", "baseline", "evaluate", "compare", "audit")
+]
+
+
+def test_every_shipped_schema_is_tried() -> None:
+    shipped = {f"kernelsimp.{path.stem.replace('-', '/')}" for path in schemas.FOLDER.glob("*.json")}
+    assert shipped == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,7 +21,7 @@ def nasty(count: int = 1, level: str = "error") -> Verdict:
 
 
 def test_junit_is_xml_and_counts_its_cases() -> None:
-    suite = ElementTree.fromstring(junit(nasty(2), NASTY)).find("testsuite")
+    suite = ElementTree.fromstring(junit({NASTY: nasty(2)})).find("testsuite")
     assert suite is not None
     assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
     failure = suite.find("testcase/failure")
@@ -33,49 +33,49 @@ def test_junit_is_xml_and_counts_its_cases() -> None:
 
 
 def test_a_warning_is_no_junit_failure() -> None:
-    root = ElementTree.fromstring(junit(nasty(level="warn"), "m"))
+    root = ElementTree.fromstring(junit({"m": nasty(level="warn")}))
     assert root.get("failures") == "0"
     assert root.find(".//failure") is None
     assert root.find(".//system-out") is not None
 
 
 def test_annotations_are_escaped_and_one_line() -> None:
-    (line,) = annotations(nasty())
+    (line,) = annotations({"m": nasty()})
     assert line == (r"""::error title=kernelsimp kernels.nan::a<b>&"'%25,:|`\x1b[31m\n\x00\u202e: 1 kernel""")
-    (line,) = annotations(nasty(level="warn"))
+    (line,) = annotations({"m": nasty(level="warn")})
     assert line.startswith("::warning title=")
 
 
 def test_at_most_ten_annotations_the_last_counts_the_rest() -> None:
-    assert len(annotations(nasty(10))) == 10
-    lines = annotations(nasty(25))
+    assert len(annotations({"m": nasty(10)})) == 10
+    lines = annotations({"m": nasty(25)})
     assert len(lines) == 10
     assert lines[-1] == "::error title=kernelsimp::16 more findings; see the step summary"
 
 
 def test_a_title_cannot_open_another_property() -> None:
     finding = Finding("a,file=x::b", "error", "", None, None, "m")
-    (line,) = annotations(Verdict((finding,)))
+    (line,) = annotations({"m": Verdict((finding,))})
     assert line == "::error title=kernelsimp a%2Cfile=x%3A%3Ab::m"
 
 
 def test_the_step_summary_shows_names_as_text() -> None:
-    text = step_summary(nasty(), NASTY)
+    text = step_summary({NASTY: nasty()})
     assert text.startswith("### kernelsimp check failed: a&lt;b&gt;&amp;")
     assert "\x1b" not in text
     assert "| kernels.nan | 1 | 0 | max 0 | FAIL |" in text
-    assert step_summary(Verdict(()), "m").startswith("### kernelsimp check passed: m")
+    assert step_summary({"m": Verdict(())}).startswith("### kernelsimp check passed: m")
 
 
 def test_gitlab_issues_have_stable_fingerprints() -> None:
-    issues = json.loads(gitlab(nasty(), "model.pt"))
+    issues = json.loads(gitlab({"model.pt": nasty()}))
     assert set(issues[0]) == {"description", "check_name", "fingerprint", "severity", "location"}
     assert issues[0]["severity"] == "major"
     assert issues[0]["location"] == {"path": "model.pt", "lines": {"begin": 1}}
-    assert json.loads(gitlab(nasty(), "model.pt")) == issues
-    other = json.loads(gitlab(nasty(), "other.pt"))
+    assert json.loads(gitlab({"model.pt": nasty()})) == issues
+    other = json.loads(gitlab({"other.pt": nasty()}))
     assert other[0]["fingerprint"] != issues[0]["fingerprint"]
-    assert json.loads(gitlab(Verdict(()), "m")) == []
+    assert json.loads(gitlab({"m": Verdict(())})) == []
 
 
 def test_tables_and_json_of_a_verdict() -> None:

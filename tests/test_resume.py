@@ -194,7 +194,8 @@ def test_a_state_of_another_run_is_refused(tmp_path):
     words = failed(tmp_path, one, seed=3)
     assert words == f"the resume state is of a run with seed = 0, this one has 3; {again}"
     words = failed(tmp_path, one, start=3)
-    assert words == f"the resume state is of a run with other weights; {again}"
+    other = "other weights (another checkpoint, or another plan)"
+    assert words == f"the resume state is of a run with {other}; {again}"
     words = failed(tmp_path, one, images="others")
     assert words == f"the resume state is of a run with other images; {again}"
 

@@ -14,12 +14,13 @@ from kernelsimp.kernels.families import SEVENTEEN
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.apply import apply_plan, broken
+from kernelsimp.simplify.apply import apply_plan
 from kernelsimp.simplify.menus import data_free_plan
 from kernelsimp.simplify.moments import Moments, pair_moments
 from kernelsimp.simplify.resolve import Constraint, Solved, resolve
 from kernelsimp.simplify.road import Road, ground_of, take_road
 from kernelsimp.simplify.walk import Ground, targets_of, walk
+from kernelsimp.training.hold import outside
 
 FAMILIES = (*SEVENTEEN, "zero")
 HALF = PlanSettings(dof=0.5, families=FAMILIES, cost="absolute")
@@ -85,7 +86,7 @@ def error_of(made: nn.Module, original: nn.Module, images: Tensor) -> float:
 
 def all_exact(model: nn.Module, plan: Plan) -> bool:
     layers = {layer.name: layer.kernels for layer in bank_from_model(model).layers}
-    return not any(broken(layers[layer.name], layer, plan.structures).any() for layer in plan.layers)
+    return not any(outside(layers[layer.name], layer, plan.structures).any() for layer in plan.layers)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -367,3 +368,13 @@ def test_a_device_without_memory_hands_the_layer_to_the_cpu_and_says_so(
     assert tried[:2] == ["meta", "cpu"]
     assert walked.fits["stem"].trouble == "meta ran out of memory, solved on the CPU"
     assert all(torch.equal(walked.tensors[name], expected.tensors[name]) for name in expected.tensors)
+
+
+def test_mirror_images_join_what_is_fitted_to_and_never_what_judges() -> None:
+    model, images = network(), smooth_images(48)
+    plain = ground(model, images)
+    both = ground_of(model, plain.bank, images.split(16), 0, flip=True)
+    fitted, joined = torch.cat(plain.images), torch.cat(both.images)
+    assert torch.equal(joined[::2], fitted)
+    assert torch.equal(joined[1::2], fitted.flip(-1))
+    assert torch.equal(torch.cat(both.held), torch.cat(plain.held))

@@ -24,15 +24,20 @@ class Simulated:
     lost: Any = lambda place: None
     tried: list[float] = field(default_factory=list)
     trained: list[float] = field(default_factory=list)
+    known: Any = ((), ())
+    written: list[Any] = field(default_factory=list)
 
     def simplify(self, network: Any, place: float) -> tuple[Any, Any]:
         self.tried.append(round(place, 6))
         step = place - network
         predicted = step
         distance = SimpleNamespace(divergence=3 * predicted * self.excess(place, step))
-        best = SimpleNamespace(predicted={"a": predicted / 2, "b": predicted / 2}, distance=distance)
+        losses = {"a": predicted / 2, "b": predicted / 2}
+        best = SimpleNamespace(
+            predicted=losses, distance=distance, walked=SimpleNamespace(buffers_changed=())
+        )
         plan = SimpleNamespace(dof_after=100 * (1 - place), dof_before=100)
-        return SimpleNamespace(best=best, plan=plan), place
+        return SimpleNamespace(best=best, plan=plan, notes=()), place
 
     def tune(self, network: Any, plan: Any) -> Any:
         self.trained.append(round(network, 6))
@@ -40,6 +45,12 @@ class Simulated:
 
     def drop(self, network: Any) -> float | None:
         return self.lost(network)  # type: ignore[no-any-return]
+
+    def recall(self) -> Any:
+        return self.known
+
+    def remember(self, legs: Any, records: Any) -> None:
+        self.written.append((tuple(legs), tuple(records)))
 
 
 def way_of(guide: Simulated, count: int, most_drop: float | None = None) -> Way:
@@ -99,6 +110,29 @@ def test_a_loss_that_is_not_a_number_is_a_surprise_at_once() -> None:
     guide = Simulated(excess=lambda place, step: float("nan") if step > 0.3 else 1.0)
     assert [item.kept for item in way_of(guide, 2).records][:2] == [False, True]
     assert 0.5 not in guide.trained[:1]
+
+
+@pytest.mark.parametrize(
+    ("guide", "count", "most_drop"),
+    [
+        (lambda: Simulated(excess=lambda p, step: 5.0 if p > 0.45 and step > 0.2 else 1.0), 4, None),
+        (lambda: Simulated(lost=lambda place: 10 * place), 4, 6.0),
+    ],
+)
+def test_a_way_that_is_stopped_after_any_round_goes_on_to_the_same_end(
+    guide: Any, count: int, most_drop: float | None
+) -> None:
+    whole = guide()
+    expected = way_of(whole, count, most_drop)
+    assert len(whole.written) == len(expected.records)
+    for legs, records in whole.written:
+        if legs:
+            later = guide()
+            later.known = (legs, records)
+            way = way_of(later, count, most_drop)
+            assert way.records == expected.records
+            assert [leg.tuned for leg in way.legs] == [leg.tuned for leg in expected.legs]
+            assert len(later.tried) == len(expected.records) - len(records)
 
 
 def test_an_accuracy_budget_ends_the_way_at_the_last_round_within_it() -> None:

@@ -2,11 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+from kernelsimp import pipeline
+from kernelsimp.analysis.aside import LARGE, aside
 from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import find
 from kernelsimp.settings import ScanSettings
+from kernelsimp.watch import Watcher
 
 
 def white(count: int = 4000, seed: int = 0) -> torch.Tensor:
@@ -69,3 +72,59 @@ def test_bad_settings_are_one_line():
         scanned(white(40), ScanSettings(tolerance=2.0))
     with pytest.raises(KernelsimpError, match="unknown family 'odd-hh'; did you mean 'odd-h'"):
         scanned(white(40), ScanSettings(families=("odd-hh",)))
+
+
+def test_a_scan_keeps_to_one_thread_and_gives_the_others_back():
+    class Counting(Watcher):
+        threads = 0
+
+        def step(self, amount: int = 1, **figures: float) -> None:
+            self.threads = torch.get_num_threads()
+
+    before, watcher = torch.get_num_threads(), Counting()
+    torch.set_num_threads(2)
+    try:
+        bank = KernelBank((LayerKernels("layer", "dense", white(40)),))
+        scan_bank(bank, ScanSettings(), {}, watcher)
+        assert (watcher.threads, torch.get_num_threads()) == (1, 2)
+        with pytest.raises(KernelsimpError, match="--tolerance"):
+            scan_bank(bank, ScanSettings(tolerance=2), {}, watcher)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_large_arrays_go_aside_and_read_the_same():
+    small, large = np.arange(5), np.arange(LARGE + 1, dtype=np.float32)
+    assert aside(small) is small
+    moved = aside(large)
+    assert isinstance(moved, np.memmap)
+    np.testing.assert_array_equal(moved, large)
+
+
+def test_nan_is_refused_unless_its_layer_is_left_out():
+    broken = white(40)
+    broken[1, 2, 0, 0] = float("nan")
+    bank = KernelBank((LayerKernels("bad", "dense", broken), LayerKernels("good", "dense", white(40))))
+    with pytest.raises(KernelsimpError, match=r"bad: kernel \(1, 2\) holds NaN; .* pass --skip-layers bad"):
+        scan_bank(bank, ScanSettings(), {})
+    assert [layer.name for layer in scan_bank(bank, ScanSettings(skip_layers=("bad",)), {}).layers] == [
+        "good"
+    ]
+
+
+def test_one_line_says_which_layers_fell_back_to_the_white_null():
+    few = tuple(LayerKernels(f"few{i}", "dense", torch.randn(3, 1, 5, 5)) for i in range(5))
+    notes = [note for note in scan_bank(KernelBank(few), ScanSettings(), {}).warnings if "ring" in note]
+    assert notes == [
+        "few0, few1, few2 and 2 more layers: ring null not estimated: 3 live kernels, at least 30 needed for "
+        "the energies of 15 rings; white used instead"
+    ]
+
+
+def test_every_story_of_the_pipeline_is_told_where_it_says():
+    for name in pipeline.__all__:
+        assert callable(getattr(pipeline, name))
+    assert sorted(pipeline.__all__) == sorted(name for told in pipeline._STORIES.values() for name in told)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        pipeline.nothing  # noqa: B018

@@ -62,7 +62,7 @@ def test_the_json_has_what_lies_beyond_one_kernel(model: Path, tmp_path: Path) -
     assert stem["bits_per_kernel"]["fp32"] == 9 * 32
     assert stem["filters"]["count"] == 4
     assert stem["prototypes"]["count"] >= 1
-    assert set(stem["orbits"]) == {"paired", "orbits", "largest", "quadrature_pairs"}
+    assert set(stem["orbits"]) == {"paired", "by_chance", "null", "orbits", "largest", "quadrature_pairs"}
     assert set(stem["quality"]) == {"near_zero_share", "variance_entropy", "orthogonality"}
     assert stem["colour"]["filters"] == 4
     assert depthwise["colour"] is None

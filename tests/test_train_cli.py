@@ -1,6 +1,8 @@
 """`kernelsimp train` from words to a run directory, and the sentences of what it refuses."""
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,11 +37,24 @@ def test_a_run_holds_a_plain_checkpoint_a_report_and_the_curve(tmp_path):
     assert report["kernels"]["simplified"] == report["kernels"]["tied"] == 512 + 16
     assert report["settings"]["train"]["penalty"] == ["rate:1"]
     assert all(epoch["bits_per_kernel"] > 0 and epoch["found"] > 0 for epoch in report["training"])
+    markdown, page = (out / "report.md").read_text(), (out / "report.html").read_text()
+    assert "Training, first, best and last epoch" in markdown
+    assert "Fine-tuning" not in markdown + page
+    assert markdown.count("accuracy, trained") == 1
+    assert "accuracy change" not in markdown
     logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert sum("bits_per_kernel" in line for line in logged) == 2
     assert {"report.md", "report.html", "settings.toml", "plan.safetensors"} <= {
         p.name for p in out.iterdir()
     }
+
+
+def test_the_command_in_the_report_repeats_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run([*WORDS, "--constrain", "mirror-h", "--epochs", "1", "--curve", "0", "--out", "run"]) == 0
+    command = json.loads(Path("run/report.json").read_text())["provenance"]["command"]
+    assert run([*shlex.split(command)[1:], "--quiet"]) == 0
+    assert Path("run-again/model.pt").read_bytes() == Path("run/model.pt").read_bytes()
 
 
 @pytest.mark.parametrize(

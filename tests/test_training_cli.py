@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from builders import tiny_state, write_zip
 from test_cli import NET, fails, npz
 from torch import nn
 
-from kernelsimp.cli.main import run
+from kernelsimp.cli.main import resume_line, run
 from kernelsimp.training import finetune as room
 
 HERE = Path(__file__).parent
@@ -108,10 +109,11 @@ def test_an_interrupt_finishes_the_step_says_how_to_go_on_and_exits_130(
     with monkeypatch.context() as patch:
         at_batch(patch, 6, interrupt)
         assert run([*command[:-1], str(tmp_path / "again")]) == 130
-    words = capsys.readouterr().err
-    assert "stopped; the same command with --resume goes on from here" in words
+    said = capsys.readouterr().err.splitlines()
+    line = shlex.join(["kernelsimp", *command[:-1], str(tmp_path / "again"), "--resume"])
+    assert said[-2:] == [f"to go on: {line}", "kernelsimp: interrupted"]
     assert not (tmp_path / "again" / "tiny.pt").exists()
-    assert run([*command[:-1], str(tmp_path / "again"), "--resume"]) == 0
+    assert run(shlex.split(line)[1:]) == 0
     assert "going on in epoch 2 after batch 2" in capsys.readouterr().err
     found = weights(tmp_path / "again")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -119,14 +121,50 @@ def test_an_interrupt_finishes_the_step_says_how_to_go_on_and_exits_130(
     assert [line["epoch"] for line in events if line["event"] == "row"] == [1, 2]
 
 
+def test_an_interrupt_before_anything_was_kept_offers_nothing(command, capsys, monkeypatch):
+    from kernelsimp import pipeline
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "simplify", interrupt)
+    assert run(command) == 130
+    assert capsys.readouterr().err.splitlines() == ["kernelsimp: interrupted"]
+
+
+def test_the_line_that_goes_on_names_the_launcher_and_says_resume_once():
+    command = ["simplify", "my model.pt", "--out", "run"]
+    assert resume_line(command, {}) == "kernelsimp simplify 'my model.pt' --out run --resume"
+    assert resume_line([*command, "--resume"], {}) == resume_line(command, {})
+    launched = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}
+    head = "torchrun --nnodes 3 --nproc-per-node 2 -m "
+    assert resume_line(command, launched) == head + resume_line(command, {})
+
+
+@pytest.mark.parametrize("rank", ["RANK", "SLURM_PROCID"])
+def test_an_interrupt_is_said_by_the_first_process_alone(rank, command, capsys, monkeypatch):
+    from kernelsimp import pipeline
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv(rank, "1")
+    monkeypatch.setattr(pipeline, "follow", interrupt)
+    assert run(command) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_a_state_of_other_settings_is_one_line(command, capsys):
     assert run([*command, "--quiet"]) == 0
     capsys.readouterr()
-    words = (
-        "the resume state is of a run with lr = 0.2, this one has 0.3; run without --resume to start again"
-    )
+    words = "the resume state is of a run with {}; run without --resume to start again"
     assert run([*command, "--quiet", "--lr", "0.2"]) == 0
-    fails([*command, "--quiet", "--resume", "--lr", "0.3"], capsys, words)
+    again = [*command, "--quiet", "--resume", "--lr"]
+    fails([*again, "0.3"], capsys, words.format("lr = 0.2, this one has 0.3"))
+    fails([*again, "0.2", "--tie"], capsys, words.format("hold = auto, this one has tie"))
+    fails([*again, "0.2", "--batch-size", "20"], capsys, words.format("batch-size = 10, this one has 20"))
+    other = words.format("other weights (another checkpoint, or another plan)")
+    fails([*again, "0.2", "--dof", "0.6"], capsys, other)
 
 
 # ---------------------------------------------------------------- bad input

@@ -14,6 +14,8 @@ from kernelsimp.analysis.examine import Examined
 from kernelsimp.analysis.shapes import MOST_CELLS, Shapes, planar
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import coding, orbits, partitions, prototypes
+from kernelsimp.kernels.cells import grid_of
+from kernelsimp.kernels.covariance import gaussian_kernels, permuted_kernels, second_moment
 from kernelsimp.kernels.families import SEVENTEEN, find, offered
 from kernelsimp.kernels.residuals import residuals
 
@@ -39,9 +41,10 @@ def filters(examined: Examined, tolerance: float) -> Values:
     energy = examined.layer.energy().numpy()
     whole = energy.sum(axis=1)
     live = whole > 0.01 * whole.mean()
-    r = np.square(examined.residual, dtype=np.float64).reshape(outs, slices, -1)
     share = energy / np.where(whole > 0, whole, 1)[:, None]
-    residual = np.sqrt(np.einsum("oif,oi->of", r, share))
+    columns = (examined.residual[:, place].reshape(outs, slices) for place in range(len(examined.families)))
+    squares = [np.einsum("oi,oi,oi->o", r, r, share) for r in columns]
+    residual = np.sqrt(np.array(squares).reshape(-1, outs).T)
     within = (residual <= tolerance) & live[:, None]
     counts: dict[str, int] = {}
     for row in np.flatnonzero(within.any(axis=1)):
@@ -86,28 +89,46 @@ def _d4(kernel: Tensor) -> tuple[float | None, float | None]:
 
 
 def _stride_note(stride: int | None) -> str | None:
-    if stride is None or stride < 2:
+    if stride is None:
+        return "stride unknown: a file of weights does not tell it, --arch does; matters for symmetry"
+    if stride < 2:
         return None
     return (
         f"stride {stride}: the layer samples every {stride} cells, so its mean kernel need not be symmetric"
     )
 
 
-def relatives(examined: Examined, shapes: Shapes, tolerance: float) -> Values | None:
-    """Return which kernels are others turned, mirrored and scaled, and quadrature pairs of Gabors."""
+def relatives(examined: Examined, shapes: Shapes, tolerance: float, seed: int = 0) -> Values | None:
+    """Return which kernels are others turned, mirrored and scaled, and quadrature pairs of Gabors.
+
+    `by_chance` is how many of as many random kernels are paired within the same tolerance: drawn with the
+    layer's covariance (`null` is matched), or the layer's own with their cells shuffled (permuted) where
+    there are too few to know it.
+    """
     kernels = planar(examined)
     if kernels is None or examined.cells > MOST_CELLS:
         return None
     live = torch.from_numpy(~examined.dead)
     found = orbits.find(torch.where(live[:, None, None], kernels, 0), tolerance)
+    null, random = _random_layer(kernels[live], seed)
     sizes = torch.bincount(found.orbit[found.partner >= 0], minlength=1)
     pairs = orbits.quadrature_pairs(kernels, shapes.fitted, tolerance) if shapes.fitted is not None else ()
     return {
         "paired": found.paired,
+        "by_chance": orbits.find(random, tolerance).paired,
+        "null": null,
         "orbits": int((sizes > 0).sum()),
         "largest": int(sizes.max()),
         "quadrature_pairs": len(pairs),
     }
+
+
+def _random_layer(kernels: Tensor, seed: int) -> tuple[str, Tensor]:
+    """Return as many random kernels as there are live ones (n, kh, kw), and how they were drawn."""
+    count, cells = len(kernels), kernels[0].numel() if len(kernels) else 0
+    if count < 2 * cells or not count:
+        return "permuted", permuted_kernels(kernels, count, seed) if count else kernels
+    return "matched", gaussian_kernels(second_moment(kernels), grid_of(kernels), count, seed)
 
 
 def covering(examined: Examined, seed: int) -> Values | None:

@@ -40,7 +40,7 @@ class Examined:
     @cached_property
     def live_residual(self) -> NDArray[np.float32]:
         """The residuals of the live kernels, (live, families), each family's in one piece of memory."""
-        return self.residual.T[:, ~self.dead].T
+        return self.residual.T[:, ~self.dead].T if self.dead.any() else self.residual
 
     def matches(self, tolerance: float) -> NDArray[np.bool_]:
         """Say for each (kernel, family) whether a live kernel lies within the tolerance."""
@@ -48,13 +48,14 @@ class Examined:
 
     def best(self, tolerance: float) -> NDArray[np.int64]:
         """Return each kernel's family: least dimension, then least residual, then table order; or NONE."""
-        if not self.families:
-            return np.full(len(self.dead), NONE)
-        matches = self.matches(tolerance)
-        least = np.where(matches, self.dims, np.iinfo(np.int64).max).min(axis=1)
-        candidates = matches & (self.dims == least[:, None])
-        chosen = np.where(candidates, self.residual, np.inf).argmin(axis=1)
-        return np.where(matches.any(axis=1), chosen, NONE)
+        best = np.full(len(self.dead), NONE)
+        least = np.full(len(self.dead), np.iinfo(np.int64).max)
+        nearest = np.full(len(self.dead), np.inf, dtype=self.residual.dtype)
+        for place, dim in enumerate(self.dims):  # one at a time: a layer may have millions of kernels
+            r = self.residual[:, place]
+            wins = (r <= tolerance) & ~self.dead & ((dim < least) | ((dim == least) & (r < nearest)))
+            best[wins], least[wins], nearest[wins] = place, dim, r[wins]
+        return best
 
 
 def examine(layer: LayerKernels, names: tuple[str, ...] | None = None) -> Examined:

@@ -12,23 +12,28 @@ from torch import Tensor
 from kernelsimp.analysis.examine import examine
 from kernelsimp.analysis.scan import Seen, check, see
 from kernelsimp.analysis.shapes import MOST_CELLS, planar
+from kernelsimp.analysis.threads import one_thread
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.kernels import few_values, pictures, template_fit, templates
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.cells import grid_of
+from kernelsimp.models.soundness import check_weights
 from kernelsimp.records.scan import Candidate, Explanation
 from kernelsimp.settings import ScanSettings
 
 PLACE = re.compile(r"(?P<layer>.*)\[(?P<out>\d+),\s*(?P<into>\d+)\]")
 
 
+@one_thread()
 def explain(bank: KernelBank, place: str, settings: ScanSettings) -> Explanation:
     """Explain the kernel at `place`, written 'LAYER[OUT,IN]'.
 
-    Raises `KernelsimpError` for another form, an unknown layer, a pointwise one or numbers out of range.
+    Raises `KernelsimpError` for another form, an unknown layer, a pointwise one, numbers out of range or a
+    layer that holds NaN.
     """
     check(settings)
     layer, index = find_kernel(bank, place)
+    check_weights(KernelBank((layer,)))
     seen = see(examine(layer, settings.families), settings, deep=False)
     row = index[0] * int(layer.kernels.shape[1]) + index[1]
     kernel = layer.kernels.detach()[index]
@@ -50,6 +55,7 @@ def explain(bank: KernelBank, place: str, settings: ScanSettings) -> Explanation
         beyond=bool(seen.beyond[row]),
         null=settings.null,
         candidates=tuple(candidates),
+        notes=tuple(item.note for item in seen.judged.values() if item.note),
     )
 
 

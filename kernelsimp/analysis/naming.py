@@ -33,6 +33,8 @@ class Names:
         spoken = [self.words[place] for place in self.word.tolist()]
         alive = [name for name in spoken if name != DEAD]
         dead = len(spoken) - len(alive)
+        if not alive and dead:
+            return f"{dead} kernel{'s' * (dead != 1)}, dead"
         return pictures.sentence(alive) + (f", and {dead} dead" if dead else "")
 
 
@@ -41,13 +43,14 @@ def names_of(
 ) -> Names:
     """Name the kernels of a layer; `matched` (n,) says which are worth describing, `best` their family."""
     kernels = planar(examined)
-    spoken = np.full(len(best), pictures.NOTHING, dtype=object)
     wanted = np.flatnonzero((matched if shapes.fitted is None else True) & ~examined.dead)
-    if len(wanted):
-        spoken[wanted] = _described(examined, shapes, kernels, (wanted, best[wanted]))
-    spoken[examined.dead] = DEAD
-    words, word = np.unique(spoken.astype(str), return_inverse=True)
-    return Names(tuple(words.tolist()), word.astype(np.int32).reshape(-1))
+    spoken = _described(examined, shapes, kernels, (wanted, best[wanted])) if len(wanted) else ()
+    words = tuple(sorted({pictures.NOTHING, DEAD, *spoken}))
+    places = {name: place for place, name in enumerate(words)}
+    word = np.full(len(best), places[pictures.NOTHING], dtype=np.int32)
+    word[wanted] = [places[name] for name in spoken]
+    word[examined.dead] = places[DEAD]
+    return Names(words, word)
 
 
 def _described(

@@ -13,17 +13,20 @@ import torch
 from numpy.typing import NDArray
 
 from kernelsimp.analysis import beyond
+from kernelsimp.analysis.aside import aside
 from kernelsimp.analysis.chance import BEYOND_BY, Judgement, judge_layer
 from kernelsimp.analysis.examine import NONE, Examined, examine
 from kernelsimp.analysis.naming import Names, names_of
 from kernelsimp.analysis.quality import quality_of
 from kernelsimp.analysis.select import deep_layers, selected
 from kernelsimp.analysis.shapes import Look, Shapes, Structure, near_any, shapes_of, worth
+from kernelsimp.analysis.threads import one_thread
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.kernels.families import SEVENTEEN, check_name
 from kernelsimp.kernels.residuals import mean_removed_residuals
-from kernelsimp.kernels.significance import discoveries, enrichment, local_false_share
+from kernelsimp.kernels.significance import discoveries, enrichment, local_false_share, near_tolerance
+from kernelsimp.models.soundness import check_weights
 from kernelsimp.records.scan import FamilyScan, LayerScan, NullCount, Sample, Scan
 from kernelsimp.settings import ScanSettings
 from kernelsimp.watch import SILENT, Watcher
@@ -67,6 +70,7 @@ class Seen:
         return np.asarray(self.found_by.found & self.judged[BEYOND_BY].found)
 
 
+@one_thread()
 def scan_bank(
     bank: KernelBank,
     settings: ScanSettings,
@@ -77,19 +81,22 @@ def scan_bank(
     """Return the scan of every layer larger than 1x1; `strides` by layer name where they are known.
 
     Raises `KernelsimpError` for a tolerance outside 0..1, an unknown family, null, kind or depth, or globs
-    that match nothing.
+    that match nothing, or a layer that holds NaN.
     """
     check(settings)
     bank = selected(bank, settings)
+    check_weights(bank)
     deep = deep_layers(bank.spatial, settings)
     watcher.start("scanning", len(bank.spatial))
     names: dict[str, int] = {}
-    layers, notes = [], []
+    layers: list[LayerScan] = []
+    notes: dict[str, list[str]] = {}
     for place, layer in enumerate(bank.spatial):
         seen = see(examine(layer, settings.families), settings, deep=layer.name in deep)
         for name in seen.names:
             names.setdefault(name, len(names))
-        notes += [f"{layer.name}: {item.note}" for item in seen.judged.values() if item.note]
+        for note in (item.note for item in seen.judged.values() if item.note):
+            notes.setdefault(note, []).append(layer.name)
         extra = _extra(seen, (strides or {}).get(layer.name), first=place == 0, deep=layer.name in deep)
         layers.append(_layer_scan(seen, names, extra))
         watcher.step()
@@ -101,7 +108,11 @@ def scan_bank(
         skipped=tuple((item.name, item.reason) for item in bank.skipped),
         weights=sum(layer.kernels.numel() for layer in bank.layers),
         pointwise=sum(layer.count for layer in bank.layers if layer.pointwise),
-        warnings=(*bank.warnings, *notes, *_depth_note(len(bank.spatial), len(deep), settings)),
+        warnings=(
+            *bank.warnings,
+            *(f"{_several(found)}: {note}" for note, found in notes.items()),
+            *_depth_note(len(bank.spatial), len(deep), settings),
+        ),
     )
 
 
@@ -153,6 +164,12 @@ def _said(settings: ScanSettings) -> dict[str, Any]:
     return {key: value for key, value in asdict(settings).items() if key in keys}
 
 
+def _several(names: list[str], most: int = 3) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = f" and {len(names) - most} more layers" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _depth_note(layers: int, deep: int, settings: ScanSettings) -> Iterator[str]:
     if settings.depth == "auto" and deep < layers:
         yield (
@@ -176,16 +193,16 @@ def _layer_scan(seen: Seen, names: Mapping[str, int], extra: Mapping[str, Any]) 
         layer.count,
         int(examined.dead.sum()),
         {**_family_scans(seen, linear), **_structure_scans(seen, best)},
-        best=index[best],
-        residual=residual.astype(np.float32),
-        p=seen.found_by.p,
-        found=seen.found_by.found,
+        best=aside(index[best]),
+        residual=aside(residual.astype(np.float32)),
+        p=aside(seen.found_by.p),
+        found=aside(seen.found_by.found),
         histogram=tuple(np.histogram(nearest, HISTOGRAM_BINS, (0, 1))[0].tolist()),
         extra=extra,
-        beyond=seen.beyond,
-        is_dead=examined.dead,
+        beyond=aside(seen.beyond),
+        is_dead=aside(examined.dead),
         words=spoken.words,
-        word=spoken.word,
+        word=aside(spoken.word),
         sentence=spoken.sentence,
         samples=tuple(_samples(seen, (best, residual), spoken)),
         outputs=int(layer.kernels.shape[0]),
@@ -211,7 +228,7 @@ def _extra(seen: Seen, stride: int | None, *, first: bool, deep: bool) -> dict[s
         return cheap
     return {
         **cheap,
-        "orbits": beyond.relatives(examined, seen.shapes, settings.tolerance),
+        "orbits": beyond.relatives(examined, seen.shapes, settings.tolerance, settings.seed),
         "prototypes": beyond.covering(examined, settings.seed) if _few_enough(examined, settings) else None,
         "bits_per_kernel": beyond.bits_per_kernel(examined),
     }
@@ -246,27 +263,32 @@ def _family_scans(seen: Seen, best: NDArray[np.int64]) -> dict[str, FamilyScan]:
     examined, tolerance = seen.examined, seen.settings.tolerance
     live = ~examined.dead
     r = examined.live_residual
-    observed = examined.matches(tolerance).sum(axis=0)
+    observed = [int(np.count_nonzero(column <= tolerance)) for column in r.T]
     subspaces = [family.subspace for family in examined.families]
     step = -(-len(r) // MEDIAN_OF) or 1
     spaced = torch.from_numpy(np.flatnonzero(live)[::step])
     kernels = examined.layer.kernels.reshape(-1, *examined.layer.grid)[spaced]
     centred = mean_removed_residuals(kernels, subspaces).numpy() if subspaces else r
     raw = r[::step]
+    near, count = near_tolerance(r, tolerance), int(live.sum())
+    chance = {
+        name: (
+            count * item.null.expected_shares(tolerance),
+            np.bincount(best[item.found & (best != NONE)], minlength=len(subspaces)),
+            local_false_share(item.null, near, count, tolerance),
+        )
+        for name, item in seen.judged.items()
+    }
     scans = {}
     for i, family in enumerate(examined.families):
-        of_family = best == i
         scans[family.name] = FamilyScan(
             family.subspace.dim,
-            int(observed[i]),
+            observed[i],
             {
                 name: NullCount(
-                    expected := float(live.sum()) * item.null.expected(tolerance, i),
-                    enrichment(int(observed[i]), expected),
-                    int((item.found & of_family).sum()),
-                    local_false_share(item.null, i, torch.from_numpy(r[:, i]), tolerance),
+                    float(expected[i]), enrichment(observed[i], expected[i]), int(found[i]), share[i]
                 )
-                for name, item in seen.judged.items()
+                for name, (expected, found, share) in chance.items()
             },
             _median(raw[:, i]),
             _median(centred[:, i]),

@@ -210,10 +210,10 @@ def _few(kernels: Tensor, look: Look) -> list[Measured]:
 
 
 def _few_where_near(kernels: Tensor, counts: Sequence[int], tolerance: float) -> dict[int, Tensor]:
-    """Return residuals of two and three values, (n,): rough in float32 (1e-3) beyond twice the tolerance."""
+    """Return residuals of two and three values, (n,): rough in float32 (1e-3) beyond the tolerance."""
     parts = [_rough_few(part) for part in chunks(kernels.flatten(1).float(), CHUNK)]
     rough = torch.cat(parts, dim=1)
-    near = torch.nonzero((rough <= 2 * tolerance + 0.01).any(dim=0) | ~rough.isfinite().all(dim=0))[:, 0]
+    near = torch.nonzero((rough <= tolerance + 0.01).any(dim=0) | ~rough.isfinite().all(dim=0))[:, 0]
     exact = few_values.fit_all(kernels[near], counts)
     return {
         found.values: rough[found.values - 2].double().index_copy(0, near, found.residual) for found in exact

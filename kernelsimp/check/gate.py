@@ -7,39 +7,51 @@ that cannot be judged, because the baseline does not say what the figure was, co
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 from torch import Tensor
 
 from kernelsimp.check.accuracy import ROUNDING, Drop, measure_drop
-from kernelsimp.check.kernels import from_tensors, verify_holds
+from kernelsimp.check.kernels import from_tensors, verify_holds, zeroed_layers
 from kernelsimp.check.measures import figures
 from kernelsimp.check.rules import USUAL
+from kernelsimp.check.tensors import broken_tensors, changed_tensors
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome
-from kernelsimp.evaluation.accuracy import stage as stage_of
 from kernelsimp.models.layers import bank_from_tensors, tensor_name
-from kernelsimp.records.held import HeldLayer, encode_assignment
-from kernelsimp.records.limits import Baseline, BaselineLayer, Limit, Limits
+from kernelsimp.records.limits import Baseline, Limit, Limits
 from kernelsimp.records.verdict import Finding, Measure, Verdict, shown
 
-COUNTED = ("kernels.frozen_changed", "kernels.structure_broken", "kernels.nan", "layers.changed")
-"""Rules whose figure is the sum of what `verify_holds` measured."""
+COUNTED = (
+    *("kernels.frozen_changed", "kernels.structure_broken", "kernels.nan", "weights.nan"),
+    *("layers.changed", "layers.zeroed"),
+)
+"""Rules whose figure is the sum of what their findings measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The network under check: its state dict, and its outcome on test images if it was measured."""
+    """The network under check: its state dict, and its outcome on test images if it was measured.
+
+    `unmeasured` says why it was not, where it should have been.
+    """
 
     tensors: Mapping[str, Tensor]
     outcome: Outcome | None = None
     fingerprint: str = ""
     against: str = "last"
+    unmeasured: str = ""
 
 
 def check(baseline: Baseline, subject: Subject, limits: Limits = USUAL) -> Verdict:
     """Return the verdict on a network; raises as `verify_holds` and `measure_drop` do."""
     kernels = from_tensors(baseline, subject.tensors)
-    found = [*verify_holds(baseline, kernels), *_added(baseline, subject.tensors)]
+    names = {layer.name for layer in baseline.layers} | set(spatial_names(subject.tensors))
+    found = [
+        *verify_holds(baseline, kernels),
+        *zeroed_layers(baseline, kernels),
+        *_added(baseline, subject.tensors),
+        *changed_tensors(baseline, subject.tensors, set(map(tensor_name, names))),
+        *broken_tensors(baseline, subject.tensors),
+    ]
     drop = _drop(baseline, subject)
     values = {
         **{rule: sum(item.measured or 0 for item in found if item.rule == rule) for rule in COUNTED},
@@ -48,48 +60,35 @@ def check(baseline: Baseline, subject: Subject, limits: Limits = USUAL) -> Verdi
         **({"accuracy.top1": subject.outcome.top1} if subject.outcome else {}),
     }
     before = _before(baseline, subject.against)
-    measures = [_measure(limit, values.get(limit.rule), before.get(limit.rule)) for limit in limits.rules]
+    why = subject.unmeasured or "needs --data"
+    measures = [
+        _measure(limit, values.get(limit.rule), before.get(limit.rule), why) for limit in limits.rules
+    ]
     findings = [item for measure in measures for item in _findings(measure, limits, found, drop)]
     findings.sort(key=lambda finding: finding.level != "error")
     return Verdict(tuple(findings), tuple(measures))
 
 
-def baseline_from(subject: Subject, source: Baseline | None = None) -> Baseline:
-    """Return a baseline of the network as it is: what `--update-baseline` writes.
-
-    The structures and checksums of `source` are kept, its figures and its accuracy are made new; without
-    one every kernel is free.
-    """
-    base = source or _free(subject.tensors)
-    measured = figures(base, from_tensors(base, subject.tensors))
-    if subject.outcome is None:
-        return replace(base, measured=measured)
-    stages = (stage_of("baseline", subject.outcome),)
-    return replace(base, measured=measured, stages=stages, data_fingerprint=subject.fingerprint)
-
-
-def _free(tensors: Mapping[str, Tensor]) -> Baseline:
-    layers = []
-    for layer in bank_from_tensors(tensors).spatial:
-        choice = np.zeros(tuple(layer.kernels.shape[:2]), dtype=np.int16)
-        hold = HeldLayer(encode_assignment(choice), (), "")
-        shape = tuple(tensors[tensor_name(layer.name)].shape)
-        layers.append(BaselineLayer(layer.name, layer.kind, layer.groups, shape, hold))
-    layers.sort(key=lambda layer: layer.name)
-    return Baseline(("free",), tuple(layers), held=False)
-
-
 def _added(baseline: Baseline, tensors: Mapping[str, Tensor]) -> list[Finding]:
-    known = {layer.name for layer in baseline.layers}
+    known = {layer.name: layer for layer in baseline.layers}
+    lost = [layer for layer in known.values() if tensor_name(layer.name) not in tensors]
+    findings = []
+    for name in spatial_names(tensors):
+        if name not in known:
+            shape = tuple(tensors[tensor_name(name)].shape)
+            twin = next((layer.name for layer in lost if layer.weight_shape == shape), None)
+            hint = f"; '{shown(twin)}' of the same shape is missing: was it renamed?" if twin else ""
+            message = f"{shown(name)}: the baseline does not have this layer{hint}"
+            findings.append(Finding("layers.changed", "error", shown(name), 1, 0, message))
+    return findings
+
+
+def spatial_names(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the layers with kernels larger than 1x1 that the weights alone show."""
     try:
-        spatial = bank_from_tensors(tensors).spatial
+        return [layer.name for layer in bank_from_tensors(tensors).spatial]
     except KernelsimpError:  # weights alone do not show one-dimensional convolutions; the baseline does
         return []
-    names = [shown(layer.name) for layer in spatial if layer.name not in known]
-    return [
-        Finding("layers.changed", "error", name, 1, 0, f"{name}: the baseline does not have this layer")
-        for name in names
-    ]
 
 
 def _drop(baseline: Baseline, subject: Subject) -> Drop | None:
@@ -106,9 +105,10 @@ def _before(baseline: Baseline, against: str) -> dict[str, float]:
     return before
 
 
-def _measure(limit: Limit, value: float | None, before: float | None) -> Measure:
+def _measure(limit: Limit, value: float | None, before: float | None, why: str) -> Measure:
+    """Return what a rule measured; `why` is the reason where there is no accuracy."""
     if value is None:
-        why = "needs --data" if limit.rule.startswith("accuracy.") else "no layer to measure"
+        why = why if limit.rule.startswith("accuracy.") else "no layer to measure"
         return Measure(limit.rule, None, before, limit.text, "skip", why)
     if (limit.max_delta is not None or limit.min_delta is not None) and before is None:
         return Measure(

@@ -160,12 +160,26 @@ def _layer_findings(baseline: Baseline, layer: BaselineLayer, kernels: Tensor | 
     bad = held.bad
     if bad.any():
         yield _finding("kernels.nan", held, bad, f"of {bad.size:,} kernels hold NaN or infinity")
-    yield from _frozen_findings(held, _frozen(held, baseline.structures))
+    yield from _frozen_findings(held, frozen_kernels(held, baseline.structures))
     if baseline.held:
         broken = broken_kernels(held, baseline.structures) & ~bad
         if broken.any():
             what = f"of {broken.size:,} kernels have left their structure"
             yield _finding("kernels.structure_broken", held, broken, what)
+
+
+def zeroed_layers(baseline: Baseline, kernels: Mapping[str, Tensor]) -> Iterator[Finding]:
+    """Yield a finding of `layers.zeroed` for each layer that is all zero and was not declared so."""
+    for layer in baseline.layers:
+        here = kernels.get(layer.name)
+        if here is None or tuple(here.shape) != canonical_shape(layer) or bool((here != 0).any()):
+            continue
+        declared = held_layer(baseline, layer, here).choice
+        names = {baseline.structures[int(index)] for index in np.unique(declared)}
+        if names != {ZERO}:
+            where = shown(layer.name)
+            message = f"{where}: every one of {declared.size:,} kernels is zero"
+            yield Finding("layers.zeroed", "error", where, 1, 0, message)
 
 
 def broken_kernels(held: Held, structures: Sequence[str]) -> Bools:
@@ -186,17 +200,20 @@ def _holds(name: str, kernels: Tensor, shapes: NDArray[np.float32] | None) -> Te
     return find(name, tuple(kernels.shape[1:]), shapes).holds(kernels)
 
 
-def _frozen(held: Held, structures: Sequence[str]) -> Bools:
-    """Say which kernels have checksums: every simplified one, or where structure was tied, the denoised.
+def frozen_kernels(held: Held, structures: Sequence[str]) -> Bools:
+    """Say which kernels (out, in / groups) have checksums: every simplified one, or, tied, the denoised.
 
     A layer too large for one checksum a kernel does not tell the two apart by their number; its digest does.
     """
+    sums = held.layer.hold.frozen_crc32
     every = held.choice != 0
+    if not sums:
+        return np.zeros_like(every)
     denoised = np.array([name.startswith(DENOISED) for name in structures], dtype=np.bool_)[held.choice]
     if held.choice.size > CRC_PER_KERNEL_UP_TO:
         matches = sha256(_rows(held, denoised).tobytes()).hexdigest() == held.layer.hold.sha256
         return denoised if denoised.any() and matches else every
-    tied = denoised.any() and len(held.layer.hold.frozen_crc32) == int(denoised.sum())
+    tied = denoised.any() and len(sums) == int(denoised.sum())
     return denoised if tied else every
 
 

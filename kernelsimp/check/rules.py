@@ -51,14 +51,24 @@ RULES: tuple[Rule, ...] = (
         usual=_at_most("kernels.structure_broken", 0),
     ),
     Rule("kernels.nan", "kernels holding NaN or infinity", usual=_at_most("kernels.nan", 0)),
+    Rule(
+        "weights.nan",
+        "tensors other than kernels larger than 1x1 that hold NaN or +infinity",
+        usual=_at_most("weights.nan", 0),
+    ),
     Rule("kernels.simplified_share", "share of kernels that lie in the structure they were given, 0..1"),
     Rule("kernels.dead_share", "share of kernels with under 1 % of their layer's mean energy, 0..1"),
     Rule("dof.fraction", "independent values left in kernels, as a share of their cells, 0..1"),
     Rule("bits.per_kernel", "bits of a kernel's independent values, with the choice of its structure"),
     Rule(
         "layers.changed",
-        "layers missing, added or of another shape",
+        "layers and other tensors missing, added or of another shape or dtype",
         usual=_at_most("layers.changed", 0),
+    ),
+    Rule(
+        "layers.zeroed",
+        "layers whose kernels have all become zero",
+        usual=Limit("layers.zeroed", max_delta=0),
     ),
 )
 

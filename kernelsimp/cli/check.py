@@ -1,12 +1,16 @@
 """`kernelsimp check`: the gate on checkpoints; exit 1 when a limit is crossed."""
 
 import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from shlex import join
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console, RenderableType
+from rich.markup import escape
 
-from kernelsimp.cli.console import emit_json, out, watching
+from kernelsimp.cli.console import emit_json, err, out, watching
 from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, with_settings
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
@@ -16,67 +20,124 @@ if TYPE_CHECKING:
     from kernelsimp.records.verdict import Verdict
 
 ModelsArgument = Annotated[list[Path], typer.Argument(metavar="MODEL...", help="checkpoint files")]
+BaselineOption = Annotated[Path, typer.Option(help="a run's report.json, or what --update-baseline made")]
+LimitsOption = Annotated[
+    Path | None, typer.Option(help="limits as TOML, or a pyproject.toml with [tool.kernelsimp.check]")
+]
+JunitOption = Annotated[Path | None, typer.Option(help="write JUnit XML here")]
+GitlabOption = Annotated[Path | None, typer.Option(help="write GitLab code-quality JSON here")]
 
 
 @with_settings(model=ModelSettings, data=DataSettings, run=RunSettings)
 def check(
     models: ModelsArgument,
     given: Given,
-    baseline: Annotated[Path, typer.Option(help="a run's report.json, or what --update-baseline made")],
-    limits: Annotated[
-        Path | None, typer.Option(help="limits as TOML, or a pyproject.toml with [tool.kernelsimp.check]")
-    ] = None,
+    baseline: BaselineOption,
+    limits: LimitsOption = None,
     max_drop: Annotated[float | None, typer.Option(help="accuracy that may be lost, in pp [0.5]")] = None,
     against: Annotated[str, typer.Option(help="the baseline's stage: last or original")] = "last",
     update_baseline: Annotated[bool, typer.Option(help="write the baseline from MODEL as it is")] = False,
-    junit: Annotated[Path | None, typer.Option(help="write JUnit XML here")] = None,
-    gitlab: Annotated[Path | None, typer.Option(help="write GitLab code-quality JSON here")] = None,
+    junit: JunitOption = None,
+    gitlab: GitlabOption = None,
     config: ConfigOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Verify that held kernels did not move, that structures hold and, with --data, the accuracy."""
     from kernelsimp import pipeline
-    from kernelsimp.cli.tables import verdict_tables
-    from kernelsimp.report import faces, verdict_json
-
-    settings = pipeline.settle_for_check(given, config, baseline)
-    gate = pipeline.Gate(baseline, limits, max_drop, against)
-    for option, asked in (("--update-baseline", update_baseline), ("--junit", junit), ("--gitlab", gitlab)):
-        if asked and len(models) > 1:
-            raise KernelsimpError(f"{option} goes with one MODEL; {len(models)} were given")
-    with watching(quiet=quiet, json=json) as watcher:
-        if update_baseline:
-            pipeline.update_baseline(models[0], gate, settings, watcher)
-            out.print(f"baseline: {baseline}", markup=False)
-            return
-        verdicts = {str(model): pipeline.check(model, gate, settings, watcher) for model in models}
-    for model, verdict in verdicts.items():
-        if not quiet and json != "-":
-            out.print(model, markup=False)
-            for table in verdict_tables(verdict):
-                out.print(table)
-        _tell_github(verdict, model)
-    first, name = next(iter(verdicts.values())), str(models[0])
-    if json:
-        several = [verdict_json(item) for item in verdicts.values()]
-        emit_json(several if len(models) > 1 else several[0], json)
-    if junit:
-        write_text(junit, faces.junit(first, name))
-    if gitlab:
-        write_text(gitlab, faces.gitlab(first, name))
-    raise typer.Exit(max(verdict.exit_code for verdict in verdicts.values()))
-
-
-def _tell_github(verdict: "Verdict", model: str) -> None:
-    """Write annotations and the step summary where a GitHub workflow runs this."""
     from kernelsimp.report import faces
 
-    if os.environ.get("GITHUB_ACTIONS") != "true":
-        return
-    for line in faces.annotations(verdict):
-        out.print(line, markup=False, soft_wrap=True)
+    settings = pipeline.settle_for_check(given, config, baseline)
+    make = line_that_makes(models[0], baseline, given, config)
+    gate = pipeline.Gate(baseline, limits, max_drop, against, make)
+    with watching(quiet=quiet, json=json) as watcher:
+        if update_baseline:
+            _update(models, lambda model: pipeline.update_baseline(model, gate, settings, watcher), baseline)
+            return
+        results = _results(models, lambda model: pipeline.check(model, gate, settings, watcher))
+    _show(results, json, quiet=quiet)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        _tell_github(results, err if json == "-" else out)
+    if junit:
+        write_text(junit, faces.junit(_spoken(results)))
+    if gitlab:
+        write_text(gitlab, faces.gitlab(_spoken(results)))
+    for result in results.values():
+        if isinstance(result, KernelsimpError):
+            raise result  # the others are written; this one cannot be judged, so neither can all
+    raise typer.Exit(max(result.exit_code for result in results.values()))
+
+
+def line_that_makes(model: Path, baseline: Path, given: Given, config: str | None) -> str:
+    """Return the command that makes the baseline that a check was asked to compare with."""
+    words = ["kernelsimp", "check", str(model), "--baseline", str(baseline), "--update-baseline"]
+    for name, value in (item for stage in given.values() for item in stage.items()):
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif value is not None and flag not in words:
+            words += [flag, str(value)]
+    return join([*words, *(("--config", config) if config else ())])
+
+
+def _update(models: list[Path], make: Callable[[Path], Any], baseline: Path) -> None:
+    if len(models) > 1:
+        raise KernelsimpError(f"--update-baseline goes with one MODEL; {len(models)} were given")
+    source, made = make(models[0])
+    held = sum(bool(layer.hold.frozen_crc32) for layer in made.layers)
+    told = f"frozen kernels in {held} of them, structures from {source}" if source else "no kernel is held"
+    out.print(f"baseline: {baseline} ({len(made.layers)} layers, {told})", markup=False)
+
+
+def _results(
+    models: list[Path], judge: Callable[[Path], "Verdict"]
+) -> "dict[str, Verdict | KernelsimpError]":
+    """Judge every checkpoint; with several, one that cannot be read does not hide the verdict on the rest."""
+    if len(models) == 1:
+        return {str(models[0]): judge(models[0])}
+    results: dict[str, Verdict | KernelsimpError] = {}
+    for model in models:
+        try:
+            results[str(model)] = judge(model)
+        except KernelsimpError as error:
+            results[str(model)] = error
+    if all(isinstance(result, KernelsimpError) for result in results.values()):
+        raise next(error for error in results.values() if isinstance(error, KernelsimpError))
+    return results
+
+
+def _show(results: "Mapping[str, Verdict | KernelsimpError]", json: str | None, *, quiet: bool) -> None:
+    from kernelsimp.cli.tables import verdict_tables
+    from kernelsimp.report import verdict_json
+
+    told: list[dict[str, Any]] = []
+    for model, result in results.items():
+        if isinstance(result, KernelsimpError):
+            told.append({"model": model, "error": str(result)})
+            drawn: Iterable[RenderableType] = [escape(f"could not be checked: {result}")]
+        else:
+            told.append({"model": model, **verdict_json(result)})
+            drawn = verdict_tables(result)
+        if not quiet and json != "-":
+            out.print(model, markup=False)
+            for table in drawn:
+                out.print(table)
+    if json:
+        emit_json(told if len(told) > 1 else told[0], json)
+
+
+def _spoken(results: "Mapping[str, Verdict | KernelsimpError]") -> "dict[str, Verdict | str]":
+    return {name: str(item) if isinstance(item, KernelsimpError) else item for name, item in results.items()}
+
+
+def _tell_github(results: "Mapping[str, Verdict | KernelsimpError]", console: Console) -> None:
+    """Write annotations and the step summary for the GitHub workflow that runs this."""
+    from kernelsimp.report import faces
+
+    spoken = _spoken(results)
+    for line in faces.annotations(spoken):
+        console.print(line, markup=False, soft_wrap=True)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
         with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(faces.step_summary(verdict, model))
+            file.write(faces.step_summary(spoken))

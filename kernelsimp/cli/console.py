@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
 from kernelsimp.watch import Watcher
 
@@ -83,16 +84,28 @@ class TerminalWatcher(Watcher):
             self._bar = None
 
 
+class StoppedError(KernelsimpError):
+    """Someone pressed Ctrl-C; `resumable` says whether the same command with --resume goes on from there."""
+
+    exit_code = 130
+
+    def __init__(self, *, resumable: bool) -> None:
+        super().__init__("interrupted")
+        self.resumable = resumable
+
+
 @contextmanager
 def watching(*, quiet: bool, json: str | None, run: Path | None = None) -> Iterator[TerminalWatcher]:
-    """Yield a watcher, silent where stdout takes JSON; an interrupted `run` that can go on says how."""
+    """Yield a watcher, silent where stdout takes JSON.
+
+    Raises `StoppedError` in place of `KeyboardInterrupt`; a `run` that has kept anything can go on.
+    """
     watcher = TerminalWatcher(quiet=quiet or json == "-")
     try:
         yield watcher
-    except KeyboardInterrupt:
-        if run is not None and (run / "resume" / "finetune.pt").exists():
-            watcher.note("stopped; the same command with --resume goes on from here")
-        raise
+    except KeyboardInterrupt as stop:
+        kept = (run / "resume").rglob("*") if run is not None else ()
+        raise StoppedError(resumable=any(path.is_file() for path in kept)) from stop
     finally:
         watcher.stop()
 

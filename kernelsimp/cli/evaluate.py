@@ -1,10 +1,18 @@
 """`kernelsimp evaluate`: accuracy with its interval, and robustness."""
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from kernelsimp.cli.console import emit_json, out, watching
-from kernelsimp.cli.options import ConfigOption, JsonOption, ModelArgument, QuietOption, with_settings
+from kernelsimp.cli.options import ConfigOption, JsonOption, ModelArgument, QuietOption, put, with_settings
 from kernelsimp.settings import DataSettings, Given, ModelSettings, RobustnessSettings, RunSettings
+
+MetricOption = Annotated[
+    str | None,
+    typer.Option("--metric", help="file.py:callable (model, batches) -> float, in place of accuracy"),
+]
 
 
 @with_settings(model=ModelSettings, data=DataSettings, robustness=RobustnessSettings, run=RunSettings)
@@ -12,6 +20,7 @@ def evaluate(
     model: ModelArgument,
     given: Given,
     config: ConfigOption = None,
+    metric: MetricOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -20,6 +29,7 @@ def evaluate(
     from kernelsimp.cli.tables import draw
     from kernelsimp.report.evaluation import evaluation_json, evaluation_tables
 
+    given = put(given, "plan", "metric", metric)
     with watching(quiet=quiet, json=json) as watcher:
         found = pipeline.evaluate(Path(model), pipeline.settle_for_model(given, config), watcher)
     if json:

@@ -5,6 +5,8 @@ Exit codes: 0 done; 1 a limit crossed or a budget not met; 2 could not do it; 3 
 
 import os
 import sys
+from collections.abc import Mapping
+from shlex import join
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -14,9 +16,10 @@ from kernelsimp import __version__
 from kernelsimp.cli.audit import audit
 from kernelsimp.cli.check import check
 from kernelsimp.cli.compare import compare
-from kernelsimp.cli.console import err
+from kernelsimp.cli.console import StoppedError, err
 from kernelsimp.cli.demo import demo
 from kernelsimp.cli.evaluate import evaluate
+from kernelsimp.cli.export import export
 from kernelsimp.cli.families import families
 from kernelsimp.cli.prune import prune
 from kernelsimp.cli.report import report
@@ -24,6 +27,9 @@ from kernelsimp.cli.scan import scan
 from kernelsimp.cli.simplify import simplify
 from kernelsimp.cli.train import train
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.training.ranks import first_process
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="kernelsimp",
@@ -33,7 +39,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, scan, simplify, train, prune, check, evaluate, compare, audit, report, families):
+for command in (
+    demo,
+    scan,
+    simplify,
+    train,
+    prune,
+    check,
+    evaluate,
+    compare,
+    audit,
+    report,
+    export,
+    families,
+):
     app.command()(command)
 
 
@@ -62,10 +81,12 @@ def run(arguments: list[str]) -> int:
     try:
         code: Any = typer.main.get_command(app)(arguments, standalone_mode=False)
         sys.stdout.flush()
+    except StoppedError as stop:
+        return _interrupted(arguments if stop.resumable else None)
     except KernelsimpError as error:
         return _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130)
+        return _interrupted()
     except BrokenPipeError:
         # the reader went away (`| head`): nothing is wrong, and nothing more can be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,7 +100,29 @@ def run(arguments: list[str]) -> int:
         if hasattr(error, "format_message"):
             return _fail(error.format_message() + _where(error), 2)
         return _bug()
+    if code == INTERRUPTED:  # typer has met the interrupt before us
+        return _interrupted()
     return code if isinstance(code, int) else 0
+
+
+def _interrupted(resumable: list[str] | None = None) -> int:
+    """Say that Ctrl-C was met and, for a command that can go on, the line that does; once for all ranks."""
+    if first_process():
+        if resumable is not None:
+            err.print(f"to go on: {escape(resume_line(resumable))}")
+        _fail("interrupted", INTERRUPTED)
+    return INTERRUPTED
+
+
+def resume_line(arguments: list[str], environment: Mapping[str, str] = os.environ) -> str:
+    """Return the shell line that goes on with an interrupted command, with torchrun where that started it."""
+    more = [] if "--resume" in arguments else ["--resume"]
+    words = ["kernelsimp", *arguments, *more]
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return join(words)
+    local = int(environment["LOCAL_WORLD_SIZE"])
+    nodes = int(environment["WORLD_SIZE"]) // local
+    return join(["torchrun", "--nnodes", str(nodes), "--nproc-per-node", str(local), "-m", *words])
 
 
 def _fail(message: str, code: int) -> int:

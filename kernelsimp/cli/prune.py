@@ -45,6 +45,6 @@ def prune(
 
     if out_dir is None:
         raise KernelsimpError("prune needs a place to write: pass --out RUN")
-    with watching(quiet=quiet, json=json) as watcher:
+    with watching(quiet=quiet, json=json, run=out_dir) as watcher:
         result = pipeline.prune(Path(model), pipeline.settle_for_pruning(given, config), out_dir, watcher)
     present_run(result, out_dir, json, quiet=quiet)

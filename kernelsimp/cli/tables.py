@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import typer
@@ -20,10 +21,13 @@ from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Explanation, Scan, ScanLine
 from kernelsimp.records.verdict import Verdict, shown
 from kernelsimp.report import faces, report_json, tables
-from kernelsimp.report.course_tables import metric_table, round_table
+from kernelsimp.report.course_tables import metric_table, round_table, training_table
 from kernelsimp.report.folder_tables import failure_table, folder_table
 from kernelsimp.report.robustness_tables import robustness_tables
 from kernelsimp.report.tables import Table
+
+NAME = 24
+"""The first column of a table, names, is not squeezed below this many characters."""
 
 
 def draw(table: Table) -> RenderableType:
@@ -32,7 +36,9 @@ def draw(table: Table) -> RenderableType:
         return Group()
     rich = RichTable(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, head in enumerate(table.heads):
-        rich.add_column(escape(head), justify="left" if place in table.text else "right", overflow="fold")
+        wide = max(len(row[0]) for row in table.rows) if place == 0 else 0
+        justify: Literal["left", "right"] = "left" if place in table.text else "right"
+        rich.add_column(escape(head), justify=justify, overflow="fold", min_width=min(wide, NAME) or None)
     for row in table.rows:
         rich.add_row(*(escape(cell) for cell in row))
     return rich
@@ -70,6 +76,7 @@ def explanation_tables(explained: Explanation) -> Iterator[RenderableType]:
     yield escape(f"{where}: {explained.name}; {chance}{dead}")
     cells = torch.from_numpy(explained.cells.reshape(-1, explained.cells.shape[-1]))
     yield escape("\n".join(pictures.picture(cells, ascii_only=not _unicode())))
+    yield from (escape(shown(note)) for note in explained.notes)
     yield draw(_first_rows(tables.explanation_table(explained), 20))
 
 
@@ -90,7 +97,7 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
     yield draw(tables.stage_table(report))
     yield draw(metric_table(report))
     yield draw(round_table(report))
-    yield draw(tables.training_table(report))
+    yield draw(training_table(report))
     yield draw(tables.family_table(report))
     yield draw(tables.control_table(report))
     yield from map(draw, robustness_tables(report.robustness)[:2])  # the summary and the comparison

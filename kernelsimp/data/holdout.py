@@ -30,7 +30,7 @@ def holdout_split(data: Data, settings: DataSettings, text: str, seed: int) -> S
 
 
 def _check(data: Data, found: Split, text: str) -> None:
-    largest = int(found.labels.max())
+    largest = int(found.labels.max()) if found.labels.ndim == 1 else -1
     if largest >= data.classes:
         message = f"--holdout {text} has label {largest}, the data classes 0..{data.classes - 1}"
         raise KernelsimpError(f"{message}; name images of the same classes")

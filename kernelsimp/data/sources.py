@@ -108,7 +108,7 @@ def _count_classes(data: Data, known: int | None) -> int:
     """Return how many classes there are; raises where a label lies outside the known ones."""
     classes = known or 0
     for word, split in (("train", data.train), ("val", data.val), ("test", data.test)):
-        largest = int(split.labels.max()) if len(split) else -1
+        largest = int(split.labels.max()) if len(split) and split.labels.ndim == 1 else -1
         if known is not None and largest >= known:
             message = f"{data.name}: {word} has label {largest}, outside the {known} classes 0..{known - 1}"
             raise KernelsimpError(f"{message}; correct the labels")

@@ -57,7 +57,7 @@ class Split(Dataset[tuple[Tensor, int]]):
 
     @cached_property
     def labels(self) -> Tensor:
-        """The class of each image, int64 (n,)."""
+        """The class of each image, int64 (n,); or targets (n, ...) that only a metric can read."""
         return self.store.labels[torch.from_numpy(self.places)]
 
     def subset(self, indices: Sequence[int] | Places) -> "Split":
@@ -66,7 +66,8 @@ class Split(Dataset[tuple[Tensor, int]]):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of labels and image content, in order; it ignores the geometry."""
-        digest = hashlib.sha256(self.labels.numpy().astype("<i8").tobytes())
+        labels = self.labels.numpy()
+        digest = hashlib.sha256((labels.astype("<i8") if labels.ndim == 1 else labels).tobytes())
         for place in self.places.tolist():
             digest.update(self.store.mark(place))
         return digest.hexdigest()

@@ -86,7 +86,10 @@ class ForeignStore:
 
     @cached_property
     def labels(self) -> Tensor:
-        """The labels: from `targets` or `labels` where the data set has them, else one by one."""
+        """The labels: from `targets` or `labels` where the data set has them, else one by one.
+
+        Targets of several numbers each (masks, say) stay as they are, (n, ...), for a metric to read.
+        """
         count = len(self.items)
         for name in ("targets", "labels", "_labels"):
             known = getattr(self.items, name, None)
@@ -95,8 +98,8 @@ class ForeignStore:
                 and len(known) == count
                 and not getattr(self.items, "target_transform", None)
             ):
-                return as_labels(np.asarray(known), self.name)
-        return as_labels(np.array([self._pair(i)[1] for i in range(count)]), self.name)
+                return as_targets(known, self.name)
+        return as_targets([self._pair(i)[1] for i in range(count)], self.name)
 
     def _image(self, index: int) -> Tensor:
         return to_image(self._pair(index)[0], f"{self.name}: item {index}")
@@ -111,6 +114,20 @@ class ForeignStore:
             found = f"{type(item).__name__}" + (f" of {len(item)}" if isinstance(item, tuple | list) else "")
             raise KernelsimpError(f"{self.name}: item {index} is a {found}; expected a pair (image, label)")
         return item[0], item[1]
+
+
+def as_targets(labels: Any, where: str) -> Tensor:
+    """Return one class a label, or arrays of one shape as they are; raises `KernelsimpError` for others."""
+    try:
+        array = np.asarray(labels)
+    except ValueError as error:
+        raise KernelsimpError(
+            f"{where}: targets of several shapes; expected one shape, or a class"
+        ) from error
+    numbers = np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_
+    if array.ndim > 2 and numbers:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    return as_labels(array, where)
 
 
 def as_labels(labels: NDArray[Any], where: str) -> Tensor:

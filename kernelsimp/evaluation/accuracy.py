@@ -104,6 +104,8 @@ def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         raise KernelsimpError(
             f"the network's output for {len(images)} images {shape} is {found}; expected {wanted}"
         )
+    if labels.ndim != 1:
+        raise KernelsimpError(f"labels have shape {tuple(labels.shape)}; accuracy takes one class an image")
     if not bool(logits.isfinite().all()):
         raise KernelsimpError(
             f"the network's output for images {shape} holds NaN or Inf; check weights and --std"

@@ -183,7 +183,7 @@ def sentence(names: Sequence[str], most: int = 3) -> str:
     parts = [f"{count} {name}" for name, count in common]
     parts += [f"{others} of other shapes"] if others else []
     parts += [f"{without} with {NOTHING}"] if without else []
-    return f"{len(names)} kernels: {', '.join(parts)}"
+    return f"{len(names)} kernel{'s' * (len(names) != 1)}: {', '.join(parts)}"
 
 
 def _glyphs(shades: str) -> list[str]:

@@ -9,7 +9,7 @@ import inspect
 import io
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -81,7 +81,8 @@ def load_pretrained(spec: str) -> tuple[nn.Module, Checkpoint]:
     source, _, name = spec.partition(":")
     library = _torchvision_with(name) if source == "torchvision" else _timm_with(name)
     try:
-        with _patient(), quiet(), redirect_stderr(io.StringIO()):  # the fetchers write there
+        said = io.StringIO()  # the fetchers write to either
+        with _patient(), quiet(), redirect_stderr(said), redirect_stdout(said):
             if source == "torchvision":
                 model = library.models.get_model(name, weights="DEFAULT", progress=False)
             else:
@@ -127,7 +128,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     Only batch norm's `num_batches_tracked` may be absent, as PyTorch itself allows for old files. Raises
     `KernelsimpError` naming the missing, unexpected and misshapen keys.
     """
-    wanted = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    fresh = model.state_dict()
+    wanted = {name: value for name, value in fresh.items() if isinstance(value, Tensor)}
     have = checkpoint.tensors
     missing = [name for name in wanted if name not in have and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in have if name not in wanted]
@@ -141,9 +143,12 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     if faults:
         advice = "pass the architecture this checkpoint was trained with"
         raise KernelsimpError(f"{checkpoint.path} does not fit --arch: {', '.join(faults)}; {advice}")
+    for name, value in have.items():
+        fresh[name] = value
     try:
-        model.load_state_dict(dict(have), strict=True)
-    except (RuntimeError, TypeError) as error:
+        # the fresh network's own state dict, because some modules refuse one that tells no versions
+        model.load_state_dict(fresh, strict=True)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise KernelsimpError(f"{checkpoint.path} does not fit --arch: {short(error)}") from error
 
 

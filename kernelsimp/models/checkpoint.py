@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from kernelsimp.errors import CheckpointError, KernelsimpError, did_you_mean
 from kernelsimp.files import write_atomically
+from kernelsimp.models.digest import tensors_sha256 as tensors_sha256
 from kernelsimp.models.identify import Format, identify
+from kernelsimp.models.packed import pack
 from kernelsimp.models.reading import Raw, read_raw
 from kernelsimp.models.wrappers import Found, common_prefix, find_state_dict, inside, rebuilt
 from kernelsimp.settings import ModelSettings
@@ -50,6 +52,12 @@ class Checkpoint:
         """The SHA-256 of the file that was read (or of the tensors, where there was none), 64 digits."""
         return self.digest or file_sha256(self.path)
 
+    @property
+    def stored_state(self) -> dict[str, Tensor]:
+        """Every tensor of the state dict as it was read, in file order, under the names of the file."""
+        state = inside(self.raw.payload, self.found.keys) if self.raw else {}
+        return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+
     def under(self, prefix: str) -> "Checkpoint":
         """Return the part whose names begin with `prefix`, which is taken off; `save` still writes it all."""
         part = {name[len(prefix) :]: item for name, item in self.tensors.items() if name.startswith(prefix)}
@@ -75,24 +83,29 @@ class Checkpoint:
 
         Raises `KernelsimpError` where the disk refuses or the format is one that is only read.
         """
+        if self.raw is not None and self.format == "packed":
+            pack({**self.stored_state, **self._state()}, keys=self.found.keys).save(path)
+            return
         if self.raw is None or self.format not in ("zip", "legacy", "safetensors"):
             advice = "simplify the PyTorch checkpoint it was exported from"
             raise KernelsimpError(f"{self.path}: {self.format} files are only read, not written; {advice}")
         if self.format == "safetensors":
             write_atomically(path, self._write_safetensors)
             return
-        state = {self.prefix + name: value for name, value in self.tensors.items()}
-        payload = rebuilt(self.raw.payload, self.found, state)
+        payload = rebuilt(self.raw.payload, self.found, self._state())
         write_atomically(path, lambda partial: _write_torch(payload, partial, zipped=self.format == "zip"))
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return the tensors under the names that the file has for them."""
+        return {self.prefix + name: value for name, value in self.tensors.items()}
 
     def _write_safetensors(self, partial: Path) -> None:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         metadata = dict(self.raw.metadata or {}) if self.raw else {}
-        state = {self.prefix + name: value for name, value in self.tensors.items()}
         stored = self.raw.payload if self.raw else {}
-        tensors = {name: value.contiguous() for name, value in {**stored, **state}.items()}
+        tensors = {name: value.contiguous() for name, value in {**stored, **self._state()}.items()}
         try:
             save_file(tensors, partial, metadata=metadata or None)
         except SafetensorError as error:  # its own words for a full or read-only disk
@@ -152,15 +165,6 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read: {error.strerror}") from error
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names and bytes of tensors, in order."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def verify_sha256(path: Path, expected: str) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Convolution:
-    """How the graph uses a weight."""
+    """How the graph uses a weight; `stride` is the largest of its axes, None where the graph hides it."""
 
     groups: int
     transposed: bool
+    stride: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

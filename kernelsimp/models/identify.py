@@ -12,7 +12,7 @@ from typing import Literal
 
 from kernelsimp.errors import CheckpointError
 
-Format = Literal["zip", "legacy", "safetensors", "onnx", "pt2", "torchscript"]
+Format = Literal["zip", "legacy", "safetensors", "packed", "onnx", "pt2", "torchscript"]
 
 EXPECTED = "expected a PyTorch (.pt, .pth, .bin, .ckpt) or .safetensors checkpoint"
 
@@ -35,6 +35,9 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
 
 _HEAD = 4096
 
+PACKED = b"kspack"
+"""What a packed checkpoint begins with, of whatever version."""
+
 
 def identify(path: Path) -> Format:
     """Return the container format of the checkpoint at `path`.
@@ -51,6 +54,8 @@ def identify(path: Path) -> Format:
         return "onnx"
     if head[:4] == b"PK\x03\x04":
         return _zip_format(path)
+    if head[:6] == PACKED:
+        return "packed"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "legacy"
     if _safetensors_header(head) or path.suffix.lower() == ".safetensors":

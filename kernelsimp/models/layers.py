@@ -19,39 +19,13 @@ from kernelsimp.models.checkpoint import Checkpoint
 from kernelsimp.models.exported import Convolution
 from kernelsimp.models.soundness import check_weights as check_weights
 from kernelsimp.models.soundness import damage as damage
+from kernelsimp.models.stored_order import canonical as canonical
+from kernelsimp.models.stored_order import layer_name as layer_name
+from kernelsimp.models.stored_order import stored as stored
+from kernelsimp.models.stored_order import tensor_name as tensor_name
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def canonical(weight: Tensor, kind: str, groups: int) -> Tensor:
-    """Return a stored weight as (out, in / groups, kh, kw), a view where possible."""
-    if weight.ndim == 3:
-        weight = weight.unsqueeze(2)
-    return _swapped(weight, groups) if kind == "transposed" else weight
-
-
-def stored(kernels: Tensor, kind: str, groups: int, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Undo `canonical`; `shape` is the stored shape, needed for Conv1d: its grid is (1, k), stored (k,)."""
-    weight = _swapped(kernels, groups) if kind == "transposed" else kernels
-    return weight if shape is None else weight.reshape(shape)
-
-
-def _swapped(weight: Tensor, groups: int) -> Tensor:
-    """Swap input and output inside each group: (g * a, b, ...) becomes (g * b, a, ...)."""
-    outer, inner, *grid = weight.shape
-    split = weight.reshape(groups, outer // groups, inner, *grid).transpose(1, 2)
-    return split.reshape(groups * inner, outer // groups, *grid)
-
-
-def tensor_name(layer: str) -> str:
-    """Return the name of a layer's weight in the state dict; a lone convolution has the empty name."""
-    return f"{layer}.weight" if layer else "weight"
-
-
-def layer_name(tensor: str) -> str:
-    """Return the name of the layer whose weight this is."""
-    return tensor.removesuffix("weight").removesuffix(".")
 
 
 # ---------------------------------------------------------------- from a network

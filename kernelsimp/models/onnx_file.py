@@ -40,8 +40,11 @@ def read_onnx(path: Path) -> Exported:
     for node in _nodes(model.graph):
         if node.op_type in _OPERATORS and len(node.input) > 1:
             groups = next((item.i for item in node.attribute if item.name == "group"), 1)
+            strides = next((item.ints for item in node.attribute if item.name == "strides"), ())
             if node.input[1] in tensors:
-                convolutions[node.input[1]] = Convolution(int(groups), _OPERATORS[node.op_type])
+                convolutions[node.input[1]] = Convolution(
+                    int(groups), _OPERATORS[node.op_type], max(map(int, strides), default=1)
+                )
             else:
                 computed += 1
     remark = f"{path}: {computed} convolutions have a computed weight and are passed over"

@@ -97,7 +97,8 @@ def _convolutions(
         if weight in tensors:
             groups = int(given.get("groups", {}).get("as_int", 1))
             transposed = "transpose" in target[1] or bool(given.get("transposed", {}).get("as_bool"))
-            yield weight, Convolution(groups, transposed)
+            strides = given.get("stride", {"as_ints": [1]}).get("as_ints")
+            yield weight, Convolution(groups, transposed, max(map(int, strides)) if strides else None)
 
 
 def _inputs(specs: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ from kernelsimp.models.exported import Convolution, Exported
 from kernelsimp.models.foreign import quiet, short
 from kernelsimp.models.identify import Format
 from kernelsimp.models.onnx_file import read_onnx
+from kernelsimp.models.packed import read_packed
 from kernelsimp.models.pt2 import read_pt2
 from kernelsimp.models.torchscript import read_torchscript
 
@@ -58,6 +59,8 @@ def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> 
     """
     if file_format == "safetensors":
         return _read_safetensors(path)
+    if file_format == "packed":
+        return Raw("packed", read_packed(path))
     remarks = () if file_format in ("legacy", "onnx") else check_crc(path)
     if file_format in EXPORTED:
         network = EXPORTED[file_format](path)

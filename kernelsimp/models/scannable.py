@@ -15,13 +15,13 @@ from kernelsimp.errors import CheckpointError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.architectures import build_model, is_pretrained_name, load_pretrained, load_weights
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
-from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, check_weights, conv_modules
+from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, conv_modules, layer_name
 from kernelsimp.settings import ModelSettings
 
 
 @dataclass(frozen=True, eq=False)
 class Scannable:
-    """A bank of sound kernels, where it came from, the stride of layers where known, and remarks."""
+    """A bank of kernels, not looked at yet, its source, the strides where known, and remarks."""
 
     bank: KernelBank
     source: Mapping[str, Any]
@@ -32,8 +32,7 @@ class Scannable:
 def open_to_scan(path: Path, settings: ModelSettings) -> Scannable:
     """Open MODEL, a file or a name such as `torchvision:resnet18`, for reading its kernels.
 
-    Raises `KernelsimpError` for what cannot be read, fetched or matched to --arch, holds no convolution, or
-    holds NaN.
+    Raises `KernelsimpError` for what cannot be read, fetched or matched to --arch or holds no convolution.
     """
     word = str(path)
     if is_pretrained_name(word):
@@ -43,7 +42,6 @@ def open_to_scan(path: Path, settings: ModelSettings) -> Scannable:
     else:
         checkpoint = load_checkpoint(path, settings)
         bank, strides = _of_file(checkpoint, settings.arch)
-    check_weights(bank)
     source = {"path": word, "sha256": checkpoint.sha256, "format": checkpoint.format}
     warnings = tuple(dict.fromkeys((*checkpoint.warnings, *bank.warnings)))
     return Scannable(bank, source, strides, warnings)
@@ -56,10 +54,16 @@ def strides_of(model: nn.Module) -> dict[str, int]:
 
 def _of_file(checkpoint: Checkpoint, arch: str | None) -> tuple[KernelBank, dict[str, int]]:
     if arch is None:
-        return bank_from_checkpoint(checkpoint), {}
+        return bank_from_checkpoint(checkpoint), _strides_in(checkpoint)
     model = build_model(arch)
     load_weights(model, checkpoint)
     return bank_from_model(model), strides_of(model)
+
+
+def _strides_in(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return the strides that an exported graph shows, by layer name; none for a file of weights alone."""
+    uses = (checkpoint.raw.convolutions if checkpoint.raw else None) or {}
+    return {layer_name(name): use.stride for name, use in uses.items() if use.stride is not None}
 
 
 def _check_digest(checkpoint: Checkpoint, expected: str | None) -> None:

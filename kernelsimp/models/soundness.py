@@ -21,7 +21,7 @@ def check_weights(bank: KernelBank) -> None:
     for layer in bank.layers:
         sentence = damage(layer)
         if sentence:
-            raise KernelsimpError(f"{sentence}; repair the checkpoint or pass --skip-layer {layer.name}")
+            raise KernelsimpError(f"{sentence}; repair the checkpoint or pass --skip-layers {layer.name}")
 
 
 def damage(layer: LayerKernels) -> str | None:

@@ -184,11 +184,20 @@ def _use(call: ast.Call) -> Convolution | None:
     """Return how a call of a torch convolution uses its weight."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
     if name in _PLAIN:
-        return Convolution(_number(call, 6, 1), _PLAIN[name])
+        return Convolution(_number(call, 6, 1), _PLAIN[name], _largest(call, 3))
     if name in _PLACES:
         groups, transposed = _PLACES[name]
-        return Convolution(_number(call, groups, 1), bool(_number(call, transposed, 0)))
+        return Convolution(_number(call, groups, 1), bool(_number(call, transposed, 0)), _largest(call, 3))
     return None
+
+
+def _largest(call: ast.Call, place: int) -> int | None:
+    """Return the largest of a list of constants at a place of a call, None where it is anything else."""
+    node = call.args[place] if place < len(call.args) else None
+    items = node.elts if isinstance(node, ast.List) else []
+    numbers = [item.value for item in items if isinstance(item, ast.Constant)]
+    whole = [number for number in numbers if isinstance(number, int)]
+    return max(whole) if whole and len(whole) == len(items) else None
 
 
 def _number(call: ast.Call, place: int, default: int) -> int:

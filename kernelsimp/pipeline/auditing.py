@@ -56,17 +56,22 @@ def _maps(
     arch = network.arch
     if arch is None:
         return None, (f"{UNKNOWN}: weights alone do not tell them; pass --arch",)
-    recipe = recipe_of(arch)
-    side = settings.data.crop or settings.data.input_size or SIDES.get(recipe or "")
-    if data is not None:
-        shape = tuple(data.test[0][0].shape)
-    elif side is not None:
-        first = network.bank.layers[0]
-        channels = settings.data.channels or first.kernels.shape[1] * first.groups
-        shape = (int(channels), side, side)
-    else:
+    shape = input_shape(network, data, settings)
+    if shape is None:
         return None, (f"{UNKNOWN}: pass --input-size, or --data",)
     return footprints(lambda: build_model(arch), shape), ()
+
+
+def input_shape(network: Network, data: Data | None, settings: Settings) -> tuple[int, ...] | None:
+    """Return (channels, height, width) of an image: from the images, the settings or the network's recipe."""
+    if data is not None:
+        return tuple(data.test[0][0].shape)
+    recipe = recipe_of(network.arch) if network.arch else None
+    side = settings.data.crop or settings.data.input_size or SIDES.get(recipe or "")
+    if side is None:
+        return None
+    first = network.bank.layers[0]
+    return (int(settings.data.channels or first.kernels.shape[1] * first.groups), side, side)
 
 
 def _activations(

@@ -1,6 +1,7 @@
 """From a budget to a plan and the network it makes."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,12 @@ from kernelsimp.simplify.menus import chooser, data_free_plan
 from kernelsimp.simplify.plan import weight_plan
 from kernelsimp.simplify.road import Road, Surveyed, ground_of, look, travel, try_plan
 from kernelsimp.simplify.search import Referee, search
-from kernelsimp.simplify.sensitivity import layer_losses
-from kernelsimp.simplify.walk import Ground, targets_of, walk
+from kernelsimp.simplify.sensitivity import layer_losses, predicted_losses
+from kernelsimp.simplify.walk import Ground
 from kernelsimp.watch import SILENT, Watcher
+
+NETWORK = "network"
+"""The key of a plan's rule that tells which checkpoint it was made for."""
 
 BUDGETS = ("tolerance", "dof", "simplified", "max_drop", "plan")
 
@@ -44,12 +48,18 @@ def choose(task: Task, watcher: Watcher) -> Chosen:
     `KernelsimpError` for two budgets at once, or one that needs images and has none.
     """
     settings = with_budget(task, watcher)
-    plan, network = settings.plan, task.network
     check_rounds(replace(task, settings=settings))
-    denoising_of(plan)  # refuses what it cannot do before anything is measured
+    denoising_of(settings.plan)  # refuses what it cannot do before anything is measured
     watcher.start("planning")
-    if plan.plan is not None:
-        return carried_out(task, read_plan(Path(plan.plan)), watcher)
+    if settings.plan.plan is not None:
+        return carried_out(task, read_plan(Path(settings.plan.plan)), watcher)
+    chosen = _chosen(replace(task, settings=settings), watcher)
+    rule = {**chosen.plan.rule, NETWORK: task.network.checkpoint.sha256[:16]}
+    return replace(chosen, plan=replace(chosen.plan, rule=rule))
+
+
+def _chosen(task: Task, watcher: Watcher) -> Chosen:
+    plan, network = task.settings.plan, task.network
     if plan.tolerance is not None or plan.cost == "relative":
         return by_weight(network, weight_plan(network.bank, plan), plan)
     if task.data is None:
@@ -59,13 +69,12 @@ def choose(task: Task, watcher: Watcher) -> Chosen:
         free = plan.denoise_all
         made = everything_free(network.bank) if free else data_free_plan(network.bank, plan)
         return by_weight(network, made, plan)
-    data, task = task.data, replace(task, settings=settings)
     referee = referee_of(task, watcher) if plan.max_drop is not None else None
     if plan.holdout is not None and referee is None:
         watcher.warn("--holdout judges an accuracy budget, and there is none: pass --max-drop")
-    images = calibration_images(task, data)
-    surveyed = look(ground_for(task, images), plan, watcher, survey_file(task, images))
-    return measured_by_layer(_on_the_road(task, surveyed, referee, watcher), watcher)
+    surveyed, doubts = looked(task, task.data, watcher)
+    chosen = measured_by_layer(_on_the_road(task, surveyed, referee, watcher), watcher)
+    return replace(chosen, notes=(*doubts, *chosen.notes))
 
 
 def _on_the_road(task: Task, surveyed: Surveyed, referee: Referee | None, watcher: Watcher) -> Chosen:
@@ -107,12 +116,34 @@ def calibration_images(task: Task, data: Data) -> Split:
     return data.calibration(task.settings.data.calibration, task.settings.run.seed)
 
 
+def looked(task: Task, data: Data, watcher: Watcher) -> tuple[Surveyed, tuple[str, ...]]:
+    """Survey the original network on its calibration images; return what to doubt about these, too."""
+    images = calibration_images(task, data)
+    ground = ground_for(task, images)
+    doubts = tuple(_doubts(data, task.settings.data.calibration, ground))
+    for doubt in doubts:
+        watcher.warn(doubt)
+    return look(ground, task.settings.plan, watcher, survey_file(task, images)), doubts
+
+
+def _doubts(data: Data, count: int, ground: Ground) -> Iterator[str]:
+    seen = (*ground.images, *ground.held)
+    number, first = sum(len(part) for part in seen), seen[0][:1]
+    if len(data.train) < min(count, len(data.val)):
+        yield f"too few training images ({len(data.train)}): {number} validation images choose instead"
+    if all(bool((part == first).all()) for part in seen):
+        yield f"all {number} calibration images are the same: what is fitted to them knows nothing else"
+    elif all(bool((part == part[..., :1, :1]).all()) for part in seen):
+        yield f"all {number} calibration images are of one colour each: what is fitted knows no patterns"
+
+
 def ground_for(task: Task, images: Split) -> Ground:
     """Return the original network on its calibration images."""
     settings, network = task.settings, task.network
     loader = batches(images, preprocess_of(settings.data), settings.data.batch_size)
     inputs = (batch.to(network.device) for batch, _ in loader)
-    return ground_of(network.module(), network.bank, inputs, settings.run.seed)
+    flip = settings.data.calibration_flip
+    return ground_of(network.module(), network.bank, inputs, settings.run.seed, flip=flip)
 
 
 def survey_file(task: Task, images: Split) -> Path | None:
@@ -120,29 +151,51 @@ def survey_file(task: Task, images: Split) -> Path | None:
     if task.record is None:
         return None
     data, network = task.settings.data, task.network
-    seen = (data.mean, data.std, data.input_size, data.crop, data.channels, task.settings.run.seed)
+    shape = (data.mean, data.std, data.input_size, data.crop, data.channels, data.calibration_flip)
+    seen = (*shape, task.settings.run.seed)
     known = (network.checkpoint.sha256, network.arch, images.fingerprint(), seen)
     digest = hashlib.sha256(repr(known).encode()).hexdigest()
     return task.record.parent / f"survey-{digest[:16]}.safetensors"
 
 
 def measured_by_layer(chosen: Chosen, watcher: Watcher) -> Chosen:
-    """Add what each layer's change alone costs; not after rounds, for training has moved everything."""
-    if chosen.case is None or chosen.rounds:
+    """Add what each layer's change alone costs the original network."""
+    if chosen.case is None:
         return chosen
     return replace(chosen, losses=layer_losses(chosen.case.ground, chosen.case.kept, watcher))
 
 
 def carried_out(task: Task, plan: Plan, watcher: Watcher) -> Chosen:
-    """Carry out a plan that was made before: re-solved where there are images, else by projection."""
+    """Carry out a plan that was made before: re-solved where there are images, else by projection.
+
+    What it leaves free is denoised where the settings say so. Raises `KernelsimpError` where the plan names
+    other layers than the network has, or others of their shape.
+    """
+    notes = _fitting(plan, task.network, watcher)
     if task.data is None or task.settings.plan.resolve == "none":
-        return snapped(task.network, plan)
+        return replace(by_weight(task.network, plan, task.settings.plan), notes=notes)
+    surveyed, doubts = looked(task, task.data, watcher)
+    predicted = predicted_losses(plan, task.network.bank, surveyed.prepared.seen)
+    kept = try_plan(surveyed, (plan, predicted), watcher)
+    road = denoised_road(surveyed, Road(kept, (), kept.walked.tensors, kept.walked.notes), watcher)
+    chosen = measured_by_layer(taken(task, surveyed, road), watcher)
+    return replace(chosen, notes=(*notes, *doubts, *chosen.notes))
+
+
+def _fitting(plan: Plan, network: Network, watcher: Watcher) -> tuple[str, ...]:
+    """Refuse a plan of another build; return what to say of one that was made for other weights."""
     for layer in plan.layers:
-        check_fits(layer, {item.name: item for item in task.network.bank.layers})
-    images = calibration_images(task, task.data)
-    walked = walk(ground_for(task, images), targets_of(plan), watcher)
-    network = task.network.with_weights(walked.tensors)
-    return Chosen(plan, network, walked.output_errors, walked.buffers_changed, walked.notes)
+        check_fits(layer, {item.name: item for item in network.bank.layers})
+    if missing := {layer.name for layer in network.bank.spatial} - {layer.name for layer in plan.layers}:
+        word = f"the plan does not name layer '{min(missing)}' of this network"
+        raise KernelsimpError(f"{word}: it was made for another one; make a plan for this one")
+    if plan.rule.get(NETWORK) in (None, network.checkpoint.sha256[:16]):
+        return ()
+    word = (
+        "the plan was made for another checkpoint of this build: found, imposed and residuals are that one's"
+    )
+    watcher.warn(word)
+    return (word,)
 
 
 def searched(task: Task, surveyed: Surveyed, referee: Referee, watcher: Watcher) -> Chosen:
@@ -152,7 +205,7 @@ def searched(task: Task, surveyed: Surveyed, referee: Referee, watcher: Watcher)
     road = denoised_road(surveyed, found.road, watcher, lambda model: referee.drop(model) <= budget)
     chosen = taken(task, surveyed, road)
     met = found.met and (road is found.road or referee.drop(road.best.walked.model) <= budget)
-    return replace(chosen, met=met, notes=(*found.notes, *chosen.notes), known_top1=referee.top1)
+    return replace(chosen, met=met, notes=(*found.notes, *chosen.notes), referee=referee)
 
 
 def taken(task: Task, surveyed: Surveyed, road: Road) -> Chosen:

@@ -10,15 +10,18 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import stage
 from kernelsimp.evaluation.robustness import Bench, assess, check_trial
 from kernelsimp.models.network import Network, device_of, open_network
+from kernelsimp.pipeline.judging import loaded, metric_of
 from kernelsimp.pipeline.opening import measured_model, open_data
+from kernelsimp.pipeline.task import Task
 from kernelsimp.records.evaluation import Evaluation
+from kernelsimp.records.report import Figure, Metric
 from kernelsimp.report.plain import plain
 from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher
 
 
 def evaluate(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Evaluation:
-    """Measure accuracy on the test split, and robustness where the settings ask for it.
+    """Measure accuracy or the user's metric on the test split, and robustness where the settings ask for it.
 
     Raises `KernelsimpError` without a network or images, and for outputs that are no classification.
     """
@@ -27,7 +30,8 @@ def evaluate(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Evalu
     if data is None:
         raise KernelsimpError("evaluate needs a network and images: pass --arch and --data")
     check_robustness(settings, data)
-    outcome = measured_model(network.module(), data, settings, watcher)
+    figure = _figure(network, data, settings, watcher)
+    outcome = measured_model(network.module(), data, settings, watcher) if figure is None else None
     source = {
         "path": str(path),
         "sha256": network.checkpoint.sha256,
@@ -36,7 +40,19 @@ def evaluate(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Evalu
         "seed": settings.run.seed,
     }
     tried = robustness_of({"network": network}, data, settings, watcher)
+    if outcome is None:
+        return Evaluation(source, None, None, tried, figure)
     return Evaluation(source, stage("network", outcome), outcome.top5, tried)
+
+
+def _figure(network: Network, data: Data, settings: Settings, watcher: Watcher) -> Metric | None:
+    """Return the user's metric on the test split, where one is named."""
+    metric = metric_of(settings)
+    if metric is None:
+        return None
+    watcher.start("measuring on the test split")
+    value = metric(network.module(), loaded(Task(network, data, settings), data.test))
+    return Metric(metric.name, (Figure("network", value),), 0.0)
 
 
 def check_robustness(settings: Settings, data: Data | None) -> None:

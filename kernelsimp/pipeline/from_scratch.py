@@ -23,6 +23,8 @@ from kernelsimp.pipeline.simplifying import DIVERGED, provenance, told, verify, 
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Report
 from kernelsimp.report.assemble import RunFacts
+from kernelsimp.report.command import command_with
+from kernelsimp.report.course_tables import TRAINED
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import Settings
 from kernelsimp.simplify.plan import choice_bits
@@ -56,13 +58,19 @@ def train(settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
     fresh = fresh_network(settings, watcher)
     check_runs(fresh, settings)
     run = RunFolder(out, CHECKPOINT)
-    log = JsonLog(out / "log.jsonl", watcher)
+    run.prepare()
+    log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
     trained = fit(fresh, settings, out / "resume", log)
     save(fresh, run.checkpoint)
     network = open_network(run.checkpoint, replace(settings, model=replace(settings.model, sha256=None)))
     facts = facts_of(network, fresh, trained, settings, log)
     verify(facts.plan, network.bank, network.bank, facts.hold)
     return write_run(run, facts, settings)
+
+
+def train_along(settings: Settings, out: Path) -> None:
+    """Train, in a process that is not the first, with the others; write nothing."""
+    fit(fresh_network(settings), settings, out / "resume")
 
 
 def fresh_network(settings: Settings, watcher: Watcher = SILENT) -> Fresh:
@@ -107,7 +115,7 @@ def fit(fresh: Fresh, settings: Settings, folder: Path | None, watcher: Watcher 
         job,
         penalty=fresh.penalties,
         figures=figures if watched else None,
-        images=f"{job.images}, {words}",
+        words={**job.words, **words},
     )
     return finetune(fresh.model, job, replace(settings.finetune, distill=0.0), watcher)
 
@@ -131,6 +139,7 @@ def facts_of(
     network: Network, fresh: Fresh, trained: Trained, settings: Settings, watcher: Watcher
 ) -> RunFacts:
     """Measure the trained network and return everything that its report tells."""
+    out = network.checkpoint.path.parent
     plan, notes = reported(fresh.plan or plan_of(network.bank, "free"), network.bank)
     outcome = measured(network, fresh.data, settings, watcher)
     assert outcome is not None
@@ -141,9 +150,9 @@ def facts_of(
         network.bank,
         (network.checkpoint.path, network.checkpoint.path),
         settings=asdict(settings),
-        provenance=provenance(network, fresh.data, settings),
+        provenance=provenance(network, fresh.data, settings) | {"command": command_with("train", (), out)},
         hold="tie" if plan.simplified else "none",
-        outcomes={"trained": outcome},
+        outcomes={TRAINED: outcome},
         training=trained.history,
         notes=(*notes, *told_of),
         budget_met=DIVERGED not in told_of,

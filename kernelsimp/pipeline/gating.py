@@ -1,58 +1,110 @@
 """The gate on checkpoints."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernelsimp.check import Subject, baseline_from, limits_beside, read_limits, with_max
 from kernelsimp.check import check as verdict_on
-from kernelsimp.models.checkpoint import load_checkpoint
+from kernelsimp.data.sources import Data
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
+from kernelsimp.models.layers import tensor_name
 from kernelsimp.models.network import open_network
 from kernelsimp.pipeline.opening import measured, open_data
+from kernelsimp.records.limits import Baseline
 from kernelsimp.records.verdict import Verdict
-from kernelsimp.report import (
-    read_baseline,
-    write_baseline,
-)
+from kernelsimp.report import read_baseline, read_report, write_baseline
+from kernelsimp.report.baselines import is_report
 from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What a check is asked for: baseline, limits, the largest drop in pp, and against which stage."""
+    """What a check is asked for: baseline, limits, the largest drop in pp, and against which stage.
+
+    `make` is the command that makes the baseline, for the error that says there is none.
+    """
 
     baseline: Path
     limits: Path | None = None
     max_drop: float | None = None
     against: str = "last"
+    make: str = ""
 
 
 def check(path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT) -> Verdict:
     """Verify holds, structures and, with images, accuracy.
 
-    Raises `KernelsimpError` for unreadable input and for other test images than the baseline's.
+    A network too damaged to run is judged by its weights. Raises `KernelsimpError` for unreadable input, for
+    other test images than the baseline's, and where weights that look right do not run.
     """
-    expected = read_baseline(gate.baseline)
+    expected = read_baseline(gate.baseline, gate.make)
     limits = read_limits(gate.limits) if gate.limits else limits_beside(Path())
     if gate.max_drop is not None:
         limits = with_max(limits, "accuracy.drop_pp", gate.max_drop)
-    return verdict_on(expected, subject_of(path, gate, settings, watcher), limits)
-
-
-def update_baseline(path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT) -> None:
-    """Write the baseline of a network as it is, keeping the structures that the old baseline declares."""
-    source = read_baseline(gate.baseline) if gate.baseline.exists() else None
-    write_baseline(baseline_from(subject_of(path, gate, settings, watcher), source), gate.baseline)
-
-
-def subject_of(path: Path, gate: Gate, settings: Settings, watcher: Watcher) -> Subject:
-    """Return the network under check: its tensors and, where there are images, its outcome on them.
-
-    Damaged weights are for the rules to find, so they are not refused here.
-    """
-    tensors = load_checkpoint(path, settings.model).tensors
+    subject = opened(path, gate, settings, expected)
     data = open_data(settings, watcher)
     if data is None:
-        return Subject(tensors, against=gate.against)
+        return verdict_on(expected, subject, limits)
+    try:
+        return verdict_on(expected, with_outcome(subject, path, settings, data, watcher), limits)
+    except KernelsimpError as error:
+        verdict = verdict_on(expected, replace(subject, unmeasured=f"it does not run: {error}"[:120]), limits)
+        if not verdict.errors:
+            raise
+        return verdict
+
+
+def update_baseline(
+    path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT
+) -> tuple[Path | None, Baseline]:
+    """Write the baseline of a network as it is; return where its structures came from, and the baseline.
+
+    They come from the old baseline, or where there is none from the run whose checkpoint this is. Raises
+    `KernelsimpError` rather than write over a run's report.
+    """
+    place = gate.baseline
+    if place.is_dir() or is_report(place):
+        raise KernelsimpError(
+            f"{place}: is a run's report, not a baseline file; name another with --baseline"
+        )
+    known = place if place.exists() else _run_of(path)
+    source = read_baseline(known) if known else None
+    subject, data = opened(path, gate, settings, source), open_data(settings, watcher)
+    subject = with_outcome(subject, path, settings, data, watcher) if data else subject
+    made = baseline_from(subject, source)
+    write_baseline(made, place)
+    return known, made
+
+
+def _run_of(path: Path) -> Path | None:
+    """Return the report of the run that wrote this checkpoint, where it lies beside one."""
+    report = path.parent / "report.json"
+    if not report.is_file() or not is_report(report):
+        return None
+    return report if Path(str(read_report(report).provenance.get("input", ""))).name == path.name else None
+
+
+def opened(path: Path, gate: Gate, settings: Settings, baseline: Baseline | None) -> Subject:
+    """Return the network under check by its tensors. Damaged weights are for the rules to find."""
+    checkpoint = _narrowed(load_checkpoint(path, settings.model), baseline)
+    return Subject(checkpoint.tensors, against=gate.against)
+
+
+def with_outcome(subject: Subject, path: Path, settings: Settings, data: Data, watcher: Watcher) -> Subject:
+    """Return the network under check with its outcome on the test images."""
     outcome = measured(open_network(path, settings, watcher), data, settings, watcher)
-    return Subject(tensors, outcome, data.fingerprint, gate.against)
+    return replace(subject, outcome=outcome, fingerprint=data.fingerprint)
+
+
+def _narrowed(checkpoint: Checkpoint, baseline: Baseline | None) -> Checkpoint:
+    """Return the part of a file that the baseline speaks of, where it knows it under shorter names."""
+    names = [tensor_name(layer.name) for layer in baseline.layers] if baseline else []
+    if not names or any(name in checkpoint.tensors for name in names):
+        return checkpoint
+    prefixes = {name.removesuffix(names[0]) for name in checkpoint.tensors if name.endswith("." + names[0])}
+    for prefix in sorted(prefixes, key=len):
+        if all(prefix + name in checkpoint.tensors for name in names):
+            return checkpoint.under(prefix)
+    return checkpoint

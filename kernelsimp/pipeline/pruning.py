@@ -7,7 +7,6 @@ structure of each kernel (Han et al. 2015; rewinding of the rate: Renda, Frankle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from shlex import join
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.architectures import recipe_of
@@ -28,10 +27,12 @@ from kernelsimp.pipeline.tuning import tuned
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch, Report
 from kernelsimp.report.assemble import RunFacts
+from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import Given, Settings, recipe, settle
 from kernelsimp.simplify.apply import apply_plan
 from kernelsimp.simplify.magnitude import check_pruning, magnitude_plan, shares_left
+from kernelsimp.training.ranks import processes
 from kernelsimp.watch import SILENT, Watcher
 
 ZEROED_FILTERS = (
@@ -87,9 +88,7 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
     written = write_checkpoint(state.network, run, settings)
     verify(state.plan, state.network.bank, written.bank, "tie")
     ends = {name: state.stages[name] for name in ("original", list(state.stages)[-1])}
-    command = join(
-        ["kernelsimp", "prune", str(path), "--config", f"{out}/settings.toml", "--out", f"{out}-again"]
-    )
+    command = command_with("prune", (str(path),), out)
     facts = RunFacts(
         state.plan,
         original.bank,
@@ -132,8 +131,8 @@ def _checked(settings: Settings) -> Settings:
     chosen = settings.finetune
     if chosen.hold not in ("auto", "tie") or chosen.free_scale or chosen.soft is not None:
         raise KernelsimpError("--hold, --free-scale and --soft are for simplify: prune keeps zeros at zero")
-    if chosen.devices > 1 or chosen.num_nodes > 1:
-        raise KernelsimpError("prune trains in one process; leave out --devices and --num-nodes")
+    if processes(chosen) != (1, 1):
+        raise KernelsimpError("prune trains in one process; leave out --devices, --num-nodes and torchrun")
     return replace(settings, finetune=replace(chosen, hold="tie"))
 
 

@@ -16,7 +16,11 @@ def scan(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Scan:
     opened = open_to_scan(path, settings.model)
     for warning in opened.warnings:
         watcher.warn(warning)
-    return scan_bank(opened.bank, settings.scan, opened.source, watcher, opened.strides)
+    result = scan_bank(opened.bank, settings.scan, opened.source, watcher, opened.strides)
+    for note in result.warnings:
+        if note not in opened.warnings:
+            watcher.note(note)
+    return result
 
 
 def scan_explained(path: Path, place: str, settings: Settings, watcher: Watcher = SILENT) -> Explanation:

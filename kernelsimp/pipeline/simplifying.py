@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.pipeline.choosing import choose
 from kernelsimp.pipeline.comparing import check_similarity, similarity_of
-from kernelsimp.pipeline.controlling import check_controls, controls_beside
+from kernelsimp.pipeline.controlling import check_controls, controls_beside, standing
 from kernelsimp.pipeline.evaluating import check_robustness, robustness_of
-from kernelsimp.pipeline.judging import gap_note
+from kernelsimp.pipeline.exporting import told_of_file
+from kernelsimp.pipeline.judging import judged_again
 from kernelsimp.pipeline.measuring import Gauge
 from kernelsimp.pipeline.opening import hold_of, open_data, settle_for_model
+from kernelsimp.pipeline.sharing import Handover, handed_over
 from kernelsimp.pipeline.task import Task
 from kernelsimp.pipeline.tuning import re_estimated, tuned
 from kernelsimp.records.plan import Plan
@@ -33,8 +36,8 @@ from kernelsimp.report.assemble import RunFacts, assemble, p_values
 from kernelsimp.report.command import command_again
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import ModelSettings, Settings
-from kernelsimp.simplify.apply import broken
 from kernelsimp.training.finetune import Trained
+from kernelsimp.training.hold import outside
 from kernelsimp.watch import SILENT, Watcher
 
 DIVERGED = "the training loss was no longer finite: training stopped at the last good state"
@@ -61,19 +64,22 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
     task = Task(original, data, settings, record_of(original, data, settings, out))
-    chosen = re_estimated(task, choose(task, log), log)
+    handover = Handover(task, out / "resume")
+    chosen = handover.made(lambda: re_estimated(task, choose(task, log), log))
     stages = {"original": original, **chosen.stages, "simplified": chosen.network}
     training: tuple[Epoch, ...] = ()
     notes = (*original.checkpoint.warnings, *chosen.notes)
     if settings.finetune.finetune and data is not None:
         stages["finetuned"], trained = tuned(task, chosen.network, chosen.plan, out / "resume", log)
         training, notes = trained.history, (*notes, *told(trained))
+        handover.clear()
     for name in list(stages)[1:]:
         gauge.measure(name, stages[name], log)
-    notes = (*notes, *gap_note(settings, gauge.outcomes.get("original"), chosen.known_top1))
+    chosen, gap = judged_again(settings, gauge.outcomes.get("original"), chosen)
     last = list(stages)[-1]
     written = write_checkpoint(stages[last], run, settings)
     verify(chosen.plan, chosen.network.bank, written.bank, mode)
+    controls = controls_beside(task, chosen, gauge.outcomes, log)
     facts = RunFacts(
         chosen.plan,
         original.bank,
@@ -86,27 +92,27 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
         training=training,
         output_errors=chosen.output_errors,
         buffers_changed=chosen.buffers_changed,
-        controls=controls_beside(task, chosen, gauge.outcomes, log),
+        controls=controls,
         budget_met=chosen.met and DIVERGED not in notes,
         robustness=robustness_of({name: stages[name] for name in ("original", last)}, data, settings, log),
-        similarity=similarity_of(
-            {name: stages[name] for name in ("original", "simplified", "finetuned") if name in stages},
-            data,
-            settings,
-            log,
-        ),
+        similarity=similarity_of(_compared(stages), data, settings, log),
         rounds=chosen.rounds,
         metric=gauge.record(),
         losses=chosen.losses,
-        notes=notes,
+        notes=(*notes, *gap, *standing(controls)),
         scan=scan_bank(original.bank, replace(settings.scan, depth="shallow"), {}, log),
     )
     return write_run(run, facts, settings)
 
 
+def _compared(stages: Mapping[str, Network]) -> dict[str, Network]:
+    """Return the stages whose layers are compared with the original's, which comes first."""
+    return {name: stages[name] for name in ("original", "simplified", "finetuned") if name in stages}
+
+
 def write_run(run: RunFolder, facts: RunFacts, settings: Settings) -> Report:
     """Write everything but the checkpoint: settings, plan, events and the report; return the report."""
-    report = assemble(facts)
+    report = told_of_file(assemble(facts), run, facts.plan, settings)
     run.write_settings(settings)
     run.write_plan(facts.plan)
     run.write_events(facts.training)
@@ -118,15 +124,20 @@ def write_run(run: RunFolder, facts: RunFacts, settings: Settings) -> Report:
 def follow(path: Path, settings: Settings, out: Path) -> None:
     """Do, in a process that is not the first, what all processes of a run do together; write nothing.
 
-    That is to choose (the same everywhere, by the seed) and to train; `out` is where the first one writes.
+    That is to train what the first one has planned; with rounds, which train too, also to choose (the same
+    everywhere, by the seed). `out` is where the first one writes.
     """
     if not settings.finetune.finetune and settings.plan.rounds == 1:
         return  # nothing is done together
     original, data = open_network(path, settings), open_data(settings)
     task = Task(original, data, settings, record_of(original, data, settings, out))
-    chosen = re_estimated(task, choose(task, SILENT), SILENT)
+    if handed_over(settings):
+        network, plan = Handover(task, out / "resume").taken()
+    else:
+        chosen = re_estimated(task, choose(task, SILENT), SILENT)
+        network, plan = chosen.network, chosen.plan
     if settings.finetune.finetune and data is not None:
-        tuned(task, chosen.network, chosen.plan, out / "resume", SILENT)
+        tuned(task, network, plan, out / "resume", SILENT)
 
 
 def again(path: Path, settings: Settings, out: Path) -> str:
@@ -164,7 +175,7 @@ def verify(plan: Plan, simplified: KernelBank, written: KernelBank, mode: str) -
     after = {layer.name: layer.kernels for layer in written.layers}
     for layer in plan.layers:
         kernels = after[layer.name]
-        moved = broken(kernels, layer, plan.structures)
+        moved = outside(kernels, layer, plan.structures)
         if mode == "freeze":
             changed = (kernels != before[layer.name]).flatten(2).any(2)
             moved |= changed & torch.from_numpy(layer.changed)

@@ -11,6 +11,7 @@ from kernelsimp.records.report import Round
 from kernelsimp.settings import Settings
 from kernelsimp.simplify.controls import Case
 from kernelsimp.simplify.road import Tried
+from kernelsimp.simplify.search import Referee
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +31,7 @@ class Chosen:
     `output_errors` are relative, by layer; `buffers_changed` took up shifts; `met` is false where an
     accuracy budget was not; `case` is what controls stand beside and `tried` one plan a cost, where the
     road was taken. `losses` are (predicted, measured) by layer. `rounds` were tried, and `stages` are the
-    networks after each of them that was kept. `known_top1` is the original's accuracy on the validation
-    images that judged a budget.
+    networks after each of them that was kept. `referee` judged an accuracy budget.
     """
 
     plan: Plan
@@ -45,4 +45,4 @@ class Chosen:
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rounds: tuple[Round, ...] = ()
     stages: Mapping[str, Network] = field(default_factory=dict)
-    known_top1: float | None = None
+    referee: Referee | None = None

@@ -4,21 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kernelsimp.records.report import Stage
+from kernelsimp.records.report import Metric, Stage
 
 SCHEMA = "kernelsimp.evaluate/1"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy on the test split, and robustness where it was asked for.
+    """Accuracy on the test split, or a metric of the user's own, and robustness where it was asked for.
 
-    `source` names file, data and seed; `top5` is in percent, null below ten classes; `robustness` has the
-    keys that it has in report.json.
+    `source` names file, data and seed; `accuracy` is null where `metric` stands in its place; `top5` is in
+    percent, null below ten classes; `robustness` and `metric` have the keys that they have in report.json.
     """
 
     source: Mapping[str, Any]
-    accuracy: Stage
+    accuracy: Stage | None
     top5: float | None = None
     robustness: Mapping[str, Any] | None = None
+    metric: Metric | None = None
     schema: str = SCHEMA

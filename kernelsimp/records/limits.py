@@ -63,7 +63,8 @@ class Baseline:
 
     `held` says whether every kernel must still lie in its structure; `choice_bits` is what naming the
     structures costs and `coefficient_bits` what one value does (None: as many as are stored); `measured`
-    holds the figures of the rules as they were.
+    holds the figures of the rules as they were. `tensors` says of every tensor what it is, shape and dtype
+    (`64x3x7x7 float32`), where that is known.
     """
 
     structures: tuple[str, ...]
@@ -74,6 +75,7 @@ class Baseline:
     choice_bits: float = 0.0
     coefficient_bits: float | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
+    tensors: Mapping[str, str] = field(default_factory=dict)
     schema: str = SCHEMA
 
 
@@ -93,6 +95,7 @@ def baseline_of(report: Report) -> Baseline:
         data_fingerprint=str(fingerprint) if fingerprint else None,
         choice_bits=float(report.bits.get("choices", 0.0)),
         coefficient_bits=report.bits.get("coefficient"),
+        tensors=report.tensors,
         measured={
             "kernels.simplified_share": kernels.simplified * share,
             "kernels.dead_share": kernels.dead * share,

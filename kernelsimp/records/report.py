@@ -136,7 +136,9 @@ class Control:
     """One control arm: what else the same budget buys, before any fine-tuning unless its name says so.
 
     `change_pp` is this arm's accuracy less the simplified network's at the same stage (fine-tuned arms
-    stand beside the fine-tuned network); `mcnemar_p` pairs the two.
+    stand beside the fine-tuned network); `mcnemar_p` pairs the two, and `change_ci95` is the paired
+    interval of the change: where 0 lies in it, these images cannot tell the arm from the run. After
+    rounds, the first arm is the same plan without rounds, and the others stand beside that.
     """
 
     name: str
@@ -145,6 +147,15 @@ class Control:
     correct: int
     change_pp: float
     mcnemar_p: float
+    change_ci95: tuple[float, float] | None = None
+
+    @property
+    def outcome(self) -> str | None:
+        """Say how the arm stands beside the run: better, worse or tie; None where no interval is known."""
+        if self.change_ci95 is None:
+            return None
+        low, high = self.change_ci95
+        return "better" if low > 0 else "worse" if high < 0 else "tie"
 
 
 @dataclass(frozen=True)
@@ -191,7 +202,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything one `simplify` did. `structures` decodes the assignments; index 0 is 'free'."""
+    """Everything one `simplify` did. `structures` decodes the assignments; index 0 is 'free'.
+
+    `tensors` says what every tensor of the written checkpoint is: `64x3x7x7 float32`.
+    """
 
     structures: tuple[str, ...]
     accuracy: Accuracy | None
@@ -213,4 +227,5 @@ class Report:
     rounds: tuple[Round, ...] = ()
     metric: Metric | None = None
     pictures: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, str] = field(default_factory=dict)
     schema: str = SCHEMA

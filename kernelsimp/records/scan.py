@@ -93,7 +93,10 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Everything about one kernel. `p` and `found` are over all linear families, as in the scan."""
+    """Everything about one kernel. `p` and `found` are over all linear families, as in the scan.
+
+    `notes` say which null could not be estimated, and that the white one stands in for it.
+    """
 
     layer: str
     index: tuple[int, int]
@@ -105,6 +108,7 @@ class Explanation:
     beyond: bool
     null: str
     candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

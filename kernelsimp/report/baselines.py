@@ -4,6 +4,7 @@ A run's report.json serves as well: what a check needs is taken from it.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from kernelsimp.records.verdict import shown
 from kernelsimp.report.plain import MisfitError, plain, restored
 from kernelsimp.report.store import check_schema, is_folder, read_json, read_report
 
-MAKE = "baseline; make one: kernelsimp check MODEL --baseline {path} --update-baseline"
+MAKE = "kernelsimp check MODEL --baseline {path} --update-baseline"
+"""The line that makes a baseline, where no better one is known."""
 
 
 def baseline_text(baseline: Baseline) -> str:
@@ -30,15 +32,15 @@ def write_baseline(baseline: Baseline, path: Path) -> None:
     write_text(path, baseline_text(baseline))
 
 
-def read_baseline(path: Path) -> Baseline:
+def read_baseline(path: Path, make: str = "") -> Baseline:
     """Read a baseline file, a report.json, or the report of a run directory.
 
-    Raises `KernelsimpError` where there is none (with the line that makes one), or it cannot be used.
+    Raises `KernelsimpError` where there is none (with `make`, the line that makes one), or it cannot be used.
     """
     if is_folder(path):
         return baseline_of(read_report(path))
-    data = read_json(path, MAKE.format(path=shown(str(path))))
-    if str(data.get("schema", "")).startswith(REPORT_SCHEMA.partition("/")[0]):
+    data = read_json(path, f"baseline; make one: {make or MAKE.format(path=shown(str(path)))}")
+    if _of_a_report(data):
         return baseline_of(read_report(path))
     check_schema(path, data, SCHEMA)
     try:
@@ -46,6 +48,15 @@ def read_baseline(path: Path) -> Baseline:
     except MisfitError as error:
         remedy = "the file is damaged, make it again with --update-baseline"
         raise KernelsimpError(f"{path}: {shown(str(error))}; {remedy}") from error
+
+
+def is_report(path: Path) -> bool:
+    """Say whether a file is a report.json, of whatever version."""
+    return path.is_file() and _of_a_report(read_json(path, "baseline"))
+
+
+def _of_a_report(data: Mapping[str, Any]) -> bool:
+    return str(data.get("schema", "")).startswith(REPORT_SCHEMA.partition("/")[0])
 
 
 def _rounded(value: Any) -> Any:

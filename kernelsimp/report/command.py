@@ -30,6 +30,12 @@ def command_again(model: Path, settings: Settings, usual: Settings, run: Path) -
     return join([*words, *_options(settings, usual), "--out", f"{run}-again"])
 
 
+def command_with(name: str, arguments: tuple[str, ...], run: Path) -> str:
+    """Return the shell line that repeats the run of command `name` from the settings file in its folder."""
+    words = ["--config", f"{run}/settings.toml", "--no-resume", "--out", f"{run}-again"]
+    return join(["kernelsimp", name, *arguments, *words])
+
+
 def _options(settings: Settings, usual: Settings) -> Iterator[str]:
     for item in fields(settings):
         if item.name in UNSPOKEN:

@@ -1,4 +1,4 @@
-"""How a run went: its rounds, what each layer cost alone, and the figure that stood in for accuracy."""
+"""How a run went: epochs, rounds, what each layer cost alone, and the figure that stood in for accuracy."""
 
 from kernelsimp.records.report import Report
 from kernelsimp.records.verdict import shown
@@ -14,6 +14,10 @@ SENSITIVITY = (
     "Predicted: half of g e'He summed over the layer's kernels, before any re-solve. Measured: the "
     "divergence of the network in which this layer alone is as it came out, in nats an image."
 )
+
+
+TRAINED = "trained"
+"""The one stage of a network that was trained from scratch."""
 
 
 def course_tables(report: Report) -> tuple[tuple[Table, str], ...]:
@@ -81,3 +85,26 @@ def sensitivity_table(report: Report) -> Table:
     )
     heads = ("layer", "predicted loss", "measured loss", "measured / predicted")
     return Table("Sensitivity of layers", heads, rows)
+
+
+def training_table(report: Report) -> Table:
+    """Return one row an epoch of fine-tuning."""
+    heads = ("epoch", "training loss", "validation loss", "validation top-1", "learning rate", "seconds")
+    rows = [
+        (
+            str(epoch.epoch),
+            words.number(epoch.train_loss),
+            words.number(epoch.val_loss),
+            words.percent(epoch.val_top1),
+            words.number(epoch.lr),
+            words.number(epoch.seconds),
+        )
+        for epoch in report.training
+    ]
+    return Table(training_word(report), heads, tuple(rows), frozenset())
+
+
+def training_word(report: Report) -> str:
+    """Return what the training was: from the first step, or of what was simplified."""
+    stages = report.accuracy.stages if report.accuracy is not None else ()
+    return "Training" if [stage.stage for stage in stages] == [TRAINED] else "Fine-tuning"

@@ -16,15 +16,25 @@ def evaluation_json(found: Evaluation) -> dict[str, Any]:
 
 
 def evaluation_tables(found: Evaluation) -> tuple[Table, ...]:
-    """Return accuracy with its interval, then robustness where it was measured."""
-    accuracy = found.accuracy
+    """Return accuracy with its interval or what stands in its place, and robustness where it was measured."""
+    return (_first_table(found), *robustness_tables(found.robustness))
+
+
+def _first_table(found: Evaluation) -> Table:
+    heads, text = ("figure", "value", "beside it"), frozenset({0, 2})
+    accuracy, metric, data = found.accuracy, found.metric, shown(str(found.source.get("data")))
+    if accuracy is None:
+        figures = metric.stages if metric is not None else ()
+        name = shown(metric.name) if metric is not None else ""
+        return Table(
+            "Metric", heads, tuple((name, words.number(item.value, 4), data) for item in figures), text
+        )
     rows = [
         ("top-1", words.percent(accuracy.top1), words.right_of(accuracy)),
         ("95 % interval", words.interval(*accuracy.ci95), "Wilson, percent"),
         ("loss", words.number(accuracy.loss), "mean cross-entropy, nats"),
-        ("test images", words.count(accuracy.total), shown(str(found.source.get("data")))),
+        ("test images", words.count(accuracy.total), data),
     ]
     if found.top5 is not None:
         rows.insert(2, ("top-5", words.percent(found.top5), ""))
-    first = Table("Accuracy", ("figure", "value", "beside it"), tuple(rows), frozenset({0, 2}))
-    return (first, *robustness_tables(found.robustness))
+    return Table("Accuracy", heads, tuple(rows), text)

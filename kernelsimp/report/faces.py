@@ -6,6 +6,7 @@ annotations, pipes and tags in Markdown.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from kernelsimp.records.verdict import Finding, Measure, Verdict, shown
@@ -15,6 +16,9 @@ from kernelsimp.report.tables import Table
 
 MOST_ANNOTATIONS = 10
 """GitHub shows no more of one kind a step."""
+
+Results = Mapping[str, Verdict | str]
+"""By checkpoint, in order: the verdict on it, or the line that says why there is none."""
 
 MARKS = {"pass": "pass", "warn": "warning", "error": "FAIL", "skip": "skipped"}
 
@@ -37,21 +41,29 @@ def _row(measure: Measure) -> tuple[str, ...]:
     return (measure.rule, *figures, measure.limit, outcome)
 
 
-def junit(verdict: Verdict, subject: str) -> str:
-    """Return JUnit XML: one case a rule, the findings of a crossed one as its failure.
+def junit(results: Results) -> str:
+    """Return JUnit XML: a suite a checkpoint, a case a rule, the findings of a crossed one as its failure.
 
-    A warning is no failure: it goes to the case's output.
+    A warning is no failure: it goes to the case's output. A checkpoint that could not be checked is an error.
     """
-    outcomes = [measure.outcome for measure in verdict.measures]
-    counts = {"tests": len(outcomes), "failures": outcomes.count("error"), "skipped": outcomes.count("skip")}
-    numbers = {key: str(value) for key, value in counts.items()}
-    suite = ElementTree.Element("testsuite", {"name": f"kernelsimp check {shown(subject)}", **numbers})
-    for measure in verdict.measures:
-        _case(suite, measure, [item for item in verdict.findings if item.rule == measure.rule])
-    root = ElementTree.Element("testsuites", numbers)
-    root.append(suite)
+    root = ElementTree.Element("testsuites")
+    for subject, result in results.items():
+        suite = ElementTree.SubElement(root, "testsuite", {"name": f"kernelsimp check {shown(subject)}"})
+        if isinstance(result, Verdict):
+            for measure in result.measures:
+                _case(suite, measure, [item for item in result.findings if item.rule == measure.rule])
+        else:
+            case = ElementTree.SubElement(suite, "testcase", {"classname": "kernelsimp", "name": "check"})
+            ElementTree.SubElement(case, "error", {"message": shown(result)})
+        suite.attrib.update(_counted(suite))
+    root.attrib.update(_counted(root))
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _counted(element: ElementTree.Element) -> dict[str, str]:
+    tags = {"tests": "testcase", "failures": "failure", "errors": "error", "skipped": "skipped"}
+    return {name: str(len(element.findall(f".//{tag}"))) for name, tag in tags.items()}
 
 
 def _case(suite: ElementTree.Element, measure: Measure, findings: list[Finding]) -> None:
@@ -66,16 +78,33 @@ def _case(suite: ElementTree.Element, measure: Measure, findings: list[Finding])
         ElementTree.SubElement(case, "system-out").text = text
 
 
-def annotations(verdict: Verdict) -> tuple[str, ...]:
-    """Return GitHub workflow commands, at most ten; the last says how many more there are."""
-    findings = verdict.findings
-    kept = findings if len(findings) <= MOST_ANNOTATIONS else findings[: MOST_ANNOTATIONS - 1]
-    lines = [_command(item.level, f"kernelsimp {item.rule}", item.message) for item in kept]
-    rest = len(findings) - len(kept)
+def annotations(results: Results) -> tuple[str, ...]:
+    """Return GitHub workflow commands, at most ten for all; the last says how many more there are.
+
+    With several checkpoints each names its own.
+    """
+    found = [(item, subject) for subject, result in results.items() for item in _findings(result)]
+    found.sort(key=lambda pair: pair[0].level != "error")
+    kept = found if len(found) <= MOST_ANNOTATIONS else found[: MOST_ANNOTATIONS - 1]
+    several = len(results) > 1
+    lines = [
+        _command(
+            item.level, f"kernelsimp {item.rule}", f"{subject}: {item.message}" if several else item.message
+        )
+        for item, subject in kept
+    ]
+    rest = len(found) - len(kept)
     if rest:
-        level = "error" if any(item.level == "error" for item in findings[len(kept) :]) else "warn"
+        level = "error" if any(item.level == "error" for item, _ in found[len(kept) :]) else "warn"
         lines.append(_command(level, "kernelsimp", f"{rest} more findings; see the step summary"))
     return tuple(lines)
+
+
+def _findings(result: Verdict | str) -> tuple[Finding, ...]:
+    """Return the findings of a verdict; a checkpoint that could not be checked is one itself."""
+    if isinstance(result, Verdict):
+        return result.findings
+    return (Finding("check", "error", "", None, None, result),)
 
 
 def _command(level: str, title: str, message: str) -> str:
@@ -89,18 +118,25 @@ def _data(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def step_summary(verdict: Verdict, subject: str) -> str:
+def step_summary(results: Results) -> str:
     """Return the Markdown that a GitHub step appends to its summary."""
-    word = "failed" if verdict.exit_code else "passed"
-    parts = [f"### kernelsimp check {word}: {escaped(subject)}", table_markdown(verdict_table(verdict))]
-    if verdict.findings:
-        parts.append(table_markdown(finding_table(verdict)))
-    return "\n\n".join(parts) + "\n"
+    return "".join(_summary(result, subject) for subject, result in results.items())
 
 
-def gitlab(verdict: Verdict, subject: str) -> str:
+def _summary(result: Verdict | str, subject: str) -> str:
+    if not isinstance(result, Verdict):
+        return f"### kernelsimp check could not be done: {escaped(subject)}\n\n{escaped(result)}\n\n"
+    word = "failed" if result.exit_code else "passed"
+    parts = [f"### kernelsimp check {word}: {escaped(subject)}", table_markdown(verdict_table(result))]
+    if result.findings:
+        parts.append(table_markdown(finding_table(result)))
+    return "\n\n".join(parts) + "\n\n"
+
+
+def gitlab(results: Results) -> str:
     """Return GitLab's code-quality JSON; a fingerprint is the same for the same finding."""
-    return json.dumps([_issue(item, subject) for item in verdict.findings], indent=1) + "\n"
+    issues = [_issue(item, subject) for subject, result in results.items() for item in _findings(result)]
+    return json.dumps(issues, indent=1) + "\n"
 
 
 def _issue(finding: Finding, subject: str) -> dict[str, object]:

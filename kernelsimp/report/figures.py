@@ -36,6 +36,10 @@ def stages(report: Report) -> Charts:
     return (waterfall([_level(stage) for stage in report.accuracy.stages]),)
 
 
+TUNED = ", fine-tuned alike"
+"""How the names of arms end that were trained on the run's schedule."""
+
+
 def controls(report: Report) -> Charts:
     """Return the run's stages and the control arms on one scale."""
     if not report.controls or report.accuracy is None or not report.accuracy.stages:
@@ -97,4 +101,6 @@ def _level(stage: Stage) -> Level:
 def _arm(arm: Control, total: int) -> Level:
     """Return a control arm; its interval is the normal one, for the eye only."""
     half = 196 * float(np.sqrt(max(arm.top1 / 100 * (1 - arm.top1 / 100), 0) / max(total, 1)))
-    return Level(shown(arm.name), arm.top1, arm.top1 - half, arm.top1 + half)
+    name = arm.name.removesuffix(TUNED)
+    label = name if name == arm.name else f"tuned: {name}"  # long names are cut at their end
+    return Level(shown(label), arm.top1, arm.top1 - half, arm.top1 + half)

@@ -21,7 +21,7 @@ from kernelsimp.report.store import scan_json
 from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher
 
-SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt", ".safetensors", ".pt2", ".onnx")
+SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt", ".safetensors", ".kspack", ".pt2", ".onnx")
 """Names that a folder's checkpoints end in; other files are passed over."""
 
 

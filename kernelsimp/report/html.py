@@ -19,6 +19,8 @@ from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Scan
 from kernelsimp.records.verdict import shown
 from kernelsimp.report import figures, prototype_pictures, scan_pictures
+from kernelsimp.report.beyond_tables import CODED, beyond_table, coding_table
+from kernelsimp.report.beyond_tables import SAYS as BEYOND
 from kernelsimp.report.comparison import SAYS as COMPARISON_SAYS
 from kernelsimp.report.comparison import (
     comparison_facts,
@@ -28,7 +30,7 @@ from kernelsimp.report.comparison import (
     matrix_words,
     similarity_tables,
 )
-from kernelsimp.report.course_tables import course_tables
+from kernelsimp.report.course_tables import course_tables, training_table, training_word
 from kernelsimp.report.gallery import Gallery
 from kernelsimp.report.pair import pair_tables
 from kernelsimp.report.robustness_tables import SAYS, robustness_charts, robustness_tables
@@ -47,7 +49,6 @@ from kernelsimp.report.tables import (
     sentence_table,
     skipped_table,
     stage_table,
-    training_table,
 )
 from kernelsimp.report.walls import by_structure, largest, walls
 
@@ -101,6 +102,8 @@ def scan_html(scan: Scan) -> str:
         Section("Kernels by family", scan_pictures.family_pictures(scan)),
         _prototypes([{"layer": item.name, **(item.extra.get("prototypes") or {})} for item in scan.layers]),
         Section("Colours", scan_pictures.colour_pictures(scan)),
+        Section("Beyond one kernel", tables=_filled(beyond_table(scan)), says=BEYOND, sortable=True),
+        Section("Bits a kernel", tables=_filled(coding_table(scan)), says=CODED, sortable=True),
         Section("Skipped", tables=_filled(skipped_table(scan)), folded=True),
     ]
     return _page(
@@ -151,7 +154,7 @@ def _sections(report: Report) -> list[Section]:
         Section("Controls", figures.controls(report), _filled(control_table(report)), figures.CONTROLS),
         Section("Found against chance", figures.chance(report), (), figures.CHANCE),
         Section("Structures", tables=_filled(family_table(report))),
-        Section("Fine-tuning", figures.curves(report), _filled(training_table(report)), folded=True),
+        Section(training_word(report), figures.curves(report), _filled(training_table(report)), folded=True),
         Section("Layers", tables=_filled(layer_table(report)), sortable=True),
         _prototypes(report.pictures.get("prototypes")),
         *(Section(table.title, tables=(table,), says=says) for table, says in course_tables(report)),

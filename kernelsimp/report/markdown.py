@@ -10,7 +10,7 @@ from kernelsimp.records.report import Report
 from kernelsimp.records.verdict import shown
 from kernelsimp.report import words
 from kernelsimp.report.comparison import similarity_tables
-from kernelsimp.report.course_tables import course_tables
+from kernelsimp.report.course_tables import course_tables, training_table
 from kernelsimp.report.pair import pair_tables
 from kernelsimp.report.robustness_tables import robustness_tables
 from kernelsimp.report.tables import (
@@ -24,7 +24,6 @@ from kernelsimp.report.tables import (
     layer_table,
     pairs,
     stage_table,
-    training_table,
 )
 
 MOST_LAYERS = 60
@@ -97,7 +96,9 @@ def _best_epochs(report: Report) -> Table:
     table = training_table(report)
     tops = [epoch.val_top1 if epoch.val_top1 is not None else -1.0 for epoch in report.training]
     places = sorted({0, tops.index(max(tops)), len(tops) - 1})
-    return Table("Fine-tuning, first, best and last epoch", table.heads, tuple(table.rows[i] for i in places))
+    return Table(
+        f"{table.title}, first, best and last epoch", table.heads, tuple(table.rows[i] for i in places)
+    )
 
 
 def _provenance(report: Report) -> Table:

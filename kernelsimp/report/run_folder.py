@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import write_text
+from kernelsimp.files import sweep, write_text
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import save_plan
 from kernelsimp.records.report import Epoch, Report
@@ -38,9 +38,17 @@ class RunFolder:
         run = cls(path, source.name)
         if run.checkpoint.resolve() == source.resolve():
             raise KernelsimpError(f"--out {path} would overwrite {source}; choose another directory")
-        write_text(path / ".writable", "")
-        (path / ".writable").unlink()
+        run.prepare()
         return run
+
+    def prepare(self) -> None:
+        """Prove that the directory can be written, and remove what a killed run left half written.
+
+        Raises `KernelsimpError` where it cannot.
+        """
+        write_text(self.path / ".writable", "")
+        (self.path / ".writable").unlink()
+        sweep(self.path)
 
     def write_settings(self, settings: Settings) -> None:
         """Write settings.toml, which runs again as `--config`."""

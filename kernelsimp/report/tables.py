@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kernelsimp.kernels.families import ZERO
+from kernelsimp.kernels.structures import DENOISED
 from kernelsimp.records.report import LayerReport, Report
 from kernelsimp.records.scan import Explanation, LayerScan, Scan
 from kernelsimp.records.verdict import shown
@@ -82,8 +83,11 @@ def _accuracy_facts(report: Report) -> tuple[Fact, ...]:
     first, last = accuracy.stages[0], accuracy.stages[-1]
     change = words.interval(*accuracy.change_ci95, "+.2f")
     test = words.p_value(accuracy.mcnemar_p)
+    before = Fact(f"accuracy, {first.stage}", words.percent(first.top1), _stage_note(report, 0))
+    if len(accuracy.stages) == 1:
+        return (before,)  # a network trained from scratch: nothing came before it
     return (
-        Fact(f"accuracy, {first.stage}", words.percent(first.top1), _stage_note(report, 0)),
+        before,
         Fact(f"accuracy, {last.stage}", words.percent(last.top1), _stage_note(report, -1)),
         Fact(
             "accuracy change",
@@ -183,7 +187,7 @@ def family_table(report: Report) -> Table:
     whole = report.kernels.total
     rows = []
     for name, number in ranked:
-        labelled = told and name != ZERO
+        labelled = told and name != ZERO and not name.startswith(DENOISED)  # in no family, so neither
         seen = words.count(found.get(name, 0) if labelled else None)
         imposed = words.count(number - found.get(name, 0) if labelled else None)
         rows.append((shown(name), words.count(number), seen, imposed, words.share(number, whole)))
@@ -219,7 +223,7 @@ def ranked_families(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def control_table(report: Report) -> Table:
     """Return the control arms: what else the same budget buys."""
-    heads = ("control", "DOF left", "top-1", "correct", "change", "McNemar p")
+    heads = ("control", "DOF left", "top-1", "correct", "change", "McNemar p", "to the run, 95 % interval")
     rows = [
         (
             shown(arm.name),
@@ -228,27 +232,11 @@ def control_table(report: Report) -> Table:
             words.count(arm.correct),
             words.points(arm.change_pp),
             words.p_value(arm.mcnemar_p),
+            f"{arm.outcome}, {words.interval(*arm.change_ci95)}" if arm.change_ci95 else words.DASH,
         )
         for arm in report.controls
     ]
-    return Table("Controls", heads, tuple(rows))
-
-
-def training_table(report: Report) -> Table:
-    """Return one row an epoch of fine-tuning."""
-    heads = ("epoch", "training loss", "validation loss", "validation top-1", "learning rate", "seconds")
-    rows = [
-        (
-            str(epoch.epoch),
-            words.number(epoch.train_loss),
-            words.number(epoch.val_loss),
-            words.percent(epoch.val_top1),
-            words.number(epoch.lr),
-            words.number(epoch.seconds),
-        )
-        for epoch in report.training
-    ]
-    return Table("Fine-tuning", heads, tuple(rows), frozenset())
+    return Table("Controls", heads, tuple(rows), frozenset({0, 6}))
 
 
 def scan_facts(scan: Scan) -> tuple[Fact, ...]:

@@ -69,17 +69,6 @@ def denoised(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> 
     return result
 
 
-def broken(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
-    """Say for each kernel (out, in / groups) whether it has left the structure that the plan gave it."""
-    result = torch.zeros(layer.choice.shape, dtype=torch.bool)
-    for index in np.unique(layer.choice):
-        if index != FREE:
-            mask = layer.choice == index
-            structure = find(structures[index], layer.grid, layer.shapes(mask))
-            result[torch.from_numpy(mask)] = ~structure.holds(kernels[torch.from_numpy(mask)])
-    return result
-
-
 def check_fits(choice: LayerPlan, layers: dict[str, LayerKernels]) -> None:
     """Raise `KernelsimpError` unless the layer that `choice` speaks of is there and has its shape."""
     layer = layers.get(choice.name)

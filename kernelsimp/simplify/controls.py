@@ -18,6 +18,7 @@ from kernelsimp.records.plan import FREE, SHAPES
 from kernelsimp.simplify.arms import Arm
 from kernelsimp.simplify.candidates import FREE_NAME, Bent, Candidate, rows_of_layer
 from kernelsimp.simplify.choose import choose_for_dof, dof_share
+from kernelsimp.simplify.costs import COSTS
 from kernelsimp.simplify.menus import Prepared, menus_for
 from kernelsimp.simplify.resolve import Constraint, Piece
 from kernelsimp.simplify.road import Surveyed, Tried
@@ -39,6 +40,11 @@ class Case:
     @property
     def prepared(self) -> Prepared:
         return self.surveyed.prepared
+
+    @property
+    def cost(self) -> str:
+        """The cost that the kept plan was chosen with; absolute where that is not known."""
+        return self.kept.cost if self.kept.cost in COSTS else "absolute"
 
     @property
     def share(self) -> float:
@@ -82,16 +88,16 @@ def permuted_labels(case: Case, seed: int, watcher: Watcher) -> Arm:
 
 
 def random_subspaces(case: Case, seed: int, watcher: Watcher) -> Arm:
-    """Offer random subspaces of the families' dimensions in their place, and choose and re-solve alike."""
+    """Offer random subspaces of the structures' dimensions in their place, and choose and re-solve alike."""
     generator = torch.Generator().manual_seed(seed)
 
     def swap(candidate: Candidate, cells: int) -> Candidate:
-        if candidate.projector is None or candidate.dim == 0:
+        if candidate.name == FREE_NAME or candidate.dim == 0:
             return candidate
         basis = torch.linalg.qr(torch.randn(cells, candidate.dim, dtype=torch.float64, generator=generator))[
             0
         ]
-        return replace(candidate, projector=basis @ basis.T)
+        return Candidate(candidate.name, candidate.dim, basis @ basis.T, candidate.side_bits)
 
     made: dict[tuple[str, tuple[int, ...]], Candidate] = {}
     for layer in case.prepared.bank.spatial:
@@ -164,7 +170,7 @@ def _offered(
     """Choose among other structures at the same share and cost, and re-solve."""
     bank = case.prepared.bank
     prepared = replace(case.prepared, offers={layer.name: offer(layer) for layer in bank.spatial})
-    menus = menus_for(prepared, case.kept.cost)
+    menus = menus_for(prepared, case.cost)
     choices = choose_for_dof(menus, case.share)
     targets = {
         layer.name: _loose(_constraint(layer, prepared.offers[layer.name], chosen))

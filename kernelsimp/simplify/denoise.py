@@ -34,6 +34,8 @@ MORE_KL, LEAST_KL = 0.1, 0.002
 BY_WEIGHT = 0.1
 """The strength where neither a number nor images say one: a scan's tolerance."""
 
+NOTHING = "every kernel that may change is in a structure already: nothing is left to denoise"
+
 Accept = Callable[[nn.Module], bool]
 
 
@@ -52,9 +54,6 @@ def denoising_of(settings: PlanSettings) -> Denoising | None:
         if settings.denoise_all:
             raise KernelsimpError("--denoise-all needs a denoiser; name one, such as --denoise gaussian")
         return None
-    for option, meaning in (("plan", "that plan says what is denoised"), ("rounds", "rounds plan afresh")):
-        if getattr(settings, option) not in (None, 1):
-            raise KernelsimpError(f"--denoise does not go with --{option}: {meaning}; leave one of them out")
     return Denoising(*parse(settings.denoise), everything=settings.denoise_all)
 
 
@@ -88,6 +87,8 @@ def denoised_road(
     if asked is None:
         return road
     layers = _layers(road.plan, prepared.bank, prepared.changeable)
+    if not layers:
+        return replace(road, notes=(*road.notes, NOTHING))
     if asked.strength is not None:
         tried = _tried(surveyed, road, layers, (asked.name, dict.fromkeys(layers, asked.strength)), watcher)
         return _ended(road, tried, f"strength {asked.strength:g}")
@@ -185,22 +186,24 @@ def _ended(road: Road, tried: Tried, strength: str) -> Road:
 
 def _with(plan: Plan, parts: Mapping[str, _Part], name: str, strengths: Mapping[str, float]) -> Plan:
     """Return the plan in which the kernels of `parts` are denoised at the strength of their layer."""
-    structures = (*plan.structures, DENOISED + name)
+    new = DENOISED + name not in plan.structures
+    structures = (*plan.structures, DENOISED + name) if new else plan.structures
     layers = []
     for layer in plan.layers:
-        dims = np.append(layer.dims, np.int16(np.prod(layer.grid)))
+        dims = np.append(layer.dims, np.int16(np.prod(layer.grid))) if new else layer.dims
         part = parts.get(layer.name)
         if part is None or strengths[layer.name] == 0:
             layers.append(replace(layer, dims=dims))
             continue
         rows = rows_of_layer(part.layer).norm(dim=1)
         change = (part.errors(name, strengths[layer.name]).norm(dim=1) / rows.clamp_min(1e-300)).numpy()
-        strength = np.where(part.mask, strengths[layer.name], 0).astype(np.float32)
+        known = layer.parameters.get(STRENGTH, np.zeros(part.mask.shape, np.float32))
+        strength = np.where(part.mask, strengths[layer.name], known).astype(np.float32)
         layers.append(
             replace(
                 layer,
                 dims=dims,
-                choice=np.where(part.mask, len(structures) - 1, layer.choice).astype(np.int16),
+                choice=np.where(part.mask, structures.index(DENOISED + name), layer.choice).astype(np.int16),
                 residual=np.where(part.mask, change.reshape(part.mask.shape), layer.residual).astype(
                     np.float32
                 ),

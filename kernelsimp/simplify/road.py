@@ -63,17 +63,22 @@ class Road:
         return self.best.plan
 
 
-def ground_of(model: nn.Module, bank: KernelBank, images: Iterable[Tensor], seed: int) -> Ground:
+def ground_of(
+    model: nn.Module, bank: KernelBank, images: Iterable[Tensor], seed: int, *, flip: bool = False
+) -> Ground:
     """Return what a walk stands on; the last eighth of the image batches is held back to judge.
 
-    `images` are batches of the network's input, on its device. Raises `KernelsimpError` where there are
-    none or the network refuses them.
+    `images` are batches of the network's input, on its device; with `flip`, those to fit to are joined by
+    their left-right mirror images. Raises `KernelsimpError` where there are none or the network refuses
+    them.
     """
     whole = torch.cat(list(images))
     if len(whole) < 2:
         raise KernelsimpError(f"{len(whole)} calibration images; expected 2 at least, see --calibration")
     held = max(1, round(HELD_BACK * len(whole)))
     fitted, judged = whole[:-held], whole[-held:]
+    if flip:  # each beside its mirror image, so that every batch has both
+        fitted = torch.stack([fitted, fitted.flip(-1)], 1).flatten(0, 1)
     copy = in_float32(model)
     traced = trace(copy, fitted[:2])
     return Ground(copy, bank, traced, torch.split(fitted, BATCH), torch.split(judged, BATCH), seed)
@@ -127,4 +132,6 @@ def try_plan(surveyed: Surveyed, made: tuple[Plan, dict[str, float]], watcher: W
     plan, predicted = made
     fitted = surveyed.prepared.settings.resolve != "none"
     walked = walk(surveyed.ground, targets_of(plan), watcher, fitted=fitted)
-    return Tried(str(plan.rule["cost"]), plan, predicted, walked, surveyed.judge.distance(walked.model))
+    return Tried(
+        str(plan.rule.get("cost", "none")), plan, predicted, walked, surveyed.judge.distance(walked.model)
+    )

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import LayerPlan, Plan
 from kernelsimp.records.report import Round
+from kernelsimp.simplify.apply import snap_layer
 from kernelsimp.simplify.candidates import rows_of_layer
 from kernelsimp.simplify.menus import Prepared
 from kernelsimp.simplify.road import Road
-from kernelsimp.simplify.walk import targets_of
 from kernelsimp.watch import SILENT, Watcher
 
 SURPRISE = 2.0
@@ -36,11 +36,12 @@ MOST_HALVINGS = 3
 
 @dataclass(frozen=True, eq=False)
 class Leg:
-    """One round as it was taken: the network before and after the short training, and how it was made."""
+    """One round as it was taken: its plan, the network after the short training, and what to say of it."""
 
-    road: Road
-    simplified: Network
+    plan: Plan
     tuned: Network
+    buffers_changed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Guide(Protocol):
@@ -55,6 +56,12 @@ class Guide(Protocol):
     def drop(self, network: Network) -> float | None:
         """Return what the network has lost on validation images, in pp; None where nothing judges that."""
 
+    def recall(self) -> tuple[Sequence[Leg], Sequence[Round]]:
+        """Return the rounds kept and all records of a way that was stopped; nothing to start a new one."""
+
+    def remember(self, legs: Sequence[Leg], records: Sequence[Round]) -> None:
+        """Keep what `recall` returns: all rounds so far, the last one new."""
+
 
 @dataclass(frozen=True, eq=False)
 class Way:
@@ -67,12 +74,17 @@ class Way:
 
 @dataclass
 class _Progress:
-    """Where a way is: `place` reached, the next `step`, and what the rounds kept so far say of kappa."""
+    """Where a way is: `place` reached, the next `step`, and what the rounds kept so far say of kappa.
 
-    place: float
+    `full` is the longest step; the way is `over` where a round of the least step was undone.
+    """
+
+    full: float
     step: float
+    place: float = 0.0
     predicted: float = 0.0
     measured: float = 0.0
+    over: bool = False
 
     @property
     def kappa(self) -> float | None:
@@ -85,9 +97,17 @@ class _Progress:
         ahead = self.place + self.step
         return 1.0 if ahead > 1 - 1e-9 else ahead
 
-    def keep(self, record: Round, full: float) -> None:
-        """Go on from a round that was kept; its step doubles, up to the `full` one."""
-        self.place, self.step = self.aim, min(full, 2 * self.step)
+    @property
+    def smallest(self) -> bool:
+        """Whether the step cannot be halved again."""
+        return self.step * 2.0**MOST_HALVINGS <= self.full
+
+    def take(self, record: Round) -> None:
+        """Go on from a round: its step doubles, up to the full one, where it was kept, else it halves."""
+        if not record.kept:
+            self.over, self.step = self.smallest, self.step / 2
+            return
+        self.place, self.step = self.aim, min(self.full, 2 * self.step)
         self.predicted += record.predicted
         self.measured += record.measured
 
@@ -108,13 +128,15 @@ def go(
     `Guide.drop`, a round beyond it is undone as well, and the way ends at the last round within it; `met`
     is false where there is none, and the first try is returned.
     """
-    now = _Progress(0.0, 1 / count)
-    legs: list[Leg] = []
-    records: list[Round] = []
+    now = _Progress(1 / count, 1 / count)
+    known, told = guide.recall()
+    legs, records = list(known), list(told)
+    for item in records:
+        now.take(item)
     first: Leg | None = None
-    while now.place < 1:
-        smallest = now.step * 2**MOST_HALVINGS * count <= 1
-        leg, record = _round(legs[-1].tuned if legs else start, guide, now, smallest=smallest)
+    while now.place < 1 and not now.over:
+        smallest = now.smallest
+        leg, record = _round(legs[-1].tuned if legs else start, guide, now)
         first = first or leg
         beyond = record.drop is not None and most_drop is not None and record.drop > most_drop
         kept = not beyond and (smallest or not record.surprising)
@@ -122,25 +144,23 @@ def go(
         watcher.note(_told(records[-1]))
         if kept:
             legs.append(leg)
-            now.keep(record, 1 / count)
-        elif smallest:
-            break
-        else:
-            now.step /= 2
+        now.take(records[-1])
+        guide.remember(legs, records)
     return Way(tuple(legs) or ((first,) if first else ()), tuple(records), bool(legs))
 
 
-def _round(network: Network, guide: Guide, now: _Progress, *, smallest: bool) -> tuple[Leg, Round]:
+def _round(network: Network, guide: Guide, now: _Progress) -> tuple[Leg, Round]:
     """Take one round; a surprising one is not trained, unless it is kept whatever it lost."""
     road, simplified = guide.simplify(network, now.aim)
     predicted, measured = sum(road.best.predicted.values()), road.best.distance.divergence
     surprising = now.surprised(predicted, measured)
-    wasted = surprising and not smallest
+    wasted = surprising and not now.smallest
     tuned = simplified if wasted else guide.tune(simplified, road.plan)
     drop = None if wasted else guide.drop(tuned)
     share = road.plan.dof_after / road.plan.dof_before
     kappa = measured / predicted if predicted > 0 else None
-    return Leg(road, simplified, tuned), Round(0, share, predicted, measured, kappa, drop, surprising)
+    leg = Leg(road.plan, tuned, road.best.walked.buffers_changed, road.notes)
+    return leg, Round(0, share, predicted, measured, kappa, drop, surprising)
 
 
 def _told(record: Round) -> str:
@@ -183,8 +203,7 @@ def relabelled(plan: Plan, first: Prepared) -> Plan:
 def _relabelled(layer: LayerPlan, structures: Sequence[str], first: Prepared) -> LayerPlan:
     kernels = next(item for item in first.bank.layers if item.name == layer.name)
     rows = rows_of_layer(kernels)
-    one = targets_of(Plan(tuple(structures), (layer,)))
-    snapped = one[layer.name].constraint(kernels.kernels).place(rows) if one else rows
+    snapped = rows_of_layer(replace(kernels, kernels=snap_layer(kernels.kernels, layer, tuple(structures))))
     norms = rows.norm(dim=1)
     residual = ((rows - snapped).norm(dim=1) / norms.clamp_min(1e-300)).where(norms > 0, 0 * norms)
     shape = layer.choice.shape

@@ -1,18 +1,36 @@
 """What each layer's change alone costs the network: predicted by the survey, and measured."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 
+from kernelsimp.kernels.bank import KernelBank
+from kernelsimp.records.plan import Plan
+from kernelsimp.simplify.apply import snap_layer
+from kernelsimp.simplify.candidates import rows_of_layer
+from kernelsimp.simplify.costs import predicted_loss
 from kernelsimp.simplify.judge import Judge
 from kernelsimp.simplify.road import Tried
+from kernelsimp.simplify.survey import Sensitivity
 from kernelsimp.simplify.walk import Ground
 from kernelsimp.watch import SILENT, Watcher
 
 MOST_IMAGES = 64
 """How many of the held-back images measure a layer: one pass over them for each layer that changed."""
+
+
+def predicted_losses(plan: Plan, bank: KernelBank, seen: Mapping[str, Sensitivity]) -> dict[str, float]:
+    """Return what the survey predicts of each layer of a plan made elsewhere, in nats an image."""
+    layers, losses = {layer.name: layer for layer in bank.layers}, {}
+    for item in plan.layers:
+        layer = layers[item.name]
+        made = replace(layer, kernels=snap_layer(layer.kernels, item, plan.structures))
+        errors = rows_of_layer(layer) - rows_of_layer(made)
+        losses[item.name] = predicted_loss(layer, errors, seen.get(item.name))
+    return losses
 
 
 def layer_losses(ground: Ground, tried: Tried, watcher: Watcher = SILENT) -> dict[str, tuple[float, float]]:

@@ -21,7 +21,7 @@ from kernelsimp.models.layers import TRANSPOSED, bank_from_model, canonical, con
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.training.bent import Layout, OnRows, Outer, Shared, Spanned
 from kernelsimp.training.hold import projections
-from kernelsimp.training.parametrisations import Tied
+from kernelsimp.training.parametrisations import Tied, own_class
 from kernelsimp.training.rules import (
     RANK_ONE,
     Rules,
@@ -83,7 +83,7 @@ def release(model: nn.Module) -> None:
     """Make every constrained weight a plain parameter again: same name, same object, exactly its value."""
     for module in list(constrained(model).values()):
         trained = module.get_parameter(f"{WEIGHT}.original").requires_grad
-        _own_class(module)
+        own_class(module)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         for name in [other for other in module._parameters if other != "weight"]:
             module._parameters[name] = module._parameters.pop(name)  # the weight comes first again
@@ -194,16 +194,6 @@ def weight_of(module: nn.Module) -> Tensor:
         weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.detach()
-
-
-def _own_class(module: nn.Module) -> None:
-    """Give a parametrised module a class of its own.
-
-    Copies of it share the class that torch made, and torch takes the weight out of that class.
-    """
-    old = type(module)
-    kept = {name: value for name, value in vars(old).items() if name not in ("__dict__", "__weakref__")}
-    module.__class__ = type(old.__name__, old.__bases__, kept)
 
 
 def _layer_plan(

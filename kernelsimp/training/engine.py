@@ -5,9 +5,9 @@ the first rank's word; batch-norm statistics are averaged once an epoch, gradien
 """
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -15,10 +15,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.strategy import Strategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.settings import FinetuneSettings
+from kernelsimp.training.ranks import processes
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -35,10 +37,9 @@ class Engine:
         """
         accelerator, index = _device(device)
         _check_precision(settings.precision, accelerator)
-        devices, nodes = _processes(settings)
+        devices, nodes = processes(settings)
         several = devices * nodes > 1
-        # buffers stay each rank's own during an epoch: `even_out` averages them, and holds never differ
-        strategy: str | Strategy = DDPStrategy(broadcast_buffers=False) if several else "auto"
+        strategy: str | Strategy = DDPStrategy(**_own_buffers()) if several else "auto"
         with _quiet():
             self.fabric = Fabric(
                 accelerator=accelerator,
@@ -139,12 +140,11 @@ def _check_precision(precision: str, accelerator: str) -> None:
         raise KernelsimpError("precision 16-mixed needs a GPU; on the CPU use bf16-mixed or 32-true")
 
 
-def _processes(settings: FinetuneSettings) -> tuple[int, int]:
-    """Return (processes a node, nodes): what torchrun started, or what the settings ask for."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        return local, int(os.environ["WORLD_SIZE"]) // local
-    return settings.devices, settings.num_nodes
+def _own_buffers() -> dict[str, Any]:
+    """Return the option under which buffers stay each rank's own: `even_out` averages, holds never differ."""
+    known = signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its old name
+    return {name: False}
 
 
 @contextmanager

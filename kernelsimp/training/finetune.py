@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -48,9 +48,9 @@ class FinetuneJob:
 
     `train(epoch, shard)` gives one process's batches of an epoch, numbered from 1, the same for the same
     number; `val` chooses the best epoch; `teacher` is the original network, left as it is. `plan` is what
-    a soft hold pulls towards. `folder` is where the resume state goes, if anywhere, and `images` names the
-    training images for it. `penalty(progress)` is added to every batch's loss, progress running from 0 to
-    1; `figures(epoch)` gives further fields of its record.
+    a soft hold pulls towards. `folder` is where the resume state goes, if anywhere; `images` names the
+    training images for it and `words` further settings. `penalty(progress)` is added to every batch's loss,
+    progress running from 0 to 1; `figures(epoch)` gives further fields of its record.
     """
 
     train: Callable[[int, Shard], TrainBatches]
@@ -62,6 +62,7 @@ class FinetuneJob:
     plan: Plan | None = None
     folder: Path | None = None
     images: str = ""
+    words: Mapping[str, Any] = field(default_factory=dict)
     penalty: Callable[[float], Tensor] | None = None
     figures: Callable[[int], Mapping[str, Any]] | None = None
 
@@ -114,7 +115,7 @@ class _Run:
         torch.manual_seed(job.seed + self.engine.shard[0])
         self.file: StateFile | None = None
         if job.folder is not None:
-            owner = identity(model, settings, job.seed, job.images)
+            owner = identity(model, settings, job.seed, job.images, job.words)
             self.file = StateFile(job.folder, owner, settings.save_every)
         self._lay_out(torch.channels_last)
         called: nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]

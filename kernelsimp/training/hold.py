@@ -23,7 +23,7 @@ from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.training.bent import OnRows
 from kernelsimp.training.held_sets import AtRank, InFlats, Kept
-from kernelsimp.training.parametrisations import Frozen, Scaled, Tied
+from kernelsimp.training.parametrisations import Frozen, Scaled, Tied, own_class
 
 Mode = Literal["freeze", "tie", "scale"]
 """Values held bit for bit; structure held, coefficients free; shape held, one scale a kernel free."""
@@ -57,11 +57,11 @@ class Witness:
         kernels = canonical(weight.detach().cpu(), self.kind, self.layer.groups)
         if self.mode == "freeze":
             return self._altered(kernels)
-        outside = _outside(kernels, self.layer, self.structures)
+        moved = outside(kernels, self.layer, self.structures)
         if self.mode == "tie":
             marks = torch.tensor([name.startswith(DENOISED) for name in self.structures])
-            outside |= self._altered(kernels) & marks[torch.from_numpy(self.layer.choice).long()]
-        return outside
+            moved |= self._altered(kernels) & marks[torch.from_numpy(self.layer.choice).long()]
+        return moved
 
     def _altered(self, kernels: Tensor) -> Tensor:
         """Say for each kernel (out, in / groups) whether it is held and has other bits than at the time."""
@@ -98,6 +98,7 @@ def hold(model: nn.Module, plan: Plan, mode: Mode) -> None:
 def release(model: nn.Module) -> None:
     """Make every held weight a plain parameter again: same name, same object, exactly its held value."""
     for module, _, witness in list(_held(model)):
+        own_class(module)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         for name in [other for other in module._parameters if other != "weight"]:
             module._parameters[name] = module._parameters.pop(name)  # the weight comes first again
@@ -343,9 +344,9 @@ def orbits(
 
 
 def _refuse_outside(witness: Witness, weight: Tensor) -> None:
-    outside = witness.moved(weight)
-    if outside.any():
-        out, into = (int(i) for i in outside.nonzero()[0])
+    moved = witness.moved(weight)
+    if moved.any():
+        out, into = (int(i) for i in moved.nonzero()[0])
         name = witness.structures[witness.layer.choice[out, into]]
         raise KernelsimpError(
             f"{witness.layer.name}: kernel ({out}, {into}) is not in its structure '{name}';"
@@ -353,8 +354,8 @@ def _refuse_outside(witness: Witness, weight: Tensor) -> None:
         )
 
 
-def _outside(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
-    """Say for each kernel (out, in / groups) whether it is outside the structure the plan gave it."""
+def outside(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
+    """Say for each kernel (out, in / groups) whether it has left the structure that the plan gave it."""
     result = torch.zeros(layer.choice.shape, dtype=torch.bool)
     for index in np.unique(layer.choice):
         if index != FREE:

@@ -1,11 +1,13 @@
 """What settings and data mean for a fine-tuning run: which images, in which order, judged on which."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
 
 from kernelsimp.data.sources import Data
 from kernelsimp.data.transforms import Batches, batches, epoch_seed, preprocess_of
+from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.network import device_of
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import Settings
@@ -21,8 +23,12 @@ def job_of(
 ) -> FinetuneJob:
     """Return what to train on: the training split, judged on the validation split.
 
-    `plan` is needed for a soft hold, `folder` for a state to resume from.
+    `plan` is needed for a soft hold, `folder` for a state to resume from. Raises `KernelsimpError` for
+    targets that are no classes.
     """
+    if data.train.labels.ndim > 1:
+        found = f"labels have shape {tuple(data.train.labels.shape)}"
+        raise KernelsimpError(f"{data.name}: {found}; training takes one class an image")
     return FinetuneJob(
         train=lambda epoch, shard: epoch_batches(data, settings, epoch, shard),
         val=batches(data.val, preprocess_of(settings.data), settings.data.batch_size),
@@ -31,7 +37,8 @@ def job_of(
         seed=settings.run.seed,
         plan=plan,
         folder=folder,
-        images=f"{len(data.train)} images, {data.fingerprint}, {settings.data}",
+        images=f"{len(data.train)} images, {data.fingerprint}",
+        words=asdict(settings.data),
     )
 
 

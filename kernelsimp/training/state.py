@@ -24,12 +24,15 @@ from kernelsimp.settings import FinetuneSettings
 
 FILE = "finetune.pt"
 
-_FREE_TO_CHANGE = ("finetune", "resume", "save_every")
+_FREE_TO_CHANGE = ("finetune", "resume", "save_every", "workers")
 
 
-def identity(model: nn.Module, settings: FinetuneSettings, seed: int, images: str) -> dict[str, Any]:
-    """Return what must agree before a run may go on; `images` names the images and their order."""
-    chosen = {key: value for key, value in asdict(settings).items() if key not in _FREE_TO_CHANGE}
+def identity(
+    model: nn.Module, settings: FinetuneSettings, seed: int, images: str, words: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what must agree before a run may go on; `images` names the images, `words` further settings."""
+    chosen = {**asdict(settings), **words}
+    chosen = {key: value for key, value in chosen.items() if key not in _FREE_TO_CHANGE}
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
@@ -79,8 +82,12 @@ class StateFile:
 
 def _difference(key: str, before: Any, now: Any) -> str:
     advice = "run without --resume to start again"
-    if key in ("network", "images"):
-        return f"the resume state is of a run with other {'weights' if key == 'network' else key}; {advice}"
+    if key == "images":
+        return f"the resume state is of a run with other images; {advice}"
+    if key == "network":
+        return (
+            f"the resume state is of a run with other weights (another checkpoint, or another plan); {advice}"
+        )
     name = key.replace("_", "-")
     return f"the resume state is of a run with {name} = {before}, this one has {now}; {advice}"
 

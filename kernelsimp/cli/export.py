@@ -1,0 +1,35 @@
+"""`kernelsimp export`: a run's network, or any checkpoint, in another form."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kernelsimp.cli.console import out
+from kernelsimp.cli.options import put, with_settings
+from kernelsimp.settings import Given, ModelSettings
+
+SourceArgument = Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run, or a checkpoint file")]
+
+
+@with_settings(model=ModelSettings)
+def export(
+    source: SourceArgument,
+    given: Given,
+    to: Annotated[str, typer.Option("--to", help="packed, safetensors, torch or onnx")] = "packed",
+    file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="default: beside it")] = None,
+    input_size: Annotated[int | None, typer.Option(help="onnx: side of an image in pixels")] = None,
+) -> None:
+    """Write a RUN's network, or MODEL, in another form; packed is lossless, and every command reads it."""
+    from kernelsimp import pipeline
+    from kernelsimp.report import words
+
+    written = pipeline.export(source, to, file, put(given, "data", "input_size", input_size))
+    share = written.size / max(written.source_size, 1)
+    out.print(
+        f"{written.form}: {written.path}, {words.size(written.size)}, {share:.1%} of "
+        f"{words.size(written.source_size)}",
+        markup=False,
+    )
+    for note in written.notes:
+        out.print(note, markup=False)

@@ -1,0 +1,37 @@
+"""The order in which a convolution's weight is stored, and the canonical one, there and back.
+
+Canonical order is (out, in / groups, kh, kw); a one-dimensional kernel has a grid of (1, k). Transposed
+convolutions store (in, out / groups, ...) and are turned round.
+"""
+
+from torch import Tensor
+
+
+def canonical(weight: Tensor, kind: str, groups: int) -> Tensor:
+    """Return a stored weight as (out, in / groups, kh, kw), a view where possible."""
+    if weight.ndim == 3:
+        weight = weight.unsqueeze(2)
+    return _swapped(weight, groups) if kind == "transposed" else weight
+
+
+def stored(kernels: Tensor, kind: str, groups: int, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Undo `canonical`; `shape` is the stored shape, needed for Conv1d: its grid is (1, k), stored (k,)."""
+    weight = _swapped(kernels, groups) if kind == "transposed" else kernels
+    return weight if shape is None else weight.reshape(shape)
+
+
+def _swapped(weight: Tensor, groups: int) -> Tensor:
+    """Swap input and output inside each group: (g * a, b, ...) becomes (g * b, a, ...)."""
+    outer, inner, *grid = weight.shape
+    split = weight.reshape(groups, outer // groups, inner, *grid).transpose(1, 2)
+    return split.reshape(groups * inner, outer // groups, *grid)
+
+
+def tensor_name(layer: str) -> str:
+    """Return the name of a layer's weight in the state dict; a lone convolution has the empty name."""
+    return f"{layer}.weight" if layer else "weight"
+
+
+def layer_name(tensor: str) -> str:
+    """Return the name of the layer whose weight this is."""
+    return tensor.removesuffix("weight").removesuffix(".")
