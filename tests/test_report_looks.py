@@ -10,7 +10,7 @@ import torch
 
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.report import choose, report_html
-from kernelsimp.report.charts import Pair, against_chance
+from kernelsimp.report.charts import Level, Pair, against_chance, waterfall
 from kernelsimp.report.prototype_pictures import prototype_figures, prototypes_of
 from kernelsimp.report.tables import family_table
 
@@ -117,3 +117,9 @@ def test_every_structure_hangs_by_itself_with_the_largest_changes_first() -> Non
     assert set(totals) == {"mirror-h", "equal-rows", "zero"}
     assert sum(totals.values()) == reports.report().kernels.simplified
     assert list(totals.values()) == sorted(totals.values(), reverse=True)
+
+
+def test_a_waterfall_says_that_its_axis_does_not_begin_at_zero_only_where_that_is_so() -> None:
+    high, low = (waterfall([Level("original", value, value - 2, value + 2)]) for value in (90.0, 2.0))
+    assert "axis not from 0" in high
+    assert "axis not from 0" not in low

@@ -74,7 +74,7 @@ def text(x: float, y: float, words_: str, look: str = "label") -> Markup:
 def waterfall(levels: Sequence[Level]) -> Markup:
     """Return bars of each stage's accuracy; the later ones hang from the level before.
 
-    The axis does not begin at zero and says so.
+    An axis that does not begin at zero says so.
     """
     low, high = _span([level.low for level in levels] + [level.high for level in levels])
     width, left = max(WIDTH, 48 + 112.0 * len(levels)), 48.0
@@ -84,7 +84,8 @@ def waterfall(levels: Sequence[Level]) -> Markup:
     for place, level in enumerate(levels):
         before = levels[place - 1].value if place else None
         parts += _fall(level, (left + step * place, step), before, y)
-    parts.append(text(0, 266, "percent of test images; 95 % intervals; axis not from 0"))
+    caption = "percent of test images; 95 % intervals"
+    parts.append(text(0, 266, f"{caption}; axis not from 0" if low > 0 else caption))
     alt = "Accuracy by stage: " + ", ".join(f"{level.name} {words.percent(level.value)}" for level in levels)
     return svg(width, 274, alt, parts)
 
