@@ -4,6 +4,7 @@ Every output is written beside its final name and renamed into place; on any fai
 file is removed and the old one, if there was one, stays as it was.
 """
 
+import hashlib
 import importlib.util
 import os
 import sys
@@ -44,11 +45,21 @@ def sweep(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
-    write_atomically(path, lambda partial: _write_text(partial, text))
+    write_bytes(path, text.encode())
 
 
-def _write_text(partial: Path, text: str) -> None:
-    partial.write_text(text, encoding="utf-8")
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data`, whole or not at all."""
+    write_atomically(path, lambda partial: _write_bytes(partial, data))
+
+
+def key_of(*known: object) -> str:
+    """Return 16 digits for the name of a file, which tell what was made from `known` from anything else."""
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+
+
+def _write_bytes(partial: Path, data: bytes) -> None:
+    partial.write_bytes(data)
 
 
 def _exists(path: Path) -> bool:

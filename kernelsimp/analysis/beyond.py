@@ -75,6 +75,7 @@ def mean_kernel(examined: Examined, stride: int | None = None) -> Values | None:
         "residuals": named,
         "d4_score": score,
         "d4_chance": chance,
+        "stride": stride,
         "note": _stride_note(stride),
     }
 

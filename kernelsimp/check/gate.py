@@ -4,19 +4,18 @@ Every rule with a limit is measured once. A rule that lacks what it needs is ski
 that cannot be judged, because the baseline does not say what the figure was, counts as crossed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from kernelsimp.check.accuracy import ROUNDING, Drop, measure_drop
-from kernelsimp.check.kernels import from_tensors, verify_holds, zeroed_layers
+from kernelsimp.check.kernels import from_tensors, spatial_layers, verify_holds, zeroed_layers
 from kernelsimp.check.measures import figures
 from kernelsimp.check.rules import USUAL
 from kernelsimp.check.tensors import broken_tensors, changed_tensors
-from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome
-from kernelsimp.models.layers import bank_from_tensors, tensor_name
+from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.limits import Baseline, Limit, Limits
 from kernelsimp.records.verdict import Finding, Measure, Verdict, shown
 
@@ -44,11 +43,12 @@ class Subject:
 def check(baseline: Baseline, subject: Subject, limits: Limits = USUAL) -> Verdict:
     """Return the verdict on a network; raises as `verify_holds` and `measure_drop` do."""
     kernels = from_tensors(baseline, subject.tensors)
-    names = {layer.name for layer in baseline.layers} | set(spatial_names(subject.tensors))
+    spatial = [layer.name for layer in spatial_layers(subject.tensors)]
+    names = {layer.name for layer in baseline.layers}.union(spatial)
     found = [
         *verify_holds(baseline, kernels),
         *zeroed_layers(baseline, kernels),
-        *_added(baseline, subject.tensors),
+        *_added(baseline, subject.tensors, spatial),
         *changed_tensors(baseline, subject.tensors, set(map(tensor_name, names))),
         *broken_tensors(baseline, subject.tensors),
     ]
@@ -69,11 +69,11 @@ def check(baseline: Baseline, subject: Subject, limits: Limits = USUAL) -> Verdi
     return Verdict(tuple(findings), tuple(measures))
 
 
-def _added(baseline: Baseline, tensors: Mapping[str, Tensor]) -> list[Finding]:
+def _added(baseline: Baseline, tensors: Mapping[str, Tensor], spatial: Sequence[str]) -> list[Finding]:
     known = {layer.name: layer for layer in baseline.layers}
     lost = [layer for layer in known.values() if tensor_name(layer.name) not in tensors]
     findings = []
-    for name in spatial_names(tensors):
+    for name in spatial:
         if name not in known:
             shape = tuple(tensors[tensor_name(name)].shape)
             twin = next((layer.name for layer in lost if layer.weight_shape == shape), None)
@@ -81,14 +81,6 @@ def _added(baseline: Baseline, tensors: Mapping[str, Tensor]) -> list[Finding]:
             message = f"{shown(name)}: the baseline does not have this layer{hint}"
             findings.append(Finding("layers.changed", "error", shown(name), 1, 0, message))
     return findings
-
-
-def spatial_names(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the layers with kernels larger than 1x1 that the weights alone show."""
-    try:
-        return [layer.name for layer in bank_from_tensors(tensors).spatial]
-    except KernelsimpError:  # weights alone do not show one-dimensional convolutions; the baseline does
-        return []
 
 
 def _drop(baseline: Baseline, subject: Subject) -> Drop | None:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.kernels.bank import KernelBank
+from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.kernels.structures import DENOISED, TEMPLATE, find
-from kernelsimp.models.layers import canonical, tensor_name
+from kernelsimp.models.layers import bank_from_tensors, canonical, tensor_name
 from kernelsimp.records.held import CRC_PER_KERNEL_UP_TO, decode_assignment, decode_shapes
 from kernelsimp.records.limits import Baseline, BaselineLayer, baseline_of
 from kernelsimp.records.report import Report
@@ -106,6 +106,14 @@ def from_tensors(baseline: Baseline, tensors: Mapping[str, Tensor]) -> dict[str,
             same = tuple(weight.shape) == layer.weight_shape
             kernels[layer.name] = canonical(weight, layer.kind, layer.groups) if same else weight
     return kernels
+
+
+def spatial_layers(tensors: Mapping[str, Tensor]) -> tuple[LayerKernels, ...]:
+    """Return the layers with kernels larger than 1x1 that the weights alone show."""
+    try:
+        return bank_from_tensors(tensors).spatial
+    except KernelsimpError:  # weights alone do not show one-dimensional convolutions; the baseline does
+        return ()
 
 
 def held_layer(baseline: Baseline, layer: BaselineLayer, kernels: Tensor) -> Held:

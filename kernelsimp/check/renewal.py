@@ -15,15 +15,15 @@ from kernelsimp.check.kernels import (
     from_tensors,
     frozen_kernels,
     held_layer,
+    spatial_layers,
     zeroed_layers,
 )
 from kernelsimp.check.measures import figures
-from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import stage as stage_of
 from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.kernels.structures import TEMPLATE
 from kernelsimp.models.digest import described
-from kernelsimp.models.layers import bank_from_tensors, tensor_name
+from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.held import HeldLayer, encode_assignment, encode_shapes, hold_layer
 from kernelsimp.records.limits import Baseline, BaselineLayer
 
@@ -53,15 +53,10 @@ def _layers(source: Baseline, tensors: Mapping[str, Tensor]) -> tuple[BaselineLa
         for layer in source.layers
         if layer.name in kernels and tuple(kernels[layer.name].shape) == canonical_shape(layer)
     }
-    fresh = {layer.name: _free(layer, tensors) for layer in _spatial(tensors) if layer.name not in known}
+    fresh = {
+        layer.name: _free(layer, tensors) for layer in spatial_layers(tensors) if layer.name not in known
+    }
     return tuple(sorted((*known.values(), *fresh.values()), key=lambda layer: layer.name))
-
-
-def _spatial(tensors: Mapping[str, Tensor]) -> tuple[LayerKernels, ...]:
-    try:
-        return bank_from_tensors(tensors).spatial
-    except KernelsimpError:  # no layer that weights alone would show; a source may know some
-        return ()
 
 
 def _free(layer: LayerKernels, tensors: Mapping[str, Tensor]) -> BaselineLayer:

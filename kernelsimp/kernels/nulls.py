@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import special
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from kernelsimp.kernels.covariance import ring_covariance, ring_numbers, second_moment
@@ -275,20 +276,7 @@ def _spread(nodes: Floats, log_p: Floats, wanted: Floats) -> NDArray[np.float32]
     """Return log p at the residuals `wanted` (as v, rising) from coarse nodes (falling)."""
     v, values = nodes[: len(log_p)][::-1], log_p[::-1]
     slope = (values[1] - values[0]) / (v[1] - v[0])
-    inside = np.maximum.accumulate(_natural_spline(v, values, np.maximum(wanted, v[0])))
+    curve = CubicSpline(v, values, bc_type="natural")
+    inside = np.maximum.accumulate(curve(np.maximum(wanted, v[0])))
     filled = np.where(wanted < v[0], values[0] + slope * (wanted - v[0]), inside)
     return np.minimum(filled, 0).astype(np.float32)
-
-
-def _natural_spline(x: Floats, y: Floats, at: Floats) -> Floats:
-    """Return the cubic spline through (x, y), x rising and its ends straight, at places within x."""
-    h = np.diff(x)
-    system = np.diag(np.concatenate([[1.0], 2 * (h[:-1] + h[1:]), [1.0]]))
-    system[np.arange(1, len(h)), np.arange(len(h) - 1)] = h[:-1]
-    system[np.arange(1, len(h)), np.arange(2, len(h) + 1)] = h[1:]
-    bend = np.linalg.solve(system, np.concatenate([[0.0], 6 * np.diff(np.diff(y) / h), [0.0]]))
-    i = np.searchsorted(x, at, side="right").clip(1, len(h)) - 1
-    left, right = x[i + 1] - at, at - x[i]
-    line = (y[i] * left + y[i + 1] * right) / h[i]
-    cubic = bend[i] * (left**3 - h[i] ** 2 * left) + bend[i + 1] * (right**3 - h[i] ** 2 * right)
-    return np.asarray(line + cubic / (6 * h[i]))

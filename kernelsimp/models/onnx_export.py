@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import write_atomically
+from kernelsimp.files import write_bytes
 from kernelsimp.models.foreign import kind_and_words, quiet
 from kernelsimp.models.onnx_file import read_onnx
 
@@ -29,8 +29,7 @@ def export_onnx(model: nn.Module, shape: tuple[int, ...], path: Path) -> None:
     """
     if find_spec("onnx") is None:
         raise KernelsimpError("--to onnx needs the package onnx; pip install 'kernelsimp[onnx]'")
-    graph = _traced(model.cpu().eval(), torch.zeros(1, *shape))
-    write_atomically(path, lambda partial: _write(graph, partial))
+    write_bytes(path, _traced(model.cpu().eval(), torch.zeros(1, *shape)))
     _check(path, model.state_dict())
 
 
@@ -58,10 +57,6 @@ def _traced(model: nn.Module, images: Tensor) -> bytes:
             "pass the right --input-size, or keep to --to packed"
         ) from error
     return bytes(graph.getvalue())
-
-
-def _write(graph: bytes, partial: Path) -> None:
-    partial.write_bytes(graph)
 
 
 def _check(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,5 @@
 """From a budget to a plan and the network it makes."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from kernelsimp.data.sources import Data
 from kernelsimp.data.splits import Split
 from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.files import key_of
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.pipeline.judging import referee_of
 from kernelsimp.pipeline.opening import open_data
@@ -153,9 +153,8 @@ def survey_file(task: Task, images: Split) -> Path | None:
     data, network = task.settings.data, task.network
     shape = (data.mean, data.std, data.input_size, data.crop, data.channels, data.calibration_flip)
     seen = (*shape, task.settings.run.seed)
-    known = (network.checkpoint.sha256, network.arch, images.fingerprint(), seen)
-    digest = hashlib.sha256(repr(known).encode()).hexdigest()
-    return task.record.parent / f"survey-{digest[:16]}.safetensors"
+    key = key_of(network.checkpoint.sha256, network.arch, images.fingerprint(), seen)
+    return task.record.parent / f"survey-{key}.safetensors"
 
 
 def measured_by_layer(chosen: Chosen, watcher: Watcher) -> Chosen:

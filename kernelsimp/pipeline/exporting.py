@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.files import write_atomically
+from kernelsimp.files import write_atomically, write_bytes
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
 from kernelsimp.models.digest import described, tensors_sha256
 from kernelsimp.models.network import open_network
@@ -119,8 +119,8 @@ def _to_safetensors(source: Source, path: Path) -> None:
     from safetensors.torch import save
 
     # clones: the format refuses tensors that share memory
-    data = save({name: item.contiguous().clone() for name, item in source.checkpoint.stored_state.items()})
-    write_atomically(path, lambda partial: _write(data, partial))
+    state = source.checkpoint.stored_state
+    write_bytes(path, save({name: item.contiguous().clone() for name, item in state.items()}))
 
 
 def _to_torch(source: Source, path: Path) -> None:
@@ -150,10 +150,6 @@ FORMS: Mapping[str, Form] = {
     "onnx": Form(".onnx", _to_onnx, "a graph that other programs run", lossless=False),
 }
 """What a network can be exported to."""
-
-
-def _write(data: bytes, partial: Path) -> None:
-    partial.write_bytes(data)
 
 
 def _check(source: Source, path: Path) -> None:

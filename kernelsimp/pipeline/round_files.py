@@ -3,7 +3,6 @@
 One folder a way: its name tells network, images and settings apart, so another way is never taken for it.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import write_atomically, write_text
+from kernelsimp.files import key_of, write_atomically, write_text
 from kernelsimp.models.network import Network
 from kernelsimp.pipeline.task import Task
 from kernelsimp.records.plan_file import read_plan, save_plan
@@ -81,5 +80,4 @@ def round_files(task: Task) -> RoundFiles | None:
     settings = task.settings
     training = replace(settings.finetune, resume=False, finetune=False)
     known = (task.network.checkpoint.sha256, task.data.fingerprint, settings.plan, settings.data, training)
-    digest = hashlib.sha256(repr((*known, settings.run)).encode()).hexdigest()
-    return RoundFiles(task.record.parent / f"rounds-{digest[:16]}")
+    return RoundFiles(task.record.parent / f"rounds-{key_of(*known, settings.run)}")

@@ -4,7 +4,6 @@ It goes through two files in the run's `resume` folder, on a disk that all of th
 launch, network, data and settings from any other; the weights come last, whole, and say that all is there.
 """
 
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import write_atomically, write_text
+from kernelsimp.files import key_of, write_atomically, write_text
 from kernelsimp.models.network import Network
 from kernelsimp.pipeline.task import Chosen, Task
 from kernelsimp.records.plan import Plan
@@ -35,11 +34,10 @@ class Handover:
 
     def __init__(self, task: Task, folder: Path) -> None:
         fingerprint = task.data.fingerprint if task.data else ""
-        known = (task.network.checkpoint.sha256, fingerprint, task.settings, launch_name())
-        digest = hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+        key = key_of(task.network.checkpoint.sha256, fingerprint, task.settings, launch_name())
         self.task, self.folder = task, folder
         self.plan, self.weights, self.failed = (
-            folder / f"shared-{digest}.{kind}" for kind in ("plan", "weights", "failed")
+            folder / f"shared-{key}.{kind}" for kind in ("plan", "weights", "failed")
         )
 
     def made(self, choose: Callable[[], Chosen]) -> Chosen:

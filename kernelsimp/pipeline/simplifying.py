@@ -1,6 +1,5 @@
 """The main story: choose, snap, hold, fine-tune, measure, report."""
 
-import hashlib
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ from kernelsimp import __version__
 from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import HoldError, KernelsimpError
+from kernelsimp.files import key_of
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.pipeline.choosing import choose
@@ -149,8 +149,7 @@ def again(path: Path, settings: Settings, out: Path) -> str:
 def record_of(network: Network, data: Data | None, settings: Settings, out: Path) -> Path:
     """Return the file of a search's trials; its name tells this network, data and plan from any other."""
     known = (network.checkpoint.sha256, data.fingerprint if data else "", settings.plan, settings.run.seed)
-    digest = hashlib.sha256(repr((*known, settings.data)).encode()).hexdigest()
-    return out / "resume" / f"search-{digest[:16]}.json"
+    return out / "resume" / f"search-{key_of(*known, settings.data)}.json"
 
 
 def told(trained: Trained) -> tuple[str, ...]:

@@ -65,14 +65,9 @@ def _row(layer: LayerScan) -> tuple[str, ...]:
 
 
 def _stride(mean: dict[str, Any]) -> str:
-    note = mean.get("note")
-    return (
-        "1"
-        if mean and not note
-        else str(note).partition(":")[0].removeprefix("stride ")
-        if note
-        else words.DASH
-    )
+    if not mean:
+        return words.DASH
+    return "unknown" if mean["stride"] is None else str(mean["stride"])
 
 
 def _prototypes(found: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ One file, written beside its name and renamed into place, after a whole optimise
 it belongs to: a run with other settings, seed, weights or images is refused.
 """
 
-import hashlib
 import signal
 import threading
 import time
@@ -20,6 +19,7 @@ from torch import nn
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_atomically
+from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.settings import FinetuneSettings
 
 FILE = "finetune.pt"
@@ -33,11 +33,7 @@ def identity(
     """Return what must agree before a run may go on; `images` names the images, `words` further settings."""
     chosen = {**asdict(settings), **words}
     chosen = {key: value for key, value in chosen.items() if key not in _FREE_TO_CHANGE}
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return {**chosen, "seed": seed, "images": images, "network": digest.hexdigest()}
+    return {**chosen, "seed": seed, "images": images, "network": tensors_sha256(model.state_dict())}
 
 
 class StateFile:
