@@ -24,6 +24,7 @@ from kernelsimp.training.distill import objective
 from kernelsimp.training.hold import held_share, verify
 from kernelsimp.training.judge import Batches, Judge, Mark
 from kernelsimp.training.keeper import Average, Keeper, snapshot
+from kernelsimp.training.mixup import mixed
 from kernelsimp.training.options import check_settings, make_optimizer
 from kernelsimp.training.penalties import Pull
 from kernelsimp.training.schedule import rate
@@ -224,6 +225,7 @@ class _Run:
     def _batch(self, batch: tuple[Tensor, Tensor], share: float, progress: float) -> Tensor:
         """Add the gradients of `share` times the loss of one batch; return that loss, detached."""
         images, labels = (part.to(self.engine.device, non_blocking=True) for part in batch)
+        images, mix = mixed(images, self.settings.mixup)
         if self.settings.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         logits = self.wrapped(images)
@@ -232,7 +234,7 @@ class _Run:
             with torch.no_grad(), self.engine.autocast():
                 taught = self.teacher(images)
             taught = taught.float()
-        loss = objective(logits.float(), labels, taught, self.settings)
+        loss = objective(logits.float(), labels, taught, self.settings, mix)
         if self.job.penalty is not None:
             loss = loss + self.job.penalty(progress)
         self.engine.backward(loss * share)
