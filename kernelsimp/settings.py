@@ -115,7 +115,12 @@ class FinetuneSettings:
     clip: float | None = option(None, "clip the gradient to this norm")
     accumulate: int = option(1, "batches whose gradients are added up for one step")
     label_smoothing: float = option(0.0, "share of the label spread over all classes, 0..1")
-    mixup: float = option(0.0, "train on mixed pairs of images, mixed by Beta(a, a) with this a, such as 1")
+    mixup: float = option(
+        0.0, "blend pairs of training images, shares from Beta(a, a) with this a, such as 1"
+    )
+    cutmix: float = option(
+        0.0, "paste boxes between pairs of images, areas from Beta(a, a); with mixup, by turns"
+    )
     patience: int | None = option(None, "stop after this many epochs without a better validation result")
     free_scale: bool = option(False, "with hold = tie: keep each kernel's shape, train only its scale")
     soft: float | None = option(None, "pull kernels towards their structure this hard, rising, then snap")

@@ -14,7 +14,7 @@ from kernelsimp.training.distill import divergence, objective
 from kernelsimp.training.engine import Engine
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.judge import Judge
-from kernelsimp.training.mixup import mixed
+from kernelsimp.training.mixing import mixed
 from kernelsimp.training.options import check_settings
 from kernelsimp.training.schedule import rate
 
@@ -41,7 +41,7 @@ def test_objective_is_the_formula_written_out():
 def test_mixed_images_have_the_mixture_of_both_labels():
     torch.manual_seed(3)
     pictures = torch.randn(4, 1, 2, 2)
-    result, share = mixed(pictures, 1.0)
+    result, share = mixed(pictures, FinetuneSettings(mixup=1.0))
     assert 0 < share < 1
     for index in range(4):
         expected = share * pictures[index] + (1 - share) * pictures[index - 1]
@@ -52,17 +52,37 @@ def test_mixed_images_have_the_mixture_of_both_labels():
     settings = FinetuneSettings(distill=0.0, label_smoothing=0.1)
     expected = nn.functional.cross_entropy(logits, target, label_smoothing=0.1)
     torch.testing.assert_close(objective(logits, labels, None, settings, share), expected)
-    assert mixed(pictures, 0.0) == (pictures, 1.0)
+    assert mixed(pictures, FinetuneSettings()) == (pictures, 1.0)
 
 
-def test_mixing_follows_the_seed_and_changes_what_is_learnt():
+def test_a_pasted_box_has_the_area_that_the_share_says():
+    torch.manual_seed(5)
+    pictures = torch.arange(3.0)[:, None, None, None].expand(3, 2, 20, 20).clone()
+    for _ in range(5):
+        result, share = mixed(pictures, FinetuneSettings(cutmix=1.0))
+        for index in range(3):
+            own = (result[index] == index).float().mean()
+            assert float(own) == pytest.approx(share, abs=1e-6)
+            assert set(result[index].unique().tolist()) <= {index, (index - 1) % 3}
+
+
+def test_both_ways_of_mixing_take_turns():
+    torch.manual_seed(0)
+    pictures = torch.arange(4.0)[:, None, None, None].expand(4, 1, 8, 8).clone()
+    settings = FinetuneSettings(mixup=1.0, cutmix=1.0)
+    whole = [bool((mixed(pictures, settings)[0] % 1 == 0).all()) for _ in range(12)]
+    assert 0 < sum(whole) < 12
+
+
+@pytest.mark.parametrize("way", ["mixup", "cutmix"])
+def test_mixing_follows_the_seed_and_changes_what_is_learnt(way):
     def end(**changes):
         model = net()
         finetune(model, job(teacher=net(9)), replace(PLAIN, distill=0.5, epochs=1, **changes))
         return bits(model)
 
-    assert same(end(mixup=1.0), end(mixup=1.0))
-    assert not same(end(mixup=1.0), end())
+    assert same(end(**{way: 1.0}), end(**{way: 1.0}))
+    assert not same(end(**{way: 1.0}), end())
 
 
 def test_rates_of_every_schedule():
@@ -113,6 +133,7 @@ def test_the_judge_goes_by_the_teacher_only_where_labels_no_longer_tell():
         ({"distill": 1.5}, "distill is 1.5; expected 0..1"),
         ({"label_smoothing": 1.0}, "label-smoothing is 1.0; expected 0 or more and less than 1"),
         ({"mixup": -1.0}, "mixup is -1.0; expected 0 or more"),
+        ({"cutmix": math.inf}, "cutmix is inf; expected 0 or more"),
         ({"temperature": 0.0}, "temperature is 0.0; expected greater than 0"),
         ({"accumulate": 0}, "accumulate is 0; expected 1 or more"),
         ({"momentum": 1.0}, "momentum is 1.0; expected 0 or more and less than 1"),

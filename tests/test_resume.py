@@ -59,7 +59,7 @@ FULL = replace(
 )
 VARIANTS = {
     "sgd": FULL,
-    "adamw": replace(FULL, optimizer="adamw", accumulate=1, schedule="one-cycle", mixup=0.5),
+    "adamw": replace(FULL, optimizer="adamw", accumulate=1, schedule="one-cycle", mixup=0.5, cutmix=0.5),
     "soft": replace(FULL, soft=5.0, ema=None),
 }
 

@@ -19,7 +19,7 @@ def objective(
     """Return the mean loss of a batch; `logits` and `teacher` are (n, classes), `labels` (n,).
 
     Without a teacher, or at weight 0, it is plain cross-entropy; at weight 1 the labels are not read. `mix`
-    is the share of each image's own label, as `mixup.mixed` returns it.
+    is the share of each image's own label, as `mixing.mixed` returns it.
     """
     share = settings.distill if teacher is not None else 0.0
     loss = logits.new_zeros(())

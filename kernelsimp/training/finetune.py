@@ -24,7 +24,7 @@ from kernelsimp.training.distill import objective
 from kernelsimp.training.hold import held_share, verify
 from kernelsimp.training.judge import Batches, Judge, Mark
 from kernelsimp.training.keeper import Average, Keeper, snapshot
-from kernelsimp.training.mixup import mixed
+from kernelsimp.training.mixing import mixed
 from kernelsimp.training.options import check_settings, make_optimizer
 from kernelsimp.training.penalties import Pull
 from kernelsimp.training.schedule import rate
@@ -225,7 +225,7 @@ class _Run:
     def _batch(self, batch: tuple[Tensor, Tensor], share: float, progress: float) -> Tensor:
         """Add the gradients of `share` times the loss of one batch; return that loss, detached."""
         images, labels = (part.to(self.engine.device, non_blocking=True) for part in batch)
-        images, mix = mixed(images, self.settings.mixup)
+        images, mix = mixed(images, self.settings)
         if self.settings.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         logits = self.wrapped(images)

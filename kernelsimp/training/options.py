@@ -37,6 +37,7 @@ def _ranges(settings: FinetuneSettings) -> dict[str, tuple[bool, str]]:
         "distill": (0 <= settings.distill <= 1, "0..1"),
         "label_smoothing": (0 <= settings.label_smoothing < 1, "0 or more and less than 1"),
         "mixup": (0 <= settings.mixup < math.inf, "0 or more"),
+        "cutmix": (0 <= settings.cutmix < math.inf, "0 or more"),
         "temperature": (0 < settings.temperature < math.inf, "greater than 0"),
         "accumulate": (settings.accumulate >= 1, "1 or more"),
         "momentum": (0 <= settings.momentum < 1, "0 or more and less than 1"),
