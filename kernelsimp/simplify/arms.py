@@ -43,7 +43,8 @@ class _Within(nn.Module):
         self.constraint = Constraint(constraint.cells, tuple(pieces)).to(weight.device)
 
     def forward(self, free: Tensor) -> Tensor:
-        moved = self.constraint.project(canonical(free - self.start, *self.layout))
+        with torch.autocast(free.device.type, enabled=False):  # a weight is held in its own precision
+            moved = self.constraint.project(canonical(free - self.start, *self.layout))
         return self.start + stored(moved, *self.layout, tuple(free.shape))
 
 

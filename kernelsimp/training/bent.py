@@ -57,9 +57,9 @@ class OnRows(nn.Module):
 
     def _on_rows(self, weight: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         flat = weight.reshape(-1, self.cells)
-        if self.whole:
-            return function(flat).reshape(weight.shape)
-        return flat.index_copy(0, self.rows, function(flat[self.rows])).reshape(weight.shape)
+        with torch.autocast(weight.device.type, enabled=False):  # a weight is held in its own precision
+            made = function(flat if self.whole else flat[self.rows])
+        return (made if self.whole else flat.index_copy(0, self.rows, made)).reshape(weight.shape)
 
 
 class Spanned(OnRows):

@@ -8,7 +8,6 @@ the epoch only.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sized
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,6 +19,7 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch
 from kernelsimp.settings import FinetuneSettings
+from kernelsimp.training.advice import advice
 from kernelsimp.training.distill import objective
 from kernelsimp.training.hold import held_share, verify
 from kernelsimp.training.judge import Batches, Judge, Mark
@@ -95,7 +95,7 @@ def finetune(
         watcher.note("nothing to train: every parameter is held; fine-tuning is skipped")
         return Trained((), 0, stopped="nothing to train")
     interrupts = Interrupts()
-    with _memory_advice(), interrupts.watched():
+    with advice(), interrupts.watched():
         trained = _Run(model, job, settings, watcher).train(interrupts)
     model.eval()
     verify(model)
@@ -383,16 +383,3 @@ class _Progress:
     def next_epoch(self) -> None:
         self.epoch, self.batch, self.images, self.seconds = self.epoch + 1, 0, 0, 0.0
         self.total = torch.zeros_like(self.total)
-
-
-@contextmanager
-def _memory_advice() -> Iterator[None]:
-    """Turn an out-of-memory failure into one line with the remedy."""
-    try:
-        yield
-    except RuntimeError as error:
-        words = str(error).lower()
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in words:
-            advice = "lower --batch-size, and raise --accumulate by as much to keep the step the same"
-            raise KernelsimpError(f"a training batch does not fit into memory; {advice}") from error
-        raise
