@@ -236,7 +236,7 @@ def test_a_run_that_diverges_at_once_leaves_the_network_as_it_came():
 
 
 class Greedy(nn.Linear):
-    """Fails the way a full memory does."""
+    """Fails the way a full memory does, or a lost process."""
 
     def __init__(self, error):
         super().__init__(2, 2)
@@ -259,6 +259,16 @@ def test_a_batch_that_does_not_fit_is_one_line_with_the_remedy(error):
     assert str(caught.value) == (
         "a training batch does not fit into memory;"
         " lower --batch-size, and raise --accumulate by as much to keep the step the same"
+    )
+
+
+def test_a_lost_process_is_one_line_with_the_way_on():
+    error = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:24792")
+    with pytest.raises(KernelsimpError) as caught:
+        finetune(Greedy(error), job(val=[]), PLAIN)
+    assert str(caught.value) == (
+        "another process of this run is gone; its own messages say why;"
+        " the same command with --resume goes on from the last state"
     )
 
 

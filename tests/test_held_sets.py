@@ -13,7 +13,7 @@ from kernelsimp.check.kernels import broken_kernels, held_layer
 from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.kernels.structures import BENT, TEMPLATED, Templated, bent_sets, expand, find
 from kernelsimp.kernels.templates import degrees_of_freedom, offered
-from kernelsimp.models.layers import bank_from_model
+from kernelsimp.models.layers import bank_from_model, conv_modules
 from kernelsimp.records.held import HeldLayer, decode_shapes, encode_assignment, encode_shapes
 from kernelsimp.records.limits import Baseline, BaselineLayer
 from kernelsimp.records.plan import STRENGTH
@@ -199,6 +199,17 @@ def test_tied_sets_train_and_stay_what_they_are(optimizer: str) -> None:
             moved[name] += int(far[torch.from_numpy(layer.choice == index)].sum())
     assert moved.pop("denoised-median") == 0
     assert all(moved.values()), moved
+
+
+@pytest.mark.parametrize("mode", ["freeze", "tie", "scale"])
+def test_a_held_weight_has_its_own_precision_under_autocast(mode: str) -> None:
+    model, plan = held_network()
+    hold(model, plan, mode)
+    for module in conv_modules(model).values():
+        expected = module.weight
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(module.weight, expected)
+            assert module.weight.dtype == expected.dtype
 
 
 @pytest.mark.parametrize("mode", ["freeze", "scale"])

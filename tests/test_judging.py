@@ -251,9 +251,9 @@ def test_the_worst_layers_are_set_free_first_and_as_few_as_needed(surveyed: Surv
 # ---------------------------------------------------------------- arms under training
 
 
-@pytest.mark.parametrize("values", [True, False])
+@pytest.mark.parametrize(("values", "half"), [(True, False), (False, False), (False, True)])
 def test_a_held_arm_trains_only_what_its_control_leaves_free(
-    surveyed: Surveyed, tried: Tried, values: bool
+    surveyed: Surveyed, tried: Tried, values: bool, half: bool
 ) -> None:
     case = Case(surveyed, tried)
     for arm in run_controls(case, ["cell masks", "random subspaces", "equal-norm noise"], seed=1):
@@ -262,7 +262,9 @@ def test_a_held_arm_trains_only_what_its_control_leaves_free(
             optimiser = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
             for _ in range(3):
                 optimiser.zero_grad()
-                model(smooth_images(8, 3)).square().sum().backward()
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    loss = model(smooth_images(8, 3)).float().square().sum()
+                loss.backward()
                 optimiser.step()
         after = arm.model.state_dict()
         assert sorted(after) == sorted(before)
