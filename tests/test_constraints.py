@@ -61,6 +61,15 @@ def test_a_gaussian_basis_holds_through_training():
     assert float(span.residual(layer.weight.detach().flatten(0, 1)).max()) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["gaussian-2", "rank-one", "prototypes-4"])
+def test_a_constrained_weight_has_its_own_precision_under_autocast(name):
+    layer = convolution(5)
+    constrain(layer, {"*": {name: 0.5}})
+    expected = layer.weight.detach().clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.weight, expected)
+
+
 def test_a_gaussian_basis_holds_the_slopes_and_bumps_it_is_named_for():
     y, x = torch.meshgrid(torch.arange(-3.0, 4).double(), torch.arange(-3.0, 4).double(), indexing="ij")
     bell = torch.exp(-(x**2 + y**2) / (2 * (7 / 4) ** 2))

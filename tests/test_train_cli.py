@@ -44,6 +44,8 @@ def test_a_run_holds_a_plain_checkpoint_a_report_and_the_curve(tmp_path):
     assert "accuracy change" not in markdown
     logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert sum("bits_per_kernel" in line for line in logged) == 2
+    share = 100 * (512 + 16) / report["kernels"]["total"]
+    assert [line["held"] for line in logged if "held" in line] == pytest.approx([share, share])
     assert {"report.md", "report.html", "settings.toml", "plan.safetensors"} <= {
         p.name for p in out.iterdir()
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ class Fresh:
     data: Data
     plan: Plan | None = None
     penalties: Penalties | None = None
+
+    @property
+    def held(self) -> float | None:
+        """The share of kernels larger than 1x1 that are constrained, 0..1; None without constraints."""
+        if self.plan is None:
+            return None
+        changed = [layer.changed for layer in self.plan.layers if prod(layer.grid) > 1]
+        return sum(int(part.sum()) for part in changed) / max(1, sum(part.size for part in changed))
 
 
 def train(settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
@@ -114,6 +123,7 @@ def fit(fresh: Fresh, settings: Settings, folder: Path | None, watcher: Watcher 
     job = replace(
         job,
         penalty=fresh.penalties,
+        held=fresh.held,
         figures=figures if watched else None,
         words={**job.words, **words},
     )

@@ -51,7 +51,8 @@ class FinetuneJob:
     number; `val` chooses the best epoch; `teacher` is the original network, left as it is. `plan` is what
     a soft hold pulls towards. `folder` is where the resume state goes, if anywhere; `images` names the
     training images for it and `words` further settings. `penalty(progress)` is added to every batch's loss,
-    progress running from 0 to 1; `figures(epoch)` gives further fields of its record.
+    progress running from 0 to 1; `held` is the share of kernels held by other means than `hold`;
+    `figures(epoch)` gives further fields of its record.
     """
 
     train: Callable[[int, Shard], TrainBatches]
@@ -65,6 +66,7 @@ class FinetuneJob:
     images: str = ""
     words: Mapping[str, Any] = field(default_factory=dict)
     penalty: Callable[[float], Tensor] | None = None
+    held: float | None = None
     figures: Callable[[int], Mapping[str, Any]] | None = None
 
 
@@ -129,7 +131,7 @@ class _Run:
             self.keeper.pull = Pull(model, job.plan, settings.soft)
         self.progress = _Progress(total=torch.zeros((), device=self.engine.device))
         self.history: list[Epoch] = []
-        self.held = 100 * held_share(model)
+        self.held = 100 * (held_share(model) if job.held is None else job.held)
 
     def train(self, interrupts: Interrupts) -> Trained:
         """Run every epoch and put the best one back."""
