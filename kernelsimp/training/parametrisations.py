@@ -38,11 +38,11 @@ class Scaled(nn.Module):
     `kernel` numbers each cell's held kernel from 0, and is -1 where the cell is free. The gradient of a
     scale is divided by its kernel's squared norm: a step of plain SGD then moves the weight by the
     projected gradient P g, with P the projector on the line through the kernel. `frozen` is 0 where a cell
-    is free and `keep` is 1 there, else 0; of all kernels as they are stored, `rows` are the held ones.
+    is free; of all kernels as they are stored, `rows` are the held ones and `loose` the free ones.
     """
 
     frozen: Tensor
-    keep: Tensor
+    loose: Tensor
     kernel: Tensor
     rows: Tensor
     size: Tensor
@@ -60,14 +60,14 @@ class Scaled(nn.Module):
         size = frozen.reshape(-1, cells).square().sum(1)[rows]
         self.cells = cells
         self.register_buffer("frozen", frozen, persistent=False)
-        self.register_buffer("keep", free.to(frozen.dtype), persistent=False)
+        self.register_buffer("loose", torch.nonzero(first < 0)[:, 0], persistent=False)
         self.register_buffer("kernel", first.clamp_min(0).int(), persistent=False)
         self.register_buffer("rows", rows.int(), persistent=False)
         self.register_buffer("size", size.clamp_min(torch.finfo(frozen.dtype).tiny), persistent=False)
         self.scale = nn.Parameter(torch.ones(len(rows), dtype=frozen.dtype, device=frozen.device))
 
     def forward(self, free: Tensor) -> Tensor:
-        fixed = (self.frozen, self.keep, self.kernel, self.rows, self.size)
+        fixed = (self.frozen, self.loose, self.kernel, self.rows, self.size)
         return _Stretch.apply(self.scale, free, self.cells, *fixed)  # type: ignore[no-any-return]
 
 
@@ -171,17 +171,21 @@ class _Stretch(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, scale: Tensor, free: Tensor, cells: int, *fixed: Tensor) -> Tensor:
-        frozen, keep, kernel, *_ = fixed
+        frozen, loose, kernel, *_ = fixed
         context.cells = cells
-        context.save_for_backward(frozen, keep, *fixed[3:])
-        held = frozen.reshape(-1, cells) * scale.index_select(0, kernel)[:, None]
-        return held.reshape(-1).addcmul_(free.reshape(-1), keep).reshape(free.shape)
+        context.save_for_backward(frozen, loose, *fixed[3:])
+        scales = scale.index_select(0, kernel).repeat_interleave(cells)  # a third of the time of broadcasting
+        kernels = scales.mul_(frozen).reshape(-1, cells)
+        kernels.index_copy_(0, loose, free.reshape(-1, cells).index_select(0, loose))
+        return kernels.reshape(free.shape)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        frozen, keep, rows, size = context.saved_tensors
+        frozen, loose, rows, size = context.saved_tensors
         gradient = gradients[0].reshape(-1)
         with torch.autocast(gradient.device.type, enabled=False):  # it would round a product with ones, too
             products = (gradient * frozen).reshape(-1, context.cells)
             along = products.mv(products.new_ones(context.cells))  # four times as fast as sum(1)
-        return along.index_select(0, rows) / size, (gradient * keep).reshape(gradients[0].shape), *(None,) * 6
+        kernels = gradient.reshape(-1, context.cells)
+        passed = torch.zeros_like(kernels).index_copy_(0, loose, kernels.index_select(0, loose))
+        return along.index_select(0, rows) / size, passed.reshape(gradients[0].shape), *(None,) * 6
