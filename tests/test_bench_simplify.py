@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    file = Path(__file__).parents[1] / "scripts" / "bench_simplify"
-    loader = SourceFileLoader("bench_simplify", str(file))
+def script(name: str) -> ModuleType:
+    """Return a script of `scripts/`, which has no suffix, as a module."""
+    loader = SourceFileLoader(name, str(Path(__file__).parents[1] / "scripts" / name))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[loader.name] = module  # dataclasses look it up there
     loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    return script("bench_simplify")
 
 
 def right(total: int, count: int) -> np.ndarray:
