@@ -1,9 +1,10 @@
-"""What every test stands on: one thread, and the folder of real checkpoints where there is one."""
+"""What every test stands on: one thread, a tiny network and its images, real checkpoints where there are."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from builders import npz, tiny_state, write_zip
 
 torch.set_num_threads(1)  # tiny networks: more threads only wait for each other
 
@@ -15,3 +16,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real checkpoints here: {folder.name} beside the project is missing")
     return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A checkpoint of `builders.TinyNet`."""
+    return write_zip({"state_dict": tiny_state()}, tmp_path / "tiny.pt")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> str:
+    """Forty 8 x 8 colour images of five classes, as an npz file."""
+    return npz(tmp_path / "images.npz", (8, 8, 3))

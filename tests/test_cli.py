@@ -10,33 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import flip_bit, tiny_state, write_bombs, write_safetensors, write_zip
+from builders import flip_bit, npz, tiny_state, write_bombs, write_safetensors, write_zip
 
 from kernelsimp.cli.main import run
 
 NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
 SMALL = ["--arch", NET, "--batch-size", "16", "--epochs", "1", "--quiet"]
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_zip({"state_dict": tiny_state()}, tmp_path / "tiny.pt")
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> str:
-    """Forty 8 x 8 colour images of five classes, as an npz file."""
-    return npz(tmp_path / "images.npz", (8, 8, 3))
-
-
-def npz(path: Path, shape: tuple[int, ...], count: int = 40) -> str:
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for split in ("train", "val", "test"):
-        arrays[f"{split}_images"] = generator.integers(0, 255, (count, *shape), dtype=np.uint8)
-        arrays[f"{split}_labels"] = np.arange(count) % 5
-    np.savez(path, **arrays)
-    return f"npz:{path}"
 
 
 def fails(arguments: list[str], capsys, words: str, code: int = 2) -> None:

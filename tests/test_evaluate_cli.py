@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import reports
 import torch
-from builders import tiny_net, tiny_state, write_zip
-from test_cli import NET, npz
+from builders import npz, tiny_net, tiny_state, write_zip
+from test_cli import NET
 from torch import nn
 
 from kernelsimp.cli.main import run

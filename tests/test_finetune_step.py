@@ -19,6 +19,15 @@ from kernelsimp.training.statistics import re_estimate
 # ---------------------------------------------------------------- the step
 
 
+def accumulated(batches, accumulate, epochs):
+    """Train the usual network in float64 on `batches`, and return its bits."""
+    model = net().double()
+    exact = [(x.double(), y) for x, y in batches]
+    settings = replace(PLAIN, accumulate=accumulate, batch_norm="eval", epochs=epochs)
+    finetune(model, job(train=lambda epoch, shard: exact, val=[]), settings)
+    return bits(model)
+
+
 def test_accumulated_batches_make_the_same_steps_as_one_large_batch():
     """Ten images in threes: the last group is short, and each image still counts the same in its step."""
     ends = []
@@ -29,11 +38,7 @@ def test_accumulated_batches_make_the_same_steps_as_one_large_batch():
             for x, y in images(1)
             for start in range(0, 8, size)
         ]
-        model = net().double()
-        batches = [(x.double(), y) for x, y in train]
-        settings = replace(PLAIN, accumulate=accumulate, batch_norm="eval", epochs=2)
-        finetune(model, job(train=lambda epoch, shard, b=batches: b, val=[]), settings)
-        ends.append(bits(model))
+        ends.append(accumulated(train, accumulate, epochs=2))
     for first, second in zip(*ends, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-8)
 
@@ -45,11 +50,7 @@ def test_a_short_last_group_of_accumulated_batches_is_averaged_over_its_own_leng
     ]
     ends = []
     for batches, accumulate in ((train, 2), (joined, 1)):
-        model = net().double()
-        batches = [(x.double(), y) for x, y in batches]
-        settings = replace(PLAIN, accumulate=accumulate, batch_norm="eval", epochs=1)
-        finetune(model, job(train=lambda epoch, shard, b=batches: b, val=[]), settings)
-        ends.append(bits(model))
+        ends.append(accumulated(batches, accumulate, epochs=1))
     for first, second in zip(*ends, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-8)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import tiny_net, tiny_state, write_zip
-from test_cli import NET, npz
+from test_cli import NET
 
 from kernelsimp.cli.main import run
 from kernelsimp.errors import KernelsimpError
@@ -172,16 +172,6 @@ def test_too_many_masks_for_a_plan(monkeypatch):
 
 
 # --- the command line
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_zip({"state_dict": tiny_state()}, tmp_path / "tiny.pt")
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> str:
-    return npz(tmp_path / "images.npz", (8, 8, 3))
 
 
 def written(out: Path) -> dict[str, torch.Tensor]:

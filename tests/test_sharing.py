@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import tiny_state, write_zip
-from test_cli import NET, fails, npz
+from builders import npz, tiny_state, write_zip
+from test_cli import NET, fails
 
 from kernelsimp.cli.main import run
 from kernelsimp.errors import KernelsimpError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import tiny_state, write_zip
-from test_cli import SMALL, fails, npz
+from test_cli import SMALL, fails
 
 from kernelsimp.cli.main import run
 from kernelsimp.pipeline.round_files import RoundFiles
@@ -27,16 +27,6 @@ class Map(Pair):
     def forward(self, x):
         return self.two(self.one(x).relu())
 """
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_zip({"state_dict": tiny_state()}, tmp_path / "tiny.pt")
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> str:
-    return npz(tmp_path / "images.npz", (8, 8, 3))
 
 
 @pytest.fixture

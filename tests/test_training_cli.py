@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import tiny_state, write_zip
-from test_cli import NET, fails, npz
+from builders import npz, tiny_state, write_zip
+from test_cli import NET, fails
 from torch import nn
 
 from kernelsimp.cli.main import resume_line, run

@@ -8,7 +8,8 @@ import torch
 from kernelsimp.errors import KernelsimpError
 
 _MEMORY = ("can't allocate memory",)
-_PEERS = ("closed by peer", "reset by peer", "broken pipe", "gloo", "nccl")
+_PEERS = ("closed by peer", "reset by peer", "broken pipe", "remote process exited")
+"""As gloo and NCCL put it. Their other failures are not taken for a lost process."""
 
 
 @contextmanager

@@ -24,6 +24,6 @@ def mixed(images: Tensor, settings: FinetuneSettings) -> tuple[Tensor, float]:
     from torchvision.transforms import v2  # here, because importing it takes seconds
 
     name = ways[int(torch.randint(len(ways), ()))]
-    places = torch.eye(len(images), device=images.device)  # for labels: how much of which place is where
+    places = torch.eye(len(images))  # for labels: how much of which place is where; reading it stalls no GPU
     result, shares = getattr(v2, name)(alpha=alphas[name])(images, places)
     return result, float(shares[0, 0])
