@@ -79,6 +79,9 @@ class PlanSettings:
     simplified: float | None = option(None, "simplify at least this share of the kernels, 0..1")
     max_drop: float | None = option(None, "simplify as much as loses at most this accuracy, in pp")
     cost: str = option("auto", "what an error costs: absolute, layer, filter or mixed; auto keeps the best")
+    choice_weight: float = option(
+        1.0, "what a bit that names a structure weighs beside one of a coefficient; 0: the DOF alone count"
+    )
     resolve: str = option("auto", "fit the rest of each filter again: auto (where there are images) or none")
     only_found: bool = option(False, "simplify only kernels whose structure chance does not explain")
     layers: tuple[str, ...] | None = option(None, "only the layers whose names match these globs")

@@ -143,7 +143,8 @@ def report(*, hold: str = "freeze") -> Report:
 
 def epochs() -> list[Epoch]:
     return [
-        Epoch(n, 1.2 / n, 90 + n * 0.4, 0.5 / n, 0.01 * (1 - n / 13), 2.5, 1800.0, True) for n in range(1, 13)
+        Epoch(n, 1.2 / n, 90 + n * 0.4, 0.5 / n, 0.01 * (1 - n / 13), 2.5, 1800.0, kept=n == 10)
+        for n in range(1, 13)
     ]
 
 

@@ -1,5 +1,6 @@
 """Choosing with one multiplier: budgets are met, bits count, and what is exact costs nothing."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import SEVENTEEN, find
+from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.candidates import candidates_for, chosen_layers
+from kernelsimp.simplify.candidates import candidates_for, chosen_layers, rows_of_layer
 from kernelsimp.simplify.choose import (
     Menu,
     choice_bits,
@@ -39,6 +41,15 @@ def bank_of_two() -> KernelBank:
 
 def menus_of(bank: KernelBank, **settings: object) -> tuple[Menu, ...]:
     return menus_for(prepare(bank, PlanSettings(families=FAMILIES, **settings)), "absolute")  # type: ignore[arg-type]
+
+
+def error_of(plan: Plan, bank: KernelBank) -> float:
+    """The sum of ||w - Pw||^2 over all kernels."""
+    layers = zip(plan.layers, bank.layers, strict=True)
+    return sum(
+        float((torch.from_numpy(plan.residual).flatten() * rows_of_layer(layer).norm(dim=1)).square().sum())
+        for plan, layer in layers
+    )
 
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.24, 0.05, 0.0])
@@ -92,6 +103,26 @@ def test_side_bits_are_paid() -> None:
     dims, bits = torch.tensor([9, 3, 3]), torch.tensor([0.0, 8.0, 0.0])
     menu = Menu("one", costs, dims, bits, 3.5, 9, torch.ones(1, dtype=torch.bool))
     assert choices_at([menu], 1.0).structures[0].tolist() == [2]
+
+
+@pytest.mark.parametrize(("weight", "chosen"), [(1.0, 2), (0.1, 1)])
+def test_side_bits_count_by_the_weight_of_the_choice(weight: float, chosen: int) -> None:
+    # two numbers and eight side bits, or four numbers: 15 bits or 14; 7.8 or 14 where a choice weighs little
+    costs = torch.tensor([[0.0, 0.1, 0.1]])
+    dims, bits = torch.tensor([9, 2, 4]), torch.tensor([0.0, 8.0, 0.0])
+    menu = Menu("one", costs, dims, bits, 3.5, 9, torch.ones(1, dtype=torch.bool), choice_weight=weight)
+    assert choices_at([menu], 1.0).structures[0].tolist() == [chosen]
+
+
+def test_light_choices_leave_less_error_at_the_same_degrees_of_freedom_and_take_longer_to_name() -> None:
+    bank = bank_of_two()
+    settings = PlanSettings(dof=0.3, families=("all",))
+    heavy = data_free_plan(bank, settings)
+    light = data_free_plan(bank, replace(settings, choice_weight=0.0))
+    assert max(heavy.dof_after, light.dof_after) <= 0.3 * heavy.dof_before
+    assert error_of(light, bank) < 0.95 * error_of(heavy, bank)
+    assert light.choice_bits > heavy.choice_bits
+    assert light.rule["choice_weight"] == 0.0
 
 
 def test_choice_bits_are_the_entropy_of_the_choices() -> None:
@@ -151,6 +182,7 @@ def test_a_glob_that_matches_nothing_is_an_error_in_these_words() -> None:
     ("settings", "words"),
     [
         ({"dof": 1.5}, "--dof is 1.5; expected a number from 0 to 1"),
+        ({"dof": 0.5, "choice_weight": -0.5}, "--choice-weight is -0.5; expected a number from 0 to 1"),
         ({"simplified": -1.0}, "--simplified is -1; expected a number from 0 to 1"),
         (
             {"dof": 0.1, "families": ("mirror-h",)},

@@ -84,13 +84,14 @@ def same(first, second):
 def test_training_learns_and_keeps_the_epoch_it_reports():
     model, heard, seen = net(), Heard(), []
     trained = finetune(model, job(on_epoch=seen.append), replace(PLAIN, epochs=6), heard)
-    assert tuple(seen) == trained.history
+    assert tuple(seen) == tuple(replace(epoch, kept=False) for epoch in trained.history)
     assert [epoch.epoch for epoch in trained.history] == [1, 2, 3, 4, 5, 6]
     assert trained.history[-1].val_top1 > 90
     assert trained.stopped == ""
     assert trained.chosen_by == "validation loss"
     best = min(trained.history, key=lambda epoch: epoch.val_loss)
     assert trained.best_epoch == best.epoch
+    assert [epoch.epoch for epoch in trained.history if epoch.kept] == [best.epoch]
     mark = Judge(images(100), None, torch.device("cpu")).mark(model)
     assert mark.loss == pytest.approx(best.val_loss, rel=1e-6)
     assert mark.top1 == best.val_top1
@@ -125,6 +126,7 @@ def test_a_run_that_only_harms_keeps_the_network_as_it_came():
         model, job(train=lambda epoch, shard: [(x, 1 - y) for x, y in images(epoch)]), PLAIN, heard
     )
     assert trained.best_epoch == 0
+    assert not any(epoch.kept for epoch in trained.history)
     assert same(bits(model), before)
     assert heard.warnings == [
         "no epoch was better than the network as it came, by validation loss; lower --lr"

@@ -38,7 +38,7 @@ def test_a_run_holds_a_plain_checkpoint_a_report_and_the_curve(tmp_path):
     assert report["settings"]["train"]["penalty"] == ["rate:1"]
     assert all(epoch["bits_per_kernel"] > 0 and epoch["found"] > 0 for epoch in report["training"])
     markdown, page = (out / "report.md").read_text(), (out / "report.html").read_text()
-    assert "Training, first, best and last epoch" in markdown
+    assert "Training, first, kept and last epoch" in markdown
     assert "Fine-tuning" not in markdown + page
     assert markdown.count("accuracy, trained") == 1
     assert "accuracy change" not in markdown

@@ -116,7 +116,8 @@ class Epoch:
     """One epoch of training; accuracies in percent on the validation split.
 
     `bits_per_kernel` and `found` are those of the weights after it: the structure code at 1 % distortion, and
-    how many kernels chance does not explain. `train_loss` includes penalties.
+    how many kernels chance does not explain. `train_loss` includes penalties. `kept` marks the epoch whose
+    weights the network has; where none is marked, the network stayed as it came.
     """
 
     epoch: int
@@ -129,6 +130,7 @@ class Epoch:
     held: bool = True
     bits_per_kernel: float | None = None
     found: int | None = None
+    kept: bool = False
 
 
 @dataclass(frozen=True)

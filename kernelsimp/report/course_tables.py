@@ -92,7 +92,7 @@ def training_table(report: Report) -> Table:
     heads = ("epoch", "training loss", "validation loss", "validation top-1", "learning rate", "seconds")
     rows = [
         (
-            str(epoch.epoch),
+            f"{epoch.epoch}, kept" if epoch.kept else str(epoch.epoch),
             words.number(epoch.train_loss),
             words.number(epoch.val_loss),
             words.percent(epoch.val_top1),

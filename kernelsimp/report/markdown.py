@@ -46,7 +46,7 @@ def report_markdown(report: Report) -> str:
     parts += [section(table) for table in tables if table.rows]
     parts += ["\n\n".join(filter(None, (section(table), says))) for table, says in course_tables(report)]
     if report.training:
-        parts.append(section(_best_epochs(report)))
+        parts.append(section(_kept_epochs(report)))
     parts += [_list("Notes", report.notes), _list("Buffers changed", report.buffers_changed)]
     parts.append(section(_provenance(report)))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -91,14 +91,13 @@ def _headline(report: Report) -> str:
     return table_markdown(Table("", ("figure", "value", "beside it"), rows, frozenset({0, 2})))
 
 
-def _best_epochs(report: Report) -> Table:
-    """Return the first, the best and the last epoch: the curve is in report.html."""
+def _kept_epochs(report: Report) -> Table:
+    """Return the first, the kept and the last epoch: the curve is in report.html."""
     table = training_table(report)
-    tops = [epoch.val_top1 if epoch.val_top1 is not None else -1.0 for epoch in report.training]
-    places = sorted({0, tops.index(max(tops)), len(tops) - 1})
-    return Table(
-        f"{table.title}, first, best and last epoch", table.heads, tuple(table.rows[i] for i in places)
-    )
+    kept = [place for place, epoch in enumerate(report.training) if epoch.kept]
+    places = sorted({0, *kept, len(report.training) - 1})
+    word = "first, kept and last epoch" if kept else "first and last epoch; none was kept"
+    return Table(f"{table.title}, {word}", table.heads, tuple(table.rows[i] for i in places))
 
 
 def _provenance(report: Report) -> Table:

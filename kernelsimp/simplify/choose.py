@@ -1,9 +1,11 @@
 """One multiplier for the whole network: each kernel takes the structure of least cost + lambda * bits.
 
-bits = dim * b + side bits + log2(1 / how often the layer chooses it), b the bits of a coefficient at one
-per cent distortion of the original layer. Frequencies follow from the choices, and these from the
-frequencies, so both are iterated, from equal frequencies: the outcome depends on the multiplier alone. A
-menu is one layer's table of costs (kernels, structures).
+bits = dim * b + v * (side bits + log2(1 / how often the layer chooses it)), b the bits of a coefficient at
+one per cent distortion of the original layer, v what the choice weighs. With v = 1 bits are well spent; with
+less, degrees of freedom are: structures that are long to name, and keep few numbers, are chosen more often.
+Frequencies follow from the choices, and these from the frequencies, so both are iterated, from equal
+frequencies: the outcome depends on the multiplier alone. A menu is one layer's table of costs (kernels,
+structures).
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +34,8 @@ HALF = 0.5
 class Menu:
     """One layer: `costs` (n, structures), `dims` and `side_bits` (structures,), `bits` b, grid `cells`.
 
-    Column 0 is 'free' and costs nothing. `allowed` (n,) says which kernels may be anything else.
+    Column 0 is 'free' and costs nothing. `allowed` (n,) says which kernels may be anything else, and
+    `choice_weight` what the bits of the choice weigh beside those of coefficients.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Menu:
     bits: float
     cells: int
     allowed: Tensor
+    choice_weight: float = 1.0
 
     @property
     def count(self) -> int:
@@ -160,7 +164,7 @@ def _settle(menu: Menu, multiplier: float) -> Tensor:
     chosen = torch.zeros(menu.count, dtype=torch.int64)
     share = torch.full((len(menu.dims),), 1 / len(menu.dims))
     for _ in range(ROUNDS):
-        bits = menu.dims * menu.bits + menu.side_bits - share.log2()
+        bits = menu.dims * menu.bits + menu.choice_weight * (menu.side_bits - share.log2())
         price = menu.costs + (multiplier * bits).to(menu.costs.dtype)
         chosen = torch.where(menu.allowed, price.argmin(1), 0)
         counts = torch.bincount(chosen, minlength=len(menu.dims)).float() + HALF

@@ -21,6 +21,7 @@ from kernelsimp.simplify.choose import choose_for_dof, dof_share
 from kernelsimp.simplify.costs import COSTS
 from kernelsimp.simplify.menus import Prepared, menus_for
 from kernelsimp.simplify.resolve import Constraint, Piece
+from kernelsimp.simplify.rivals import Masked, Rival, picked
 from kernelsimp.simplify.road import Surveyed, Tried
 from kernelsimp.simplify.walk import Ground, Target, targets_of, walk
 from kernelsimp.watch import SILENT, Watcher
@@ -51,19 +52,6 @@ class Case:
         return self.kept.plan.dof_after / self.kept.plan.dof_before
 
 
-@dataclass(frozen=True, eq=False)
-class Masked(Candidate):
-    """The `dim` largest cells of each kernel are kept, the others are zero: a mask of its own each."""
-
-    def errors(self, kernels: Tensor) -> Tensor:
-        return kernels * ~self.masks(kernels)
-
-    def masks(self, kernels: Tensor) -> Tensor:
-        """Return which cells of each kernel (n, cells) are kept."""
-        places = kernels.abs().topk(self.dim, dim=1).indices
-        return torch.zeros_like(kernels, dtype=torch.bool).scatter_(1, places, True)
-
-
 def run_controls(
     case: Case, names: Sequence[str] | None = None, seed: int = 0, watcher: Watcher = SILENT
 ) -> tuple[Arm, ...]:
@@ -88,16 +76,15 @@ def permuted_labels(case: Case, seed: int, watcher: Watcher) -> Arm:
 
 
 def random_subspaces(case: Case, seed: int, watcher: Watcher) -> Arm:
-    """Offer random subspaces of the structures' dimensions in their place, and choose and re-solve alike."""
+    """Offer random subspaces of the structures' dimensions in their place, and choose and re-solve alike.
+
+    Where a structure lets a kernel pick (which cells are equal), the kernel picks among as many of them.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def swap(candidate: Candidate, cells: int) -> Candidate:
-        if candidate.name == FREE_NAME or candidate.dim == 0:
-            return candidate
-        basis = torch.linalg.qr(torch.randn(cells, candidate.dim, dtype=torch.float64, generator=generator))[
-            0
-        ]
-        return Candidate(candidate.name, candidate.dim, basis @ basis.T, candidate.side_bits)
+        kept = candidate.name == FREE_NAME or candidate.dim == 0
+        return candidate if kept else picked(candidate, cells, generator)
 
     made: dict[tuple[str, tuple[int, ...]], Candidate] = {}
     for layer in case.prepared.bank.spatial:
@@ -191,8 +178,8 @@ def _constraint(layer: LayerKernels, offer: Sequence[Candidate], chosen: Tensor)
     pieces = []
     for place in torch.unique(chosen).tolist():
         index, item = (chosen == place).nonzero()[:, 0], offer[place]
-        if isinstance(item, Masked):
-            pieces.append(Piece(index, torch.diag_embed(item.masks(rows[index]).double())))
+        if isinstance(item, Rival):
+            pieces.append(Piece(index, item.projectors(rows[index])))
         elif isinstance(item, Bent) and item.members is not None:
             pieces.append(Piece(index, item.members_at(index).flats(rows[index].reshape(-1, *layer.grid))))
         elif item.projector is not None:

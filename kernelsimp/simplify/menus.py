@@ -62,6 +62,7 @@ def prepare(
 ) -> Prepared:
     """Return the structures on offer and chance's verdict for every kernel larger than 1x1."""
     check_cost(settings.cost)
+    check_share("--choice-weight", settings.choice_weight)
     offers = {layer.name: candidates_for(layer, settings.families) for layer in bank.spatial}
     bits = {layer.name: bits_of_layer(layer) for layer in bank.spatial}
     return Prepared(bank, offers, bits, frozenset(chosen_layers(bank, settings)), seen or {}, settings)
@@ -116,6 +117,7 @@ def plan_of(
         "rule": "one multiplier",
         "cost": cost,
         "multiplier": choices.multiplier,
+        "choice_weight": settings.choice_weight,
         "dof": settings.dof,
         "simplified": settings.simplified,
         "resolve": settings.resolve,
@@ -142,6 +144,7 @@ def _menu(prepared: Prepared, layer: LayerKernels, cost: str) -> Menu:
         bits=prepared.bits[layer.name],
         cells=int(np.prod(layer.grid)),
         allowed=allowed,
+        choice_weight=prepared.settings.choice_weight,
     )
 
 

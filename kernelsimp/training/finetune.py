@@ -8,7 +8,7 @@ the epoch only.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -148,7 +148,9 @@ class _Run:
             self._re_estimate()
         self._lay_out(torch.contiguous_format)
         self._tell(stopped)
-        return Trained(tuple(self.history), self.keeper.best_epoch, self.keeper.judge.rule, stopped)
+        best = self.keeper.best_epoch
+        history = tuple(replace(epoch, kept=epoch.epoch == best) for epoch in self.history)
+        return Trained(history, best, self.keeper.judge.rule, stopped)
 
     def _epoch(self, interrupts: Interrupts) -> bool:
         """Train one epoch and hold its election; False where the loss is not finite."""
