@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10, MNIST
 
-from kernelsimp.data.images import Geometry, read_image, to_image
 from kernelsimp.data.sources import SOURCES, Data, load_data
 from kernelsimp.data.splits import Cut, read_cut, split_by_hash
-from kernelsimp.data.stores import as_images, as_labels
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import DataSettings
 
@@ -246,144 +243,6 @@ def test_images_of_several_shapes_need_an_input_size(folder: Path) -> None:
     assert images.shape == (21, 3, 8, 8)
 
 
-# --- torchvision
-
-
-def write_cifar(root: Path) -> None:
-    import pickle
-
-    base = root / CIFAR10.base_folder
-    base.mkdir(parents=True)
-    for i, (name, _) in enumerate((*CIFAR10.train_list, *CIFAR10.test_list)):
-        rows = {"data": pixels(4, 3072, seed=i), "labels": [i, 1, 2, 9]}
-        (base / name).write_bytes(pickle.dumps(rows))
-    (base / CIFAR10.meta["filename"]).write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-
-
-def test_torchvision_cifar_opens_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_cifar(tmp_path)
-    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a, **k: True)
-    data = load(f"torchvision:CIFAR10?root={tmp_path}")
-    assert (len(data.train), len(data.val), len(data.test), data.classes) == (18, 2, 4, 10)
-    images, labels = data.test.fetch(range(4))
-    original = CIFAR10(str(tmp_path), train=False)
-    assert labels.tolist() == original.targets
-    for i in range(4):
-        assert torch.equal(
-            images[i] * 255, torch.from_numpy(np.array(original[i][0])).permute(2, 0, 1).float()
-        )
-
-
-def test_torchvision_refuses(tmp_path: Path) -> None:
-    words = "torchvision has no data set 'CIFAR01' with splits; did you mean 'CIFAR10'?"
-    assert refusal(lambda: load(f"torchvision:CIFAR01?root={tmp_path}")) == words
-    words = "--data torchvision:CIFAR10: no root given; expected torchvision:CIFAR10?root=DIR"
-    assert refusal(lambda: load("torchvision:CIFAR10")) == words
-    words = f"torchvision:{MNIST.__name__}: cannot open it under {tmp_path}: Dataset not found."
-    found = refusal(lambda: load(f"torchvision:MNIST?root={tmp_path}"))
-    assert found.startswith(words)
-    assert found.endswith("; download it there with torchvision first, or name another root")
-    assert refusal(lambda: load(f"torchvision:SVHN?root={tmp_path}")).startswith(
-        "torchvision:SVHN: cannot open it"
-    )
-
-
-# --- a function in the user's file
-
-OWN = """
-import numpy as np, torch
-from PIL import Image
-
-class Items(list):
-    pass
-
-def several():
-    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    return {"test": [(Image.fromarray(pixels), 0), (pixels, 1),
-                     (torch.from_numpy(pixels).permute(2, 0, 1), 2),
-                     (torch.from_numpy(pixels).permute(2, 0, 1) / 255, 3)]}
-
-def three():
-    grey = [(np.full((4, 4), i, np.uint8), i % 2) for i in range(30)]
-    return {"train": grey[:20], "val": grey[20:25], "test": grey[25:]}
-
-def no_test(): return {"train": []}
-def text(): return "hello"
-def fails(): raise RuntimeError("disk on fire")
-def unlabelled(): return {"test": [np.zeros((4, 4), np.uint8)]}
-def odd(): return {"test": [("cat.png", 0)]}
-def broken(): return {"test": [(torch.full((1, 2, 2), float("nan")), 0)]}
-def stream(): return {"test": iter([])}
-nothing = 3
-"""
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    path = tmp_path / "mine.py"
-    path.write_text(OWN)
-    return path
-
-
-def test_every_kind_of_image_a_function_may_give_is_the_same_image(own: Path) -> None:
-    data = load(f"{own}:several")
-    images, labels = data.test.fetch(range(4))
-    assert labels.tolist() == [0, 1, 2, 3]
-    for image in images[1:]:
-        torch.testing.assert_close(image, images[0], rtol=0, atol=1e-7)
-    assert len(data.train) == len(data.val) == 0
-
-
-def test_a_functions_splits_stay_apart_and_grey_repeats(own: Path) -> None:
-    data = load(f"{own}:three", channels=3)
-    assert (len(data.train), len(data.val), len(data.test), data.classes) == (20, 5, 5, 2)
-    image, label = data.test[2]
-    assert image.shape == (3, 4, 4)
-    assert float(image[2, 0, 0]) == pytest.approx(27 / 255)
-    assert label == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        (
-            "no_test",
-            "{0}:no_test: returned a dict of train; expected a dict with 'test' and, where there are, "
-            "'train' and 'val'",
-        ),
-        (
-            "text",
-            "{0}:text: returned a str; expected a dict with 'test' and, where there are, 'train' and 'val'",
-        ),
-        ("fails", "{0}:fails: RuntimeError: disk on fire; mend the function"),
-        ("nothing", "{0}: no function 'nothing'; expected file.py:callable"),
-        ("unlabelled", "{0}:unlabelled: item 0 is a ndarray; expected a pair (image, label)"),
-        ("stream", "{0}:stream: 'test' is a list_iterator; expected a data set with len() and [i]"),
-    ],
-)
-def test_a_function_is_refused(own: Path, name: str, words: str) -> None:
-    assert refusal(lambda: load(f"{own}:{name}")) == words.format(own)
-
-
-def test_images_that_are_none_are_refused_when_asked_for(own: Path) -> None:
-    words = f"{own}:odd: item 0: the image is str; expected a Pillow image, numpy uint8 (H, W) or (H, W, C), "
-    assert refusal(lambda: load(f"{own}:odd").test[0]) == words + "or a tensor (C, H, W)"
-    words = f"{own}:broken: item 0: the image holds NaN or Inf; repair or remove it"
-    assert refusal(lambda: load(f"{own}:broken").test[0]) == words
-
-
-def test_a_file_that_does_not_run_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "bad.py"
-    path.write_text("import nowhere_to_be_found")
-    words = f"{path}: ModuleNotFoundError: No module named 'nowhere_to_be_found'; mend the file"
-    assert refusal(lambda: load(f"{path}:data")) == words
-    assert str(tmp_path) not in sys.path
-    missing = f"{tmp_path}/none.py"
-    assert refusal(lambda: load(f"{missing}:f")) == f"{missing}: no such file; expected file.py:callable"
-    assert refusal(lambda: load(missing)) == f"--data {missing}: no function named; expected file.py:callable"
-
-
 # --- all sources
 
 
@@ -392,17 +251,6 @@ def test_an_unknown_source_is_answered_with_the_nearest() -> None:
     assert refusal(lambda: load("imagefoldr:x")) == words
     words = refusal(lambda: load_data(DataSettings(), 0))
     assert all(row.usage in words for row in SOURCES.values())
-
-
-def test_labels_outside_known_classes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_cifar(tmp_path)
-    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a, **k: True)
-    monkeypatch.setattr(CIFAR10, "classes", list("abc"), raising=False)
-    monkeypatch.setattr(CIFAR10, "_load_meta", lambda self: None)
-    where = f"torchvision:CIFAR10?root={tmp_path}"
-    words = f"{where}: train has label 9, outside the 3 classes 0..2; correct the labels"
-    assert refusal(lambda: load(where)) == words
 
 
 def test_calibration_is_seeded_and_never_from_test(npz: Callable[..., Path]) -> None:
@@ -486,79 +334,6 @@ def test_a_hash_split_uses_every_name_once() -> None:
     train, val, test = split_by_hash(names, "50:25:25", 7)
     assert sorted([*train, *val, *test]) == list(range(200))
     assert (len(train), len(val), len(test)) == (100, 50, 50)
-
-
-# --- images
-
-
-def test_geometry_resizes_the_shorter_side_then_crops_the_centre() -> None:
-    image = torch.zeros(1, 1, 40, 60, dtype=torch.uint8)
-    image[:, :, 15:25, 25:35] = 255
-    out = Geometry(size=20, crop=10)(image)
-    assert out.shape == (1, 1, 10, 10)
-    assert float(out[0, 0, 5, 5]) == 1
-    assert float(out[0, 0, 0, 0]) == 0
-    torch.testing.assert_close(out, out.flip(2))
-    torch.testing.assert_close(out, out.flip(3))
-
-
-def test_resizing_agrees_with_pillow() -> None:
-    array = pixels(1, 40, 52, 3)[0]
-    ours = Geometry(size=24)(torch.from_numpy(array).permute(2, 0, 1)[None])[0]
-    theirs = np.array(Image.fromarray(array).resize((31, 24), Image.Resampling.BILINEAR))
-    assert ours.shape == (3, 24, 31)
-    assert float((ours * 255 - torch.from_numpy(theirs).permute(2, 0, 1)).abs().max()) <= 1
-
-
-def test_channels() -> None:
-    grey = torch.full((2, 1, 3, 3), 128, dtype=torch.uint8)
-    rgb = Geometry(channels=3)(grey)
-    assert rgb.shape == (2, 3, 3, 3)
-    back = Geometry(channels=1)((rgb * 255).to(torch.uint8))
-    torch.testing.assert_close(back, grey / 255)
-    words = "images have 3 channels; --channels 4 can only repeat a grey image"
-    assert refusal(lambda: Geometry(channels=4)(rgb)) == words
-
-
-def test_geometry_refuses() -> None:
-    words = "an image of 32 x 32 pixels has no crop of 224 x 224; resize with --input-size 224 or crop less"
-    assert refusal(lambda: Geometry(crop=224)(torch.zeros(1, 3, 32, 32))) == words
-    assert refusal(lambda: Geometry(size=0)) == "--input-size is 0; expected at least 1"
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "CMYK", "I;16"])
-def test_every_kind_of_file_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / ("x.tif" if mode in ("CMYK", "I;16") else "x.png")
-    white = {"I;16": 65535, "P": 1, "CMYK": (0, 0, 0, 0)}.get(mode)
-    image = Image.new(mode, (5, 4), white if white is not None else "white")
-    if mode == "P":
-        image.putpalette([0, 0, 0, 255, 255, 255])
-        image.info["transparency"] = b"\x80\x40"
-    image.save(path)
-    pixels_read = read_image(path)
-    assert pixels_read.shape == (3, 4, 5)
-    assert int(pixels_read.min()) == 255
-
-
-def test_exif_orientation_is_obeyed(tmp_path: Path) -> None:
-    image = Image.new("RGB", (6, 4))
-    image.putpixel((0, 0), (255, 255, 255))
-    exif = image.getexif()
-    exif[0x0112] = 6  # turn a quarter clockwise to see it upright
-    image.save(tmp_path / "x.png", exif=exif)
-    upright = read_image(tmp_path / "x.png")
-    assert upright.shape == (3, 6, 4)
-    assert upright[0].nonzero().tolist() == [[0, 3]]
-
-
-def test_arrays_of_every_sort() -> None:
-    assert as_images(np.ones((2, 3, 4), np.bool_), "x").unique().tolist() == [255]
-    assert as_images(np.zeros((2, 3, 5, 6), np.int64), "x").shape == (2, 3, 5, 6)
-    assert as_images(np.zeros((2, 5, 6, 3), np.float64), "x").dtype == torch.float32
-    assert as_labels(np.array([[1.0], [2.0]]), "x").tolist() == [1, 2]
-    words = "x: labels are float64; expected whole numbers from 0"
-    assert refusal(lambda: as_labels(np.array([0.5]), "x")) == words
-    assert to_image(np.zeros((4, 5, 3), np.uint8), "x").shape == (3, 4, 5)
 
 
 # --- the real images

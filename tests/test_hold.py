@@ -1,24 +1,15 @@
 """Nothing that is held may move: every kind of convolution, both modes, both optimisers."""
 
 import copy
-import re
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-import kernelsimp
-from kernelsimp import nn as public
-from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.kernels.families import find
 from kernelsimp.models.layers import bank_from_model, canonical
 from kernelsimp.records.plan import LayerPlan, Plan
-from kernelsimp.records.plan_file import save_plan
 from kernelsimp.simplify.apply import apply_plan
 from kernelsimp.training.hold import (
     Survived,
@@ -120,6 +111,11 @@ def kernels_of(model, plan, layer):
     weight = dict(model.named_modules())[layer.name].weight.detach()
     kind = "transposed" if "transposed" in layer.name else layer.kind
     return canonical(weight, kind, layer.groups)
+
+
+def first_held(plan):
+    layer = plan.layers[0]
+    return layer, tuple(int(i) for i in np.argwhere(layer.changed)[0])
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -392,219 +388,3 @@ def test_a_lone_convolution_can_be_held():
     promised = witnesses(model)
     release(model)
     verify_tensors(promised, model.state_dict())
-
-
-def first_held(plan):
-    layer = plan.layers[0]
-    return layer, tuple(int(i) for i in np.argwhere(layer.changed)[0])
-
-
-def test_verify_names_the_kernel_that_moved():
-    model, plan = made(10)
-    hold(model, plan, "freeze")
-    layer, (out, into) = first_held(plan)
-    model.dense.parametrizations.weight[0].frozen[out, into, 0, 0] += 1e-7
-    with pytest.raises(HoldError) as caught:
-        verify(model)
-    structure = STRUCTURES[layer.choice[out, into]]
-    assert str(caught.value) == (
-        f"dense: kernel ({out}, {into}), held as '{structure}', changed its value"
-        f" (1 of {int(layer.changed.sum())} did); nothing may move it:"
-        " this is a bug in kernelsimp, please report it"
-    )
-
-
-@pytest.mark.parametrize(("mode", "words"), [("freeze", "changed its value"), ("tie", "left its structure")])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_written_file_is_verified_after_the_cast_to_its_dtype(mode, words, dtype):
-    model, plan = made(11)
-    hold(model, plan, mode)
-    promised = witnesses(model)
-    train(model, OPTIMIZERS["sgd"](model.parameters()))
-    release(model)
-    written = {name: value.to(dtype) for name, value in model.state_dict().items()}
-    verify_tensors(promised, written)
-    choice = plan.layers[0].choice
-    out, into = np.argwhere((choice == 1) | (choice == 3))[0]
-    cell = written["dense.weight"][out, into, 0]
-    cell[0] = torch.nextafter(cell[0], torch.tensor(9.0, dtype=dtype))
-    with pytest.raises(HoldError, match=f"{words} \\(1 of"):
-        verify_tensors(promised, written)
-    del written["dense.weight"]
-    with pytest.raises(HoldError) as caught:
-        verify_tensors(promised, written)
-    assert str(caught.value) == "dense: held, but its weight is not in the file; this is a bug in kernelsimp"
-
-
-def renamed(plan, **changes):
-    return Plan(plan.structures, (LayerPlan(**{**vars(plan.layers[0]), **changes}),))
-
-
-def test_a_plan_for_another_network_is_refused_and_leaves_the_network_plain():
-    model, plan = made(12)
-    names = list(model.state_dict())
-    wrong = Plan(plan.structures, (*plan.layers, *renamed(plan, name="nowhere").layers))
-    with pytest.raises(KernelsimpError) as caught:
-        hold(model, wrong, "freeze")
-    assert str(caught.value) == "the plan names layer 'nowhere', which this network does not have"
-    with pytest.raises(KernelsimpError) as caught:
-        hold(model, renamed(plan, name="grouped"), "freeze")
-    expected = "grouped: the plan is for kernels (4, 3, 3, 5), this network has (6, 2, 3, 3)"
-    assert str(caught.value) == expected
-    assert list(model.state_dict()) == names
-
-
-def test_a_kernel_outside_its_structure_is_not_tied():
-    torch.manual_seed(0)
-    model = Mixed()
-    plan = plan_for(model, chosen=1)
-    with pytest.raises(KernelsimpError) as caught:
-        hold(model, plan, "tie")
-    assert str(caught.value) == (
-        "dense: kernel (0, 0) is not in its structure 'mirror-h';"
-        " apply the plan to the weights before tying them"
-    )
-
-
-def test_a_network_is_not_held_twice():
-    model, plan = made(13)
-    hold(model, plan, "tie")
-    with pytest.raises(KernelsimpError) as caught:
-        hold(model, plan, "freeze")
-    assert str(caught.value) == "the network is held already; call release first"
-    release(model)
-    release(model)
-    hold(model, plan, "freeze")
-
-
-def test_a_weight_that_is_computed_already_is_refused():
-    model, plan = made(14)
-    nn.utils.parametrizations.weight_norm(model.dense)
-    with pytest.raises(KernelsimpError) as caught:
-        hold(model, plan, "freeze")
-    assert str(caught.value) == (
-        "dense: its weight is computed from others; remove that parametrisation before holding it"
-    )
-    assert held_share(model) == 0
-
-
-# ---------------------------------------------------------------- the public face
-
-
-def run_folder(tmp_path, model, plan, hold_setting):
-    save_plan(plan, tmp_path / "plan.safetensors")
-    torch.save(model.state_dict(), tmp_path / "model.pt")
-    if hold_setting:
-        (tmp_path / "settings.toml").write_text(f"[finetune]\n{hold_setting}\n")
-
-
-@pytest.mark.parametrize(
-    ("setting", "mode", "expected"),
-    [
-        ("", None, "freeze"),
-        ('hold = "none"', None, "freeze"),
-        ('hold = "auto"', "tie", "tie"),
-        ('hold = "tie"', None, "tie"),
-        ('hold = "tie"\nfree_scale = true', None, "scale"),
-    ],
-)
-def test_a_run_is_held_in_a_loop_of_ones_own(tmp_path, setting, mode, expected):
-    model, plan = made(20)
-    run_folder(tmp_path, model, plan, setting)
-    public.hold(model, str(tmp_path), mode)
-    assert {witness.mode for witness in witnesses(model).values()} == {expected}
-    train(model, OPTIMIZERS["adamw"](model.parameters()))
-    promised = witnesses(model)
-    public.release(model)
-    verify_tensors(promised, model.state_dict())
-    assert not witnesses(model)
-
-
-def documented(place):
-    """The loop as the documentation has it: in the module's docstring, and in the how-to."""
-    if place == "docstring":
-        return textwrap.dedent(public.__doc__.split("\n\n")[1])
-    howto = (Path(__file__).parents[1] / "docs" / "howto.md").read_text()
-    return next(text for text in re.findall(r"```python\n(.*?)```", howto, re.DOTALL) if "hold(" in text)
-
-
-def test_hold_and_release_are_there_without_importing_torch_first():
-    code = """
-        import sys
-        import kernelsimp
-        assert "torch" not in sys.modules
-        from kernelsimp import nn
-        assert kernelsimp.hold is nn.hold and kernelsimp.release is nn.release
-        assert not hasattr(kernelsimp, "holt")
-    """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], check=True)
-
-
-@pytest.mark.parametrize("place", ["docstring", "how-to"])
-def test_the_loop_in_the_documentation_runs(place, tmp_path, monkeypatch):
-    loop = documented(place)
-    lines = [line for line in loop.splitlines() if line and not line.startswith("import")]
-    assert 9 <= len(lines) <= 12
-    assert "kernelsimp.hold(" in loop
-    model, plan = made(21)
-    (tmp_path / "run").mkdir()
-    run_folder(tmp_path / "run", model, plan, "")
-    monkeypatch.chdir(tmp_path)
-    loader = [(torch.randn(4, 3, 7, 9), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
-    names = {"torch": torch, "kernelsimp": kernelsimp, "model": Mixed(), "loader": loader}
-    exec(compile(loop, "loop", "exec"), names)
-    written, trained = torch.load("mine.pt"), 0
-    for layer in plan.layers:
-        held = torch.from_numpy(layer.changed)
-        module = Mixed()
-        module.load_state_dict(written)
-        now, then = kernels_of(module, plan, layer), kernels_of(model, plan, layer)
-        assert torch.equal(now[held], then[held])
-        trained += int((now[~held] != then[~held]).any())
-    assert trained > 4
-
-
-def test_a_model_with_other_weights_is_not_held(tmp_path):
-    model, plan = made(22)
-    run_folder(tmp_path, model, plan, "")
-    with pytest.raises(KernelsimpError) as caught:
-        public.hold(Mixed(), tmp_path)
-    words = str(caught.value)
-    total = plan.simplified
-    assert re.fullmatch(
-        rf"\d+ of {total} kernels are not in the structure that {re.escape(str(tmp_path))} gave them;"
-        " load the checkpoint of that run into the model first",
-        words,
-    )
-    with pytest.raises(KernelsimpError) as caught:
-        public.hold(model, tmp_path, "fix")
-    assert str(caught.value) == "unknown hold mode 'fix'; known: freeze, scale, tie"
-
-
-def test_release_refuses_what_has_moved(tmp_path):
-    model, plan = made(23)
-    run_folder(tmp_path, model, plan, "")
-    public.hold(model, tmp_path)
-    _, (out, into) = first_held(plan)
-    model.dense.parametrizations.weight[0].frozen[out, into] += 1
-    with pytest.raises(HoldError, match=rf"dense: kernel \({out}, {into}\)"):
-        public.release(model)
-
-
-@pytest.mark.parametrize("mode", ["freeze", "tie", "scale"])
-@pytest.mark.parametrize("first", ["original", "copy"])
-def test_releasing_one_of_two_copies_leaves_the_other_held(mode, first):
-    """Torch makes one class for a parametrised module, and its copies share it."""
-    model, plan = made(24)
-    hold(model, plan, mode)
-    other = copy.deepcopy(model)
-    one, left = (model, other) if first == "original" else (other, model)
-    release(one)
-    assert not witnesses(one)
-    train(left, OPTIMIZERS["sgd"](left.parameters()))
-    verify(left)
-    promised = witnesses(left)
-    assert promised.keys() == {layer.name for layer in plan.layers}
-    release(left)
-    verify_tensors(promised, left.state_dict())
-    assert one.state_dict().keys() == left.state_dict().keys() == Mixed().state_dict().keys()

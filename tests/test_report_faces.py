@@ -157,7 +157,8 @@ def test_markdown_has_the_first_the_kept_and_the_last_epoch() -> None:
     lines = report_markdown(report).splitlines()
     assert "## Fine-tuning, first, kept and last epoch" in lines
     after = lines[lines.index("## Fine-tuning, first, kept and last epoch") :]
-    assert [line.split("|")[1].strip() for line in after if line.startswith("|")][2:5] == ["1", "10, kept", "12"]
+    rows = [line for line in after if line.startswith("|")][2:5]
+    assert [row.split("|")[1].strip() for row in rows] == ["1", "10, kept", "12"]
     unchanged = replace(report, training=tuple(replace(epoch, kept=False) for epoch in report.training))
     assert "## Fine-tuning, first and last epoch; none was kept" in report_markdown(unchanged).splitlines()
 
