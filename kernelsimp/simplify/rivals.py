@@ -50,8 +50,8 @@ class Picked(Rival):
     def projectors(self, kernels: Tensor) -> Tensor:
         assert self.bases is not None
         count, cells, dim = self.bases.shape
-        columns = self.bases.permute(1, 0, 2).reshape(cells, count * dim)
-        parts = chunks(kernels, max(1, CHUNK_NUMBERS // (count * dim)))
+        columns = self.bases.permute(1, 0, 2).reshape(cells, count * dim).float()  # to pick, that is enough
+        parts = chunks(kernels.float(), max(1, CHUNK_NUMBERS // (count * dim)))
         inside = [(part @ columns).square().reshape(-1, count, dim).sum(2).argmax(1) for part in parts]
         picked = self.bases[torch.cat(inside)]
         return picked @ picked.mT
