@@ -24,13 +24,13 @@ class Rival(Candidate):
         """Return the projector (n, cells, cells) of the subspace of each of kernels (n, cells)."""
         raise NotImplementedError
 
-    def errors(self, kernels: Tensor) -> Tensor:
-        return kernels - torch.einsum("nij,nj->ni", self.projectors(kernels), kernels)
-
 
 @dataclass(frozen=True, eq=False)
 class Masked(Rival):
     """The `dim` largest cells of each kernel are kept, the others are zero."""
+
+    def errors(self, kernels: Tensor) -> Tensor:
+        return kernels * ~self.masks(kernels)
 
     def projectors(self, kernels: Tensor) -> Tensor:
         return torch.diag_embed(self.masks(kernels).to(kernels.dtype))
@@ -47,14 +47,22 @@ class Picked(Rival):
 
     bases: Tensor | None = None
 
+    def errors(self, kernels: Tensor) -> Tensor:
+        nearest = self.nearest(kernels)
+        return kernels - torch.einsum("ncd,nd->nc", nearest, torch.einsum("ncd,nc->nd", nearest, kernels))
+
     def projectors(self, kernels: Tensor) -> Tensor:
+        nearest = self.nearest(kernels)
+        return nearest @ nearest.mT
+
+    def nearest(self, kernels: Tensor) -> Tensor:
+        """Return the basis (n, cells, dim) of the subspace that each of kernels (n, cells) is nearest to."""
         assert self.bases is not None
         count, cells, dim = self.bases.shape
         columns = self.bases.permute(1, 0, 2).reshape(cells, count * dim).float()  # to pick, that is enough
         parts = chunks(kernels.float(), max(1, CHUNK_NUMBERS // (count * dim)))
         inside = [(part @ columns).square().reshape(-1, count, dim).sum(2).argmax(1) for part in parts]
-        picked = self.bases[torch.cat(inside)]
-        return picked @ picked.mT
+        return self.bases[torch.cat(inside)]
 
 
 def picked(like: Candidate, cells: int, generator: torch.Generator) -> Candidate:
