@@ -61,11 +61,16 @@ def prepare(
     bank: KernelBank, settings: PlanSettings, seen: Mapping[str, Sensitivity] | None = None
 ) -> Prepared:
     """Return the structures on offer and chance's verdict for every kernel larger than 1x1."""
-    check_cost(settings.cost)
-    check_share("--choice-weight", settings.choice_weight)
+    check_prices(settings)
     offers = {layer.name: candidates_for(layer, settings.families) for layer in bank.spatial}
     bits = {layer.name: bits_of_layer(layer) for layer in bank.spatial}
     return Prepared(bank, offers, bits, frozenset(chosen_layers(bank, settings)), seen or {}, settings)
+
+
+def check_prices(settings: PlanSettings) -> None:
+    """Raise `KernelsimpError` unless the cost is known and the weight of a choice is from 0 to 1."""
+    check_cost(settings.cost)
+    check_share("--choice-weight", settings.choice_weight)
 
 
 def chooser(settings: PlanSettings) -> Chooser:

@@ -16,9 +16,9 @@ from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.hooks import trace
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.costs import COSTS, check_cost
+from kernelsimp.simplify.costs import COSTS
 from kernelsimp.simplify.judge import Distance, Judge
-from kernelsimp.simplify.menus import Chooser, Prepared, chooser, plan_for, prepare
+from kernelsimp.simplify.menus import Chooser, Prepared, check_prices, chooser, plan_for, prepare
 from kernelsimp.simplify.survey import cached_survey, survey
 from kernelsimp.simplify.walk import Ground, Walked, in_float32, targets_of, walk
 from kernelsimp.watch import SILENT, Watcher
@@ -101,7 +101,7 @@ def look(
     `cache` is a file that keeps the survey; its name must tell network, images and seed apart. The moments
     of the re-solve are never kept: they hang on the inputs that a plan has changed upstream.
     """
-    check_cost(settings.cost)
+    check_prices(settings)
     seen = cached_survey(
         cache, lambda: survey(ground.model, ground.traced, ground.images, ground.seed, watcher), watcher
     )
