@@ -2,6 +2,7 @@
 
     python scripts/bench_hold.py                         ResNet-20 and ResNet-50 at their usual sizes
     python scripts/bench_hold.py --networks layer:256 layer:512      3x3 layers of ResNet-50 alone
+    python scripts/bench_hold.py --networks layer:512 --images 32    a smaller batch than its recipe's
     python scripts/bench_hold.py --device cuda --precision bf16-mixed
 
 On the CPU it is processor time of one thread, so a busy machine does no harm; on a GPU wall time after
@@ -28,7 +29,8 @@ ARMS = ("freeze", "tie", "scale")
 NETWORKS = {"zoo:resnet20": (128, 32), "torchvision:resnet50": (8, 224)}
 LAYERS = {"layer:256": (256, 14), "layer:512": (512, 7)}
 """Channels in and out, and the side of the maps, of the layers that hold most of ResNet-50's kernels."""
-LAYER_IMAGES = 32
+LAYER_IMAGES = 128
+"""As many as the recipe of ResNet-50 takes: what a hold adds does not grow with the batch."""
 
 
 class Layer(nn.Module):
@@ -48,13 +50,13 @@ def built(spec: str) -> nn.Module:
     return Layer(LAYERS[spec][0]) if spec in LAYERS else build_model(spec)
 
 
-def inputs(spec: str, device: str) -> Tensor:
+def inputs(spec: str, device: str, count: int | None) -> Tensor:
     """Return a batch of noise; a layer's asks for gradients, as it does inside a network."""
     if spec in LAYERS:
         channels, side = LAYERS[spec]
-        return torch.randn(LAYER_IMAGES, channels, side, side, device=device, requires_grad=True)
+        return torch.randn(count or LAYER_IMAGES, channels, side, side, device=device, requires_grad=True)
     size, side = NETWORKS[spec]
-    return torch.randn(size, 3, side, side, device=device)
+    return torch.randn(count or size, 3, side, side, device=device)
 
 
 def random_plan(model: nn.Module, share: float) -> Plan:
@@ -127,11 +129,12 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
     parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--share", type=float, default=0.9, help="share of kernels that are held")
+    parser.add_argument("--images", type=int, help="images a step")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     for spec in options.networks:
-        images = inputs(spec, options.device)
+        images = inputs(spec, options.device, options.images)
         size, side = len(images), images.shape[-1]
         batch = (images, (torch.arange(size) % 10).to(options.device))
         models = arms(spec, options.share, options.device)
