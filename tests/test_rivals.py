@@ -37,7 +37,6 @@ def test_masks_keep_the_largest_cells() -> None:
 def test_every_kernel_takes_the_nearest_of_the_subspaces() -> None:
     item, rows = drawn(2, 6.0), kernels(30)
     assert isinstance(item, Picked)
-    assert item.bases is not None
     assert len(item.bases) == 64
     each = item.bases @ item.bases.mT
     left = (rows[:, None] - torch.einsum("mij,nj->nmi", each, rows)).norm(dim=2).amin(1)
@@ -65,6 +64,5 @@ def test_a_pick_among_many_is_a_fair_rival_of_few_values() -> None:
 def test_no_more_subspaces_are_drawn_than_can_be_compared() -> None:
     item = drawn(2, 40.0)
     assert isinstance(item, Picked)
-    assert item.bases is not None
     assert len(item.bases) == MOST_PICKS
     assert item.side_bits == math.log2(MOST_PICKS)

@@ -4,7 +4,7 @@ Kernels are rows (n, cells) in float64, in canonical order. `free` is always fir
 it is offered. A linear family has one projector for all kernels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,10 @@ class Candidate:
         """Return w - Pw for kernels (n, cells)."""
         return torch.zeros_like(kernels) if self.projector is None else kernels - kernels @ self.projector
 
+    def projectors(self, kernels: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Return the projector of all of kernels (n, cells), or each (n, cells, cells); None where free."""
+        return self.projector
+
     def among(self, mask: Tensor) -> "Candidate":  # noqa: ARG002
         """Return the structure for the kernels in `mask` (n,) alone, where it knows them one by one."""
         return self
@@ -43,11 +47,13 @@ class Candidate:
 class Bent(Candidate):
     """A set that is no subspace: the nearest member of each kernel is found by itself."""
 
-    members: BentSet | None = None
+    members: BentSet = field(kw_only=True)
 
     def errors(self, kernels: Tensor) -> Tensor:
-        assert self.members is not None
         return kernels - self.members.snap(kernels.reshape(-1, *self.members.shape)).reshape(kernels.shape)
+
+    def projectors(self, kernels: Tensor) -> Tensor:
+        return self.members.flats(kernels.reshape(-1, *self.members.shape))
 
     @property
     def shapes(self) -> Tensor | None:
@@ -55,14 +61,9 @@ class Bent(Candidate):
         return self.members.shapes if isinstance(self.members, Templated) else None
 
     def among(self, mask: Tensor) -> "Candidate":
-        return replace(self, members=self.members_at(mask))
-
-    def members_at(self, rows: Tensor) -> BentSet:
-        """Return the set for these kernels alone: a mask (n,) or places (k,)."""
-        assert self.members is not None
         if not isinstance(self.members, Templated) or self.members.shapes is None:
-            return self.members
-        return replace(self.members, shapes=self.members.shapes[rows])
+            return self
+        return replace(self, members=replace(self.members, shapes=self.members.shapes[mask]))
 
 
 def candidates_for(layer: LayerKernels, names: tuple[str, ...] | None) -> tuple[Candidate, ...]:
@@ -96,7 +97,7 @@ def _bent(item: BentSet, layer: LayerKernels) -> Bent:
     if isinstance(item, Templated):
         kernels = layer.kernels.detach().cpu().reshape(-1, *layer.grid)
         item = replace(item, shapes=item.shapes_of(kernels).float())
-    return Bent(item.name, item.dim, None, item.side_bits, item)
+    return Bent(item.name, item.dim, None, item.side_bits, members=item)
 
 
 def rows_of_layer(layer: LayerKernels) -> Tensor:

@@ -16,12 +16,12 @@ from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.records.plan import FREE, SHAPES
 from kernelsimp.simplify.arms import Arm
-from kernelsimp.simplify.candidates import FREE_NAME, Bent, Candidate, rows_of_layer
+from kernelsimp.simplify.candidates import FREE_NAME, Candidate, rows_of_layer
 from kernelsimp.simplify.choose import choose_for_dof, dof_share
 from kernelsimp.simplify.costs import COSTS
 from kernelsimp.simplify.menus import Prepared, menus_for
 from kernelsimp.simplify.resolve import Constraint, Piece
-from kernelsimp.simplify.rivals import Masked, Rival, picked
+from kernelsimp.simplify.rivals import Masked, picked
 from kernelsimp.simplify.road import Surveyed, Tried
 from kernelsimp.simplify.walk import Ground, Target, targets_of, walk
 from kernelsimp.watch import SILENT, Watcher
@@ -177,13 +177,10 @@ def _constraint(layer: LayerKernels, offer: Sequence[Candidate], chosen: Tensor)
     rows = rows_of_layer(layer)
     pieces = []
     for place in torch.unique(chosen).tolist():
-        index, item = (chosen == place).nonzero()[:, 0], offer[place]
-        if isinstance(item, Rival):
-            pieces.append(Piece(index, item.projectors(rows[index])))
-        elif isinstance(item, Bent) and item.members is not None:
-            pieces.append(Piece(index, item.members_at(index).flats(rows[index].reshape(-1, *layer.grid))))
-        elif item.projector is not None:
-            pieces.append(Piece(index, item.projector))
+        mask = chosen == place
+        projectors = offer[place].among(mask).projectors(rows[mask])
+        if projectors is not None:
+            pieces.append(Piece(mask.nonzero()[:, 0], projectors))
     return Constraint(rows.shape[1], tuple(pieces))
 
 

@@ -1,7 +1,7 @@
 """What the controls offer a kernel in the place of structures: sets in which each kernel has its own pick."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,16 +17,7 @@ CHUNK_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
-class Rival(Candidate):
-    """A candidate whose kernels lie in a subspace each, which the kernel itself decides."""
-
-    def projectors(self, kernels: Tensor) -> Tensor:
-        """Return the projector (n, cells, cells) of the subspace of each of kernels (n, cells)."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, eq=False)
-class Masked(Rival):
+class Masked(Candidate):
     """The `dim` largest cells of each kernel are kept, the others are zero."""
 
     def errors(self, kernels: Tensor) -> Tensor:
@@ -42,10 +33,10 @@ class Masked(Rival):
 
 
 @dataclass(frozen=True, eq=False)
-class Picked(Rival):
+class Picked(Candidate):
     """Each kernel takes the nearest of some subspaces, of orthonormal `bases` (m, cells, dim)."""
 
-    bases: Tensor | None = None
+    bases: Tensor = field(kw_only=True)
 
     def errors(self, kernels: Tensor) -> Tensor:
         nearest = self.nearest(kernels)
@@ -57,7 +48,6 @@ class Picked(Rival):
 
     def nearest(self, kernels: Tensor) -> Tensor:
         """Return the basis (n, cells, dim) of the subspace that each of kernels (n, cells) is nearest to."""
-        assert self.bases is not None
         count, cells, dim = self.bases.shape
         columns = self.bases.permute(1, 0, 2).reshape(cells, count * dim).float()  # to pick, that is enough
         parts = chunks(kernels.float(), max(1, CHUNK_NUMBERS // (count * dim)))
@@ -72,4 +62,4 @@ def picked(like: Candidate, cells: int, generator: torch.Generator) -> Candidate
     bases = torch.linalg.qr(drawn)[0]
     if count == 1:  # one subspace for all kernels, so one projector
         return Candidate(like.name, like.dim, bases[0] @ bases[0].mT)
-    return Picked(like.name, like.dim, None, math.log2(count), bases)
+    return Picked(like.name, like.dim, None, math.log2(count), bases=bases)

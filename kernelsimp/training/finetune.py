@@ -72,12 +72,16 @@ class FinetuneJob:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of it: the history, the epoch that was kept, by which rule, and why it ended early."""
+    """What came of it: the history, by which rule an epoch was kept, and why it ended early."""
 
     history: tuple[Epoch, ...]
-    best_epoch: int
     chosen_by: str = ""
     stopped: Stop = ""
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch that was kept; 0 is the network as it came."""
+        return next((epoch.epoch for epoch in self.history if epoch.kept), 0)
 
 
 def finetune(
@@ -95,7 +99,7 @@ def finetune(
         raise KernelsimpError("soft is set, but there is no plan to pull towards; simplify first")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         watcher.note("nothing to train: every parameter is held; fine-tuning is skipped")
-        return Trained((), 0, stopped="nothing to train")
+        return Trained((), stopped="nothing to train")
     interrupts = Interrupts()
     with advice(), interrupts.watched():
         trained = _Run(model, job, settings, watcher).train(interrupts)
@@ -150,7 +154,7 @@ class _Run:
         self._tell(stopped)
         best = self.keeper.best_epoch
         history = tuple(replace(epoch, kept=epoch.epoch == best) for epoch in self.history)
-        return Trained(history, best, self.keeper.judge.rule, stopped)
+        return Trained(history, self.keeper.judge.rule, stopped)
 
     def _epoch(self, interrupts: Interrupts) -> bool:
         """Train one epoch and hold its election; False where the loss is not finite."""
