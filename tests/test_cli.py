@@ -183,6 +183,36 @@ def test_every_way_of_holding_ends_with_what_it_promised(how, model, images, tmp
     assert run(["check", str(out / "tiny.pt"), "--baseline", str(out), "--quiet"]) == 0
 
 
+def test_a_run_that_held_nothing_says_what_survived_and_counts_the_rest_in_full(
+    model, images, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    arguments = ["simplify", str(model), "--data", images, "--dof", "0.5", "--cost", "absolute", "--finetune"]
+    assert (
+        run([*arguments, "--no-freeze", "--lr", "0.05", "--out", str(out), "--arch", NET, "--epochs", "1"])
+        == 0
+    )
+    report = json.loads((out / "report.json").read_text())
+    left, kernels, dof = report["survived"], report["kernels"], report["dof"]
+    assert 0 <= left["exact"] <= left["near"] <= left["total"] == kernels["simplified"] > 0
+    assert left["exact"] < left["total"]
+    assert set(left["families"]) == {name for layer in report["layers"] for name in layer["families"]}
+    assert dof["planned_fraction"] <= 0.5 < dof["fraction"]
+    assert dof["after"] == sum(layer["dof"] for layer in report["layers"])
+    said = f"{left['exact']} of {left['total']} simplified kernels are still exactly in their structure"
+    assert said in (out / "report.md").read_text()
+    assert said in (out / "report.html").read_text()
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"structures that survived {left['exact']} of {left['total']}" in words
+    limits = tmp_path / "limits.toml"
+    rules = ("dof.fraction", "kernels.simplified_share", "bits.per_kernel")
+    limits.write_text("".join(f'["{rule}"]\nmin_delta = -1e-9\nmax_delta = 1e-9\n' for rule in rules))
+    check = ["check", str(out / "tiny.pt"), "--baseline", str(out), "--quiet", "--json", "-"]
+    assert run([*check, "--limits", str(limits)]) == 0
+    measured = {item["rule"]: item["measured"] for item in json.loads(capsys.readouterr().out)["measures"]}
+    assert measured["dof.fraction"] == pytest.approx(dof["fraction"])
+
+
 def test_structures_that_are_no_subspace_are_frozen_and_tied_and_checked(model, images, tmp_path):
     out = tmp_path / "run"
     families = ["--families", "rank-one,few-values-2,templates", "--cost", "absolute", "--dof", "0.5"]

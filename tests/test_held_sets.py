@@ -34,7 +34,8 @@ from kernelsimp.simplify.moments import Moments
 from kernelsimp.simplify.resolve import Constraint, Piece, resolve
 from kernelsimp.simplify.road import look, travel
 from kernelsimp.simplify.walk import targets_of, walk
-from kernelsimp.training.hold import hold, outside, projections, release, survived, verify
+from kernelsimp.training.hold import hold, projections, release, survived, verify
+from kernelsimp.training.survival import outside
 
 DRAWN = [
     item for shape in ((1, 5), (3, 3), (5, 5)) for item in bent_sets(shape) if isinstance(item, Templated)

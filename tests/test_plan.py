@@ -9,7 +9,7 @@ from kernelsimp.records.plan_file import read_plan, save_plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.apply import apply_plan
 from kernelsimp.simplify.plan import weight_plan
-from kernelsimp.training.hold import outside
+from kernelsimp.training.survival import outside
 
 
 def bank(dtype: torch.dtype = torch.float32, noise: float = 0.02) -> KernelBank:

@@ -20,11 +20,11 @@ from kernelsimp.report import (
     scan_html,
     words,
 )
+from kernelsimp.report.headline import headline
 from kernelsimp.report.markdown import escaped
 from kernelsimp.report.tables import (
     families_text,
     flat,
-    headline,
     layer_table,
     scan_family_table,
     scan_layer_table,

@@ -20,7 +20,7 @@ from kernelsimp.simplify.moments import Moments, pair_moments
 from kernelsimp.simplify.resolve import Constraint, Solved, resolve
 from kernelsimp.simplify.road import Road, ground_of, take_road
 from kernelsimp.simplify.walk import Ground, targets_of, walk
-from kernelsimp.training.hold import outside
+from kernelsimp.training.survival import outside
 
 FAMILIES = (*SEVENTEEN, "zero")
 HALF = PlanSettings(dof=0.5, families=FAMILIES, cost="absolute")

@@ -23,6 +23,7 @@ from kernelsimp.records.verdict import Verdict, shown
 from kernelsimp.report import faces, report_json, tables
 from kernelsimp.report.course_tables import metric_table, round_table, training_table
 from kernelsimp.report.folder_tables import failure_table, folder_table
+from kernelsimp.report.headline import headline
 from kernelsimp.report.robustness_tables import robustness_tables
 from kernelsimp.report.tables import Table
 
@@ -92,7 +93,7 @@ def folder_tables(lines: Sequence[ScanLine]) -> Iterator[RenderableType]:
 
 def report_tables(report: Report) -> Iterator[RenderableType]:
     """Yield the report's headline, stages and structures."""
-    facts = tuple((fact.name, fact.value, fact.note) for fact in tables.headline(report))
+    facts = tuple((fact.name, fact.value, fact.note) for fact in headline(report))
     yield draw(Table("Result", ("what", "value", ""), facts, frozenset({0, 2})))
     yield draw(tables.stage_table(report))
     yield draw(metric_table(report))

@@ -60,7 +60,10 @@ def controls_beside(
         arms.append(Arm("untouched", 1.0, task.network.module(), {}))
         for arm in arms:
             _train(task, arm, case, watcher)
-        after = [replace(arm, name=f"{arm.name}, fine-tuned alike") for arm in arms]
+        free = hold_of(task.settings) == "none"  # what nothing held has left its subspace
+        after = [
+            replace(arm, name=f"{arm.name}, fine-tuned alike", dof=1.0 if free else arm.dof) for arm in arms
+        ]
         records += _beside(task, chosen, after, (trained, watcher))
     return tuple(records)
 

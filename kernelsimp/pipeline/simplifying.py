@@ -37,7 +37,7 @@ from kernelsimp.report.command import command_again
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import ModelSettings, Settings
 from kernelsimp.training.finetune import Trained
-from kernelsimp.training.hold import outside
+from kernelsimp.training.survival import outside
 from kernelsimp.watch import SILENT, Watcher
 
 DIVERGED = "the training loss was no longer finite: training stopped at the last good state"

@@ -84,7 +84,8 @@ def baseline_of(report: Report) -> Baseline:
 
     Structures must hold where something held them, and where nothing was trained after they were written.
     """
-    kernels = report.kernels
+    kernels, survived = report.kernels, report.survived
+    structured = survived.exact if survived else kernels.simplified
     share = 1 / kernels.total if kernels.total else 0.0
     fingerprint = report.provenance.get("data_fingerprint")
     return Baseline(
@@ -97,7 +98,7 @@ def baseline_of(report: Report) -> Baseline:
         coefficient_bits=report.bits.get("coefficient"),
         tensors=report.tensors,
         measured={
-            "kernels.simplified_share": kernels.simplified * share,
+            "kernels.simplified_share": structured * share,
             "kernels.dead_share": kernels.dead * share,
             "dof.fraction": report.dof.fraction,
             **({"bits.per_kernel": report.bits["after"] * share} if "after" in report.bits else {}),

@@ -34,6 +34,7 @@ from kernelsimp.records.report import (
 from kernelsimp.records.scan import Scan
 from kernelsimp.report.prototype_pictures import prototypes_of
 from kernelsimp.report.store import family_totals
+from kernelsimp.training.survival import left_of, survived
 
 ZIP_CHUNK = 1 << 20
 
@@ -69,16 +70,25 @@ class RunFacts:
 
 
 def assemble(facts: RunFacts) -> Report:
-    """Return the report of a run."""
+    """Return the report of a run.
+
+    Degrees of freedom and bits are those of the file: where a training held nothing, what left its structure
+    counts in full.
+    """
     plan = facts.plan
+    loose = facts.hold == "none" and bool(facts.training) and plan.simplified > 0
+    kernels = {layer.name: layer.kernels for layer in facts.after.layers}
+    left = left_of(plan, kernels) if loose else plan
     return Report(
         structures=plan.structures,
         accuracy=_accuracy(facts.outcomes),
         kernels=_counts(plan, facts.hold),
-        dof=_dof(plan),
-        bits=_bits(plan),
+        dof=replace(_dof(left), planned_fraction=_dof(plan).fraction if loose else None),
+        bits=_bits(left),
         size=_size(*facts.files),
-        layers=tuple(_layer(layer, facts) for layer in plan.layers),
+        layers=tuple(
+            replace(_layer(layer, facts), dof=left.layer(layer.name).dof_after) for layer in plan.layers
+        ),
         settings=facts.settings,
         provenance=facts.provenance,
         hold=facts.hold,
@@ -92,6 +102,7 @@ def assemble(facts: RunFacts) -> Report:
         budget_met=facts.budget_met,
         notes=facts.notes,
         pictures=_pictures(facts),
+        survived=survived(plan, kernels) if loose else None,
     )
 
 

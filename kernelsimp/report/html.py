@@ -32,15 +32,14 @@ from kernelsimp.report.comparison import (
 )
 from kernelsimp.report.course_tables import course_tables, training_table, training_word
 from kernelsimp.report.gallery import Gallery
+from kernelsimp.report.headline import SPEED, headline, survival_words
 from kernelsimp.report.pair import pair_tables
 from kernelsimp.report.robustness_tables import SAYS, robustness_charts, robustness_tables
 from kernelsimp.report.tables import (
-    SPEED,
     Table,
     control_table,
     family_table,
     flat,
-    headline,
     layer_table,
     pairs,
     scan_facts,
@@ -183,10 +182,11 @@ def _lead(report: Report) -> str:
     kernels, total = report.kernels, report.kernels.total
     held = {"freeze": "and frozen", "tie": "and tied"}.get(report.hold, "and left free")
     zeroed = f", {kernels.zeroed:,} became zero" if kernels.zeroed else ""
-    return (
+    what = (
         f"{kernels.simplified:,} of {total:,} kernels were simplified {held}: {kernels.found:,} have a "
-        f"structure that chance does not explain, on {kernels.imposed:,} it was imposed{zeroed}. {SPEED}"
+        f"structure that chance does not explain, on {kernels.imposed:,} it was imposed{zeroed}."
     )
+    return " ".join(filter(None, (what, survival_words(report), SPEED)))
 
 
 def _facts_below(report: Report) -> list[Table]:

@@ -11,20 +11,10 @@ from kernelsimp.records.verdict import shown
 from kernelsimp.report import words
 from kernelsimp.report.comparison import similarity_tables
 from kernelsimp.report.course_tables import course_tables, training_table
+from kernelsimp.report.headline import SPEED, headline, label_words, survival_words
 from kernelsimp.report.pair import pair_tables
 from kernelsimp.report.robustness_tables import robustness_tables
-from kernelsimp.report.tables import (
-    SPEED,
-    Table,
-    control_table,
-    family_table,
-    flat,
-    headline,
-    label_words,
-    layer_table,
-    pairs,
-    stage_table,
-)
+from kernelsimp.report.tables import Table, control_table, family_table, flat, layer_table, pairs, stage_table
 
 MOST_LAYERS = 60
 """Longer layer tables are cut: a pull request is no place for a thousand rows."""
@@ -83,7 +73,8 @@ def _lead(report: Report) -> str:
     kernels = report.kernels
     what = f"{kernels.simplified:,} of {kernels.total:,} kernels simplified"
     left = f"{words.share(report.dof.fraction)} of the degrees of freedom left"
-    return f"**{what}** ({label_words(report)}); {left}. {cost} {SPEED}"
+    parts = (f"**{what}** ({label_words(report)}); {left}.", survival_words(report), cost, SPEED)
+    return " ".join(filter(None, parts))
 
 
 def _headline(report: Report) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from kernelsimp.records.report import LayerReport, Report
 from kernelsimp.records.verdict import shown
 from kernelsimp.report import words
-from kernelsimp.report.tables import Fact, Table, flat, headline, layer_cells
+from kernelsimp.report.headline import headline
+from kernelsimp.report.tables import Fact, Table, flat, layer_cells
 
 Names = tuple[str, str]
 Pair = tuple[Report, Report]

@@ -16,11 +16,6 @@ from kernelsimp.records.verdict import shown
 from kernelsimp.report import words
 from kernelsimp.report.store import family_totals
 
-SPEED = (
-    "Every tensor keeps its shape, so the network runs no faster on a GPU and takes the same memory; "
-    "what became smaller is the number of independent values in its kernels."
-)
-
 
 @dataclass(frozen=True)
 class Table:
@@ -43,80 +38,6 @@ class Fact:
     name: str
     value: str
     note: str = ""
-
-
-def headline(report: Report) -> tuple[Fact, ...]:
-    """Return the figures that a reader needs first."""
-    kernels, dof = report.kernels, report.dof
-    simplified = f"{words.count(kernels.simplified)} of {words.count(kernels.total)}"
-    equivalent = f"{words.share(dof.equivalent_fraction)} counting the choice of structure"
-    return (
-        *_accuracy_facts(report),
-        Fact("kernels simplified", simplified, f"{label_words(report)}; {_held_words(report)}"),
-        Fact("degrees of freedom left", words.share(dof.fraction), equivalent),
-        *_bit_facts(report),
-        _size_fact(report),
-    )
-
-
-def label_words(report: Report) -> str:
-    """Spell how many kernels were found, imposed and, if any, zeroed or denoised."""
-    kernels = report.kernels
-    zeroed = f", {kernels.zeroed:,} zeroed" if kernels.zeroed else ""
-    denoised = f"; {kernels.denoised:,} more denoised" if kernels.denoised else ""
-    return f"{kernels.found:,} found, {kernels.imposed:,} imposed{zeroed}{denoised}"
-
-
-def _held_words(report: Report) -> str:
-    kernels = report.kernels
-    held = [f"{kernels.frozen:,} frozen"] * bool(kernels.frozen) + [f"{kernels.tied:,} tied"] * bool(
-        kernels.tied
-    )
-    return ", ".join(held) or "nothing held"
-
-
-def _accuracy_facts(report: Report) -> tuple[Fact, ...]:
-    if report.accuracy is None or not report.accuracy.stages:
-        why = "see the metric" if report.metric else "no data was given"
-        return (Fact("accuracy", "not measured", why),)
-    accuracy = report.accuracy
-    first, last = accuracy.stages[0], accuracy.stages[-1]
-    change = words.interval(*accuracy.change_ci95, "+.2f")
-    test = words.p_value(accuracy.mcnemar_p)
-    before = Fact(f"accuracy, {first.stage}", words.percent(first.top1), _stage_note(report, 0))
-    if len(accuracy.stages) == 1:
-        return (before,)  # a network trained from scratch: nothing came before it
-    return (
-        before,
-        Fact(f"accuracy, {last.stage}", words.percent(last.top1), _stage_note(report, -1)),
-        Fact(
-            "accuracy change",
-            words.points(accuracy.change_pp),
-            f"95 % interval {change} pp, McNemar p {test}",
-        ),
-    )
-
-
-def _stage_note(report: Report, place: int) -> str:
-    assert report.accuracy is not None
-    stage = report.accuracy.stages[place]
-    return f"{words.right_of(stage)} {stage.split} images, 95 % interval {words.interval(*stage.ci95)}"
-
-
-def _bit_facts(report: Report) -> tuple[Fact, ...]:
-    before, after = report.bits.get("before"), report.bits.get("after")
-    if before is None or after is None:
-        return ()
-    coded = f"{words.size(after / 8)} so coded; {words.count(before)} bits before"
-    return (Fact("bits in kernels", words.count(after), coded),)
-
-
-def _size_fact(report: Report) -> Fact:
-    size = report.size
-    zipped = f"zipped {words.size(size.zip)}"
-    before = f" (was {words.size(size.original_zip)})" if size.original_zip else ""
-    packed = f", packed {words.size(size.packed)}" if size.packed else ""
-    return Fact("file", words.size(size.file), zipped + before + packed)
 
 
 def stage_table(report: Report) -> Table:
@@ -180,20 +101,25 @@ def families_text(families: Mapping[str, int], most: int = 3) -> str:
 
 
 def family_table(report: Report) -> Table:
-    """Return the kernels of each structure over all layers, found and imposed, the commonest first."""
+    """Return the kernels of each structure over all layers, found and imposed, the commonest first.
+
+    Where a training held nothing, two more columns say how many are still in it, exactly and nearly.
+    """
     totals, found = _summed(report, "families"), _summed(report, "families_found")
     told = bool(found) or not report.kernels.found  # reports of before this count do not tell
     ranked = ranked_families(totals)
-    whole = report.kernels.total
+    whole, left = report.kernels.total, report.survived
     rows = []
     for name, number in ranked:
         labelled = told and name != ZERO and not name.startswith(DENOISED)  # in no family, so neither
         seen = words.count(found.get(name, 0) if labelled else None)
         imposed = words.count(number - found.get(name, 0) if labelled else None)
-        rows.append((shown(name), words.count(number), seen, imposed, words.share(number, whole)))
+        still = map(words.count, left.families.get(name, (None, None))) if left else ()
+        rows.append((shown(name), words.count(number), seen, imposed, words.share(number, whole), *still))
     shares = tuple(number / max(whole, 1) for _, number in ranked)
     heads = ("structure", "kernels", "found", "imposed", "share of all")
-    return Table("Structures", heads, tuple(rows), bars={4: shares})
+    more = ("still exactly", "within 0.1") if left else ()
+    return Table("Structures", heads + more, tuple(rows), bars={4: shares})
 
 
 def _summed(report: Report, name: str) -> dict[str, int]:

@@ -21,6 +21,8 @@ from kernelsimp.kernels.structures import DENOISED, LowRank, Point, Templated, f
 from kernelsimp.kernels.subspace import OrbitSubspace
 from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored, tensor_name
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
+from kernelsimp.records.report import Survived
+from kernelsimp.training import survival
 from kernelsimp.training.bent import OnRows
 from kernelsimp.training.held_sets import AtRank, InFlats, Kept
 from kernelsimp.training.parametrisations import Frozen, Scaled, Tied, own_class
@@ -57,7 +59,7 @@ class Witness:
         kernels = canonical(weight.detach().cpu(), self.kind, self.layer.groups)
         if self.mode == "freeze":
             return self._altered(kernels)
-        moved = outside(kernels, self.layer, self.structures)
+        moved = survival.outside(kernels, self.layer, self.structures)
         if self.mode == "tie":
             marks = torch.tensor([name.startswith(DENOISED) for name in self.structures])
             moved |= self._altered(kernels) & marks[torch.from_numpy(self.layer.choice).long()]
@@ -147,33 +149,13 @@ def projections(model: nn.Module, plan: Plan) -> list[tuple[nn.Parameter, Tied]]
     ]
 
 
-@dataclass(frozen=True)
-class Survived:
-    """What is left of the structure of kernels that nothing held: of `total`, so many still exactly in it
-    and so many within a relative residual of 0.1."""
-
-    exact: int
-    near: int
-    total: int
-
-
-NEAR = 0.1
-"""The relative residual within which a kernel still counts as near its structure: a scan's default."""
-
-
 def survived(model: nn.Module, plan: Plan) -> Survived:
     """Count how many of the plan's kernels are still in their structure, exactly and nearly."""
-    exact = near = total = 0
-    for module, layer in _chosen(model, plan):
-        kernels = canonical(_weight(module).detach().cpu(), _kind(module, layer), layer.groups)
-        total += int(layer.changed.sum())
-        for index in np.unique(layer.choice[layer.changed]):
-            mask = layer.choice == index
-            rows = kernels[torch.from_numpy(mask)]
-            subspace = find(plan.structures[index], layer.grid, layer.shapes(mask))
-            exact += int(subspace.holds(rows).sum())
-            near += int((subspace.residual(rows) <= NEAR).sum())
-    return Survived(exact, near, total)
+    kernels = {
+        layer.name: canonical(_weight(module).detach().cpu(), _kind(module, layer), layer.groups)
+        for module, layer in _chosen(model, plan)
+    }
+    return survival.survived(plan, kernels)
 
 
 def _chosen(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, LayerPlan]]:
@@ -352,14 +334,3 @@ def _refuse_outside(witness: Witness, weight: Tensor) -> None:
             f"{witness.layer.name}: kernel ({out}, {into}) is not in its structure '{name}';"
             " apply the plan to the weights before tying them"
         )
-
-
-def outside(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
-    """Say for each kernel (out, in / groups) whether it has left the structure that the plan gave it."""
-    result = torch.zeros(layer.choice.shape, dtype=torch.bool)
-    for index in np.unique(layer.choice):
-        if index != FREE:
-            mask = layer.choice == index
-            rows = torch.from_numpy(mask)
-            result[rows] = ~find(structures[index], layer.grid, layer.shapes(mask)).holds(kernels[rows])
-    return result
