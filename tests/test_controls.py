@@ -1,6 +1,7 @@
 """Control arms keep the budget and the road and change one thing each."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,3 +104,40 @@ def test_arms_can_be_named_and_are_the_same_for_the_same_seed(case: Case) -> Non
     one, two, three = (kernels_of(arm)["conv1"] for arm in (first, second, other))
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
+
+
+@pytest.fixture(scope="module")
+def bent() -> Case:
+    """A case whose structures pick: kernels of two values, whose partition follows the fit."""
+    model, settings = network(), replace(HALF, families=("few-values-2", "few-values-3", "zero"))
+    surveyed = look(ground_of(model, bank_from_model(model), smooth_images(48).split(16), 0), settings)
+    return Case(surveyed, travel(surveyed, chooser(settings), "absolute").best)
+
+
+@pytest.mark.parametrize("name", ["random subspaces", "cell masks"])
+def test_rivals_of_structures_that_pick_again_do_so_too(
+    bent: Case, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def error(arm: Arm) -> float:
+        return error_of(arm.model, bent.ground.model, smooth_images(30, 8))
+
+    (again,) = run_controls(bent, [name])
+    with monkeypatch.context() as patch:
+        patch.setattr(Case, "bent", False)
+        (once,) = run_controls(bent, [name])
+    assert again.dof == once.dof
+    assert error(again) < error(once)
+
+
+def test_rivals_of_subspaces_pick_once(case: Case, bent: Case) -> None:
+    assert (case.bent, bent.bent) == (False, True)
+
+
+@pytest.mark.parametrize("name", ["permuted labels", "random subspaces", "cell masks"])
+def test_what_holds_an_arm_goes_through_its_own_kernels(bent: Case, name: str) -> None:
+    (arm,) = run_controls(bent, [name])
+    kernels = kernels_of(arm)
+    assert arm.constraints
+    for layer, constraint in arm.constraints.items():
+        moved = constraint.project(kernels[layer]) - kernels[layer]
+        assert float(moved.norm() / kernels[layer].norm()) < 1e-5

@@ -12,7 +12,7 @@ from kernelsimp.pipeline.task import Chosen, Task
 from kernelsimp.records.report import Control
 from kernelsimp.settings import Settings
 from kernelsimp.simplify.arms import Arm, held_arm
-from kernelsimp.simplify.controls import Case, run_controls
+from kernelsimp.simplify.controls import Case, constraints_at, run_controls
 from kernelsimp.simplify.resolve import Constraint
 from kernelsimp.simplify.road import Tried
 from kernelsimp.simplify.walk import targets_of
@@ -83,7 +83,7 @@ def _beside(task: Task, chosen: Chosen, arms: Sequence[Arm], run: tuple[Outcome,
 
 def _own(chosen: Chosen, case: Case) -> Iterator[Arm]:
     if chosen.rounds:
-        held = _constraints(case, case.kept)
+        held = _constraints(case.kept)
         yield Arm("this plan without rounds", case.share, copy.deepcopy(case.kept.walked.model), held)
 
 
@@ -102,13 +102,12 @@ def _arms(task: Task, chosen: Chosen, case: Case, watcher: Watcher) -> Iterator[
     for tried in chosen.tried:
         if tried.cost != case.kept.cost:
             share = tried.plan.dof_after / tried.plan.dof_before
-            model, held = copy.deepcopy(tried.walked.model), _constraints(case, tried)
+            model, held = copy.deepcopy(tried.walked.model), _constraints(tried)
             yield Arm(f"{tried.cost} cost alone", share, model, held)
 
 
-def _constraints(case: Case, tried: Tried) -> dict[str, Constraint]:
-    kernels = {layer.name: layer.kernels for layer in case.ground.bank.layers}
-    return {name: target.constraint(kernels[name]) for name, target in targets_of(tried.plan).items()}
+def _constraints(tried: Tried) -> dict[str, Constraint]:
+    return constraints_at(tried.walked.model, targets_of(tried.plan))
 
 
 def _train(task: Task, arm: Arm, case: Case, watcher: Watcher) -> None:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.kernels.families import ZERO
+from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import FREE, SHAPES
 from kernelsimp.simplify.arms import Arm
-from kernelsimp.simplify.candidates import FREE_NAME, Candidate, rows_of_layer
+from kernelsimp.simplify.candidates import FREE_NAME, Bent, Candidate, rows_of_layer
 from kernelsimp.simplify.choose import choose_for_dof, dof_share
 from kernelsimp.simplify.costs import COSTS
 from kernelsimp.simplify.menus import Prepared, menus_for
@@ -46,6 +47,11 @@ class Case:
     def cost(self) -> str:
         """The cost that the kept plan was chosen with; absolute where that is not known."""
         return self.kept.cost if self.kept.cost in COSTS else "absolute"
+
+    @property
+    def bent(self) -> bool:
+        """Whether some structure on offer is no subspace, so that kernels in it pick again after a fit."""
+        return any(isinstance(item, Bent) for offer in self.prepared.offers.values() for item in offer)
 
     @property
     def share(self) -> float:
@@ -78,7 +84,8 @@ def permuted_labels(case: Case, seed: int, watcher: Watcher) -> Arm:
 def random_subspaces(case: Case, seed: int, watcher: Watcher) -> Arm:
     """Offer random subspaces of the structures' dimensions in their place, and choose and re-solve alike.
 
-    Where a structure lets a kernel pick (which cells are equal), the kernel picks among as many of them.
+    Where a structure lets a kernel pick (which cells are equal), the kernel picks among as many of them, and
+    again after the first fit.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -160,7 +167,7 @@ def _offered(
     menus = menus_for(prepared, case.cost)
     choices = choose_for_dof(menus, case.share)
     targets = {
-        layer.name: _loose(_constraint(layer, prepared.offers[layer.name], chosen))
+        layer.name: _target(prepared.offers[layer.name], chosen, again=case.bent)
         for layer, chosen in zip(bank.spatial, choices.structures, strict=True)
         if chosen.any()
     }
@@ -168,27 +175,44 @@ def _offered(
 
 
 def _walked(case: Case, label: tuple[str, float], targets: Mapping[str, Target], watcher: Watcher) -> Arm:
-    kernels = {layer.name: layer.kernels for layer in case.ground.bank.layers}
-    constraints = {name: target.constraint(kernels[name]) for name, target in targets.items()}
-    return Arm(*label, walk(case.ground, targets, watcher).model, constraints)
+    model = walk(case.ground, targets, watcher).model
+    return Arm(*label, model, constraints_at(model, targets))
 
 
-def _constraint(layer: LayerKernels, offer: Sequence[Candidate], chosen: Tensor) -> Constraint:
-    rows = rows_of_layer(layer)
-    pieces = []
-    for place in torch.unique(chosen).tolist():
-        mask = chosen == place
-        projectors = offer[place].among(mask).projectors(rows[mask])
-        if projectors is not None:
-            pieces.append(Piece(mask.nonzero()[:, 0], projectors))
-    return Constraint(rows.shape[1], tuple(pieces))
+def constraints_at(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, Constraint]:
+    """Return what keeps each kernel of a network in the subspace in which it is now, by layer.
+
+    That of a bent set goes through the fitted kernel, not through the one it came from.
+    """
+    kernels = {layer.name: layer.kernels for layer in bank_from_model(model).layers}
+    return {name: target.constraint(kernels[name]) for name, target in targets.items()}
+
+
+def _target(offer: Sequence[Candidate], chosen: Tensor, *, again: bool) -> Target:
+    """Return a target whose kernels meet what was chosen on offer, up to rounding.
+
+    Where the run's structures may pick `again` after a first fit, so may these.
+    """
+    places = torch.unique(chosen).tolist()
+
+    def meets(kernels: Tensor) -> Constraint:
+        rows = kernels.detach().double().reshape(len(chosen), -1)
+        pieces = []
+        for place in places:
+            mask = chosen == place
+            projectors = offer[place].among(mask).projectors(rows[mask])
+            if projectors is not None:
+                pieces.append(Piece(mask.nonzero()[:, 0], projectors))
+        return Constraint(rows.shape[1], tuple(pieces))
+
+    return Target(meets, lambda kernels: _placed(meets(kernels), kernels), around=meets if again else None)
 
 
 def _loose(constraint: Constraint) -> Target:
-    """Return a target whose kernels meet the constraint up to rounding."""
+    """Return a target whose kernels meet one constraint, whatever they are, up to rounding."""
+    return Target(lambda _: constraint, lambda kernels: _placed(constraint, kernels))
 
-    def write(kernels: Tensor) -> Tensor:
-        placed = constraint.place(kernels.double().reshape(-1, constraint.cells))
-        return placed.reshape(kernels.shape).to(kernels.dtype)
 
-    return Target(lambda _: constraint, write)
+def _placed(constraint: Constraint, kernels: Tensor) -> Tensor:
+    placed = constraint.place(kernels.double().reshape(-1, constraint.cells))
+    return placed.reshape(kernels.shape).to(kernels.dtype)
