@@ -9,7 +9,8 @@ from test_finetune import PLAIN, bits, images, job, net, same
 from torch import nn
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.settings import FinetuneSettings
+from kernelsimp.models.network import device_of
+from kernelsimp.settings import FinetuneSettings, RunSettings, Settings
 from kernelsimp.training.distill import divergence, objective
 from kernelsimp.training.engine import Engine
 from kernelsimp.training.finetune import finetune
@@ -147,6 +148,7 @@ def test_the_judge_goes_by_the_teacher_only_where_labels_no_longer_tell():
         ({"devices": 0}, "devices is 0; expected 1 or more"),
         ({"num_nodes": 0}, "num-nodes is 0; expected 1 or more"),
         ({"strategy": "fsdp"}, "unknown strategy 'fsdp'; known: auto, ddp"),
+        ({"precision": "16"}, "unknown precision '16'; known: 16-mixed, 32-true, bf16-mixed"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change, words):
@@ -160,7 +162,6 @@ def test_settings_that_make_no_sense_are_refused(change, words):
     [
         ("tpu", "32-true", "unknown device 'tpu'; expected auto, cpu, cuda or cuda:N"),
         ("cuda:x", "32-true", "unknown device 'cuda:x'; expected auto, cpu, cuda or cuda:N"),
-        ("cpu", "16", "unknown precision '16'; known: 16-mixed, 32-true, bf16-mixed"),
         ("cpu", "16-mixed", "precision 16-mixed needs a GPU; on the CPU use bf16-mixed or 32-true"),
     ],
 )
@@ -168,6 +169,17 @@ def test_a_device_or_precision_that_is_not_there_is_refused(device, precision, w
     with pytest.raises(KernelsimpError) as caught:
         Engine(device, FinetuneSettings(precision=precision))
     assert str(caught.value) == words
+
+
+def test_more_gpus_than_there_are_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(KernelsimpError, match=r"^--devices 3: 2 CUDA devices found; ask for fewer"):
+        Engine("auto", FinetuneSettings(devices=3))
+    with pytest.raises(KernelsimpError, match=r"^device 'cuda:2' is not there: 2 CUDA devices found"):
+        Engine("cuda:2", FinetuneSettings())
+    with pytest.raises(KernelsimpError, match=r"^--device cuda:2: 2 CUDA devices are here, from cuda:0"):
+        device_of(Settings(run=RunSettings(device="cuda:2")))
 
 
 def test_a_missing_gpu_is_named(monkeypatch):

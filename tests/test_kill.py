@@ -1,7 +1,7 @@
 """The command line killed by SIGKILL anywhere, then called again with --resume: the file has the same bits.
 
 A command is a process of its own. In the suite it is forked from one that has imported torch already; in
-the slow test it is a new one. It is killed when it has said a certain line, or shortly after.
+the slow test it is a new one from the start. It is killed when it has said a certain line, or shortly after.
 """
 
 import os
@@ -89,9 +89,9 @@ def test_kills_in_planning_training_and_writing_change_no_bit(tmp_path):
     killed(tmp_path, "fork", "re-solving", "epoch 2 of 3", "scanning")
 
 
-@pytest.mark.slow
-def test_ten_kills_at_random_moments_change_no_bit(tmp_path):
-    killed(tmp_path, "new")
+@pytest.mark.parametrize("how", ["fork", pytest.param("new", marks=pytest.mark.slow)])
+def test_ten_kills_at_random_moments_change_no_bit(how, tmp_path):
+    killed(tmp_path, how)
 
 
 def test_what_a_killed_writer_left_is_swept_by_the_next_run(tmp_path):

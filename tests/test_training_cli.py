@@ -195,6 +195,26 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state_and_exits_1(
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--epochs", "0"], "epochs is 0; expected 1 or more"),
+        (["--precision", "16-mixed"], "precision 16-mixed needs a GPU; on the CPU use bf16-mixed or 32-true"),
+        (["--hold", "half"], "--hold is 'half'; expected freeze, tie or none"),
+    ],
+)
+def test_training_settings_are_judged_before_anything_is_done(option, words, command, tmp_path, capsys):
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    (run_folder / "log.jsonl").write_text("of the run before\n")
+    fails([*command, "--device", "cpu", *option], capsys, words)
+    prune = ["prune", *command[1:2], *command[command.index("--arch") :], "--dof", "0.5", "--device", "cpu"]
+    if option[0] != "--hold":
+        fails([*prune, *option], capsys, words)
+    assert [path.name for path in run_folder.iterdir()] == ["log.jsonl"]
+    assert (run_folder / "log.jsonl").read_text() == "of the run before\n"
+
+
 def test_a_batch_that_does_not_fit_is_one_line(command, capsys, monkeypatch):
     def full(loss):
         raise torch.OutOfMemoryError("CUDA out of memory")

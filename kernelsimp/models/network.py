@@ -91,4 +91,8 @@ def device_of(settings: Settings) -> torch.device:
         raise KernelsimpError(f"--device is '{name}'; expected auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise KernelsimpError(f"--device {name}: no CUDA device is available here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise KernelsimpError(
+            f"--device {name}: {torch.cuda.device_count()} CUDA devices are here, from cuda:0"
+        )
     return device

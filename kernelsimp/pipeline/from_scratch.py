@@ -19,7 +19,7 @@ from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.kernels.coding import coefficient_bits
 from kernelsimp.models.architectures import build_model
 from kernelsimp.models.network import Network, device_of, open_network
-from kernelsimp.pipeline.opening import measured, open_data
+from kernelsimp.pipeline.opening import check_training, measured, open_data
 from kernelsimp.pipeline.simplifying import DIVERGED, provenance, told, verify, write_run
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Report
@@ -95,6 +95,7 @@ def fresh_network(settings: Settings, watcher: Watcher = SILENT) -> Fresh:
         raise KernelsimpError(
             "--soft, --hold and --free-scale hold what simplify changed; train with --constrain or --penalty"
         )
+    check_training(settings)
     words = settings.train
     penalties = read_penalties(words.penalty) if words.penalty is not None else None
     data = open_data(settings, watcher)

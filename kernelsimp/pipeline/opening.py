@@ -14,6 +14,7 @@ from kernelsimp.report import (
     read_report,
 )
 from kernelsimp.settings import Given, Settings, recipe, settle
+from kernelsimp.training.options import check_precision, check_settings
 from kernelsimp.watch import SILENT, Watcher
 
 
@@ -49,6 +50,12 @@ def open_data(settings: Settings, watcher: Watcher = SILENT) -> Data | None:
     for warning in data.warnings:
         watcher.warn(warning)
     return data
+
+
+def check_training(settings: Settings) -> None:
+    """Raise `KernelsimpError` for training settings that make no sense, before anything is measured."""
+    check_settings(settings.finetune)
+    check_precision(settings.finetune.precision, device_of(settings).type)
 
 
 def measured(network: Network, data: Data | None, settings: Settings, watcher: Watcher) -> Outcome | None:

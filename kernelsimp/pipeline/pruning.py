@@ -13,7 +13,7 @@ from kernelsimp.models.architectures import recipe_of
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.pipeline.evaluating import check_robustness, robustness_of
 from kernelsimp.pipeline.measuring import Gauge
-from kernelsimp.pipeline.opening import open_data
+from kernelsimp.pipeline.opening import check_training, open_data
 from kernelsimp.pipeline.simplifying import (
     DIVERGED,
     provenance,
@@ -133,6 +133,8 @@ def _checked(settings: Settings) -> Settings:
         raise KernelsimpError("--hold, --free-scale and --soft are for simplify: prune keeps zeros at zero")
     if processes(chosen) != (1, 1):
         raise KernelsimpError("prune trains in one process; leave out --devices, --num-nodes and torchrun")
+    if chosen.finetune:
+        check_training(settings)
     return replace(settings, finetune=replace(chosen, hold="tie"))
 
 

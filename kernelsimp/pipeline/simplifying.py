@@ -22,7 +22,7 @@ from kernelsimp.pipeline.evaluating import check_robustness, robustness_of
 from kernelsimp.pipeline.exporting import told_of_file
 from kernelsimp.pipeline.judging import judged_again
 from kernelsimp.pipeline.measuring import Gauge
-from kernelsimp.pipeline.opening import hold_of, open_data, settle_for_model
+from kernelsimp.pipeline.opening import check_training, hold_of, open_data, settle_for_model
 from kernelsimp.pipeline.sharing import Handover, handed_over
 from kernelsimp.pipeline.task import Task
 from kernelsimp.pipeline.tuning import re_estimated, tuned
@@ -51,6 +51,9 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
 
     Raises `HoldError` where a held kernel moved, and `KernelsimpError` for bad input.
     """
+    mode = hold_of(settings)
+    if settings.finetune.finetune:
+        check_training(settings)
     original = open_network(path, settings, watcher)
     data = open_data(settings, watcher)
     if settings.finetune.finetune and data is None:
@@ -58,7 +61,6 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     check_controls(settings, data)
     check_robustness(settings, data)
     check_similarity(settings, data)
-    mode = hold_of(settings)
     gauge = Gauge(original, data, settings)
     gauge.measure("original", original, watcher)  # before anything is written
     run = RunFolder.new(out, path)

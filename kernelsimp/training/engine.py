@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import FinetuneSettings
+from kernelsimp.training.options import check_precision
 from kernelsimp.training.ranks import processes
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 T = TypeVar("T")
 
@@ -35,9 +34,9 @@ class Engine:
 
         Raises `KernelsimpError` for a device that is not there or a precision it cannot do.
         """
-        accelerator, index = _device(device)
-        _check_precision(settings.precision, accelerator)
         devices, nodes = processes(settings)
+        accelerator, index = _device(device, devices)
+        check_precision(settings.precision, accelerator)
         several = devices * nodes > 1
         strategy: str | Strategy = DDPStrategy(**_own_buffers()) if several else "auto"
         with _quiet():
@@ -119,7 +118,7 @@ class Engine:
         self.fabric._precision.load_state_dict(state)
 
 
-def _device(name: str) -> tuple[str, int | None]:
+def _device(name: str, wanted: int) -> tuple[str, int | None]:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
@@ -130,14 +129,11 @@ def _device(name: str) -> tuple[str, int | None]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
         raise KernelsimpError(f"device '{name}' is not there: {count} CUDA devices found; use --device auto")
+    if wanted > count:
+        raise KernelsimpError(
+            f"--devices {wanted}: {count} CUDA devices found; ask for fewer, or --device cpu"
+        )
     return "cuda", int(index or 0)
-
-
-def _check_precision(precision: str, accelerator: str) -> None:
-    if precision not in PRECISIONS:
-        raise KernelsimpError(f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}")
-    if precision == "16-mixed" and accelerator == "cpu":
-        raise KernelsimpError("precision 16-mixed needs a GPU; on the CPU use bf16-mixed or 32-true")
 
 
 def _own_buffers() -> dict[str, Any]:

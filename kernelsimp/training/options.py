@@ -9,6 +9,8 @@ from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.settings import FinetuneSettings
 from kernelsimp.training.schedule import SCHEDULES
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
 
 def check_settings(settings: FinetuneSettings) -> None:
     """Raise `KernelsimpError` for the first setting that makes no sense."""
@@ -17,6 +19,7 @@ def check_settings(settings: FinetuneSettings) -> None:
         ("schedule", SCHEDULES),
         ("batch_norm", ("train", "eval", "re-estimate")),
         ("strategy", ("auto", "ddp")),
+        ("precision", PRECISIONS),
     ):
         value = getattr(settings, name)
         if value not in known:
@@ -24,6 +27,12 @@ def check_settings(settings: FinetuneSettings) -> None:
     for name, (valid, expected) in _ranges(settings).items():
         if not valid:
             raise KernelsimpError(f"{_spell(name)} is {getattr(settings, name)}; expected {expected}")
+
+
+def check_precision(precision: str, accelerator: str) -> None:
+    """Raise `KernelsimpError` where an accelerator, `cpu` or `cuda`, cannot do a precision."""
+    if precision == "16-mixed" and accelerator == "cpu":
+        raise KernelsimpError("precision 16-mixed needs a GPU; on the CPU use bf16-mixed or 32-true")
 
 
 def _spell(name: str) -> str:
