@@ -3,6 +3,7 @@
     python scripts/bench_hold.py                         ResNet-20 and ResNet-50 at their usual sizes
     python scripts/bench_hold.py --networks layer:256 layer:512      3x3 layers of ResNet-50 alone
     python scripts/bench_hold.py --networks layer:512 --images 32    a smaller batch than its recipe's
+    python scripts/bench_hold.py --families all                      templates, rank and few values as well
     python scripts/bench_hold.py --device cuda --precision bf16-mixed
 
 On the CPU it is processor time of one thread, so a busy machine does no harm; on a GPU wall time after
@@ -17,12 +18,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.kernels.families import SEVENTEEN, offered
+from kernelsimp.kernels.structures import Templated, bent_sets, expand
 from kernelsimp.models.architectures import build_model
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.records.plan import LayerPlan, Plan
+from kernelsimp.records.plan import SHAPES, LayerPlan, Plan
+from kernelsimp.simplify.candidates import linear_names
 from kernelsimp.training.hold import hold, projections
 
 ARMS = ("freeze", "tie", "scale")
@@ -59,20 +64,39 @@ def inputs(spec: str, device: str, count: int | None) -> Tensor:
     return torch.randn(count or size, 3, side, side, device=device)
 
 
-def random_plan(model: nn.Module, share: float) -> Plan:
-    """Return a plan that gives `share` of all kernels larger than 1x1 a family at random."""
+def random_plan(model: nn.Module, share: float, families: tuple[str, ...] = SEVENTEEN) -> Plan:
+    """Return a plan that gives `share` of all kernels larger than 1x1 one of `families` at random."""
     dice = np.random.default_rng(0)
-    layers, structures = [], ["free", *SEVENTEEN]
-    for layer in bank_from_model(model).spatial:
-        here = [structures.index(item.name) for item in offered(layer.grid, SEVENTEEN)]
+    spatial = bank_from_model(model).spatial
+    names = {layer.grid: names_at(layer.grid, families) for layer in spatial}
+    structures = ["free", *dict.fromkeys(name for here in names.values() for name in here)]
+    layers = []
+    for layer in spatial:
         shape = tuple(layer.kernels.shape[:2])
+        here = [structures.index(name) for name in names[layer.grid]]
         choice = np.where(dice.random(shape) < share, dice.choice(here, shape), 0).astype(np.int16)
         none, dims = np.zeros(shape, bool), np.zeros(len(structures), np.int16)
-        residual = np.zeros(shape, np.float32)
-        layers.append(
-            LayerPlan(layer.name, layer.kind, layer.groups, layer.grid, choice, none, none, residual, dims)
-        )
+        residual, shapes = np.zeros(shape, np.float32), shapes_of(layer, choice, structures)
+        about = (layer.name, layer.kind, layer.groups, layer.grid)
+        layers.append(LayerPlan(*about, choice, none, none, residual, dims, {SHAPES: shapes}))
     return Plan(tuple(structures), tuple(layers))
+
+
+def names_at(grid: tuple[int, ...], families: tuple[str, ...]) -> list[str]:
+    """Return the structures, of those called `families`, that kernels of this grid can have."""
+    linear = [item.name for item in offered(grid, linear_names(families))]
+    return linear + [item.name for item in bent_sets(grid) if item.name in expand(families)]
+
+
+def shapes_of(layer: LayerKernels, choice: NDArray[np.int16], structures: list[str]) -> NDArray[np.float32]:
+    """Return the shape parameters of the kernels that are to be templates: those that fit them best."""
+    shapes = np.zeros((*choice.shape, 4), np.float32)
+    for item in bent_sets(layer.grid):
+        if isinstance(item, Templated) and item.name in structures:
+            mask = choice == structures.index(item.name)
+            found = item.shapes_of(layer.kernels.detach()[torch.from_numpy(mask)])
+            shapes[mask, : found.shape[1]] = found.numpy()
+    return shapes
 
 
 def stepper(model: nn.Module, batch: tuple[Tensor, Tensor], precision: str) -> Callable[[], None]:
@@ -91,13 +115,13 @@ def stepper(model: nn.Module, batch: tuple[Tensor, Tensor], precision: str) -> C
     return step
 
 
-def arms(spec: str, share: float, device: str) -> dict[str, nn.Module]:
+def arms(spec: str, share: float, device: str, families: tuple[str, ...]) -> dict[str, nn.Module]:
     """Return the network without a hold, and with each."""
     result: dict[str, nn.Module] = {}
     for arm in ("none", *ARMS):
         torch.manual_seed(0)
         model = built(spec).to(device).train()
-        plan = random_plan(model, share)
+        plan = random_plan(model, share, families)
         with torch.no_grad():
             for weight, tied in projections(model, plan):
                 weight.copy_(tied.project(weight))
@@ -129,6 +153,7 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
     parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--share", type=float, default=0.9, help="share of kernels that are held")
+    parser.add_argument("--families", default="seventeen", help="what kernels are held in, comma-separated")
     parser.add_argument("--images", type=int, help="images a step")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     options = parser.parse_args()
@@ -137,7 +162,7 @@ def main() -> None:
         images = inputs(spec, options.device, options.images)
         size, side = len(images), images.shape[-1]
         batch = (images, (torch.arange(size) % 10).to(options.device))
-        models = arms(spec, options.share, options.device)
+        models = arms(spec, options.share, options.device, tuple(options.families.split(",")))
         steps = {arm: stepper(model, batch, options.precision) for arm, model in models.items()}
         taken: dict[str, list[float]] = {arm: [] for arm in steps}
         for turn in range(options.steps + 1):

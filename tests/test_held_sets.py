@@ -34,6 +34,7 @@ from kernelsimp.simplify.moments import Moments
 from kernelsimp.simplify.resolve import Constraint, Piece, resolve
 from kernelsimp.simplify.road import look, travel
 from kernelsimp.simplify.walk import targets_of, walk
+from kernelsimp.training.held_sets import Still
 from kernelsimp.training.hold import hold, projections, release, survived, verify
 from kernelsimp.training.survival import outside
 
@@ -248,7 +249,7 @@ def test_a_denoised_kernel_that_moved_under_a_tie_is_named() -> None:
     model, plan = held_network()
     hold(model, plan, "tie")
     part = model.dense.parametrizations.weight[0]
-    kept = next(bend for bend in part.bends if type(bend).__name__ == "Kept")
+    kept = next(held for held in part.sets if isinstance(held, Still))
     kept.values = kept.values + 1
     with pytest.raises(HoldError, match=r"dense: kernel \(\d+, \d+\), held as 'denoised-median'"):
         verify(model)

@@ -1,84 +1,154 @@
 """How kernels are tied that lie in no family's orbits: of low rank, a template a*T + b, or denoised.
 
-Each computes its kernels from the free part's own cells, as `bent` does, and takes the free part to the
-nearest member, so that a step of plain SGD moves the weight by the gradient projected on the member's flat.
-What is fixed (templates, values) are plain attributes in float64: no cast of the network reaches them.
+Each is computed from its own cells of the free part, and takes the free part to the nearest member, so that
+a step of plain SGD moves the weight by the gradient projected on the member's flat. What is fixed
+(templates, values) are plain attributes in float64: no cast of the network reaches them.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernelsimp.kernels.cells import Grid
-from kernelsimp.training.bent import OnRows
+
+Kept = tuple[Tensor, ...]
+"""What a set keeps of a forward pass for the way back."""
 
 
-class InFlats(OnRows):
+class HeldSet(nn.Module):
+    """The kernels `rows` (m,) of a stored weight, where every pair of the first two axes is one kernel."""
+
+    rows: Tensor
+
+    def __init__(self, rows: Tensor, weight: Tensor) -> None:
+        super().__init__()
+        self.cells = weight[0, 0].numel()
+        self.register_buffer("rows", rows.to(weight.device), persistent=False)
+
+    def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:
+        """Return kernels (m, cells) in the set from their free numbers, and what `pulled` needs of them."""
+        raise NotImplementedError
+
+    def pulled(self, gradient: Tensor, kept: Kept) -> Tensor:
+        """Return gradients (m, cells) of kernels projected on the flats through them."""
+        raise NotImplementedError
+
+    def nearest(self, kernels: Tensor) -> Tensor:
+        """Return the members (m, cells) nearest to kernels (m, cells)."""
+        return self.made(kernels)[0]
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return the rows (m, cells) of a stored weight that are this set's."""
+        return weight.reshape(-1, self.cells).index_select(0, self.rows)
+
+    def put(self, weight: Tensor, kernels: Tensor) -> None:
+        """Write kernels (m, cells) in their places of a contiguous weight."""
+        weight.view(-1, self.cells).index_copy_(0, self.rows, kernels.to(weight.dtype))
+
+
+class InFlats(HeldSet):
     """Hold each kernel in a subspace of its own: w = B B'z, B (m, cells, q) orthonormal: span{T, 1}."""
 
     def __init__(self, rows: Tensor, weight: Tensor, basis: Tensor) -> None:
         super().__init__(rows, weight)
         self.basis = basis.double()
 
-    def made(self, numbers: Tensor) -> Tensor:
-        self.basis = basis = self.basis.to(numbers.device)
-        inside = basis @ (basis.mT @ numbers.double()[:, :, None])
-        return inside[:, :, 0].to(numbers.dtype)
+    def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:
+        return self.pulled(numbers, ()), ()
 
-    def packed(self, kernels: Tensor) -> Tensor:
-        return self.made(kernels)
+    def pulled(self, gradient: Tensor, kept: Kept) -> Tensor:  # noqa: ARG002
+        self.basis = basis = self.basis.to(gradient.device)
+        inside = torch.bmm(gradient.double()[:, None], basis)
+        return torch.bmm(inside, basis.mT)[:, 0]
 
 
-class AtRank(OnRows):
-    """Hold kernels at rank `order`: w is the member nearest to the free part, and both factors train.
+class AtRank(HeldSet):
+    """Hold kernels at rank `order`: w is a member next to the free part, and both factors train.
 
     The gradient is projected on the tangent space at w, U U'G + G V V' - U U'G V V'. Source: Vandereycken,
-    Low-rank matrix completion by Riemannian optimization, 2013.
+    Low-rank matrix completion by Riemannian optimization, 2013. A step leaves the free part near the rank, so
+    a few turns of subspace iteration find its leading directions, in a fifth of the time of singular values.
     """
 
     def __init__(self, rows: Tensor, weight: Tensor, grid: Grid, order: int) -> None:
         super().__init__(rows, weight)
         self.grid, self.order = grid, order
 
-    def made(self, numbers: Tensor) -> Tensor:
-        kernels = numbers.reshape(-1, *self.grid)
-        return _Truncated.apply(kernels, self.order).flatten(1)  # type: ignore[no-any-return]
+    def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:
+        kernels = numbers.double().reshape(-1, *self.grid)
+        right, gram = _leading_rows(kernels, self.order), torch.bmm(kernels.mT, kernels)
+        for _ in range(TURNS):
+            right = _orthonormal(torch.bmm(right, gram))
+        left = _orthonormal(torch.bmm(right, kernels.mT))
+        inside = torch.bmm(left, kernels)
+        return torch.bmm(left.mT, inside).flatten(1), (left, _orthonormal(inside))
 
-    def packed(self, kernels: Tensor) -> Tensor:
-        return self.made(kernels)
+    def pulled(self, gradient: Tensor, kept: Kept) -> Tensor:
+        left, right = kept  # U' and V'
+        wide = gradient.double().reshape(-1, *self.grid)
+        columns = torch.bmm(left.mT, torch.bmm(left, wide))
+        rest = torch.bmm(torch.bmm(wide - columns, right.mT), right)
+        return columns.add_(rest).flatten(1)
+
+    def nearest(self, kernels: Tensor) -> Tensor:
+        grids = kernels.double().reshape(-1, *self.grid)
+        left, values, right = torch.linalg.svd(grids, full_matrices=False)
+        kept = left[:, :, : self.order] * values[:, None, : self.order]
+        return torch.bmm(kept, right[:, : self.order]).flatten(1)
 
 
-class Kept(OnRows):
+class Still(HeldSet):
     """Hold values: a denoised kernel has no structure to tie, so it stays what it is."""
 
     def __init__(self, rows: Tensor, weight: Tensor) -> None:
         super().__init__(rows, weight)
-        self.values = weight.detach().reshape(-1, self.cells)[self.rows].clone()
+        self.values = self.of(weight.detach()).clone()
 
-    def made(self, numbers: Tensor) -> Tensor:
-        self.values = self.values.to(numbers.device)
-        return self.values.to(numbers.dtype)
+    def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:
+        self.values = values = self.values.to(numbers.device)
+        return values, ()
 
-    def packed(self, kernels: Tensor) -> Tensor:
-        return self.made(kernels)
+    def pulled(self, gradient: Tensor, kept: Kept) -> Tensor:  # noqa: ARG002
+        return torch.zeros_like(gradient)
 
 
-class _Truncated(torch.autograd.Function):
-    """Keep the largest singular values; project gradients on the tangent space there."""
+TURNS = 2
+"""Turns of subspace iteration: with q = s2 / s1, the ratio of the singular values at the rank, the rows of a
+matrix begin about q away from its leading directions, and every turn takes q^2 of what is left."""
 
-    @staticmethod
-    def forward(context: Any, kernels: Tensor, order: int) -> Tensor:
-        left, values, right = torch.linalg.svd(kernels.double(), full_matrices=False)
-        u, v = left[:, :, :order], right[:, :order]
-        context.save_for_backward(u, v)
-        truncated: Tensor = (u * values[:, None, :order]) @ v
-        return truncated.to(kernels.dtype)
 
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        u, v = context.saved_tensors
-        gradient = gradients[0].double()
-        columns = u @ (u.mT @ gradient)
-        tangent = columns + (gradient - columns) @ v.mT @ v
-        return tangent.to(gradients[0].dtype), None
+def _leading_rows(kernels: Tensor, order: int) -> Tensor:
+    """Return of each matrix (n, a, b) the largest row, then the one that adds most to it... (n, order, b)."""
+    rest = kernels
+    found: list[Tensor] = []
+    every = torch.arange(len(kernels), device=kernels.device)
+    for _ in range(order):
+        if found:
+            rest = rest - torch.bmm(torch.bmm(rest, found[-1].mT), found[-1])
+        largest = torch.linalg.vector_norm(rest, dim=2).argmax(1)
+        found.append(_unit(rest[every, largest][:, None]))
+    return torch.cat(found, dim=1)
+
+
+def _orthonormal(rows: Tensor) -> Tensor:
+    """Return rows (n, order, b) made orthonormal, one after the other; a row of zeros stays one.
+
+    Each is made orthogonal twice, so that one that all but depends on the others ends in a direction of its
+    own. Source: Giraud, Langou and Rozloznik, The loss of orthogonality in the Gram-Schmidt process, 2005.
+    """
+    if rows.shape[1] == 1:
+        return _unit(rows)
+    made: list[Tensor] = []
+    for place in range(rows.shape[1]):
+        unit = _unit(rows[:, place : place + 1])
+        for _ in range(2 if made else 0):
+            for other in made:
+                unit = unit - (unit * other).sum(dim=2, keepdim=True) * other
+            unit = _unit(unit)
+        made.append(unit)
+    return torch.cat(made, dim=1)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    scaled: Tensor = rows / size.clamp_min(torch.finfo(rows.dtype).tiny)
+    return scaled

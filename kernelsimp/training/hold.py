@@ -23,8 +23,7 @@ from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.records.report import Survived
 from kernelsimp.training import survival
-from kernelsimp.training.bent import OnRows
-from kernelsimp.training.held_sets import AtRank, InFlats, Kept
+from kernelsimp.training.held_sets import AtRank, HeldSet, InFlats, Still
 from kernelsimp.training.parametrisations import Frozen, Scaled, Tied, own_class
 
 Mode = Literal["freeze", "tie", "scale"]
@@ -274,27 +273,35 @@ def _projector(module: nn.Module, layer: LayerPlan, structures: tuple[str, ...])
     source, sign = (stored(part, kind, layer.groups, shape).contiguous() for part in (source, sign))
     place = cells.flatten(2)[:, :, :1] // kernels[0, 0].numel()  # where each kernel stands as stored
     number = canonical(place[..., None], kind, layer.groups)[:, :, 0, 0]
-    bends = _bends(weight, kernels, (layer, structures), number)
-    return Tied(source.to(weight.device), sign.to(weight.device, weight.dtype), bends)
+    sets = _sets(weight, kernels, (layer, structures), number)
+    return Tied(source.to(weight.device), sign.to(weight.device, weight.dtype), sets)
 
 
-def _bends(
+def _sets(
     weight: Tensor, kernels: Tensor, plan: tuple[LayerPlan, tuple[str, ...]], number: Tensor
-) -> list[OnRows]:
-    """Return what ties kernels without orbits; `number` (out, in / groups) is where each stands as stored."""
+) -> Iterator[HeldSet]:
+    """Yield what ties kernels without orbits; `number` (out, in / groups) is where each stands as stored.
+
+    All templates are one set, whatever they draw: a step takes its time by the set, hardly by the kernel.
+    """
     layer, structures = plan
-    made: list[OnRows] = []
-    for index in np.unique(layer.choice):
+    drawn: list[tuple[Tensor, Tensor]] = []
+    still: list[Tensor] = []
+    for index in np.unique(layer.choice[layer.changed]):
         mask = layer.choice == index
         where = torch.from_numpy(mask)
-        item = find(structures[index], layer.grid, layer.shapes(mask)) if index != FREE else None
+        item = find(structures[index], layer.grid, layer.shapes(mask))
         if isinstance(item, LowRank):
-            made.append(AtRank(number[where], weight, (layer.grid[0], layer.grid[1]), item.order))
+            yield AtRank(number[where], weight, (layer.grid[0], layer.grid[1]), item.order)
         elif isinstance(item, Templated):
-            made.append(InFlats(number[where], weight, item.basis(kernels[where])))
+            drawn.append((number[where], item.basis(kernels[where])))
         elif isinstance(item, Point):
-            made.append(Kept(number[where], weight))
-    return made
+            still.append(number[where])
+    if drawn:
+        rows, bases = zip(*drawn, strict=True)
+        yield InFlats(torch.cat(rows), weight, torch.cat(bases))
+    if still:
+        yield Still(torch.cat(still), weight)
 
 
 def orbits(

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernelsimp.training.held_sets import HeldSet
+
 
 class Frozen(nn.Module):
     """Hold values: weight = where(mask, frozen, free), with `mask` over the stored weight's cells.
@@ -77,8 +79,8 @@ class Tied(nn.Module):
     `source` names the representative of each cell's orbit; a cell of sign 0 is zero and its own source.
     The gradient that reaches a representative is the mean, not the sum, of sign * gradient over its orbit:
     a step of plain SGD then moves the weight by the projected gradient P g, as if U in w = U z were
-    orthonormal, while the copy stays exact bit for bit. `bends` go on from there: each computes the kernels
-    of one set that has no orbits, which stand for themselves in `source`.
+    orthonormal, while the copy stays exact bit for bit. Kernels of `sets` have no orbits: they stand for
+    themselves in `source`, and their set computes them.
     """
 
     source: Tensor
@@ -90,9 +92,9 @@ class Tied(nn.Module):
     witness: object
     whole = False
 
-    def __init__(self, source: Tensor, sign: Tensor, bends: Iterable[nn.Module] = ()) -> None:
+    def __init__(self, source: Tensor, sign: Tensor, sets: Iterable[HeldSet] = ()) -> None:
         super().__init__()
-        self.bends = nn.ModuleList(bends)
+        self.sets: Iterable[HeldSet] = nn.ModuleList(sets)  # type: ignore[assignment]
         flat, signs = source.reshape(-1), sign.reshape(-1)
         size = torch.bincount(flat, minlength=flat.numel()).clamp_min(1).to(sign.dtype)
         share = signs / size[flat]
@@ -111,17 +113,16 @@ class Tied(nn.Module):
 
     def forward(self, free: Tensor) -> Tensor:
         pull = (self.own, self.others, self.goals, self.share)
-        return self._bent(_Spread.apply(free, self.source, self.sign, *pull))
+        return _Spread.apply(free, tuple(self.sets), self.source, self.sign, *pull)  # type: ignore[no-any-return]
 
     def project(self, weight: Tensor) -> Tensor:
-        """Return P w, exactly in the structure."""
-        pulled = _pull(weight.reshape(-1), self.own, self.others, self.goals, self.share)
-        return self._bent(_spread(pulled, self.source, self.sign).reshape(weight.shape))
-
-    def _bent(self, weight: Tensor) -> Tensor:
-        for bend in self.bends:
-            weight = bend(weight)
-        return weight
+        """Return P w, exactly in the structure; of a set that is no subspace the nearest member."""
+        flat = weight.reshape(-1)
+        nearest = _spread(_pull(flat, self.own, self.others, self.goals, self.share), self.source, self.sign)
+        with torch.autocast(weight.device.type, enabled=False):
+            for held in self.sets:
+                held.put(nearest, held.nearest(held.of(flat)))
+        return nearest.reshape(weight.shape)
 
     def pack(self, weight: Tensor) -> Tensor:
         """Return the free part whose weight is nearest to `weight`: the projection itself."""
@@ -153,17 +154,33 @@ def _pull(flat: Tensor, own: Tensor, others: Tensor, goals: Tensor, share: Tenso
 
 
 class _Spread(torch.autograd.Function):
-    """Copy representatives to their orbits; average gradients back."""
+    """Copy representatives to their orbits and compute the sets that have none; take gradients back."""
 
     @staticmethod
-    def forward(context: Any, free: Tensor, source: Tensor, sign: Tensor, *pull: Tensor) -> Tensor:
-        context.save_for_backward(*pull)
-        return _spread(free.reshape(-1), source, sign).reshape(free.shape)
+    def forward(
+        context: Any, free: Tensor, sets: tuple[HeldSet, ...], source: Tensor, sign: Tensor, *pull: Tensor
+    ) -> Tensor:
+        flat, kept = free.reshape(-1), []
+        weight = _spread(flat, source, sign)
+        with torch.autocast(free.device.type, enabled=False):  # a weight is held in its own precision
+            for held in sets:
+                kernels, more = held.made(held.of(flat))
+                held.put(weight, kernels)
+                kept.append(more)
+        context.sets, context.counts = sets, [len(more) for more in kept]
+        context.save_for_backward(*pull, *(part for more in kept for part in more))
+        return weight.reshape(free.shape)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        pulled = _pull(gradients[0].reshape(-1), *context.saved_tensors)
-        return (pulled.reshape(gradients[0].shape), *(None,) * 6)
+        own, others, goals, share, *kept = context.saved_tensors
+        gradient = gradients[0].reshape(-1)
+        pulled = _pull(gradient, own, others, goals, share)
+        with torch.autocast(gradient.device.type, enabled=False):
+            for held, count in zip(context.sets, context.counts, strict=True):
+                held.put(pulled, held.pulled(held.of(gradient), tuple(kept[:count])))
+                del kept[:count]
+        return (pulled.reshape(gradients[0].shape), *(None,) * 7)
 
 
 class _Stretch(torch.autograd.Function):
