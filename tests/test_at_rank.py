@@ -1,11 +1,11 @@
-"""Kernels held at a rank while they train: how near the member is, and what a step does to it."""
+"""Kernels held at a rank, or in a flat, while they train: how near the member is, what a step does to it."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from kernelsimp.kernels.structures import find
-from kernelsimp.training.held_sets import AtRank
+from kernelsimp.training.held_sets import AtRank, InFlats
 from kernelsimp.training.parametrisations import Tied
 
 RANKS = {"rank-one": 1, "rank-two": 2}
@@ -74,3 +74,31 @@ def test_kernels_of_less_than_their_rank_stay_what_they_are(grid):
     kernels[1, 1, 0] = 2.0
     for name in RANKS:
         assert torch.allclose(held(name, kernels)(kernels), kernels, atol=1e-6)
+
+
+def test_what_is_fixed_follows_to_a_device_and_no_cast_reaches_it():
+    kernels = near("rank-one", (3, 3), 0.0)
+    basis = torch.linalg.qr(kernels.reshape(80, 9, 1).expand(-1, -1, 2) + torch.eye(9, 2).double())[0]
+    part = InFlats(torch.arange(80), kernels, basis)
+    tied = Tied(torch.arange(720), torch.ones(720).double(), [part]).half()
+    assert part.fixed.dtype == torch.float64
+    assert torch.equal(part.fixed, basis)
+    tied.to("meta")
+    assert part.fixed.device == part.rows.device == torch.device("meta")
+
+
+@pytest.mark.parametrize("name", ["rank-one", "rank-two", "flats"])
+def test_the_compiler_traces_a_tie_of_sets_both_ways(name):
+    kernels = near("rank-two", (3, 3), 0.05)
+    basis = torch.linalg.qr(torch.randn(80, 9, 2, dtype=torch.float64))[0]
+    part = held(name, kernels) if name in RANKS else None
+    if part is None:
+        part = Tied(torch.arange(720), torch.ones(720).double(), [InFlats(torch.arange(80), kernels, basis)])
+    ends = []
+    for function in (part, torch.compile(part, backend="aot_eager", fullgraph=True)):
+        free = kernels.clone().requires_grad_()
+        made = function(free)
+        made.square().sum().backward()
+        ends += [made.detach(), free.grad]
+    assert torch.allclose(ends[0], ends[2])
+    assert torch.allclose(ends[1], ends[3])

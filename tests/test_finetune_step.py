@@ -245,7 +245,7 @@ def test_channels_last_trains_the_same_network(mode):
         torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["freeze", "scale"])
+@pytest.mark.parametrize("mode", ["freeze", "tie", "scale"])
 def test_a_compiled_network_trains_with_its_holds(mode, monkeypatch):
     """The compiler's front end traces the holds; its back end needs a C++ compiler, so it is left out."""
     compilations, compiler = [], torch.compile

@@ -250,7 +250,7 @@ def test_a_denoised_kernel_that_moved_under_a_tie_is_named() -> None:
     hold(model, plan, "tie")
     part = model.dense.parametrizations.weight[0]
     kept = next(held for held in part.sets if isinstance(held, Still))
-    kept.values = kept.values + 1
+    kept.fixed = kept.fixed + 1
     with pytest.raises(HoldError, match=r"dense: kernel \(\d+, \d+\), held as 'denoised-median'"):
         verify(model)
 

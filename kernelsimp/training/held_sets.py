@@ -2,8 +2,10 @@
 
 Each is computed from its own cells of the free part, and takes the free part to the nearest member, so that
 a step of plain SGD moves the weight by the gradient projected on the member's flat. What is fixed
-(templates, values) are plain attributes in float64: no cast of the network reaches them.
+(templates, values) is no buffer: no cast of the network reaches it.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +17,24 @@ Kept = tuple[Tensor, ...]
 
 
 class HeldSet(nn.Module):
-    """The kernels `rows` (m,) of a stored weight, where every pair of the first two axes is one kernel."""
+    """The kernels `rows` (m,) of a stored weight, where every pair of the first two axes is one kernel.
+
+    `fixed` is what a set keeps of its kernels, if anything: it follows to a device, and no cast reaches it.
+    """
 
     rows: Tensor
 
-    def __init__(self, rows: Tensor, weight: Tensor) -> None:
+    def __init__(self, rows: Tensor, weight: Tensor, fixed: Tensor | None = None) -> None:
         super().__init__()
         self.cells = weight[0, 0].numel()
+        self.fixed = fixed if fixed is None else fixed.to(weight.device)
         self.register_buffer("rows", rows.to(weight.device), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HeldSet":  # noqa: FBT001, FBT002
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.fixed is not None:
+            self.fixed = self.fixed.to(self.rows.device)
+        return self
 
     def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:
         """Return kernels (m, cells) in the set from their free numbers, and what `pulled` needs of them."""
@@ -49,16 +61,15 @@ class InFlats(HeldSet):
     """Hold each kernel in a subspace of its own: w = B B'z, B (m, cells, q) orthonormal: span{T, 1}."""
 
     def __init__(self, rows: Tensor, weight: Tensor, basis: Tensor) -> None:
-        super().__init__(rows, weight)
-        self.basis = basis.double()
+        super().__init__(rows, weight, basis.double())
 
     def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:
         return self.pulled(numbers, ()), ()
 
     def pulled(self, gradient: Tensor, kept: Kept) -> Tensor:  # noqa: ARG002
-        self.basis = basis = self.basis.to(gradient.device)
-        inside = torch.bmm(gradient.double()[:, None], basis)
-        return torch.bmm(inside, basis.mT)[:, 0]
+        assert self.fixed is not None
+        inside = torch.bmm(gradient.double()[:, None], self.fixed)
+        return torch.bmm(inside, self.fixed.mT)[:, 0]
 
 
 class AtRank(HeldSet):
@@ -100,12 +111,12 @@ class Still(HeldSet):
     """Hold values: a denoised kernel has no structure to tie, so it stays what it is."""
 
     def __init__(self, rows: Tensor, weight: Tensor) -> None:
-        super().__init__(rows, weight)
-        self.values = self.of(weight.detach()).clone()
+        values = weight.detach().flatten(2).flatten(0, 1)[rows.to(weight.device)]
+        super().__init__(rows, weight, values)
 
-    def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:
-        self.values = values = self.values.to(numbers.device)
-        return values, ()
+    def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:  # noqa: ARG002
+        assert self.fixed is not None
+        return self.fixed, ()
 
     def pulled(self, gradient: Tensor, kept: Kept) -> Tensor:  # noqa: ARG002
         return torch.zeros_like(gradient)
