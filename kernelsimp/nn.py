@@ -30,6 +30,7 @@ The optimiser may be made before or after (with `prototypes-K` and `scale` after
 their own): parameters keep their identity. Kernels are (out, in / groups).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -141,9 +142,11 @@ def hold(model: nn.Module, run: str | Path, mode: str | None = None) -> None:
         raise KernelsimpError(f"unknown hold mode '{chosen}'{did_you_mean(chosen, get_args(Mode))}")
     left = survived(model, plan)
     if left.exact < left.total:
+        loose = _settings_of(folder).get("hold") == "none"
+        remedy = "load the checkpoint of that run into the model first"
         raise KernelsimpError(
             f"{left.total - left.exact} of {left.total} kernels are not in the structure that {folder} gave"
-            " them; load the checkpoint of that run into the model first"
+            f" them; {'that run held nothing while it trained' if loose else remedy}"
         )
     hold_by_plan(model, plan, cast(Mode, chosen))
 
@@ -161,9 +164,13 @@ def release(model: nn.Module) -> None:
 
 def _mode_of(folder: Path) -> str:
     """Return how the run held its kernels: values, where it left that open or held nothing."""
-    settings = folder / "settings.toml"
-    table = read_toml(settings).get("finetune", {}) if settings.exists() else {}
+    table = _settings_of(folder)
     mode = str(table.get("hold", "auto"))
     if mode == "tie" and table.get("free_scale"):
         return "scale"
     return "freeze" if mode in ("auto", "none") else mode
+
+
+def _settings_of(folder: Path) -> Mapping[str, Any]:
+    settings = folder / "settings.toml"
+    return read_toml(settings).get("finetune", {}) if settings.exists() else {}
