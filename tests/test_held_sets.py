@@ -221,7 +221,9 @@ def test_the_other_holds_keep_bent_sets_too(mode: str) -> None:
     train(model, OPTIMIZERS["sgd"](model.parameters()))
     verify(model)
     release(model)
-    assert survived(model, plan).exact == survived(model, plan).total
+    left = survived(model, plan)
+    assert left.exact == left.total == plan.simplified
+    assert not any(name.startswith("denoised") for name in left.families)
 
 
 def test_a_step_on_a_tied_set_is_the_projected_gradient_step() -> None:

@@ -110,7 +110,7 @@ def test_a_model_with_other_weights_is_not_held(tmp_path):
         words,
     )
     (tmp_path / "settings.toml").write_text('[finetune]\nhold = "none"\n')
-    with pytest.raises(KernelsimpError, match="gave them; that run held nothing while it trained$"):
+    with pytest.raises(KernelsimpError, match=r"gave them; that run held nothing while it trained$"):
         public.hold(Mixed(), tmp_path)
     with pytest.raises(KernelsimpError) as caught:
         public.hold(model, tmp_path, "fix")

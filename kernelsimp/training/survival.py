@@ -34,13 +34,14 @@ def outside(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> T
 def survived(plan: Plan, kernels: Mapping[str, Tensor]) -> Survived:
     """Count the simplified kernels that are still in their structure, exactly and nearly, by structure.
 
-    A layer that `kernels` has not, such as a second name of a shared weight, does not count.
+    A layer that `kernels` has not, such as a second name of a shared weight, does not count, nor does a
+    denoised kernel, which is in no structure.
     """
     total, exact, near = Counter[str](), Counter[str](), Counter[str]()
     for layer in plan.layers:
         if layer.name not in kernels:
             continue
-        for index in np.unique(layer.choice[layer.changed]):
+        for index in np.unique(layer.choice[layer.changed & ~plan.is_denoised(layer)]):
             mask = layer.choice == index
             rows = kernels[layer.name][torch.from_numpy(mask)]
             structure = find(plan.structures[index], layer.grid, layer.shapes(mask))
