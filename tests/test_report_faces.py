@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reports
 
+from kernelsimp.records.report import Survived
 from kernelsimp.report import (
     Gallery,
     Picture,
@@ -330,3 +331,15 @@ def test_a_page_of_resnet50_size_stays_under_three_megabytes() -> None:
     assert "1,000,000 simplified kernels are not drawn" in text
     assert "12 of 153 on this page" in text
     assert text.count("<figure") == len(pictures) + TOP + 30 * OF_A_STRUCTURE
+
+
+@pytest.mark.parametrize("face", [report_markdown, report_html])
+def test_what_became_smaller_is_said_only_where_something_did(face) -> None:
+    held = reports.report()
+    dof = replace(held.dof, after=held.dof.before, fraction=1.0, planned_fraction=0.5)
+    loose = replace(held, hold="none", dof=dof, survived=Survived(0, 3, 9, {"mirror-h": (0, 3)}))
+    smaller, nothing = "what became smaller", "Nothing was held while it was trained: 0 of 9"
+    assert smaller in face(held)
+    assert nothing not in face(held)
+    assert smaller not in face(loose)
+    assert nothing in face(loose)

@@ -4,10 +4,8 @@ from kernelsimp.records.report import Report
 from kernelsimp.report import words
 from kernelsimp.report.tables import Fact
 
-SPEED = (
-    "Every tensor keeps its shape, so the network runs no faster on a GPU and takes the same memory; "
-    "what became smaller is the number of independent values in its kernels."
-)
+SHAPES_KEPT = "Every tensor keeps its shape, so the network runs no faster on a GPU and takes the same memory"
+FEWER_VALUES = "what became smaller is the number of independent values in its kernels"
 
 
 def headline(report: Report) -> tuple[Fact, ...]:
@@ -49,6 +47,13 @@ def _survival_facts(report: Report) -> tuple[Fact, ...]:
     exact = f"{words.count(left.exact)} of {words.count(left.total)}"
     note = f"kernels still exactly in theirs; {words.count(left.near)} within a relative residual of 0.1"
     return (Fact("structures that survived", exact, note),)
+
+
+def speed_words(*reports: Report) -> str:
+    """Say what simplifying made smaller, and what not, in one run or some of several."""
+    if all(report.dof.after == report.dof.before for report in reports):
+        return f"{SHAPES_KEPT}."
+    return f"{SHAPES_KEPT}; {FEWER_VALUES}."
 
 
 def survival_words(report: Report) -> str:

@@ -32,7 +32,7 @@ from kernelsimp.report.comparison import (
 )
 from kernelsimp.report.course_tables import course_tables, training_table, training_word
 from kernelsimp.report.gallery import Gallery
-from kernelsimp.report.headline import SPEED, headline, survival_words
+from kernelsimp.report.headline import headline, speed_words, survival_words
 from kernelsimp.report.pair import pair_tables
 from kernelsimp.report.robustness_tables import SAYS, robustness_charts, robustness_tables
 from kernelsimp.report.tables import (
@@ -123,7 +123,7 @@ def pair_html(reports: tuple[Report, Report], names: tuple[str, str]) -> str:
     ]
     return _page(
         title="Two runs side by side",
-        lead=f"{shown(names[0])} and {shown(names[1])}. {SPEED}",
+        lead=f"{shown(names[0])} and {shown(names[1])}. {speed_words(*reports)}",
         facts=(),
         sections=sections,
         schema=reports[0].schema,
@@ -186,7 +186,7 @@ def _lead(report: Report) -> str:
         f"{kernels.simplified:,} of {total:,} kernels were simplified {held}: {kernels.found:,} have a "
         f"structure that chance does not explain, on {kernels.imposed:,} it was imposed{zeroed}."
     )
-    return " ".join(filter(None, (what, survival_words(report), SPEED)))
+    return " ".join(filter(None, (what, survival_words(report), speed_words(report))))
 
 
 def _facts_below(report: Report) -> list[Table]:

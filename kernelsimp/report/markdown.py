@@ -11,7 +11,7 @@ from kernelsimp.records.verdict import shown
 from kernelsimp.report import words
 from kernelsimp.report.comparison import similarity_tables
 from kernelsimp.report.course_tables import course_tables, training_table
-from kernelsimp.report.headline import SPEED, headline, label_words, survival_words
+from kernelsimp.report.headline import headline, label_words, speed_words, survival_words
 from kernelsimp.report.pair import pair_tables
 from kernelsimp.report.robustness_tables import robustness_tables
 from kernelsimp.report.tables import Table, control_table, family_table, flat, layer_table, pairs, stage_table
@@ -73,7 +73,12 @@ def _lead(report: Report) -> str:
     kernels = report.kernels
     what = f"{kernels.simplified:,} of {kernels.total:,} kernels simplified"
     left = f"{words.share(report.dof.fraction)} of the degrees of freedom left"
-    parts = (f"**{what}** ({label_words(report)}); {left}.", survival_words(report), cost, SPEED)
+    parts = (
+        f"**{what}** ({label_words(report)}); {left}.",
+        survival_words(report),
+        cost,
+        speed_words(report),
+    )
     return " ".join(filter(None, parts))
 
 
