@@ -44,7 +44,7 @@ def test_the_keys_are_the_published_ones() -> None:
     stage = set(data["accuracy"]["stages"][0])
     assert stage >= {"stage", "top1", "correct", "total", "loss", "ci95", "correct_bits"}
     assert set(data["kernels"]) >= {"total", "simplified", "found", "imposed", "zeroed", "dead", "frozen"}
-    assert set(data["dof"]) == {"before", "after", "fraction", "equivalent_fraction"}
+    assert set(data["dof"]) == {"before", "after", "fraction", "equivalent_fraction", "planned_fraction"}
     assert set(data["size"]) >= {"file", "zip", "packed"}
     assert set(data["controls"][0]) >= {"name", "dof", "top1", "correct", "change_pp", "mcnemar_p"}
     layer = {"name", "kind", "kernels", "simplified", "found", "families", "dof", "weight_error"}
