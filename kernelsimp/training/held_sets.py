@@ -2,7 +2,8 @@
 
 Each is computed from its own cells of the free part, and takes the free part to the nearest member, so that
 a step of plain SGD moves the weight by the gradient projected on the member's flat. What is fixed
-(templates, values) is no buffer: no cast of the network reaches it.
+(templates, values) is no buffer: no cast of the network reaches it. All of it is calculated in float64, which
+autocast leaves alone.
 """
 
 from collections.abc import Callable
@@ -88,7 +89,8 @@ class AtRank(HeldSet):
         kernels = numbers.double().reshape(-1, *self.grid)
         right, gram = _leading_rows(kernels, self.order), torch.bmm(kernels.mT, kernels)
         for _ in range(TURNS):
-            right = _orthonormal(torch.bmm(right, gram))
+            right = torch.bmm(right, gram)
+            right = right if self.order == 1 else _orthonormal(right)  # one row keeps its direction as it is
         left = _orthonormal(torch.bmm(right, kernels.mT))
         inside = torch.bmm(left, kernels)
         return torch.bmm(left.mT, inside).flatten(1), (left, _orthonormal(inside))

@@ -119,9 +119,8 @@ class Tied(nn.Module):
         """Return P w, exactly in the structure; of a set that is no subspace the nearest member."""
         flat = weight.reshape(-1)
         nearest = _spread(_pull(flat, self.own, self.others, self.goals, self.share), self.source, self.sign)
-        with torch.autocast(weight.device.type, enabled=False):
-            for held in self.sets:
-                held.put(nearest, held.nearest(held.of(flat)))
+        for held in self.sets:
+            held.put(nearest, held.nearest(held.of(flat)))
         return nearest.reshape(weight.shape)
 
     def pack(self, weight: Tensor) -> Tensor:
@@ -162,11 +161,10 @@ class _Spread(torch.autograd.Function):
     ) -> Tensor:
         flat, kept = free.reshape(-1), []
         weight = _spread(flat, source, sign)
-        with torch.autocast(free.device.type, enabled=False):  # a weight is held in its own precision
-            for held in sets:
-                kernels, more = held.made(held.of(flat))
-                held.put(weight, kernels)
-                kept.append(more)
+        for held in sets:
+            kernels, more = held.made(held.of(flat))
+            held.put(weight, kernels)
+            kept.append(more)
         context.sets, context.counts = sets, [len(more) for more in kept]
         context.save_for_backward(*pull, *(part for more in kept for part in more))
         return weight.reshape(free.shape)
@@ -176,10 +174,9 @@ class _Spread(torch.autograd.Function):
         own, others, goals, share, *kept = context.saved_tensors
         gradient = gradients[0].reshape(-1)
         pulled = _pull(gradient, own, others, goals, share)
-        with torch.autocast(gradient.device.type, enabled=False):
-            for held, count in zip(context.sets, context.counts, strict=True):
-                held.put(pulled, held.pulled(held.of(gradient), tuple(kept[:count])))
-                del kept[:count]
+        for held, count in zip(context.sets, context.counts, strict=True):
+            held.put(pulled, held.pulled(held.of(gradient), tuple(kept[:count])))
+            del kept[:count]
         return (pulled.reshape(gradients[0].shape), *(None,) * 7)
 
 
