@@ -1,7 +1,6 @@
 """Nothing that is held may move: every kind of convolution, both modes, both optimisers."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,12 +16,10 @@ from kernelsimp.training.hold import (
     hold,
     projections,
     release,
-    survived,
     verify,
     verify_tensors,
     witnesses,
 )
-from kernelsimp.training.survival import left_of
 
 STRUCTURES = ("free", "mirror-h", "odd-half-turn", "equal-rows", "constant", "zero")
 
@@ -345,46 +342,6 @@ def test_projections_are_those_of_the_families():
                 space = find(structure, layer.grid)
                 assert space.holds(after[rows]).all()
                 torch.testing.assert_close(after[rows], space.project(before[rows]).float())
-
-
-def counts(model, plan):
-    left = survived(model, plan)
-    assert sum(exact for exact, _ in left.families.values()) == left.exact
-    assert sum(near for _, near in left.families.values()) == left.near
-    return left.exact, left.near, left.total
-
-
-def test_what_survived_without_a_hold_is_counted():
-    model, plan = made(15)
-    assert counts(model, plan) == (plan.simplified, plan.simplified, plan.simplified)
-    layer = plan.layer("depthwise")
-    layer.choice[:, 0] = [1, 1, 5, 0]
-    with torch.no_grad():
-        model.depthwise.weight[:2] = 1
-        simplified(model, plan)
-        model.depthwise.weight[0, 0, 0, 0] += 1e-4
-        model.depthwise.weight[2] += 1  # the zero kernel becomes a constant one
-    near = plan.simplified - 1
-    exact = near - 1
-    assert counts(model, plan) == (exact, near, plan.simplified)
-    hold(model, plan, "freeze")
-    assert counts(model, plan) == (exact, near, plan.simplified)
-
-
-def test_what_left_its_structure_counts_in_full():
-    model, plan = made(15)
-    kernels = {layer.name: layer.kernels.clone() for layer in bank_from_model(model).layers}
-    plan = replace(plan, choice_bits=100.0)
-    assert left_of(plan, kernels).dof_after == plan.dof_after
-    assert left_of(plan, kernels).choice_bits == 100
-    layer = next(item for item in plan.layers if (item.choice == 1).any())
-    out, into = np.argwhere(layer.choice == 1)[0]
-    kernels[layer.name][out, into, 0, 0] += 1e-4
-    left = left_of(plan, kernels)
-    assert left.simplified == plan.simplified - 1
-    assert left.dof_after - plan.dof_after == layer.dims[0] - layer.dims[1] > 0
-    assert left.choice_bits == pytest.approx(100 * left.simplified / plan.simplified)
-    assert plan.layer(layer.name).choice[out, into] == 1  # the plan itself stays what it was
 
 
 @pytest.mark.parametrize("mode", ["freeze", "tie", "scale"])
