@@ -87,7 +87,8 @@ def assemble(facts: RunFacts) -> Report:
         bits=_bits(left),
         size=_size(*facts.files),
         layers=tuple(
-            replace(_layer(layer, facts), dof=left.layer(layer.name).dof_after) for layer in plan.layers
+            replace(_layer(layer, facts), dof=now.dof_after)
+            for layer, now in zip(plan.layers, left.layers, strict=True)
         ),
         settings=facts.settings,
         provenance=facts.provenance,

@@ -113,8 +113,8 @@ class Still(HeldSet):
     """Hold values: a denoised kernel has no structure to tie, so it stays what it is."""
 
     def __init__(self, rows: Tensor, weight: Tensor) -> None:
-        values = weight.detach().flatten(2).flatten(0, 1)[rows.to(weight.device)]
-        super().__init__(rows, weight, values)
+        super().__init__(rows, weight)
+        self.fixed = self.of(weight.detach())
 
     def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:  # noqa: ARG002
         assert self.fixed is not None
