@@ -20,6 +20,10 @@ class CheckpointError(KernelsimpError):
     """A checkpoint that cannot be read; a directory scan lists it and goes on."""
 
 
+class DamagedError(KernelsimpError):
+    """A file of ours whose content is not what was written; where it can be made again, that is done."""
+
+
 class HoldError(KernelsimpError):
     """A held kernel moved, which must be impossible. Exit code 3: our own bug."""
 

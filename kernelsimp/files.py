@@ -6,6 +6,7 @@ file is removed and the old one, if there was one, stays as it was.
 
 import hashlib
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.errors import DamagedError, KernelsimpError, did_you_mean
+
+FORCE_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""The variable of torch's that makes `weights_only` true wherever it is not."""
+
+SEAL = b"\nsha256:"
+SEALED = len(SEAL) + 64
+"""What stands behind the content of a sealed file, and its length with the digest."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -51,6 +59,51 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data`, whole or not at all."""
     write_atomically(path, lambda partial: _write_bytes(partial, data))
+
+
+def write_sealed(path: Path, write: Callable[[Path], None]) -> None:
+    """Write as `write_atomically` does, with a SHA-256 of the content behind it for `read_sealed`."""
+
+    def sealed(partial: Path) -> None:
+        write(partial)
+        with partial.open("r+b") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0, os.SEEK_END)
+            file.write(SEAL + digest.encode())
+
+    write_atomically(path, sealed)
+
+
+def write_sealed_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 with its SHA-256 behind it."""
+    write_sealed(path, lambda partial: _write_bytes(partial, text.encode()))
+
+
+def read_sealed(path: Path) -> bytes:
+    """Return what `write_sealed` was given.
+
+    Raises `DamagedError` where the content is not what was written, and OSError where it cannot be read.
+    """
+    whole = path.read_bytes()
+    content, mark, digest = whole[:-SEALED], whole[-SEALED : -2 * 32], whole[-2 * 32 :]
+    if mark != SEAL or hashlib.sha256(content).hexdigest().encode() != digest:
+        raise DamagedError(f"{path}: damaged: its content is not what was written")
+    return content
+
+
+def read_tensor_file(path: Path) -> tuple[bytes, dict[str, str]]:
+    """Return the bytes of a safetensors file and its metadata; nothing is mapped.
+
+    Raises OSError where it cannot be read and ValueError where it has no header.
+    """
+    data = path.read_bytes()
+    return data, tensor_file_metadata(data)
+
+
+def tensor_file_metadata(data: bytes) -> dict[str, str]:
+    """Return the metadata of a safetensors file's bytes; raises ValueError where there is no header."""
+    head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return dict(head.get("__metadata__") or {}) if isinstance(head, dict) else {}
 
 
 def key_of(*known: object) -> str:
@@ -113,6 +166,19 @@ def run_file(path: Path) -> ModuleType:
             sys.modules[recipe.name] = before
         raise
     return module
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Have every `torch.load` within the block, other packages' too, refuse what is more than tensors."""
+    before = os.environ.get(FORCE_TENSORS)
+    os.environ[FORCE_TENSORS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[FORCE_TENSORS]
+        if before is not None:
+            os.environ[FORCE_TENSORS] = before
 
 
 @contextmanager

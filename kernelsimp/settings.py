@@ -238,13 +238,35 @@ class Settings:
 Given = Mapping[str, Mapping[str, Any]]
 """What someone asked for: {stage: {key: value}}; None is 'not given'."""
 
+REGISTRIES = ("zoo", "torchvision", "timm")
+"""Where an architecture is looked up by name; any other source is Python code of the user's."""
+
+CAN_NAME_CODE = (
+    ("model", "arch"),
+    ("compare", "arch_b"),
+    ("data", "data"),
+    ("plan", "holdout"),
+    ("plan", "metric"),
+)
+"""Settings whose value may be Python code to run."""
+
+
+def names_code(key: str, value: Any) -> bool:
+    """Say whether a setting of `CAN_NAME_CODE` holds Python code: a file, or for networks a module too."""
+    source, _, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if key.startswith("arch"):
+        return bool(source) and source not in REGISTRIES
+    return source.endswith(".py") or name.endswith(".py")
+
 
 def settle(command_line: Given, config: str | None = None, base: Given | None = None) -> Settings:
     """Return all settings: the command line wins over the `config` file, that over `base`, then defaults.
 
-    `config` is a path or `recipe:NAME`. Raises `KernelsimpError` for what cannot be read or is unknown.
+    `config` is a path or `recipe:NAME`. Raises `KernelsimpError` for what cannot be read or is unknown, and
+    where the file would run code that the command line does not name.
     """
     file = read_toml(config_path(config)) if config else {}
+    _check_runs_no_code(file, command_line, str(config))
     hints = get_type_hints(Settings)
     for name in file:
         if name not in hints:
@@ -257,6 +279,21 @@ def settle(command_line: Given, config: str | None = None, base: Given | None = 
             for name, stage in hints.items()
         }
     )
+
+
+def _check_runs_no_code(file: Given, command_line: Given, where: str) -> None:
+    """Raise `KernelsimpError` where a file names code; only the command line is surely the user's own."""
+    if file.get("model", {}).get("trust_pickle") not in (None, False):
+        advice = "no file may allow it: take it out, and pass --trust-pickle if you trust the checkpoint"
+        raise KernelsimpError(f"{where} [model]: 'trust_pickle' is set; {advice}")
+    for stage, key in CAN_NAME_CODE:
+        value = file.get(stage, {}).get(key)
+        if names_code(key, value) and command_line.get(stage, {}).get(key) is None:
+            flag = f"--{key.replace('_', '-')}"
+            raise KernelsimpError(
+                f"{where} [{stage}]: '{key}' is the Python code {value}, which no file may have run; "
+                f"pass {flag} {value} too if you trust it"
+            )
 
 
 def recipe(name: str) -> Given:
@@ -321,9 +358,13 @@ def build(stage: type[S], *layers: Mapping[str, Any], where: str = "settings") -
 
 
 def as_toml(settings: Settings) -> str:
-    """Write settings as TOML that `settle` reads back to the same; None is left out."""
+    """Write settings as TOML that `settle` reads back to the same; None is left out.
+
+    So is trust in pickles, which no file may give.
+    """
     lines: list[str] = []
     for name, stage in asdict(settings).items():
+        stage.pop("trust_pickle", None)
         lines.append(f"[{name}]")
         lines += [f"{key} = {_toml(value)}" for key, value in stage.items() if value is not None]
         lines.append("")

@@ -236,7 +236,7 @@ def test_several_models_are_judged_each_for_itself(
     suites = root.findall("testsuite")
     assert [suite.get("name") for suite in suites] == [f"kernelsimp check {model}" for model in models]
     assert [suite.get("failures") for suite in suites] == ["0", "2"]
-    assert (root.get("tests"), root.get("failures"), root.get("errors")) == ("14", "2", "0")
+    assert (root.get("tests"), root.get("failures"), root.get("errors")) == ("16", "2", "0")
     assert [issue["location"]["path"] for issue in json.loads((place / "s.json").read_text())] == 2 * [
         models[1]
     ]
@@ -336,7 +336,9 @@ def test_a_network_that_looks_right_and_does_not_run_cannot_be_checked(
 
 def test_a_network_inside_a_larger_one_is_found(place: Path) -> None:
     state = {f"detector.backbone.{name}": value for name, value in kept(place).items()}
-    state["detector.neck.weight"] = torch.ones(3, 3)
     assert gate(place, state)[0] == 0
+    state["detector.neck.weight"] = torch.ones(3, 3)
+    assert gate(place, state)[1]["tensors.extra"] == "error"
+    assert gate(place, state, "--allow-extra")[0] == 0
     state["detector.backbone.stem.weight"].view(torch.int32)[1, 1, 2, 2] ^= 1
-    assert gate(place, state)[1][FROZEN] == "error"
+    assert gate(place, state, "--allow-extra")[1][FROZEN] == "error"

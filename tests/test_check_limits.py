@@ -23,6 +23,7 @@ def test_the_table_of_rules_is_what_the_docs_promise() -> None:
         "dof.fraction",
         "bits.per_kernel",
         "layers.changed",
+        "tensors.extra",
         "layers.zeroed",
     )
     assert all(rule.meaning for rule in RULES)

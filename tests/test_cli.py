@@ -10,6 +10,7 @@ import torch
 from builders import npz, tiny_state, write_safetensors
 
 from kernelsimp.cli.main import run
+from kernelsimp.files import read_sealed
 
 NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
 SMALL = ["--arch", NET, "--batch-size", "16", "--epochs", "1", "--quiet"]
@@ -83,9 +84,18 @@ def test_the_whole_story_from_the_command_line(model, images, tmp_path, capsys):
 
     capsys.readouterr()
     base = ["--baseline", str(out / "report.json")]
-    assert run(["check", str(out / "tiny.pt"), *base, "--data", images, "--max-drop", "0", "--quiet"]) == 0
+    images_too = ["--arch", NET, "--data", images]
+    assert run(["check", str(out / "tiny.pt"), *base, *images_too, "--max-drop", "0", "--quiet"]) == 0
     assert run(["check", str(model), *base, "--quiet"]) == 1
-    settings = ["--config", str(out / "settings.toml"), "--out", str(tmp_path / "again"), "--quiet"]
+    settings = [
+        "--config",
+        str(out / "settings.toml"),
+        "--arch",
+        NET,
+        "--out",
+        str(tmp_path / "again"),
+        "--quiet",
+    ]
     assert run(["simplify", str(model), *settings]) == 0
     again = torch.load(tmp_path / "again" / "tiny.pt", weights_only=True)["state_dict"]
     assert all(torch.equal(again[name], written[name]) for name in written)
@@ -121,6 +131,8 @@ def test_a_check_on_other_images_cannot_be_done(model, images, tmp_path, capsys)
         str(out / "report.json"),
         "--data",
         other,
+        "--arch",
+        NET,
         "--quiet",
     ]
     fails(arguments, capsys, "give the same --data and split")
@@ -133,7 +145,7 @@ def test_an_accuracy_budget_is_searched_on_validation_images(model, images, tmp_
     report = json.loads((out / "report.json").read_text())
     assert report["budget_met"] is True
     assert report["dof"]["fraction"] < 0.3
-    trials = json.loads(next((out / "resume").glob("search-*.json")).read_text())
+    trials = json.loads(read_sealed(next((out / "resume").glob("search-*.json"))))
     assert len(trials) > 1
 
 

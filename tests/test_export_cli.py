@@ -80,7 +80,8 @@ def test_onnx_keeps_the_kernels_and_computes_the_same(place: Path) -> None:
     from onnx.reference import ReferenceEvaluator
 
     path = place / "net.onnx"
-    assert run(["export", str(place / "run"), "--to", "onnx", "--input-size", "8", "--out", str(path)]) == 0
+    words = ["export", str(place / "run"), "--arch", NET, "--to", "onnx", "--input-size", "8"]
+    assert run([*words, "--out", str(path)]) == 0
     onnx.checker.check_model(str(path))
     stored = load_checkpoint(path).tensors
     state = {key.removeprefix("module."): item for key, item in weights(place / "run" / "tiny.pt").items()}
@@ -105,10 +106,14 @@ def test_onnx_keeps_the_kernels_and_computes_the_same(place: Path) -> None:
             ["{run}/tiny.pt", "--to", "onnx"],
             "--to onnx needs the network, not its weights alone: pass --arch",
         ),
-        (["{run}", "--to", "onnx"], "--to onnx needs the side of an image: pass --input-size"),
+        (
+            ["{run}", "--to", "onnx"],
+            f"code {NET}, which no report may have run; pass --arch {NET} if you trust",
+        ),
+        (["{run}", "--to", "onnx", "--arch", NET], "--to onnx needs the side of an image: pass --input-size"),
         (
             ["{run}", "--out", "{run}/tiny.pt"],
-            "tiny.pt is the file that is exported; name another with --out",
+            "run/tiny.pt would overwrite the input",
         ),
         (["{run}", "--out", "{folder}"], "is a directory; --out names the file to write"),
     ],

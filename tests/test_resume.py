@@ -1,6 +1,7 @@
 """A run that is stopped anywhere, even by kill -9, and resumed ends with the same bits."""
 
 import hashlib
+import io
 import os
 import random
 import signal
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import flip_bit
 from test_finetune import PLAIN, Heard, bits, images, job, net, same
 from test_hold import plan_for, simplified
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.files import read_sealed, write_sealed
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.hold import hold, release
 
@@ -211,6 +214,48 @@ def test_a_damaged_state_is_refused(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def stopped(folder):
+    """Leave the states of a run that crashed in its third epoch; return its settings and the last state."""
+    settings = replace(PLAIN, epochs=3)
+    with pytest.raises(CrashError):
+        finetune(net(), job(folder=folder, train=crashing(2 * len(images(1)) + 1, crash)), settings)
+    return replace(settings, resume=True), folder / "finetune.pt"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_goes_on_from_the_state_before_it(share, tmp_path):
+    whole, other, heard = net(), net(), Heard()
+    finetune(whole, job(), replace(PLAIN, epochs=3))
+    settings, file = stopped(tmp_path)
+    flip_bit(file, int(share * file.stat().st_size))
+    finetune(other, job(folder=tmp_path), settings, heard)
+    words = "cannot read the resume state: damaged: its content is not what was written"
+    assert heard.warnings[0] == f"{file}: {words}; going on from the state before it"
+    assert heard.notes[0].startswith("going on in epoch 2 ")
+    assert same(bits(whole), bits(other))
+
+
+def test_a_flipped_bit_with_no_state_before_it_is_refused(tmp_path):
+    settings, file = stopped(tmp_path)
+    (tmp_path / "finetune.previous.pt").unlink()
+    flip_bit(file, file.stat().st_size // 2)
+    with pytest.raises(
+        KernelsimpError, match="its content is not what was written; delete it to start again"
+    ):
+        finetune(net(), job(folder=tmp_path), settings)
+
+
+def test_a_state_of_other_content_is_one_line(tmp_path):
+    settings, file = stopped(tmp_path)
+    state = torch.load(io.BytesIO(read_sealed(file)), weights_only=True)
+    for key in set(state) - {"identity", "precision"}:  # without a scaler, precision has no state
+        altered = {**state, key: 3}
+        write_sealed(file, lambda partial, altered=altered: torch.save(altered, partial))
+        with pytest.raises(KernelsimpError) as caught:
+            finetune(net(), job(folder=tmp_path), settings)
+        assert str(caught.value).startswith(f"{file}: no resume state of this run (")
+
+
 def test_resume_without_a_state_starts_from_the_beginning(tmp_path):
     model, other, heard = net(), net(), Heard()
     finetune(model, job(), PLAIN)
@@ -226,7 +271,7 @@ def test_a_state_is_written_every_so_many_minutes(tmp_path, monkeypatch):
     def write(path, write):
         saved.append(clock[0])
 
-    monkeypatch.setattr("kernelsimp.training.state.write_atomically", write)
+    monkeypatch.setattr("kernelsimp.training.state.write_sealed", write)
 
     def tick():
         clock[0] += 25.0

@@ -9,6 +9,7 @@ from test_road import FAMILIES, network, smooth_images
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.road import Surveyed, ground_of, look
@@ -89,7 +90,9 @@ def test_the_best_plan_within_the_budget_is_returned_and_every_trial_recorded(
     assert best.accuracy_drop <= 5
     assert found.road.plan.dof_after <= best.share * found.road.plan.dof_before
     assert referee.trial(found.road.best.walked.model, best.share, "absolute") == best
-    assert [item["share"] for item in json.loads(record.read_text())] == [item.share for item in found.trials]
+    assert [item["share"] for item in json.loads(read_sealed(record))] == [
+        item.share for item in found.trials
+    ]
 
 
 def test_a_share_is_measured_once_however_often_the_steps_lead_there(surveyed: Surveyed) -> None:
@@ -110,7 +113,7 @@ def test_a_stopped_search_goes_on_where_it_was(surveyed: Surveyed, tmp_path: Pat
     referee = Referee(surveyed.ground.model, batches_of(surveyed.ground.model, wrong=6))
     whole, part = tmp_path / "whole.json", tmp_path / "part.json"
     first = search(surveyed, 5.0, referee, record=whole)
-    part.write_text(json.dumps(json.loads(whole.read_text())[:2]))
+    write_sealed_text(part, json.dumps(json.loads(read_sealed(whole))[:2]))
     second = search(surveyed, 5.0, referee, record=part)
     assert second.trials == first.trials
     assert all(

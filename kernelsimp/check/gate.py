@@ -5,23 +5,25 @@ that cannot be judged, because the baseline does not say what the figure was, co
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from kernelsimp.check.accuracy import ROUNDING, Drop, measure_drop
+from kernelsimp.check.beside import EXTRA, extra_findings, notes_outside, outside, twin_findings
 from kernelsimp.check.kernels import from_tensors, spatial_layers, verify_holds, zeroed_layers
 from kernelsimp.check.measures import figures
 from kernelsimp.check.rules import USUAL
-from kernelsimp.check.tensors import broken_tensors, changed_tensors
+from kernelsimp.check.tensors import added_tensors, broken_tensors, changed_tensors
 from kernelsimp.evaluation.accuracy import Outcome
+from kernelsimp.models.contents import Beside
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.limits import Baseline, Limit, Limits
 from kernelsimp.records.verdict import Finding, Measure, Verdict, shown
 
 COUNTED = (
     *("kernels.frozen_changed", "kernels.structure_broken", "kernels.nan", "weights.nan"),
-    *("layers.changed", "layers.zeroed"),
+    *("layers.changed", "layers.zeroed", EXTRA),
 )
 """Rules whose figure is the sum of what their findings measured."""
 
@@ -30,7 +32,8 @@ COUNTED = (
 class Subject:
     """The network under check: its state dict, and its outcome on test images if it was measured.
 
-    `unmeasured` says why it was not, where it should have been.
+    `unmeasured` says why it was not, where it should have been. `beside` is what else its file holds, which
+    fails unless `allow_extra`.
     """
 
     tensors: Mapping[str, Tensor]
@@ -38,6 +41,8 @@ class Subject:
     fingerprint: str = ""
     against: str = "last"
     unmeasured: str = ""
+    beside: Mapping[str, Beside] = field(default_factory=dict)
+    allow_extra: bool = False
 
 
 def check(baseline: Baseline, subject: Subject, limits: Limits = USUAL) -> Verdict:
@@ -45,13 +50,25 @@ def check(baseline: Baseline, subject: Subject, limits: Limits = USUAL) -> Verdi
     kernels = from_tensors(baseline, subject.tensors)
     spatial = [layer.name for layer in spatial_layers(subject.tensors)]
     names = {layer.name for layer in baseline.layers}.union(spatial)
+    others = outside(baseline, subject.tensors, subject.beside)
     found = [
         *verify_holds(baseline, kernels),
         *zeroed_layers(baseline, kernels),
-        *_added(baseline, subject.tensors, spatial),
         *changed_tensors(baseline, subject.tensors, set(map(tensor_name, names))),
-        *broken_tensors(baseline, subject.tensors),
+        *broken_tensors(baseline, {**others.uncovered, **subject.tensors}),
+        *twin_findings(baseline, others.uncovered | _unknown(baseline, subject.tensors)),
     ]
+    added = [
+        *_added(baseline, subject.tensors, spatial),
+        *added_tensors(baseline, subject.tensors, set(map(tensor_name, names))),
+        *extra_findings(baseline, others.uncovered),
+    ]
+    notes = notes_outside(others, allow=subject.allow_extra)
+    if subject.allow_extra:
+        told = (finding.message for finding in added if finding.rule != EXTRA)
+        notes = (*notes, *(f"{message}, as --allow-extra allows" for message in told))
+    else:
+        found += added
     drop = _drop(baseline, subject)
     values = {
         **{rule: sum(item.measured or 0 for item in found if item.rule == rule) for rule in COUNTED},
@@ -66,7 +83,13 @@ def check(baseline: Baseline, subject: Subject, limits: Limits = USUAL) -> Verdi
     ]
     findings = [item for measure in measures for item in _findings(measure, limits, found, drop)]
     findings.sort(key=lambda finding: finding.level != "error")
-    return Verdict(tuple(findings), tuple(measures))
+    return Verdict(tuple(findings), tuple(measures), notes)
+
+
+def _unknown(baseline: Baseline, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the state dict that the baseline knows neither by name nor as a layer."""
+    known = {*baseline.tensors, *(tensor_name(layer.name) for layer in baseline.layers)}
+    return {name: tensor for name, tensor in tensors.items() if name not in known}
 
 
 def _added(baseline: Baseline, tensors: Mapping[str, Tensor], spatial: Sequence[str]) -> list[Finding]:

@@ -76,6 +76,13 @@ def verify_holds(
     return tuple(findings)
 
 
+def verify_present(baseline: Baseline, kernels: Mapping[str, Tensor]) -> Iterator[Finding]:
+    """Yield what the layers that are there break; those that are not count for nothing."""
+    for layer in baseline.layers:
+        if layer.name in kernels:
+            yield from _layer_findings(baseline, layer, kernels[layer.name])
+
+
 def canonical_kernels(baseline: Baseline, kernels: KernelBank | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the kernels by layer name, turned as the baseline's kinds ask.
 

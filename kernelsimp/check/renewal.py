@@ -35,7 +35,12 @@ def baseline_from(subject: Subject, source: Baseline | None = None) -> Baseline:
     accuracy are made new. Without a source every kernel is free.
     """
     base = source or Baseline(("free",), (), held=False)
-    base = replace(base, layers=_layers(base, subject.tensors), tensors=described(subject.tensors))
+    base = replace(
+        base,
+        layers=_layers(base, subject.tensors),
+        tensors=described(subject.tensors),
+        beside={place: item.words for place, item in subject.beside.items() if not item.training},
+    )
     kernels = from_tensors(base, subject.tensors)
     zeroed = sum(1.0 for _ in zeroed_layers(base, kernels))
     base = replace(base, measured={**figures(base, kernels), "layers.zeroed": zeroed})

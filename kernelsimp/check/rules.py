@@ -66,6 +66,11 @@ RULES: tuple[Rule, ...] = (
         usual=_at_most("layers.changed", 0),
     ),
     Rule(
+        "tensors.extra",
+        "tensors of the file outside the network, neither copies of it nor as the baseline has them",
+        usual=_at_most("tensors.extra", 0),
+    ),
+    Rule(
         "layers.zeroed",
         "layers whose kernels have all become zero",
         usual=Limit("layers.zeroed", max_delta=0),

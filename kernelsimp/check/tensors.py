@@ -22,18 +22,13 @@ MOST_NAMED = 5
 def changed_tensors(
     baseline: Baseline, tensors: Mapping[str, Tensor], kernels: set[str]
 ) -> Iterator[Finding]:
-    """Yield findings of `layers.changed` about all tensors; none where the baseline does not name them.
+    """Yield findings of `layers.changed` about tensors that are missing or of another form.
 
-    `kernels` are the names of kernels larger than 1x1 in either: that one is missing, new or of another shape
-    is said elsewhere, so of them only the dtype counts here.
+    None where the baseline does not name its tensors. `kernels` are the names of kernels larger than 1x1 in
+    either: that one is missing, new or of another shape is said elsewhere, so of them only the dtype counts.
     """
-    if not baseline.tensors:
-        return
-    known = {name: words for name, words in baseline.tensors.items() if not name.endswith(COUNTER)}
-    here = {name: words for name, words in described(tensors).items() if not name.endswith(COUNTER)}
+    known, here = _counted(baseline.tensors), _counted(described(tensors))
     yield from _finding([name for name in known if name not in here and name not in kernels], "is missing")
-    added = [name for name in here if name not in known and name not in kernels]
-    yield from _finding(added, "is not in the baseline")
     both = [name for name in known if name in here and known[name] != here[name]]
     retyped: dict[str, list[str]] = {}
     for name in both:
@@ -44,6 +39,17 @@ def changed_tensors(
             yield from _finding([name], f"is {here[name]}, in the baseline {known[name]}")
     for what, names in retyped.items():
         yield from _finding(names, f"is {what}")
+
+
+def added_tensors(baseline: Baseline, tensors: Mapping[str, Tensor], kernels: set[str]) -> Iterator[Finding]:
+    """Yield a finding about the tensors that the baseline does not name, where it names any; as above."""
+    known = _counted(baseline.tensors)
+    added = [name for name in _counted(described(tensors)) if name not in known and name not in kernels]
+    yield from _finding(added if known else [], "is not in the baseline")
+
+
+def _counted(words: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in words.items() if not name.endswith(COUNTER)}
 
 
 def broken_tensors(baseline: Baseline, tensors: Mapping[str, Tensor]) -> Iterator[Finding]:

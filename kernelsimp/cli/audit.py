@@ -20,8 +20,10 @@ def audit(
     from kernelsimp.cli.tables import draw
     from kernelsimp.report.audit_tables import audit_json, audit_tables, audit_words
 
+    settings = pipeline.settle_for_model(given, config)
+    pipeline.check_outputs([("--json", json)], (model,), settings, config)
     with watching(quiet=quiet, json=json) as watcher:
-        found = pipeline.audit(Path(model), pipeline.settle_for_model(given, config), watcher)
+        found = pipeline.audit(Path(model), settings, watcher)
     if json:
         emit_json(audit_json(found), json)
     if not quiet and json != "-":

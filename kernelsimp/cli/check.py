@@ -24,6 +24,9 @@ BaselineOption = Annotated[Path, typer.Option(help="a run's report.json, or what
 LimitsOption = Annotated[
     Path | None, typer.Option(help="limits as TOML, or a pyproject.toml with [tool.kernelsimp.check]")
 ]
+AllowExtraOption = Annotated[
+    bool, typer.Option("--allow-extra", help="tensors that the baseline does not have are no fault")
+]
 JunitOption = Annotated[Path | None, typer.Option(help="write JUnit XML here")]
 GitlabOption = Annotated[Path | None, typer.Option(help="write GitLab code-quality JSON here")]
 
@@ -36,6 +39,7 @@ def check(
     limits: LimitsOption = None,
     max_drop: Annotated[float | None, typer.Option(help="accuracy that may be lost, in pp [0.5]")] = None,
     against: Annotated[str, typer.Option(help="the baseline's stage: last or original")] = "last",
+    allow_extra: AllowExtraOption = False,
     update_baseline: Annotated[bool, typer.Option(help="write the baseline from MODEL as it is")] = False,
     junit: JunitOption = None,
     gitlab: GitlabOption = None,
@@ -48,8 +52,13 @@ def check(
     from kernelsimp.report import faces
 
     settings = pipeline.settle_for_check(given, config, baseline)
+    wanted = [("--json", json), ("--junit", junit), ("--gitlab", gitlab)]
+    if update_baseline:
+        pipeline.check_outputs([*wanted, ("--baseline", baseline)], (*models, limits), settings, config)
+    else:
+        pipeline.check_outputs(wanted, (*models, baseline, limits), settings, config)
     make = line_that_makes(models[0], baseline, given, config)
-    gate = pipeline.Gate(baseline, limits, max_drop, against, make)
+    gate = pipeline.Gate(baseline, limits, max_drop, against, make, allow_extra)
     with watching(quiet=quiet, json=json) as watcher:
         if update_baseline:
             _update(models, lambda model: pipeline.update_baseline(model, gate, settings, watcher), baseline)

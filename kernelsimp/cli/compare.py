@@ -34,6 +34,7 @@ def compare(
     from kernelsimp.report.html import comparison_html
 
     settings = pipeline.settle_for_model(given, config)
+    pipeline.check_outputs([("--json", json), ("--html", html)], (first, second), settings, config)
     with watching(quiet=quiet, json=json) as watcher:
         found = pipeline.compare((Path(first), Path(second)), settings, watcher)
     if json:

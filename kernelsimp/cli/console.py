@@ -1,11 +1,12 @@
 """The terminal: where progress, notes, tables and errors are drawn. Results on stdout, the rest on stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,7 +16,40 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
 from kernelsimp.watch import Watcher
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+class Pipe:
+    """A stream that goes on when its reader has gone (`| head`) or was never there (`>&-`).
+
+    Nothing is wrong then and nothing more can be said: what is written is dropped, and the exit code stays
+    what the command has to say.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (to the end)
+
+    def write(self, text: str) -> int:
+        """Write, or drop, `text`."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        """Hand on what is buffered, or drop it."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+out = Console(highlight=False, soft_wrap=sys.stdout is None or not sys.stdout.isatty())
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -30,8 +30,10 @@ def evaluate(
     from kernelsimp.report.evaluation import evaluation_json, evaluation_tables
 
     given = put(given, "plan", "metric", metric)
+    settings = pipeline.settle_for_model(given, config)
+    pipeline.check_outputs([("--json", json)], (model,), settings, config)
     with watching(quiet=quiet, json=json) as watcher:
-        found = pipeline.evaluate(Path(model), pipeline.settle_for_model(given, config), watcher)
+        found = pipeline.evaluate(Path(model), settings, watcher)
     if json:
         emit_json(evaluation_json(found), json)
     if not quiet and json != "-":

@@ -24,6 +24,7 @@ def export(
     from kernelsimp import pipeline
     from kernelsimp.report import words
 
+    pipeline.check_outputs([("--out", file)], (source,))
     written = pipeline.export(source, to, file, put(given, "data", "input_size", input_size))
     share = written.size / max(written.source_size, 1)
     out.print(

@@ -16,7 +16,7 @@ from kernelsimp import __version__
 from kernelsimp.cli.audit import audit
 from kernelsimp.cli.check import check
 from kernelsimp.cli.compare import compare
-from kernelsimp.cli.console import StoppedError, err
+from kernelsimp.cli.console import Pipe, StoppedError, err
 from kernelsimp.cli.demo import demo
 from kernelsimp.cli.evaluate import evaluate
 from kernelsimp.cli.export import export
@@ -72,7 +72,8 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit with its code."""
+    """Run the command line and exit with its code, whoever has stopped reading what it says."""
+    sys.stdout, sys.stderr = Pipe(sys.stdout), Pipe(sys.stderr)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -87,10 +88,6 @@ def run(arguments: list[str]) -> int:
         return _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted()
-    except BrokenPipeError:
-        # the reader went away (`| head`): nothing is wrong, and nothing more can be said
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno is None:
             return _bug()

@@ -45,6 +45,8 @@ def prune(
 
     if out_dir is None:
         raise KernelsimpError("prune needs a place to write: pass --out RUN")
+    settings = pipeline.settle_for_pruning(given, config)
+    pipeline.check_run(out_dir, Path(model), settings, config, json)
     with watching(quiet=quiet, json=json, run=out_dir) as watcher:
-        result = pipeline.prune(Path(model), pipeline.settle_for_pruning(given, config), out_dir, watcher)
+        result = pipeline.prune(Path(model), settings, out_dir, watcher)
     present_run(result, out_dir, json, quiet=quiet)

@@ -29,6 +29,7 @@ def report(
         return
     if folder is None:
         raise KernelsimpError("two runs side by side need a place to write: pass --out DIR")
+    pipeline.check_outputs([("--out", folder)], runs)
     for side_by_side in pipeline.render_pair((runs[0], runs[1]), folder):
         out.print(draw(side_by_side))
     out.print(f"report: {folder / 'pair.html'}", markup=False)

@@ -36,7 +36,10 @@ def scan(
     quiet: QuietOption = False,
 ) -> None:
     """Count the kernels near each family, layer by layer, beside what chance would give."""
+    from kernelsimp import pipeline
+
     settings = settle(put(given, "scan", "depth", "deep") if deep else given, config)
+    pipeline.check_outputs([("--json", json), ("--csv", csv), ("--html", html)], (model,), settings, config)
     with watching(quiet=quiet, json=json) as watcher:
         if Path(model).is_dir():
             _refuse_for_folder(csv=csv, html=html, explain=explain)

@@ -59,6 +59,8 @@ def simplify(
     if out_dir is None and not dry_run:
         raise KernelsimpError("simplify needs a place to write: pass --out RUN, or --dry-run to see the plan")
     settings = pipeline.settle_for_model(given, config)
+    if out_dir is not None and not dry_run:
+        pipeline.check_run(out_dir, Path(model), settings, config, json)
     if out_dir is not None and not dry_run and not first_process():
         pipeline.follow(Path(model), settings, out_dir)  # the first process writes and talks for all
         return

@@ -122,6 +122,7 @@ def verdict_tables(verdict: Verdict) -> Iterator[RenderableType]:
     """Yield every rule that was examined, and the findings."""
     yield draw(faces.verdict_table(verdict))
     yield draw(faces.finding_table(verdict))
+    yield from (escape(shown(note)) for note in verdict.notes)
     yield "check: FAILED" if verdict.exit_code else "check: passed"
 
 

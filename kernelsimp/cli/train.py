@@ -55,6 +55,7 @@ def train(
     if out_dir is None:
         raise KernelsimpError("train needs a place to write: pass --out RUN")
     settings = pipeline.settle_for_model(given, config)
+    pipeline.check_run(out_dir, None, settings, config, json)
     if not first_process():
         pipeline.train_along(settings, out_dir)  # the first process writes and talks for all
         return

@@ -1,12 +1,15 @@
 """The official CIFAR-10-C folder: one .npy of uint8 (5 n, 32, 32, 3) a corruption, and labels.npy.
 
-The first n pictures are severity 1, the last n severity 5; the arrays stay on disk until asked for.
+The first n pictures are severity 1, the last n severity 5. They are read when asked for and never mapped: a
+map of a file that somebody cuts short would end the process.
 """
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -37,18 +40,31 @@ EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 
 
 @dataclass(frozen=True, eq=False)
-class MappedStore:
-    """Pictures (n, H, W, 3) uint8 in a file that is mapped, not read."""
+class PictureFile:
+    """Pictures (n, H, W, 3) uint8 in a .npy file, whose first stands at byte `start`."""
 
-    pixels: NDArray[np.uint8]
+    path: Path
+    shape: tuple[int, ...]
+    start: int
     labels: Tensor
 
     def batch(self, indices: Sequence[int], geometry: Geometry) -> Tensor:
-        chosen = self.pixels[np.asarray(indices, dtype=np.int64)]
-        return geometry(torch.from_numpy(np.ascontiguousarray(chosen.transpose(0, 3, 1, 2))))
+        with self.path.open("rb") as file:
+            rows = b"".join(self._row(file, int(index)) for index in indices)
+        pixels = np.frombuffer(bytearray(rows), np.uint8).reshape(-1, *self.shape[1:])
+        return geometry(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))))
 
     def mark(self, index: int) -> bytes:
-        return bytes(self.pixels[index].tobytes())
+        with self.path.open("rb") as file:
+            return self._row(file, index)
+
+    def _row(self, file: BinaryIO, index: int) -> bytes:
+        size = math.prod(self.shape[1:])
+        file.seek(self.start + index * size)
+        row = file.read(size)
+        if len(row) != size:
+            raise KernelsimpError(f"{self.path}: became shorter while it was read; fetch it again")
+        return row
 
 
 def official_suite(folder: Path, geometry: Geometry, names: Sequence[str] | None = None) -> Suite:
@@ -63,30 +79,45 @@ def official_suite(folder: Path, geometry: Geometry, names: Sequence[str] | None
     missing = [f"{name}.npy" for name in (*chosen, "labels") if not (folder / f"{name}.npy").is_file()]
     if missing:
         raise KernelsimpError(f"{folder}: {', '.join(missing)} missing; expected a whole CIFAR-10-C folder")
-    labels = as_labels(np.asarray(_mapped(folder / "labels.npy")), f"{folder}/labels.npy")
-    arrays = {name: _pictures(folder / f"{name}.npy", len(labels)) for name in chosen}
-    return _suite(arrays, labels, geometry)
+    labels = as_labels(_array(folder / "labels.npy"), f"{folder}/labels.npy")
+    stores = {name: _pictures(folder / f"{name}.npy", labels) for name in chosen}
+    return _suite(stores, geometry)
 
 
-def _suite(arrays: dict[str, NDArray[np.uint8]], labels: Tensor, geometry: Geometry) -> Suite:
-    count = len(labels) // len(SEVERITIES)
-    for name, array in arrays.items():
+def _suite(stores: dict[str, PictureFile], geometry: Geometry) -> Suite:
+    for name, store in stores.items():
+        count = len(store.labels) // len(SEVERITIES)
         for severity in SEVERITIES:
             places = np.arange(count) + (severity - 1) * count
-            yield name, severity, Split(MappedStore(array, labels), places, geometry)
+            yield name, severity, Split(store, places, geometry)
 
 
-def _pictures(path: Path, count: int) -> NDArray[np.uint8]:
-    array = _mapped(path)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or len(array) != count or count % 5:
-        wanted = f"uint8 ({count}, H, W, 3), one picture a label and five severities"
-        raise KernelsimpError(f"{path}: {array.dtype} {array.shape}; expected {wanted}")
-    return array
-
-
-def _mapped(path: Path) -> NDArray[Any]:
+def _pictures(path: Path, labels: Tensor) -> PictureFile:
+    count = len(labels)
     try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, fortran, dtype = read[version](file)
+            start = file.tell()
+            size = file.seek(0, os.SEEK_END)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[0] != count or count % 5 or fortran:
+        wanted = f"uint8 ({count}, H, W, 3), one picture a label and five severities"
+        raise KernelsimpError(f"{path}: {dtype} {shape}; expected {wanted}")
+    if size - start < math.prod(shape):
+        raise _unreadable(path, ValueError("it is cut short"))
+    return PictureFile(path, shape, start, labels)
+
+
+def _array(path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
     except Exception as error:  # numpy raises ValueError, OSError, EOFError and more
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise KernelsimpError(f"{path}: cannot read as .npy: {reason}; fetch it again") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> KernelsimpError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return KernelsimpError(f"{path}: cannot read as .npy: {reason}; fetch it again")

@@ -18,7 +18,7 @@ from kernelsimp.data.request import Found, Request
 from kernelsimp.data.splits import Split
 from kernelsimp.data.stores import ArrayStore, ForeignStore, Store, as_images, as_labels
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.files import user_function, words_of
+from kernelsimp.files import tensors_only, user_function, words_of
 
 
 def load_torchvision(request: Request) -> Found:
@@ -82,7 +82,8 @@ def _open(make: Callable[..., Any], options: Mapping[str, str], where: str) -> d
 
 def _make(make: Callable[..., Any], options: Mapping[str, str], where: str, **chosen: Any) -> Any:
     try:
-        return make(**options, **chosen)
+        with tensors_only():
+            return make(**options, **chosen)
     except ValueError:
         raise
     except Exception as error:  # RuntimeError, OSError, TypeError, ImportError: each data set its own

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import io
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.files import importing_from, run_file
+from kernelsimp.files import importing_from, run_file, tensors_only
 from kernelsimp.models.checkpoint import Checkpoint, tensors_sha256
 from kernelsimp.models.foreign import kind_and_words, quiet, short
 from kernelsimp.models.layers import tied_names
 from kernelsimp.models.reading import Raw
 from kernelsimp.models.zoo import ZOO
+from kernelsimp.settings import REGISTRIES
 
 FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, file.py:callable or package.module:callable"
 
@@ -43,12 +44,8 @@ def build_model(spec: str) -> nn.Module:
         near = did_you_mean(f"zoo:{spec.removeprefix('zoo:')}", known)
         hint = near if near.startswith("; did") else ""
         raise KernelsimpError(f"--arch '{spec}' is no architecture; expected {FORMS}{hint}")
-    builders: Mapping[str, Callable[[str], object]] = {
-        "zoo": _from_zoo,
-        "torchvision": _from_torchvision,
-        "timm": _from_timm,
-    }
-    built = builders[source](name) if source in builders else _from_code(spec, source, name)
+    from_registry = dict(zip(REGISTRIES, (_from_zoo, _from_torchvision, _from_timm), strict=True))
+    built = from_registry[source](name) if source in from_registry else _from_code(spec, source, name)
     if not isinstance(built, nn.Module):
         kind = type(built).__name__
         raise KernelsimpError(
@@ -82,7 +79,7 @@ def load_pretrained(spec: str) -> tuple[nn.Module, Checkpoint]:
     library = _torchvision_with(name) if source == "torchvision" else _timm_with(name)
     try:
         said = io.StringIO()  # the fetchers write to either
-        with _patient(), quiet(), redirect_stderr(said), redirect_stdout(said):
+        with _patient(), tensors_only(), quiet(), redirect_stderr(said), redirect_stdout(said):
             if source == "torchvision":
                 model = library.models.get_model(name, weights="DEFAULT", progress=False)
             else:

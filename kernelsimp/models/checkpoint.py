@@ -5,7 +5,6 @@ writing. Tensors stay as stored (dtype, shape, memory-mapped where the file is);
 tensors, not of file bytes.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +20,7 @@ from kernelsimp.models.digest import tensors_sha256 as tensors_sha256
 from kernelsimp.models.identify import Format, identify
 from kernelsimp.models.packed import pack
 from kernelsimp.models.reading import Raw, read_raw
+from kernelsimp.models.snapshot import file_sha256, steady
 from kernelsimp.models.wrappers import Found, common_prefix, find_state_dict, inside, rebuilt
 from kernelsimp.settings import ModelSettings
 
@@ -136,11 +136,12 @@ def load_checkpoint(path: Path, settings: ModelSettings = ModelSettings()) -> Ch
     the file's SHA-256 is not the one asked for.
     """
     file_format = identify(path)
-    if settings.sha256 is not None:
-        verify_sha256(path, settings.sha256)
-    raw = read_raw(path, file_format, trust_pickle=settings.trust_pickle)
+    with steady(path) as digest:
+        if settings.sha256 is not None:
+            _verify_sha256(path, digest, settings.sha256)
+        raw = read_raw(path, file_format, trust_pickle=settings.trust_pickle)
     if raw.convolutions is not None:  # an exported graph: its names are the network's own
-        return Checkpoint(path, file_format, raw.payload, warnings=raw.warnings, raw=raw)
+        return Checkpoint(path, file_format, raw.payload, warnings=raw.warnings, raw=raw, digest=digest)
     found = find_state_dict(raw.payload, settings.weights, path)
     state = inside(raw.payload, found.keys)
     named = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
@@ -155,24 +156,15 @@ def load_checkpoint(path: Path, settings: ModelSettings = ModelSettings()) -> Ch
         warnings=(*raw.warnings, *found.warnings),
         raw=raw,
         found=found,
+        digest=digest,
     )
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits; raises `CheckpointError` if unreadable."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from error
-
-
-def verify_sha256(path: Path, expected: str) -> None:
-    """Raise `CheckpointError` unless the file has this SHA-256."""
+def _verify_sha256(path: Path, actual: str, expected: str) -> None:
+    """Raise `CheckpointError` unless the file has the SHA-256 that was asked for."""
     wanted = expected.strip().lower()
     if len(wanted) != 64 or set(wanted) - set("0123456789abcdef"):
         raise CheckpointError(f"--sha256 '{expected}' is no SHA-256; expected 64 hexadecimal digits")
-    actual = file_sha256(path)
     if actual != wanted:
         raise CheckpointError(f"{path}: SHA-256 is {actual}, expected {wanted}; fetch the file again")
 

@@ -11,6 +11,7 @@ import pickle
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,12 +21,14 @@ import torch
 from torch import nn
 
 from kernelsimp.errors import CheckpointError
+from kernelsimp.files import read_tensor_file
 from kernelsimp.models.exported import Convolution, Exported
 from kernelsimp.models.foreign import quiet, short
 from kernelsimp.models.identify import Format
 from kernelsimp.models.onnx_file import read_onnx
 from kernelsimp.models.packed import read_packed
 from kernelsimp.models.pt2 import read_pt2
+from kernelsimp.models.snapshot import private_copy
 from kernelsimp.models.torchscript import read_torchscript
 
 
@@ -90,6 +93,9 @@ def check_crc(path: Path) -> tuple[str, ...]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if len(set(names)) != len(names):  # programs differ in which of two they read
+                raise zipfile.BadZipFile("it holds two records of one name")
             if not any(item.CRC for item in archive.infolist()):
                 return (f"{path}: written without checksums, so damage cannot be seen",)
             bad = archive.testzip()
@@ -118,10 +124,11 @@ def _load_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         # a record that someone deflated cannot be mapped: the bytes at its offset are not the numbers
         plain = all(item.compress_type == zipfile.ZIP_STORED for item in archive.infolist())
-    if path.suffix == ".safetensors":  # given such a name, torch would not look at the content
-        with path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=plain)
+    with private_copy(path) if plain else nullcontext() as copy:
+        if copy is not None:
+            return torch.load(copy, map_location="cpu", weights_only=True, mmap=True)
+    with path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _load_legacy(path: Path) -> Any:
@@ -149,11 +156,16 @@ def _load_trusted(path: Path) -> Any:
 
 def _read_safetensors(path: Path) -> Raw:
     from safetensors import safe_open
+    from safetensors.torch import load
 
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return Raw("safetensors", tensors, file.metadata())
+        with private_copy(path) as copy:
+            if copy is None:
+                data, metadata = read_tensor_file(path)
+                return Raw("safetensors", load(data), metadata)
+            with safe_open(copy, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                return Raw("safetensors", tensors, file.metadata())
     except Exception as error:
         advice = "damaged or truncated; fetch it again"
         raise CheckpointError(f"{path}: not a valid safetensors file ({short(error)}); {advice}") from error

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kernelsimp.pipeline.from_scratch import train, train_along
     from kernelsimp.pipeline.gating import Gate, check, update_baseline
     from kernelsimp.pipeline.opening import settle_for_check, settle_for_model
+    from kernelsimp.pipeline.outputs import check_outputs, check_run
     from kernelsimp.pipeline.pruning import prune, settle_for_pruning
     from kernelsimp.pipeline.rendering import render_again, render_pair
     from kernelsimp.pipeline.scanning import scan, scan_explained, scan_folder
@@ -26,6 +27,8 @@ __all__ = [
     "Gate",
     "audit",
     "check",
+    "check_outputs",
+    "check_run",
     "compare",
     "demo",
     "evaluate",
@@ -57,6 +60,7 @@ _STORIES = {
     "from_scratch": ("train", "train_along"),
     "gating": ("Gate", "check", "update_baseline"),
     "opening": ("settle_for_check", "settle_for_model"),
+    "outputs": ("check_outputs", "check_run"),
     "pruning": ("prune", "settle_for_pruning"),
     "rendering": ("render_again", "render_pair"),
     "scanning": ("scan", "scan_explained", "scan_folder"),

@@ -10,7 +10,9 @@ from torch import Tensor
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.files import write_atomically, write_bytes
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
+from kernelsimp.models.contents import beside, narrowed
 from kernelsimp.models.digest import described, tensors_sha256
+from kernelsimp.models.layers import tensor_name
 from kernelsimp.models.network import open_network
 from kernelsimp.models.packed import Packed, pack
 from kernelsimp.pipeline.auditing import input_shape
@@ -20,7 +22,7 @@ from kernelsimp.records.plan_file import read_plan
 from kernelsimp.records.report import Report
 from kernelsimp.report import read_report
 from kernelsimp.report.run_folder import RunFolder
-from kernelsimp.settings import Given, Settings
+from kernelsimp.settings import Given, ModelSettings, Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +48,16 @@ class Written:
 
 @dataclass(frozen=True)
 class Form:
-    """One row: the ending of the file, how it is written, whether all tensors come back, and what it is."""
+    """One row: the ending of the file, how it is written, and what it is.
+
+    Where it is `lossless` all tensors come back; `runs` says that the network is run to make it.
+    """
 
     ending: str
     write: Callable[[Source, Path], None]
     meaning: str
     lossless: bool = True
+    runs: bool = False
 
 
 def export(place: Path, form: str, out: Path | None, given: Given) -> Written:
@@ -62,7 +68,8 @@ def export(place: Path, form: str, out: Path | None, given: Given) -> Written:
     """
     if form not in FORMS:
         raise KernelsimpError(f"--to is '{form}'{did_you_mean(form, FORMS)}")
-    source, row = open_source(place, given), FORMS[form]
+    row = FORMS[form]
+    source = open_source(place, given, runs=row.runs)
     target = out or source.path.with_suffix(row.ending)
     if target.resolve() == source.path.resolve():
         raise KernelsimpError(f"{target} is the file that is exported; name another with --out")
@@ -75,13 +82,13 @@ def export(place: Path, form: str, out: Path | None, given: Given) -> Written:
     return Written(target, form, *sizes, notes=_left_out(source.checkpoint) if row.lossless else ())
 
 
-def open_source(place: Path, given: Given) -> Source:
-    """Open a RUN with its plan, or a checkpoint file."""
+def open_source(place: Path, given: Given, *, runs: bool) -> Source:
+    """Open a RUN with its plan, or a checkpoint file; `runs` says whether the network itself is needed."""
     if not place.is_dir():
         settings = settle_for_model(given, None)
         return Source(place, load_checkpoint(place, settings.model), settings)
     report = read_report(place)
-    path, settings = checkpoint_of(place, report), settle_for_check(given, None, place)
+    path, settings = checkpoint_of(place, report), settle_for_check(given, None, place, runs=runs)
     plan = read_plan(place / "plan.safetensors")
     return Source(path, load_checkpoint(path, settings.model), settings, plan)
 
@@ -99,10 +106,12 @@ def told_of_file(report: Report, run: RunFolder, plan: Plan, settings: Settings)
 
     The size is that of the file which `export` writes.
     """
-    own = replace(settings.model, sha256=None)
+    own = replace(settings.model, sha256=None, trust_pickle=False)
     source = Source(run.checkpoint, load_checkpoint(run.checkpoint, own), settings, plan)
     size = replace(report.size, packed=packed(source).size)
-    return replace(report, size=size, tensors=described(source.checkpoint.tensors))
+    network = narrowed(source.checkpoint, [tensor_name(layer.name) for layer in report.layers])
+    others = {place: item.words for place, item in beside(network).items() if not item.training}
+    return replace(report, size=size, tensors=described(network.tensors), beside=others)
 
 
 def packed(source: Source) -> Packed:
@@ -147,14 +156,14 @@ FORMS: Mapping[str, Form] = {
     "packed": Form(".kspack", _to_packed, "every kernel by the free numbers of its structure; lossless"),
     "safetensors": Form(".safetensors", _to_safetensors, "plain tensors, as the file names them"),
     "torch": Form(".pt", _to_torch, "what torch.load reads, under the keys where the weights stood"),
-    "onnx": Form(".onnx", _to_onnx, "a graph that other programs run", lossless=False),
+    "onnx": Form(".onnx", _to_onnx, "a graph that other programs run", lossless=False, runs=True),
 }
 """What a network can be exported to."""
 
 
 def _check(source: Source, path: Path) -> None:
     """Read the file back; raise `KernelsimpError` unless every tensor is the same bit for bit."""
-    weights = replace(source.settings.model, sha256=None, weights=None)
+    weights = ModelSettings()
     back = load_checkpoint(path, weights).stored_state
     if tensors_sha256(_sorted(back)) != tensors_sha256(_sorted(source.checkpoint.stored_state)):
         raise KernelsimpError(

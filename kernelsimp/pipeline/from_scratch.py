@@ -161,7 +161,8 @@ def facts_of(
         network.bank,
         (network.checkpoint.path, network.checkpoint.path),
         settings=asdict(settings),
-        provenance=provenance(network, fresh.data, settings) | {"command": command_with("train", (), out)},
+        provenance=provenance(network, fresh.data, settings)
+        | {"command": command_with("train", (), settings, out)},
         hold="tie" if plan.simplified else "none",
         outcomes={TRAINED: outcome},
         training=trained.history,

@@ -7,7 +7,8 @@ from kernelsimp.check import Subject, baseline_from, limits_beside, read_limits,
 from kernelsimp.check import check as verdict_on
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
+from kernelsimp.models.checkpoint import load_checkpoint
+from kernelsimp.models.contents import beside, narrowed
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.models.network import open_network
 from kernelsimp.pipeline.opening import measured, open_data
@@ -23,7 +24,8 @@ from kernelsimp.watch import SILENT, Watcher
 class Gate:
     """What a check is asked for: baseline, limits, the largest drop in pp, and against which stage.
 
-    `make` is the command that makes the baseline, for the error that says there is none.
+    `make` is the command that makes the baseline, for the error that says there is none. With `allow_extra`
+    tensors that the baseline does not have are no fault, only named.
     """
 
     baseline: Path
@@ -31,6 +33,7 @@ class Gate:
     max_drop: float | None = None
     against: str = "last"
     make: str = ""
+    allow_extra: bool = False
 
 
 def check(path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT) -> Verdict:
@@ -43,14 +46,15 @@ def check(path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT)
     limits = read_limits(gate.limits) if gate.limits else limits_beside(Path())
     if gate.max_drop is not None:
         limits = with_max(limits, "accuracy.drop_pp", gate.max_drop)
-    subject = opened(path, gate, settings, expected)
+    subject = opened(path, gate, settings, expected, watcher)
     data = open_data(settings, watcher)
     if data is None:
-        return verdict_on(expected, subject, limits)
+        return verdict_on(expected, subject[0], limits)
     try:
         return verdict_on(expected, with_outcome(subject, path, settings, data, watcher), limits)
     except KernelsimpError as error:
-        verdict = verdict_on(expected, replace(subject, unmeasured=f"it does not run: {error}"[:120]), limits)
+        why = f"it does not run: {error}"[:120]
+        verdict = verdict_on(expected, replace(subject[0], unmeasured=why), limits)
         if not verdict.errors:
             raise
         return verdict
@@ -71,8 +75,8 @@ def update_baseline(
         )
     known = place if place.exists() else _run_of(path)
     source = read_baseline(known) if known else None
-    subject, data = opened(path, gate, settings, source), open_data(settings, watcher)
-    subject = with_outcome(subject, path, settings, data, watcher) if data else subject
+    found, data = opened(path, gate, settings, source, watcher), open_data(settings, watcher)
+    subject = with_outcome(found, path, settings, data, watcher) if data else found[0]
     made = baseline_from(subject, source)
     write_baseline(made, place)
     return known, made
@@ -86,25 +90,31 @@ def _run_of(path: Path) -> Path | None:
     return report if Path(str(read_report(report).provenance.get("input", ""))).name == path.name else None
 
 
-def opened(path: Path, gate: Gate, settings: Settings, baseline: Baseline | None) -> Subject:
-    """Return the network under check by its tensors. Damaged weights are for the rules to find."""
-    checkpoint = _narrowed(load_checkpoint(path, settings.model), baseline)
-    return Subject(checkpoint.tensors, against=gate.against)
+def opened(
+    path: Path, gate: Gate, settings: Settings, baseline: Baseline | None, watcher: Watcher
+) -> tuple[Subject, str]:
+    """Return the network under check by its tensors, with what else its file holds, and the file's SHA-256.
 
-
-def with_outcome(subject: Subject, path: Path, settings: Settings, data: Data, watcher: Watcher) -> Subject:
-    """Return the network under check with its outcome on the test images."""
-    outcome = measured(open_network(path, settings, watcher), data, settings, watcher)
-    return replace(subject, outcome=outcome, fingerprint=data.fingerprint)
-
-
-def _narrowed(checkpoint: Checkpoint, baseline: Baseline | None) -> Checkpoint:
-    """Return the part of a file that the baseline speaks of, where it knows it under shorter names."""
+    Damaged weights are for the rules to find.
+    """
     names = [tensor_name(layer.name) for layer in baseline.layers] if baseline else []
-    if not names or any(name in checkpoint.tensors for name in names):
-        return checkpoint
-    prefixes = {name.removesuffix(names[0]) for name in checkpoint.tensors if name.endswith("." + names[0])}
-    for prefix in sorted(prefixes, key=len):
-        if all(prefix + name in checkpoint.tensors for name in names):
-            return checkpoint.under(prefix)
-    return checkpoint
+    checkpoint = narrowed(load_checkpoint(path, settings.model), names)
+    for warning in checkpoint.warnings:
+        watcher.warn(warning)
+    subject = Subject(
+        checkpoint.tensors, against=gate.against, beside=beside(checkpoint), allow_extra=gate.allow_extra
+    )
+    return subject, checkpoint.sha256
+
+
+def with_outcome(
+    opened: tuple[Subject, str], path: Path, settings: Settings, data: Data, watcher: Watcher
+) -> Subject:
+    """Return the network under check with its outcome on the test images.
+
+    Raises `CheckpointError` where the file is another one by now.
+    """
+    subject, sha256 = opened
+    network = open_network(path, replace(settings, model=replace(settings.model, sha256=sha256)))
+    outcome = measured(network, data, settings, watcher)
+    return replace(subject, outcome=outcome, fingerprint=data.fingerprint)

@@ -10,10 +10,9 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, measure
 from kernelsimp.models.architectures import recipe_of
 from kernelsimp.models.network import Network, device_of
-from kernelsimp.report import (
-    read_report,
-)
-from kernelsimp.settings import Given, Settings, recipe, settle
+from kernelsimp.records.verdict import shown
+from kernelsimp.report import read_report
+from kernelsimp.settings import Given, Settings, names_code, recipe, settle
 from kernelsimp.training.options import check_precision, check_settings
 from kernelsimp.watch import SILENT, Watcher
 
@@ -25,19 +24,38 @@ def settle_for_model(given: Given, config: str | None) -> Settings:
     return settle(given, config, recipe(name) if name else None)
 
 
-def settle_for_check(given: Given, config: str | None, baseline: Path) -> Settings:
+FROM_A_REPORT = ("arch", "weights")
+"""What a report may say of the network; to trust pickles is the user's alone, a digest is of other files."""
+
+
+def settle_for_check(
+    given: Given, config: str | None, baseline: Path, *, runs: bool | None = None
+) -> Settings:
     """Return all settings, those of the baseline's run below everything else; data only where asked for.
 
-    A baseline that is no report brings no settings; then an architecture brings its recipe.
+    A baseline that is no report brings no settings; then an architecture brings its recipe. Nothing in a
+    report runs code: raises `KernelsimpError` where the network is needed (`runs`; None: where there are
+    images), the report has it as a Python file or module, and the command line does not name one.
     """
     try:
         ran = read_report(baseline).settings
     except KernelsimpError:
         return settle_for_model(given, config)
     base = {name: dict(ran.get(name, {})) for name in ("model", "data")}
-    base["model"].pop("sha256", None)
+    base["model"] = {key: base["model"].get(key) for key in FROM_A_REPORT}
     base["data"].pop("data", None)
-    return settle(given, config, base)
+    arch = base["model"]["arch"]
+    if names_code("arch", arch):
+        base["model"]["arch"] = None
+    settings = settle(given, config, base)
+    needed = settings.data.data is not None if runs is None else runs
+    if needed and settings.model.arch is None and arch is not None:
+        said = shown(str(arch))
+        raise KernelsimpError(
+            f"{baseline}: its network is the Python code {said}, which no report may have run; "
+            f"pass --arch {said} if you trust it"
+        )
+    return settings
 
 
 def open_data(settings: Settings, watcher: Watcher = SILENT) -> Data | None:

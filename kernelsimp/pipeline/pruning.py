@@ -88,7 +88,7 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
     written = write_checkpoint(state.network, run, settings)
     verify(state.plan, state.network.bank, written.bank, "tie")
     ends = {name: state.stages[name] for name in ("original", list(state.stages)[-1])}
-    command = command_with("prune", (str(path),), out)
+    command = command_with("prune", (str(path),), settings, out)
     facts = RunFacts(
         state.plan,
         original.bank,

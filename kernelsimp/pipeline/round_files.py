@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
-from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import key_of, write_atomically, write_text
+from kernelsimp.errors import DamagedError, KernelsimpError
+from kernelsimp.files import key_of, read_sealed, write_sealed, write_sealed_text
 from kernelsimp.models.network import Network
 from kernelsimp.pipeline.task import Task
 from kernelsimp.records.plan_file import read_plan, save_plan
@@ -36,10 +36,10 @@ class RoundFiles:
             tensors = {
                 name: t.detach().clone().contiguous() for name, t in leg.tuned.checkpoint.tensors.items()
             }
-            write_atomically(self._network(numbers[-1]), lambda partial: save_file(tensors, partial))
+            write_sealed(self._network(numbers[-1]), lambda partial: save_file(tensors, partial))
         told = [{"buffers_changed": leg.buffers_changed, "notes": leg.notes} for leg in legs]
         whole = {"records": [asdict(record) for record in records], "legs": told}
-        write_text(self._list, json.dumps(whole, indent=1))
+        write_sealed_text(self._list, json.dumps(whole, indent=1))
 
     def read(self, start: Network) -> tuple[list[Leg], list[Round]]:
         """Return the rounds that were kept and all records; none where no round was kept.
@@ -49,17 +49,17 @@ class RoundFiles:
         if not self._list.exists():
             return [], []
         try:
-            whole = json.loads(self._list.read_text(encoding="utf-8"))
+            whole = json.loads(read_sealed(self._list))
             records = [Round(**item) for item in whole["records"]]
             numbers = [record.round for record in records if record.kept]
             legs = [self._leg(start, *item) for item in zip(numbers, whole["legs"], strict=True)]
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError, DamagedError) as error:
             advice = "delete that folder, or leave --resume out"
             raise KernelsimpError(f"{self.folder}: no record of rounds ({error}); {advice}") from error
         return (legs, records) if legs else ([], [])
 
     def _leg(self, start: Network, number: int, told: dict[str, Any]) -> Leg:
-        tuned = start.with_weights(load_file(self._network(number)))
+        tuned = start.with_weights(load(read_sealed(self._network(number))))
         return Leg(read_plan(self._plan(number)), tuned, tuple(told["buffers_changed"]), tuple(told["notes"]))
 
     @property

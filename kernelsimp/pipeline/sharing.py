@@ -4,6 +4,7 @@ It goes through two files in the run's `resume` folder, on a disk that all of th
 launch, network, data and settings from any other; the weights come last, whole, and say that all is there.
 """
 
+import io
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import key_of, write_atomically, write_text
+from kernelsimp.files import key_of, read_sealed, write_sealed, write_text
 from kernelsimp.models.network import Network
 from kernelsimp.pipeline.task import Chosen, Task
 from kernelsimp.records.plan import Plan
@@ -49,7 +50,7 @@ class Handover:
             chosen = choose()
             tensors = chosen.network.checkpoint.tensors
             save_plan(chosen.plan, self.plan)
-            write_atomically(self.weights, lambda partial: torch.save(dict(tensors), partial))
+            write_sealed(self.weights, lambda partial: torch.save(dict(tensors), partial))
         except BaseException:
             write_text(self.failed, "")
             raise
@@ -64,7 +65,8 @@ class Handover:
             if self.failed.exists():
                 raise KernelsimpError("the first process could not plan; it says why")
             time.sleep(PAUSE)
-        tensors = torch.load(self.weights, map_location="cpu", weights_only=True)
+        content = io.BytesIO(read_sealed(self.weights))
+        tensors = torch.load(content, map_location="cpu", weights_only=True)
         return self.task.network.with_weights(tensors), read_plan(self.plan)
 
     def clear(self) -> None:

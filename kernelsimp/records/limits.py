@@ -64,7 +64,8 @@ class Baseline:
     `held` says whether every kernel must still lie in its structure; `choice_bits` is what naming the
     structures costs and `coefficient_bits` what one value does (None: as many as are stored); `measured`
     holds the figures of the rules as they were. `tensors` says of every tensor what it is, shape and dtype
-    (`64x3x7x7 float32`), where that is known.
+    (`64x3x7x7 float32`), where that is known, and `beside` the same, with a digest, of each tensor that the
+    file holds outside the network.
     """
 
     structures: tuple[str, ...]
@@ -76,6 +77,7 @@ class Baseline:
     coefficient_bits: float | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
     tensors: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
     schema: str = SCHEMA
 
 
@@ -97,6 +99,7 @@ def baseline_of(report: Report) -> Baseline:
         choice_bits=float(report.bits.get("choices", 0.0)),
         coefficient_bits=report.bits.get("coefficient"),
         tensors=report.tensors,
+        beside=report.beside,
         measured={
             "kernels.simplified_share": structured * share,
             "kernels.dead_share": kernels.dead * share,

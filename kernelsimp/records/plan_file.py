@@ -1,15 +1,17 @@
 """Saving a plan and reading it back: one safetensors file, arrays by layer, the rest in its metadata."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load, save_file
 
-from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import write_atomically
+from kernelsimp.errors import DamagedError, KernelsimpError
+from kernelsimp.files import read_tensor_file, write_atomically
 from kernelsimp.records.plan import LayerPlan, Plan
 
 SCHEMA = "kernelsimp.plan/1"
@@ -34,26 +36,37 @@ def save_plan(plan: Plan, path: Path) -> None:
             for layer in plan.layers
         ],
     }
-    metadata = {"schema": SCHEMA, "plan": json.dumps(head)}
+    text = json.dumps(head)
+    metadata = {"schema": SCHEMA, "plan": text, "sha256": _digest(text, arrays)}
     write_atomically(path, lambda partial: save_file(arrays, partial, metadata))
 
 
 def read_plan(path: Path) -> Plan:
     """Read a plan; raises `KernelsimpError` where the file is no plan of this schema."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("schema") != SCHEMA:
-                found = metadata.get("schema", "no schema")
-                raise KernelsimpError(f"{path}: found {found}, expected {SCHEMA}; make the plan again")
-            head = json.loads(metadata["plan"])
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        data, metadata = read_tensor_file(path)
+        if metadata.get("schema") != SCHEMA:
+            found = metadata.get("schema", "no schema")
+            raise KernelsimpError(f"{path}: found {found}, expected {SCHEMA}; make the plan again")
+        head, arrays = json.loads(metadata["plan"]), load(data)
+        if metadata.get("sha256") not in (None, _digest(metadata["plan"], arrays)):  # old plans have none
+            raise DamagedError(f"{path}: damaged: its content is not what was written; make the plan again")
         layers = tuple(_layer(entry, arrays) for entry in head["layers"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise KernelsimpError(f"{path}: not a readable plan: {error}") from error
     return Plan(
         tuple(head["structures"]), layers, head["rule"], head["choice_bits"], head["coefficient_bits"]
     )
+
+
+def _digest(text: str, arrays: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a plan holds."""
+    whole = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        whole.update(f"{name} {array.dtype} {array.shape}".encode())
+        whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()
 
 
 def _layer(entry: dict[str, Any], arrays: dict[str, Any]) -> LayerPlan:

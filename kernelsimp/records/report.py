@@ -225,8 +225,8 @@ class Metric:
 class Report:
     """Everything one `simplify` did. `structures` decodes the assignments; index 0 is 'free'.
 
-    `tensors` says what every tensor of the written checkpoint is: `64x3x7x7 float32`. `survived` is there
-    where the network was trained and nothing was held.
+    `tensors` says what every tensor of the written network is: `64x3x7x7 float32`, and `beside` every other
+    one in its file, with a digest. `survived` is there where the network was trained and nothing was held.
     """
 
     structures: tuple[str, ...]
@@ -251,4 +251,5 @@ class Report:
     pictures: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, str] = field(default_factory=dict)
     survived: Survived | None = None
+    beside: Mapping[str, str] = field(default_factory=dict)
     schema: str = SCHEMA

@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from kernelsimp.settings import Settings
+from kernelsimp.settings import CAN_NAME_CODE, Settings, names_code
 
 UNSPOKEN = ("scan", "train", "prune", "audit")
 """Stages that `simplify` reads from a settings file alone; where one was set, the run's own file is named."""
@@ -30,10 +30,22 @@ def command_again(model: Path, settings: Settings, usual: Settings, run: Path) -
     return join([*words, *_options(settings, usual), "--out", f"{run}-again"])
 
 
-def command_with(name: str, arguments: tuple[str, ...], run: Path) -> str:
-    """Return the shell line that repeats the run of command `name` from the settings file in its folder."""
+def command_with(name: str, arguments: tuple[str, ...], settings: Settings, run: Path) -> str:
+    """Return the shell line that repeats the run of command `name` from the settings file in its folder.
+
+    Code is named on the line itself, because no settings file may have it run.
+    """
     words = ["--config", f"{run}/settings.toml", "--no-resume", "--out", f"{run}-again"]
-    return join(["kernelsimp", name, *arguments, *words])
+    return join(["kernelsimp", name, *arguments, *_code(settings), *words])
+
+
+def _code(settings: Settings) -> Iterator[str]:
+    if settings.model.trust_pickle:
+        yield "--trust-pickle"
+    for stage, key in CAN_NAME_CODE:
+        value = getattr(getattr(settings, stage), key)
+        if names_code(key, value):
+            yield from (f"--{key.replace('_', '-')}", value)
 
 
 def _options(settings: Settings, usual: Settings) -> Iterator[str]:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from kernelsimp.errors import KernelsimpError
+from kernelsimp.errors import DamagedError, KernelsimpError
 from kernelsimp.evaluation.accuracy import measure
 from kernelsimp.evaluation.metric import Metric
-from kernelsimp.files import write_text
+from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.records.plan import LayerPlan
 from kernelsimp.simplify.choose import choose_for_dof
 from kernelsimp.simplify.judge import Distance, Judge, is_classifier
@@ -242,8 +242,8 @@ def _recorded(record: Path | None) -> list[Trial]:
     if record is None or not record.exists():
         return []
     try:
-        return [Trial(**item) for item in json.loads(record.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
+        return [Trial(**item) for item in json.loads(read_sealed(record))]
+    except (OSError, ValueError, TypeError, DamagedError) as error:
         raise KernelsimpError(
             f"{record}: no record of a search ({error}); delete it to start again"
         ) from error
@@ -251,4 +251,4 @@ def _recorded(record: Path | None) -> list[Trial]:
 
 def _write(record: Path | None, trials: Sequence[Trial]) -> None:
     if record is not None:
-        write_text(record, json.dumps([asdict(trial) for trial in trials], indent=1))
+        write_sealed_text(record, json.dumps([asdict(trial) for trial in trials], indent=1))

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_leaves
 
-from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import write_atomically
+from kernelsimp.errors import DamagedError, KernelsimpError
+from kernelsimp.files import read_sealed, write_sealed
 from kernelsimp.models.hooks import Observed, Trace, observing
 from kernelsimp.simplify.moments import Sampling, rows_of, sampling_for, windows
 from kernelsimp.watch import SILENT, Watcher
@@ -69,15 +69,17 @@ def cached_survey(
     if path is None:
         return make()
     try:
-        kept = load_file(path)
+        kept = load(read_sealed(path))
         read = {name: Sensitivity(kept[f"{name}/blocks"], kept[f"{name}/fisher"]) for name in _names(kept)}
         watcher.note(f"what each layer sees was measured before: read from {path}")
         return read
-    except (OSError, SafetensorError, KeyError):
+    except (OSError, DamagedError, SafetensorError, KeyError) as error:
+        if path.exists():
+            watcher.warn(f"{path}: cannot be used ({type(error).__name__}); measured again")
         found = make()
     arrays = {f"{name}/blocks": item.blocks.contiguous() for name, item in found.items()}
     arrays |= {f"{name}/fisher": item.fisher.contiguous() for name, item in found.items()}
-    write_atomically(path, lambda partial: save_file(arrays, partial))
+    write_sealed(path, lambda partial: save_file(arrays, partial))
     return found
 
 

@@ -28,7 +28,14 @@ from kernelsimp.training.mixing import mixed
 from kernelsimp.training.options import check_settings, make_optimizer
 from kernelsimp.training.penalties import Pull
 from kernelsimp.training.schedule import rate
-from kernelsimp.training.state import Interrupts, StateFile, identity, random_state, set_random_state
+from kernelsimp.training.state import (
+    Interrupts,
+    StateFile,
+    identity,
+    random_state,
+    set_random_state,
+    taken_up,
+)
 from kernelsimp.training.statistics import re_estimate
 from kernelsimp.watch import SILENT, Watcher
 
@@ -328,18 +335,19 @@ class _Run:
         """Go on from the saved state, if that is wanted and there is one."""
         if self.file is None or not self.settings.resume:
             return False
-        state = self.file.load()
+        state = self.file.load(self.watcher)
         if state is None:
             self.watcher.note(f"no resume state in {self.file.path.parent}: starting from the beginning")
             return False
-        self.progress = _Progress(**state["progress"])
-        self.progress.total = self.progress.total.to(self.engine.device)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.keeper.load(state["keeper"])
-        self.engine.load(state["precision"])
-        self.history = [Epoch(**epoch) for epoch in state["history"]]
-        set_random_state(state["random"])
+        with taken_up(self.file.path):
+            self.progress = _Progress(**state["progress"])
+            self.progress.total = self.progress.total.to(self.engine.device)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.keeper.load(state["keeper"])
+            self.engine.load(state["precision"])
+            self.history = [Epoch(**epoch) for epoch in state["history"]]
+            set_random_state(state["random"])
         self.watcher.note(f"going on in epoch {self.progress.epoch} after batch {self.progress.batch}")
         return True
 
@@ -357,8 +365,8 @@ class _Run:
         raise KeyboardInterrupt
 
     def _impatient(self) -> bool:
-        waited = len(self.history) - self.keeper.best_epoch
-        return self.settings.patience is not None and waited >= self.settings.patience
+        patience = self.settings.patience
+        return patience is not None and len(self.history) - self.keeper.best_epoch >= patience
 
     def _tell(self, stopped: Stop) -> None:
         best, rule = self.keeper.best_epoch, self.keeper.judge.rule

@@ -1,9 +1,11 @@
 """The state from which an interrupted run goes on and ends with the same bits.
 
-One file, written beside its name and renamed into place, after a whole optimiser step. It knows which run
-it belongs to: a run with other settings, seed, weights or images is refused.
+One file, written beside its name and renamed into place, after a whole optimiser step, with a digest behind
+it; the one before stays beside it. It knows which run it belongs to: a run with other settings, seed, weights
+or images is refused.
 """
 
+import io
 import signal
 import threading
 import time
@@ -18,11 +20,13 @@ import torch
 from torch import nn
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import write_atomically
+from kernelsimp.files import read_sealed, words_of, write_sealed
 from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.settings import FinetuneSettings
+from kernelsimp.watch import SILENT, Watcher
 
 FILE = "finetune.pt"
+PREVIOUS = "finetune.previous.pt"
 
 _FREE_TO_CHANGE = ("finetune", "resume", "save_every", "workers")
 
@@ -37,10 +41,13 @@ def identity(
 
 
 class StateFile:
-    """Where the state lies: `folder`/finetune.pt, for the run that `identity` describes."""
+    """Where the state lies: `folder`/finetune.pt, for the run that `identity` describes.
+
+    `previous` is the state before it, for when a disk has damaged the last one.
+    """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], minutes: float | None) -> None:
-        self.path = folder / FILE
+        self.path, self.previous = folder / FILE, folder / PREVIOUS
         self._identity, self._minutes = dict(identity), minutes
         self._saved = time.monotonic()
 
@@ -52,28 +59,65 @@ class StateFile:
     def save(self, state: Mapping[str, Any]) -> None:
         """Write `state`, whole or not at all."""
         whole = {"identity": self._identity, **state}
-        write_atomically(self.path, lambda partial: torch.save(whole, partial))
+        write_sealed(self.path, lambda partial: self._write(whole, partial))
         self._saved = time.monotonic()
 
-    def load(self) -> dict[str, Any] | None:
-        """Return the state, or None where there is none yet.
+    def _write(self, whole: Mapping[str, Any], partial: Path) -> None:
+        torch.save(whole, partial)
+        if self.path.exists():
+            self.path.replace(self.previous)
 
-        Raises `KernelsimpError` where the file cannot be read or belongs to another run.
+    def load(self, watcher: Watcher = SILENT) -> dict[str, Any] | None:
+        """Return the last state that is whole, or None where there is none yet; one passed over is said.
+
+        Raises `KernelsimpError` where none can be read, or it belongs to another run.
         """
-        if not self.path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-            before = dict(state["identity"])
-        except Exception as error:  # torch raises more than ten kinds for a damaged file
-            words = " ".join(str(error).split())[:120]
-            raise KernelsimpError(
-                f"{self.path}: cannot read the resume state: {words}; delete it to start again"
-            ) from error
+        fault: KernelsimpError | None = None
+        for path in (self.path, self.previous):
+            if not path.exists():
+                continue
+            try:
+                state = _read(path)
+            except KernelsimpError as error:
+                fault = fault or error
+                continue
+            if fault is not None:
+                watcher.warn(f"{fault}; going on from the state before it")
+            self._check(path, state)
+            return state
+        if fault is not None:
+            raise KernelsimpError(f"{fault}; delete it to start again")
+        return None
+
+    def _check(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Raise `KernelsimpError` unless the state is of this run."""
+        before = state.get("identity")
+        if not isinstance(before, dict):
+            raise KernelsimpError(f"{path}: no resume state; delete it to start again")
         for key, value in self._identity.items():
             if before.get(key) != value:
-                raise KernelsimpError(f"{self.path}: {_difference(key, before.get(key), value)}")
-        return state
+                raise KernelsimpError(f"{path}: {_difference(key, before.get(key), value)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = io.BytesIO(read_sealed(path))
+        state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+        return dict(state)
+    except Exception as error:  # torch raises more than ten kinds for a damaged file
+        words = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
+        raise KernelsimpError(f"{path}: cannot read the resume state: {words}") from error
+
+
+@contextmanager
+def taken_up(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a state is put back into one line: its content is of something else."""
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise KernelsimpError(
+            f"{path}: no resume state of this run ({words_of(error)}); delete it to start again"
+        ) from error
 
 
 def _difference(key: str, before: Any, now: Any) -> str:

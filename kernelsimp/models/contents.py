@@ -1,0 +1,93 @@
+"""Every tensor of a checkpoint file, wherever it stands: what a gate must have seen before it says yes.
+
+A payload is whatever the file held: mappings, sequences and namespaces of tensors and arrays, in any depth.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernelsimp.models.checkpoint import Checkpoint
+from kernelsimp.models.digest import described, tensors_sha256
+from kernelsimp.models.wrappers import is_training_state
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """A tensor outside the network that was read; `training` where it is an optimiser's or a schedule's."""
+
+    tensor: Tensor
+    training: bool
+
+    @property
+    def words(self) -> str:
+        """Shape, dtype and a digest of the content: what tells whether it is still the same."""
+        return f"{described({'': self.tensor})['']} {_digest(self.tensor)}"
+
+
+def narrowed(checkpoint: Checkpoint, names: list[str]) -> Checkpoint:
+    """Return the part of a file that holds the tensors `names`, where it stands under a prefix.
+
+    A file without them, or with several such parts, comes back with what fits first; the rest is `beside`.
+    """
+    if not names or any(name in checkpoint.tensors for name in names):
+        return checkpoint
+    prefixes = {name.removesuffix(names[0]) for name in checkpoint.tensors if name.endswith("." + names[0])}
+    for prefix in sorted(prefixes, key=len):
+        if all(prefix + name in checkpoint.tensors for name in names):
+            return checkpoint.under(prefix)
+    return checkpoint
+
+
+def beside(checkpoint: Checkpoint) -> dict[str, Beside]:
+    """Return every tensor of the file that is not among `checkpoint.tensors`, by its dotted place."""
+    if checkpoint.raw is None:
+        return {}
+    keys = checkpoint.found.keys
+    own = {(*keys, checkpoint.prefix + name) for name in checkpoint.tensors}
+    return {
+        ".".join(place): Beside(tensor, training)
+        for place, tensor, training in _walk(checkpoint.raw.payload)
+        if place not in own
+    }
+
+
+def _walk(payload: Any) -> Iterator[tuple[tuple[str, ...], Tensor, bool]]:
+    """Yield (place, tensor, whether training left it); what stands in several places comes once."""
+    waiting: list[tuple[tuple[str, ...], Any, bool]] = [((), payload, False)]
+    seen: set[int] = set()
+    while waiting:
+        place, value, training = waiting.pop()
+        if isinstance(value, Tensor):
+            yield place, value, training
+        elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
+            yield place, torch.as_tensor(np.ascontiguousarray(value)), training
+        elif id(value) not in seen:
+            seen.add(id(value))
+            waiting += [
+                ((*place, str(key)), item, training or is_training_state(str(key), item))
+                for key, item in _entries(value)
+            ]
+
+
+def _entries(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, argparse.Namespace):
+        return list(vars(value).items())
+    return list(enumerate(value)) if isinstance(value, list | tuple | set | frozenset) else []
+
+
+def _digest(tensor: Tensor) -> str:
+    plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+    return (
+        tensors_sha256({"": tensor.resolve_conj().resolve_neg()})[:16]
+        if plain
+        else hashlib.sha256(repr(tensor).encode()).hexdigest()[:16]
+    )

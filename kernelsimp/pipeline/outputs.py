@@ -1,0 +1,85 @@
+"""No output may take the place of an input: looked at before anything is read.
+
+An input is a file or a folder that the command line or its settings name; an output that is one, lies in
+one, or is a link to one is refused, and so are two outputs of one name.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.settings import Settings, names_code
+
+Place = str | Path | None
+
+FILES = (
+    *("report.json", "report.md", "report.html", "pictures.npz"),
+    *("plan.safetensors", "settings.toml", "log.jsonl"),
+)
+"""What a run writes beside its checkpoint."""
+
+
+def check_outputs(
+    outputs: Iterable[tuple[str, Place]],
+    inputs: Iterable[Place],
+    settings: Settings | None = None,
+    config: str | None = None,
+) -> None:
+    """Raise `KernelsimpError` for an output, by its option, that would take the place of an input."""
+    named = config if config and not config.startswith("recipe:") else None
+    sources = [Path(item) for item in (*inputs, named) if item]
+    sources += [Path(item) for item in (_named_in(settings) if settings else ())]
+    written: dict[Path, str] = {}
+    for option, place in outputs:
+        if place is None or str(place) == "-":
+            continue
+        target = Path(place)
+        for source in sources:
+            if _takes_the_place(target, source):
+                raise KernelsimpError(f"{option} {target} would overwrite the input {source}; name another")
+        other = written.setdefault(target.resolve(), option)
+        if other != option:
+            raise KernelsimpError(f"{option} and {other} are both {target}; one would be lost, name another")
+
+
+def check_run(
+    out: Path, model: Path | None, settings: Settings, config: str | None, json: str | None = None
+) -> None:
+    """Raise `KernelsimpError` where a run in the directory `out` would overwrite an input."""
+    names = (*FILES, *((model.name,) if model else ()))
+    files = [("--out", out), *(("--out", out / name) for name in names)]
+    source = model if model and not model.is_dir() else None  # a folder is refused where it is opened
+    check_outputs([*files, ("--json", json)], (source,), settings, config)
+
+
+def _takes_the_place(target: Path, source: Path) -> bool:
+    one, other = target.resolve(), source.resolve()
+    if one == other or (other.is_dir() and one.is_relative_to(other)):
+        return True
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return False
+
+
+def _named_in(settings: Settings) -> Iterator[str]:
+    """Yield the files and folders that settings name."""
+    for key, value in (("arch", settings.model.arch), ("arch_b", settings.compare.arch_b)):
+        if value and names_code(key, value):
+            yield value.rpartition(":")[0]
+    for text in (settings.data.data, settings.plan.holdout, settings.plan.metric):
+        yield from _of_data(text or "")
+    for place in (settings.plan.plan, settings.robustness.cifar_c):
+        if place:
+            yield place
+
+
+def _of_data(text: str) -> Iterator[str]:
+    word, _, where = text.partition(":")
+    if word == "torchvision":
+        yield from (value for key, value in parse_qsl(where.partition("?")[2]) if key == "root")
+    elif word in ("npz", "imagefolder"):
+        yield where
+    elif names_code("data", text):
+        yield text.rpartition(":")[0] or text
