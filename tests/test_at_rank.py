@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.kernels.structures import find
-from kernelsimp.training.held_sets import AtRank, InFlats
+from kernelsimp.training.kernel_sets import AtRank, InFlats
 from kernelsimp.training.parametrisations import Tied
 
 RANKS = {"rank-one": 1, "rank-two": 2}

@@ -16,8 +16,8 @@ from kernelsimp.analysis.ranks import activation_ranks, effective_rank, mean_cor
 from kernelsimp.cli.main import run
 from kernelsimp.models.footprint import Footprint, costed_modules, footprints
 from kernelsimp.models.zoo import ZOO
-from kernelsimp.report.audit_tables import audit_tables
 from kernelsimp.report.store import json_schema
+from kernelsimp.report.tables.audit import audit_tables
 from kernelsimp.settings import AuditSettings
 
 NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
@@ -334,7 +334,8 @@ def test_real_mobilenet_has_the_macs_of_its_paper(shared_data, capsys):
 
 
 def test_tables_fit_their_heads(model, capsys):
-    from kernelsimp.pipeline import audit, settle_for_model
+    from kernelsimp.commands.audit import audit
+    from kernelsimp.commands.inputs import settle_for_model
 
     given = {"model": {"arch": NET}, "data": {"input_size": 8}}
     for table in audit_tables(audit(model, settle_for_model(given, None))):

@@ -15,7 +15,7 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import few_values, templates
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import find
-from kernelsimp.report.scan_pictures import PIXELS, sheet
+from kernelsimp.report.pictures.scan import PIXELS, sheet
 from kernelsimp.settings import ScanSettings
 
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from kernelsimp.check import Subject, baseline_from, check
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.records.serialise import json_text
 from kernelsimp.report.baselines import baseline_text, read_baseline, write_baseline
-from kernelsimp.report.plain import json_text
 from kernelsimp.report.store import report_json
 
 

@@ -13,7 +13,9 @@ from kernelsimp.kernels.families import SEVENTEEN, find
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.candidates import candidates_for, chosen_layers, rows_of_layer
-from kernelsimp.simplify.choose import (
+from kernelsimp.simplify.costs import COSTS, cost_table, predicted_loss
+from kernelsimp.simplify.fisher import Sensitivity
+from kernelsimp.simplify.lagrangian import (
     Menu,
     choice_bits,
     choices_at,
@@ -22,9 +24,7 @@ from kernelsimp.simplify.choose import (
     dof_share,
     simplified_share,
 )
-from kernelsimp.simplify.costs import COSTS, cost_table, predicted_loss
-from kernelsimp.simplify.menus import data_free_plan, equivalent_share, menus_for, plan_of, prepare
-from kernelsimp.simplify.survey import Sensitivity
+from kernelsimp.simplify.plan_builder import data_free_plan, equivalent_share, menus_for, plan_of, prepare
 
 FAMILIES = (*SEVENTEEN, "zero")
 
@@ -128,7 +128,7 @@ def test_light_choices_leave_less_error_at_the_same_degrees_of_freedom_and_take_
 def test_choice_bits_are_the_entropy_of_the_choices() -> None:
     dims = torch.tensor([9, 3, 0])
     menu = Menu("one", torch.zeros(8, 3), dims, torch.tensor([0.0, 2.0, 0.0]), 3.5, 9, torch.ones(8) > 0)
-    from kernelsimp.simplify.choose import Choices
+    from kernelsimp.simplify.lagrangian import Choices
 
     chosen = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
     assert choice_bits([menu], Choices(1.0, (chosen,))) == pytest.approx(4 * 1 + 2 * 2 + 2 * 2 + 2 * 2.0)

@@ -327,7 +327,7 @@ def test_help_imports_nothing_heavy_and_stays_under_its_cpu_limit():
 
 def test_the_test_of_imports_would_notice():
     code = (
-        f"import sys; from kernelsimp.pipeline import scan; print([n for n in {HEAVY} if n in sys.modules])"
+        f"import sys; from kernelsimp.commands import scan; print([n for n in {HEAVY} if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torch" in done.stdout

@@ -140,19 +140,19 @@ def test_a_full_disk_leaves_no_half_file(model, tmp_path, capsys, monkeypatch):
 
 
 def test_a_bug_is_exit_3_and_an_interrupt_130(model, capsys, monkeypatch):
-    from kernelsimp import pipeline
+    from kernelsimp.commands import scan
 
     def broken(*_):
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr(pipeline, "scan", broken)
+    monkeypatch.setattr(scan, "scan", broken)
     assert run(["scan", str(model)]) == 3
     assert "please report it" in capsys.readouterr().err
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "scan", interrupted)
+    monkeypatch.setattr(scan, "scan", interrupted)
     assert run(["scan", str(model)]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "kernelsimp: interrupted"
 

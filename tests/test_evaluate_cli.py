@@ -20,12 +20,12 @@ from kernelsimp.data.stores import ArrayStore
 from kernelsimp.data.transforms import Preprocess
 from kernelsimp.evaluation.accuracy import wilson
 from kernelsimp.evaluation.robustness import Bench, assess
-from kernelsimp.report.charts import Series, lines
+from kernelsimp.records.serialise import plain
 from kernelsimp.report.html import report_html
 from kernelsimp.report.markdown import report_markdown
-from kernelsimp.report.plain import plain
-from kernelsimp.report.robustness_tables import robustness_charts, robustness_tables
+from kernelsimp.report.pictures.charts import Series, lines
 from kernelsimp.report.store import json_schema
+from kernelsimp.report.tables.robustness import robustness_charts, robustness_tables
 from kernelsimp.settings import RobustnessSettings
 
 COUNT = 40

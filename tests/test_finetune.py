@@ -14,8 +14,8 @@ from kernelsimp.settings import FinetuneSettings
 from kernelsimp.training import finetune as room
 from kernelsimp.training.finetune import FinetuneJob, finetune
 from kernelsimp.training.hold import hold, release
-from kernelsimp.training.judge import Judge
 from kernelsimp.training.schedule import rate
+from kernelsimp.training.validation import Judge
 from kernelsimp.watch import Watcher
 
 PLAIN = FinetuneSettings(epochs=3, lr=0.05, distill=0.0)

@@ -14,10 +14,10 @@ from kernelsimp.settings import FinetuneSettings, RunSettings, Settings
 from kernelsimp.training.distill import divergence, objective
 from kernelsimp.training.engine import Engine
 from kernelsimp.training.finetune import finetune
-from kernelsimp.training.judge import Judge
 from kernelsimp.training.mixing import mixed
 from kernelsimp.training.options import check_settings
 from kernelsimp.training.schedule import rate
+from kernelsimp.training.validation import Judge
 
 
 def test_objective_is_the_formula_written_out():

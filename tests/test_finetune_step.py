@@ -11,10 +11,10 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.training import finetune as room
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.hold import hold, projections, release, survived
-from kernelsimp.training.judge import Judge
 from kernelsimp.training.options import make_optimizer
 from kernelsimp.training.penalties import Pull
 from kernelsimp.training.statistics import re_estimate
+from kernelsimp.training.validation import Judge
 
 # ---------------------------------------------------------------- the step
 

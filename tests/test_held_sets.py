@@ -19,8 +19,8 @@ from kernelsimp.records.limits import Baseline, BaselineLayer
 from kernelsimp.records.plan import STRENGTH
 from kernelsimp.records.plan_file import read_plan, save_plan
 from kernelsimp.settings import PlanSettings
+from kernelsimp.simplify.alternating import bend, objective
 from kernelsimp.simplify.apply import apply_plan, denoised, snap_layer
-from kernelsimp.simplify.bend import bend, objective
 from kernelsimp.simplify.denoise import (
     LEAST_KL,
     MORE_KL,
@@ -29,13 +29,13 @@ from kernelsimp.simplify.denoise import (
     denoising_of,
     everything_free,
 )
-from kernelsimp.simplify.menus import chooser, data_free_plan
+from kernelsimp.simplify.layerwise import targets_of, walk
 from kernelsimp.simplify.moments import Moments
-from kernelsimp.simplify.resolve import Constraint, Piece, resolve
-from kernelsimp.simplify.road import look, travel
-from kernelsimp.simplify.walk import targets_of, walk
-from kernelsimp.training.held_sets import Still
+from kernelsimp.simplify.plan_builder import chooser, data_free_plan
+from kernelsimp.simplify.projected_cg import Constraint, Piece, resolve
+from kernelsimp.simplify.solve import look, travel
 from kernelsimp.training.hold import hold, projections, release, survived, verify
+from kernelsimp.training.kernel_sets import Still
 from kernelsimp.training.survival import outside
 
 DRAWN = [

@@ -10,13 +10,13 @@ import torch
 from builders import WRITERS, flip_bit, npz, tiny_state, write_zip
 
 from kernelsimp.cli.main import run
+from kernelsimp.commands.outputs import FILES, check_outputs
 from kernelsimp.data.cifar_c import official_suite
 from kernelsimp.data.images import Geometry
 from kernelsimp.errors import CheckpointError, DamagedError, KernelsimpError
 from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.models import reading
 from kernelsimp.models.checkpoint import load_checkpoint
-from kernelsimp.pipeline.outputs import FILES, check_outputs
 from kernelsimp.settings import settle
 
 NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"

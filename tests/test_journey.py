@@ -9,10 +9,10 @@ import pytest
 import torch
 from builders import tiny_state
 
-from kernelsimp import pipeline
+from kernelsimp.commands import simplify
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import settle
-from kernelsimp.simplify import road
+from kernelsimp.simplify import solve as road
 from kernelsimp.watch import Watcher
 
 TESTS = Path(__file__).parent
@@ -58,7 +58,7 @@ def run(
             "finetune": {"epochs": 1, **finetune},
         }
     )
-    pipeline.simplify(place / "tiny.pt", settings, place / "run", heard)
+    simplify.simplify(place / "tiny.pt", settings, place / "run", heard)
     return json.loads((place / "run" / "report.json").read_text()), heard
 
 
@@ -159,7 +159,7 @@ def test_batch_norm_is_taken_afresh_only_where_validation_is_better(
     for better in (True, False):
         # the figures are asked for twice: to decide and to tell
         marks = iter([0.5, 1.0, 1.0, 0.5] if better else [2.0, 1.0, 1.0, 2.0])
-        monkeypatch.setattr("kernelsimp.pipeline.tuning.Judge.score", lambda *_, marks=marks: next(marks))
+        monkeypatch.setattr("kernelsimp.commands.tune.Judge.score", lambda *_, marks=marks: next(marks))
         report, _ = run(place, dof=0.5, finetune={"batch_norm": "re-estimate"})
         said[better] = report
     assert "norm.running_var" in said[True]["buffers_changed"]

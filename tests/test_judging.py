@@ -11,6 +11,8 @@ import torch
 from test_road import FAMILIES, all_exact, network, smooth_images
 from torch import Tensor, nn
 
+from kernelsimp.commands.judging import judged_again
+from kernelsimp.commands.task import Chosen
 from kernelsimp.data.holdout import holdout_split
 from kernelsimp.data.sources import load_data
 from kernelsimp.data.splits import Data
@@ -18,17 +20,15 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome
 from kernelsimp.evaluation.metric import Metric, load_metric
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.pipeline.judging import judged_again
-from kernelsimp.pipeline.task import Chosen
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import DataSettings, PlanSettings, Settings
 from kernelsimp.simplify.arms import held_arm
-from kernelsimp.simplify.choose import choose_for_dof
 from kernelsimp.simplify.controls import Case, run_controls
-from kernelsimp.simplify.judge import Judge, relative_error
-from kernelsimp.simplify.road import Surveyed, Tried, ground_of, look, travel
+from kernelsimp.simplify.distance import Judge, relative_error
+from kernelsimp.simplify.lagrangian import choose_for_dof
 from kernelsimp.simplify.search import Referee, reverted, search
 from kernelsimp.simplify.sensitivity import layer_losses
+from kernelsimp.simplify.solve import Surveyed, Tried, ground_of, look, travel
 
 # ---------------------------------------------------------------- other images
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.hooks import Replay, trace
 from kernelsimp.models.layers import bank_from_model, canonical
-from kernelsimp.simplify.judge import Judge
+from kernelsimp.simplify.distance import Judge
+from kernelsimp.simplify.fisher import Sensitivity, cached_survey, survey
 from kernelsimp.simplify.moments import Sampling, pair_moments, rows_of, rows_wanted, sampling_for, windows
-from kernelsimp.simplify.survey import Sensitivity, cached_survey, survey
 from kernelsimp.watch import Watcher
 
 CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {

@@ -11,12 +11,12 @@ from builders import tiny_net, tiny_state, write_zip
 from test_cli import NET
 
 from kernelsimp.cli.main import run
+from kernelsimp.commands.prune import settle_for_pruning
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import masks
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.structures import find
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.pipeline import settle_for_pruning
 from kernelsimp.settings import PruneSettings
 from kernelsimp.simplify.apply import apply_plan
 from kernelsimp.simplify.magnitude import check_pruning, magnitude_plan, shares_left

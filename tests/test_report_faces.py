@@ -14,24 +14,19 @@ from kernelsimp.report import (
     Gallery,
     Picture,
     choose,
+    fmt,
     pair_html,
     pair_markdown,
     report_html,
     report_markdown,
     scan_html,
-    words,
 )
-from kernelsimp.report.headline import headline
 from kernelsimp.report.markdown import escaped
-from kernelsimp.report.tables import (
-    families_text,
-    flat,
-    layer_table,
-    scan_family_table,
-    scan_layer_table,
-    stage_table,
-)
-from kernelsimp.report.walls import OF_A_STRUCTURE, TOP
+from kernelsimp.report.pictures.gallery_page import OF_A_STRUCTURE, TOP
+from kernelsimp.report.tables.headline import headline
+from kernelsimp.report.tables.run import layer_table, stage_table
+from kernelsimp.report.tables.scan import scan_family_table, scan_layer_table
+from kernelsimp.report.tables.table import families_text, flat
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\n|`x`](javascript:1)"
 
@@ -65,22 +60,22 @@ class Page(HTMLParser):
 @pytest.mark.parametrize(
     ("spelled", "expected"),
     [
-        (words.count(1234567), "1,234,567"),
-        (words.count(None), "–"),
-        (words.number(float("nan")), "–"),
-        (words.number(0.000123456), "0.000123"),
-        (words.number(12345.6), "12,346"),
-        (words.number(0.0), "0"),
-        (words.percent(91.642), "91.64 %"),
-        (words.share(1, 3), "33.3 %"),
-        (words.share(1, 0), "–"),
-        (words.points(-0.3), "-0.30 pp"),
-        (words.points(0.3), "+0.30 pp"),
-        (words.p_value(1e-12), "< 1e-8"),
-        (words.p_value(0.0123), "0.012"),
-        (words.size(999), "999 bytes"),
-        (words.size(1_103_432), "1.1 MB"),
-        (words.interval(1.0, float("nan")), "–"),
+        (fmt.count(1234567), "1,234,567"),
+        (fmt.count(None), "–"),
+        (fmt.number(float("nan")), "–"),
+        (fmt.number(0.000123456), "0.000123"),
+        (fmt.number(12345.6), "12,346"),
+        (fmt.number(0.0), "0"),
+        (fmt.percent(91.642), "91.64 %"),
+        (fmt.share(1, 3), "33.3 %"),
+        (fmt.share(1, 0), "–"),
+        (fmt.points(-0.3), "-0.30 pp"),
+        (fmt.points(0.3), "+0.30 pp"),
+        (fmt.p_value(1e-12), "< 1e-8"),
+        (fmt.p_value(0.0123), "0.012"),
+        (fmt.size(999), "999 bytes"),
+        (fmt.size(1_103_432), "1.1 MB"),
+        (fmt.interval(1.0, float("nan")), "–"),
     ],
 )
 def test_figures_are_spelled(spelled: str, expected: str) -> None:

@@ -20,7 +20,7 @@ from kernelsimp.report import (
     save_gallery,
     with_p,
 )
-from kernelsimp.report.sprites import LEVELS, sprite, tile
+from kernelsimp.report.pictures.sprites import LEVELS, sprite, tile
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\n|`x`](javascript:1)"
 

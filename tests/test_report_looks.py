@@ -10,9 +10,9 @@ import torch
 
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.report import choose, report_html
-from kernelsimp.report.charts import Level, Pair, against_chance, waterfall
-from kernelsimp.report.prototype_pictures import prototype_figures, prototypes_of
-from kernelsimp.report.tables import family_table
+from kernelsimp.report.pictures.charts import Level, Pair, against_chance, waterfall
+from kernelsimp.report.pictures.prototypes import prototype_figures, prototypes_of
+from kernelsimp.report.tables.run import family_table
 
 STYLE = Path(report_html.__code__.co_filename).parent / "templates" / "style.css"
 

@@ -14,11 +14,11 @@ from kernelsimp.records.comparison import Comparison, LayerSimilarity, Matrix, P
 from kernelsimp.records.evaluation import Evaluation
 from kernelsimp.records.limits import baseline_of
 from kernelsimp.records.verdict import Finding, Measure, Verdict
-from kernelsimp.report.audit_tables import audit_json
 from kernelsimp.report.baselines import baseline_text
-from kernelsimp.report.comparison import comparison_json
 from kernelsimp.report.evaluation import evaluation_json
 from kernelsimp.report.store import json_schema, report_json, scan_json, verdict_json
+from kernelsimp.report.tables.audit import audit_json
+from kernelsimp.report.tables.comparison import comparison_json
 
 
 def evaluated() -> Evaluation:

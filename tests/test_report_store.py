@@ -11,8 +11,8 @@ import reports
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.records.report import Report, Stage
+from kernelsimp.records.serialise import json_text, plain
 from kernelsimp.records.verdict import shown
-from kernelsimp.report.plain import json_text, plain
 from kernelsimp.report.store import read_report, report_json, scan_json
 
 

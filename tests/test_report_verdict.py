@@ -4,7 +4,14 @@ import json
 from xml.etree import ElementTree
 
 from kernelsimp.records.verdict import Finding, Measure, Verdict
-from kernelsimp.report.faces import annotations, finding_table, gitlab, junit, step_summary, verdict_table
+from kernelsimp.report.ci_formats import (
+    annotations,
+    finding_table,
+    gitlab,
+    junit,
+    step_summary,
+    verdict_table,
+)
 from kernelsimp.report.store import verdict_json
 
 NASTY = "a<b>&\"'%,:|`\x1b[31m\n\x00\u202e"

@@ -15,11 +15,11 @@ from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.apply import apply_plan
-from kernelsimp.simplify.menus import data_free_plan
+from kernelsimp.simplify.layerwise import Ground, targets_of, walk
 from kernelsimp.simplify.moments import Moments, pair_moments
-from kernelsimp.simplify.resolve import Constraint, Solved, resolve
-from kernelsimp.simplify.road import Road, ground_of, take_road
-from kernelsimp.simplify.walk import Ground, targets_of, walk
+from kernelsimp.simplify.plan_builder import data_free_plan
+from kernelsimp.simplify.projected_cg import Constraint, Solved, resolve
+from kernelsimp.simplify.solve import Road, ground_of, take_road
 from kernelsimp.training.survival import outside
 
 FAMILIES = (*SEVENTEEN, "zero")
@@ -362,8 +362,8 @@ def test_a_device_without_memory_hands_the_layer_to_the_cpu_and_says_so(
         }
         return device_of(**away, rows=moments.rows, same=moments.same)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr("kernelsimp.simplify.walk.resolve", cramped)
-    monkeypatch.setattr("kernelsimp.simplify.walk.pair_moments", on_a_device)
+    monkeypatch.setattr("kernelsimp.simplify.layerwise.resolve", cramped)
+    monkeypatch.setattr("kernelsimp.simplify.layerwise.pair_moments", on_a_device)
     walked = walk(stood, targets)
     assert tried[:2] == ["meta", "cpu"]
     assert walked.fits["stem"].trouble == "meta ran out of memory, solved on the CPU"

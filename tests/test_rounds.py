@@ -11,9 +11,9 @@ from test_road import FAMILIES, network, smooth_images
 
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.choose import choose_for_dof
-from kernelsimp.simplify.road import ground_of, look, travel
+from kernelsimp.simplify.lagrangian import choose_for_dof
 from kernelsimp.simplify.rounds import HARMLESS, MOST_HALVINGS, Way, following, go, relabelled
+from kernelsimp.simplify.solve import ground_of, look, travel
 
 
 @dataclass

@@ -6,7 +6,7 @@ from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.records.scan import Scan
 from kernelsimp.report import scan_html
-from kernelsimp.report.beyond_tables import beyond_table, coding_table
+from kernelsimp.report.tables.beyond import beyond_table, coding_table
 from kernelsimp.settings import ScanSettings
 
 

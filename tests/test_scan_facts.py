@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernelsimp import pipeline
+from kernelsimp.commands import scan
 from kernelsimp.kernels.families import SEVENTEEN
 from kernelsimp.records.scan import Scan
 from kernelsimp.settings import ScanSettings, Settings
 
 
 def scanned(path: Path, **settings: object) -> Scan:
-    return pipeline.scan(path, Settings(scan=ScanSettings(**settings)))  # type: ignore[arg-type]
+    return scan.scan(path, Settings(scan=ScanSettings(**settings)))  # type: ignore[arg-type]
 
 
 def test_mirrors_of_resnet20_are_chance_and_smoothness(shared_data: Path) -> None:

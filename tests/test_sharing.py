@@ -10,13 +10,13 @@ from builders import npz, tiny_state, write_zip
 from test_cli import NET, fails
 
 from kernelsimp.cli.main import run
+from kernelsimp.commands import handover as sharing
+from kernelsimp.commands.handover import Handover, handed_over
+from kernelsimp.commands.inputs import open_data
+from kernelsimp.commands.planner import choose
+from kernelsimp.commands.task import Task
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.network import open_network
-from kernelsimp.pipeline import sharing
-from kernelsimp.pipeline.choosing import choose
-from kernelsimp.pipeline.opening import open_data
-from kernelsimp.pipeline.sharing import Handover, handed_over
-from kernelsimp.pipeline.task import Task
 from kernelsimp.settings import Settings, settle
 from kernelsimp.training.ranks import launch_name
 from kernelsimp.watch import SILENT

@@ -11,7 +11,7 @@ from builders import tiny_state, write_zip
 from test_cli import SMALL, fails
 
 from kernelsimp.cli.main import run
-from kernelsimp.pipeline.round_files import RoundFiles
+from kernelsimp.commands.round_files import RoundFiles
 
 HALF = ["--dof", "0.5", "--cost", "absolute"]
 PAIR = """

@@ -9,8 +9,8 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import families, partitions
 from kernelsimp.kernels.structures import BENT, BentSet, bent_sets, find, projectors
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.menus import data_free_plan, equivalent_share
-from kernelsimp.simplify.walk import targets_of, walk
+from kernelsimp.simplify.layerwise import targets_of, walk
+from kernelsimp.simplify.plan_builder import data_free_plan, equivalent_share
 
 SHAPES = [(2, 2), (3, 3), (3, 5), (5, 5), (7, 7)]
 SETS = [item for shape in SHAPES for item in bent_sets(shape) if item.name in BENT]

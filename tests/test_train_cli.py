@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from kernelsimp.cli.main import run
+from kernelsimp.commands import train as from_scratch
 from kernelsimp.kernels.families import find
 from kernelsimp.models.zoo import DigitsCnn
-from kernelsimp.pipeline import from_scratch
 
 WORDS = [
     "train",

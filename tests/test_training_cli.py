@@ -122,12 +122,12 @@ def test_an_interrupt_finishes_the_step_says_how_to_go_on_and_exits_130(
 
 
 def test_an_interrupt_before_anything_was_kept_offers_nothing(command, capsys, monkeypatch):
-    from kernelsimp import pipeline
+    from kernelsimp.commands import simplify
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "simplify", interrupt)
+    monkeypatch.setattr(simplify, "simplify", interrupt)
     assert run(command) == 130
     assert capsys.readouterr().err.splitlines() == ["kernelsimp: interrupted"]
 
@@ -143,13 +143,13 @@ def test_the_line_that_goes_on_names_the_launcher_and_says_resume_once():
 
 @pytest.mark.parametrize("rank", ["RANK", "SLURM_PROCID"])
 def test_an_interrupt_is_said_by_the_first_process_alone(rank, command, capsys, monkeypatch):
-    from kernelsimp import pipeline
+    from kernelsimp.commands import simplify
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setenv(rank, "1")
-    monkeypatch.setattr(pipeline, "follow", interrupt)
+    monkeypatch.setattr(simplify, "follow", interrupt)
     assert run(command) == 130
     assert capsys.readouterr().err == ""
 

@@ -16,14 +16,15 @@ def audit(
     quiet: QuietOption = False,
 ) -> None:
     """Say what every layer costs, how wide it is, how far it sees, and what cheaper layers would cost."""
-    from kernelsimp import pipeline
     from kernelsimp.cli.tables import draw
-    from kernelsimp.report.audit_tables import audit_json, audit_tables, audit_words
+    from kernelsimp.commands import audit as command
+    from kernelsimp.commands import inputs, outputs
+    from kernelsimp.report.tables.audit import audit_json, audit_tables, audit_words
 
-    settings = pipeline.settle_for_model(given, config)
-    pipeline.check_outputs([("--json", json)], (model,), settings, config)
+    settings = inputs.settle_for_model(given, config)
+    outputs.check_outputs([("--json", json)], (model,), settings, config)
     with watching(quiet=quiet, json=json) as watcher:
-        found = pipeline.audit(Path(model), settings, watcher)
+        found = command.audit(Path(model), settings, watcher)
     if json:
         emit_json(audit_json(found), json)
     if not quiet and json != "-":

@@ -48,29 +48,30 @@ def check(
     quiet: QuietOption = False,
 ) -> None:
     """Verify that held kernels did not move, that structures hold and, with --data, the accuracy."""
-    from kernelsimp import pipeline
-    from kernelsimp.report import faces
+    from kernelsimp.commands import check as command
+    from kernelsimp.commands import inputs, outputs
+    from kernelsimp.report import ci_formats
 
-    settings = pipeline.settle_for_check(given, config, baseline)
+    settings = inputs.settle_for_check(given, config, baseline)
     wanted = [("--json", json), ("--junit", junit), ("--gitlab", gitlab)]
     if update_baseline:
-        pipeline.check_outputs([*wanted, ("--baseline", baseline)], (*models, limits), settings, config)
+        outputs.check_outputs([*wanted, ("--baseline", baseline)], (*models, limits), settings, config)
     else:
-        pipeline.check_outputs(wanted, (*models, baseline, limits), settings, config)
+        outputs.check_outputs(wanted, (*models, baseline, limits), settings, config)
     make = line_that_makes(models[0], baseline, given, config)
-    gate = pipeline.Gate(baseline, limits, max_drop, against, make, allow_extra)
+    gate = command.Gate(baseline, limits, max_drop, against, make, allow_extra)
     with watching(quiet=quiet, json=json) as watcher:
         if update_baseline:
-            _update(models, lambda model: pipeline.update_baseline(model, gate, settings, watcher), baseline)
+            _update(models, lambda model: command.update_baseline(model, gate, settings, watcher), baseline)
             return
-        results = _results(models, lambda model: pipeline.check(model, gate, settings, watcher))
+        results = _results(models, lambda model: command.check(model, gate, settings, watcher))
     _show(results, json, quiet=quiet)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         _tell_github(results, err if json == "-" else out)
     if junit:
-        write_text(junit, faces.junit(_spoken(results)))
+        write_text(junit, ci_formats.junit(_spoken(results)))
     if gitlab:
-        write_text(gitlab, faces.gitlab(_spoken(results)))
+        write_text(gitlab, ci_formats.gitlab(_spoken(results)))
     for result in results.values():
         if isinstance(result, KernelsimpError):
             raise result  # the others are written; this one cannot be judged, so neither can all
@@ -141,12 +142,12 @@ def _spoken(results: "Mapping[str, Verdict | KernelsimpError]") -> "dict[str, Ve
 
 def _tell_github(results: "Mapping[str, Verdict | KernelsimpError]", console: Console) -> None:
     """Write annotations and the step summary for the GitHub workflow that runs this."""
-    from kernelsimp.report import faces
+    from kernelsimp.report import ci_formats
 
     spoken = _spoken(results)
-    for line in faces.annotations(spoken):
+    for line in ci_formats.annotations(spoken):
         console.print(line, markup=False, soft_wrap=True)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
         with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(faces.step_summary(spoken))
+            file.write(ci_formats.step_summary(spoken))

@@ -27,16 +27,17 @@ def compare(
     quiet: QuietOption = False,
 ) -> None:
     """Compare what the layers of two networks give on the same test images."""
-    from kernelsimp import pipeline
     from kernelsimp.cli.tables import draw
+    from kernelsimp.commands import compare as command
+    from kernelsimp.commands import inputs, outputs
     from kernelsimp.files import write_text
-    from kernelsimp.report.comparison import comparison_json, comparison_tables
     from kernelsimp.report.html import comparison_html
+    from kernelsimp.report.tables.comparison import comparison_json, comparison_tables
 
-    settings = pipeline.settle_for_model(given, config)
-    pipeline.check_outputs([("--json", json), ("--html", html)], (first, second), settings, config)
+    settings = inputs.settle_for_model(given, config)
+    outputs.check_outputs([("--json", json), ("--html", html)], (first, second), settings, config)
     with watching(quiet=quiet, json=json) as watcher:
-        found = pipeline.compare((Path(first), Path(second)), settings, watcher)
+        found = command.compare((Path(first), Path(second)), settings, watcher)
     if json:
         emit_json(comparison_json(found), json)
     if html:

@@ -19,11 +19,11 @@ def demo(
     """Train a small network on digits, then scan, simplify, freeze, fine-tune, report and check it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of a tiny network only wait
 
-    from kernelsimp import pipeline
     from kernelsimp.cli.tables import report_tables, scan_tables, verdict_tables
+    from kernelsimp.commands import demo as command
 
     with watching(quiet=quiet, json=None) as watcher:
-        story = pipeline.demo(folder, watcher)
+        story = command.demo(folder, watcher)
     if not quiet:
         for table in (*scan_tables(story.scan), *report_tables(story.report), *verdict_tables(story.verdict)):
             out.print(table)

@@ -25,15 +25,16 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Measure accuracy on the test split; with --robustness, also where pictures and weights change."""
-    from kernelsimp import pipeline
     from kernelsimp.cli.tables import draw
+    from kernelsimp.commands import evaluate as command
+    from kernelsimp.commands import inputs, outputs
     from kernelsimp.report.evaluation import evaluation_json, evaluation_tables
 
     given = put(given, "plan", "metric", metric)
-    settings = pipeline.settle_for_model(given, config)
-    pipeline.check_outputs([("--json", json)], (model,), settings, config)
+    settings = inputs.settle_for_model(given, config)
+    outputs.check_outputs([("--json", json)], (model,), settings, config)
     with watching(quiet=quiet, json=json) as watcher:
-        found = pipeline.evaluate(Path(model), settings, watcher)
+        found = command.evaluate(Path(model), settings, watcher)
     if json:
         emit_json(evaluation_json(found), json)
     if not quiet and json != "-":

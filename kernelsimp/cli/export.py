@@ -21,15 +21,16 @@ def export(
     input_size: Annotated[int | None, typer.Option(help="onnx: side of an image in pixels")] = None,
 ) -> None:
     """Write a RUN's network, or MODEL, in another form; packed is lossless, and every command reads it."""
-    from kernelsimp import pipeline
-    from kernelsimp.report import words
+    from kernelsimp.commands import export as command
+    from kernelsimp.commands import outputs
+    from kernelsimp.report import fmt
 
-    pipeline.check_outputs([("--out", file)], (source,))
-    written = pipeline.export(source, to, file, put(given, "data", "input_size", input_size))
+    outputs.check_outputs([("--out", file)], (source,))
+    written = command.export(source, to, file, put(given, "data", "input_size", input_size))
     share = written.size / max(written.source_size, 1)
     out.print(
-        f"{written.form}: {written.path}, {words.size(written.size)}, {share:.1%} of "
-        f"{words.size(written.source_size)}",
+        f"{written.form}: {written.path}, {fmt.size(written.size)}, {share:.1%} of "
+        f"{fmt.size(written.source_size)}",
         markup=False,
     )
     for note in written.notes:

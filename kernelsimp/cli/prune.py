@@ -40,13 +40,14 @@ def prune(
     quiet: QuietOption = False,
 ) -> None:
     """Set the smallest weights, kernels or filters to zero, train the rest, and report the cost."""
-    from kernelsimp import pipeline
     from kernelsimp.cli.tables import present_run
+    from kernelsimp.commands import outputs
+    from kernelsimp.commands import prune as command
 
     if out_dir is None:
         raise KernelsimpError("prune needs a place to write: pass --out RUN")
-    settings = pipeline.settle_for_pruning(given, config)
-    pipeline.check_run(out_dir, Path(model), settings, config, json)
+    settings = command.settle_for_pruning(given, config)
+    outputs.check_run(out_dir, Path(model), settings, config, json)
     with watching(quiet=quiet, json=json, run=out_dir) as watcher:
-        result = pipeline.prune(Path(model), settings, out_dir, watcher)
+        result = command.prune(Path(model), settings, out_dir, watcher)
     present_run(result, out_dir, json, quiet=quiet)

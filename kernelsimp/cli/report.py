@@ -18,18 +18,19 @@ def report(
     ] = None,
 ) -> None:
     """Render report.md and report.html of a RUN again; of two runs, one page that puts them side by side."""
-    from kernelsimp import pipeline
     from kernelsimp.cli.tables import draw, report_tables
+    from kernelsimp.commands import outputs
+    from kernelsimp.commands import report as command
 
     if len(runs) > 2:
         raise KernelsimpError(f"report takes one run or two; {len(runs)} were given")
     if len(runs) == 1:
-        for table in report_tables(pipeline.render_again(runs[0])):
+        for table in report_tables(command.render_again(runs[0])):
             out.print(table)
         return
     if folder is None:
         raise KernelsimpError("two runs side by side need a place to write: pass --out DIR")
-    pipeline.check_outputs([("--out", folder)], runs)
-    for side_by_side in pipeline.render_pair((runs[0], runs[1]), folder):
+    outputs.check_outputs([("--out", folder)], runs)
+    for side_by_side in command.render_pair((runs[0], runs[1]), folder):
         out.print(draw(side_by_side))
     out.print(f"report: {folder / 'pair.html'}", markup=False)

@@ -36,10 +36,10 @@ def scan(
     quiet: QuietOption = False,
 ) -> None:
     """Count the kernels near each family, layer by layer, beside what chance would give."""
-    from kernelsimp import pipeline
+    from kernelsimp.commands import outputs
 
     settings = settle(put(given, "scan", "depth", "deep") if deep else given, config)
-    pipeline.check_outputs([("--json", json), ("--csv", csv), ("--html", html)], (model,), settings, config)
+    outputs.check_outputs([("--json", json), ("--csv", csv), ("--html", html)], (model,), settings, config)
     with watching(quiet=quiet, json=json) as watcher:
         if Path(model).is_dir():
             _refuse_for_folder(csv=csv, html=html, explain=explain)
@@ -52,13 +52,13 @@ def scan(
 
 def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str, str | bool | None]) -> None:
     """Scan one checkpoint and write what was asked for."""
-    from kernelsimp import pipeline
     from kernelsimp.cli.tables import scan_tables
+    from kernelsimp.commands import scan as command
     from kernelsimp.files import write_text
     from kernelsimp.report import scan_html, scan_json
     from kernelsimp.report.scan_csv import scan_csv
 
-    result = pipeline.scan(Path(model), settings, watcher)
+    result = command.scan(Path(model), settings, watcher)
     watcher.stop()
     if to["json"]:
         emit_json(scan_json(result), str(to["json"]))
@@ -73,12 +73,12 @@ def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str,
 
 def _explain(what: tuple[str, str], settings: Settings, watcher: TerminalWatcher, json: str | None) -> None:
     """Print one kernel, or write it as JSON where asked."""
-    from kernelsimp import pipeline
     from kernelsimp.cli.tables import explanation_tables
-    from kernelsimp.report.plain import plain
+    from kernelsimp.commands import scan as command
+    from kernelsimp.records.serialise import plain
 
     model, place = what
-    explained = pipeline.scan_explained(Path(model), place, settings, watcher)
+    explained = command.scan_explained(Path(model), place, settings, watcher)
     watcher.stop()
     if json:
         emit_json(plain(explained), json)
@@ -91,13 +91,13 @@ def _folder(
     folder: Path, settings: Settings, watcher: TerminalWatcher, to: tuple[str | None, int, bool]
 ) -> None:
     """Scan every checkpoint of a folder: one line each, one JSON each, failures listed."""
-    from kernelsimp import pipeline
     from kernelsimp.cli.tables import folder_tables
+    from kernelsimp.commands import scan as command
 
     json, jobs, quiet = to
     if json == "-":
         raise KernelsimpError("--json -: a folder gives one JSON a checkpoint; name a folder for them")
-    lines = pipeline.scan_folder(folder, settings, (Path(json) if json else None, jobs), watcher)
+    lines = command.scan_folder(folder, settings, (Path(json) if json else None, jobs), watcher)
     watcher.stop()
     if not quiet:
         for part in folder_tables(lines):

@@ -50,25 +50,26 @@ def simplify(
     quiet: QuietOption = False,
 ) -> None:
     """Replace near-structured kernels by the exact thing, hold them, train the rest, and report the cost."""
-    from kernelsimp import pipeline
     from kernelsimp.cli.tables import draw, present_run
-    from kernelsimp.report.plan_tables import plan_tables
+    from kernelsimp.commands import inputs, outputs, planner
+    from kernelsimp.commands import simplify as command
+    from kernelsimp.report.tables.plan import plan_tables
     from kernelsimp.training.ranks import first_process
 
     given = put(given, "finetune", "hold", _hold(freeze=freeze, tie=tie, none=no_freeze))
     if out_dir is None and not dry_run:
         raise KernelsimpError("simplify needs a place to write: pass --out RUN, or --dry-run to see the plan")
-    settings = pipeline.settle_for_model(given, config)
+    settings = inputs.settle_for_model(given, config)
     if out_dir is not None and not dry_run:
-        pipeline.check_run(out_dir, Path(model), settings, config, json)
+        outputs.check_run(out_dir, Path(model), settings, config, json)
     if out_dir is not None and not dry_run and not first_process():
-        pipeline.follow(Path(model), settings, out_dir)  # the first process writes and talks for all
+        command.follow(Path(model), settings, out_dir)  # the first process writes and talks for all
         return
     with watching(quiet=quiet, json=json, run=out_dir) as watcher:
         if out_dir is not None and not dry_run:
-            result = pipeline.simplify(Path(model), settings, out_dir, watcher)
+            result = command.simplify(Path(model), settings, out_dir, watcher)
         else:
-            plan = pipeline.plan_only(Path(model), settings, watcher)
+            plan = planner.plan_only(Path(model), settings, watcher)
     if out_dir is not None and not dry_run:
         present_run(result, out_dir, json, quiet=quiet)
     elif not quiet and json != "-":

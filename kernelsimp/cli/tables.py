@@ -20,12 +20,14 @@ from kernelsimp.kernels.families import FAMILIES, offered
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Explanation, Scan, ScanLine
 from kernelsimp.records.verdict import Verdict, shown
-from kernelsimp.report import faces, report_json, tables
-from kernelsimp.report.course_tables import metric_table, round_table, training_table
-from kernelsimp.report.folder_tables import failure_table, folder_table
-from kernelsimp.report.headline import headline
-from kernelsimp.report.robustness_tables import robustness_tables
-from kernelsimp.report.tables import Table
+from kernelsimp.report import ci_formats, report_json
+from kernelsimp.report.tables import run as run_tables
+from kernelsimp.report.tables import scan as scan_rows
+from kernelsimp.report.tables.course import metric_table, round_table, training_table
+from kernelsimp.report.tables.folder import failure_table, folder_table
+from kernelsimp.report.tables.headline import headline
+from kernelsimp.report.tables.robustness import robustness_tables
+from kernelsimp.report.tables.table import Table
 
 NAME = 24
 """The first column of a table, names, is not squeezed below this many characters."""
@@ -47,14 +49,14 @@ def draw(table: Table) -> RenderableType:
 
 def scan_tables(scan: Scan) -> Iterator[RenderableType]:
     """Yield what a scan found: layers, families beside chance, and a sentence of totals."""
-    layers = tables.scan_layer_table(scan)  # the sentences below say what the last column says
+    layers = scan_rows.scan_layer_table(scan)  # the sentences below say what the last column says
     yield draw(replace(layers, heads=layers.heads[:-1], rows=tuple(row[:-1] for row in layers.rows)))
-    yield draw(_first_rows(tables.sentence_table(scan)))
-    yield draw(tables.scan_family_brief(scan))
+    yield draw(_first_rows(scan_rows.sentence_table(scan)))
+    yield draw(scan_rows.scan_family_brief(scan))
     kernels, dead = sum(layer.kernels for layer in scan.layers), sum(layer.dead for layer in scan.layers)
     pointwise = f", {scan.pointwise:,} pointwise kernels apart" if scan.pointwise else ""
     yield f"{len(scan.layers)} layers, {kernels:,} kernels larger than 1x1 ({dead:,} dead){pointwise}"
-    near = tables.near_words(scan)
+    near = scan_rows.near_words(scan)
     if near:
         yield near
     if scan.skipped:
@@ -78,7 +80,7 @@ def explanation_tables(explained: Explanation) -> Iterator[RenderableType]:
     cells = torch.from_numpy(explained.cells.reshape(-1, explained.cells.shape[-1]))
     yield escape("\n".join(pictures.picture(cells, ascii_only=not _unicode())))
     yield from (escape(shown(note)) for note in explained.notes)
-    yield draw(_first_rows(tables.explanation_table(explained), 20))
+    yield draw(_first_rows(scan_rows.explanation_table(explained), 20))
 
 
 def _unicode() -> bool:
@@ -95,12 +97,12 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
     """Yield the report's headline, stages and structures."""
     facts = tuple((fact.name, fact.value, fact.note) for fact in headline(report))
     yield draw(Table("Result", ("what", "value", ""), facts, frozenset({0, 2})))
-    yield draw(tables.stage_table(report))
+    yield draw(run_tables.stage_table(report))
     yield draw(metric_table(report))
     yield draw(round_table(report))
     yield draw(training_table(report))
-    yield draw(tables.family_table(report))
-    yield draw(tables.control_table(report))
+    yield draw(run_tables.family_table(report))
+    yield draw(run_tables.control_table(report))
     yield from map(draw, robustness_tables(report.robustness)[:2])  # the summary and the comparison
     for note in report.notes:
         yield escape(shown(note))
@@ -120,8 +122,8 @@ def present_run(report: Report, folder: Path, json: str | None, *, quiet: bool) 
 
 def verdict_tables(verdict: Verdict) -> Iterator[RenderableType]:
     """Yield every rule that was examined, and the findings."""
-    yield draw(faces.verdict_table(verdict))
-    yield draw(faces.finding_table(verdict))
+    yield draw(ci_formats.verdict_table(verdict))
+    yield draw(ci_formats.finding_table(verdict))
     yield from (escape(shown(note)) for note in verdict.notes)
     yield "check: FAILED" if verdict.exit_code else "check: passed"
 

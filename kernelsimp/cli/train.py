@@ -47,18 +47,19 @@ def train(
     quiet: QuietOption = False,
 ) -> None:
     """Train a network from scratch, with its kernels constrained or penalised, and report what came of it."""
-    from kernelsimp import pipeline
     from kernelsimp.cli.tables import present_run
+    from kernelsimp.commands import inputs, outputs
+    from kernelsimp.commands import train as command
     from kernelsimp.training.ranks import first_process
 
     given = put(put(given, "train", "constrain", constrain), "train", "penalty", penalty)
     if out_dir is None:
         raise KernelsimpError("train needs a place to write: pass --out RUN")
-    settings = pipeline.settle_for_model(given, config)
-    pipeline.check_run(out_dir, None, settings, config, json)
+    settings = inputs.settle_for_model(given, config)
+    outputs.check_run(out_dir, None, settings, config, json)
     if not first_process():
-        pipeline.train_along(settings, out_dir)  # the first process writes and talks for all
+        command.train_along(settings, out_dir)  # the first process writes and talks for all
         return
     with watching(quiet=quiet, json=json, run=out_dir) as watcher:
-        result = pipeline.train(settings, out_dir, watcher)
+        result = command.train(settings, out_dir, watcher)
     present_run(result, out_dir, json, quiet=quiet)

@@ -32,7 +32,7 @@ from kernelsimp.records.report import (
     Size,
 )
 from kernelsimp.records.scan import Scan
-from kernelsimp.report.prototype_pictures import prototypes_of
+from kernelsimp.report.pictures.prototypes import prototypes_of
 from kernelsimp.report.store import family_totals
 from kernelsimp.training.survival import left_of, survived
 

@@ -12,8 +12,8 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
 from kernelsimp.records.limits import SCHEMA, Baseline, baseline_of
 from kernelsimp.records.report import SCHEMA as REPORT_SCHEMA
+from kernelsimp.records.serialise import MisfitError, plain, restored
 from kernelsimp.records.verdict import shown
-from kernelsimp.report.plain import MisfitError, plain, restored
 from kernelsimp.report.store import check_schema, is_folder, read_json, read_report
 
 MAKE = "kernelsimp check MODEL --baseline {path} --update-baseline"

@@ -3,11 +3,11 @@
 from typing import Any
 
 from kernelsimp.records.evaluation import Evaluation
+from kernelsimp.records.serialise import plain
 from kernelsimp.records.verdict import shown
-from kernelsimp.report import words
-from kernelsimp.report.plain import plain
-from kernelsimp.report.robustness_tables import robustness_tables
-from kernelsimp.report.tables import Table
+from kernelsimp.report import fmt
+from kernelsimp.report.tables.robustness import robustness_tables
+from kernelsimp.report.tables.table import Table
 
 
 def evaluation_json(found: Evaluation) -> dict[str, Any]:
@@ -27,14 +27,14 @@ def _first_table(found: Evaluation) -> Table:
         figures = metric.stages if metric is not None else ()
         name = shown(metric.name) if metric is not None else ""
         return Table(
-            "Metric", heads, tuple((name, words.number(item.value, 4), data) for item in figures), text
+            "Metric", heads, tuple((name, fmt.number(item.value, 4), data) for item in figures), text
         )
     rows = [
-        ("top-1", words.percent(accuracy.top1), words.right_of(accuracy)),
-        ("95 % interval", words.interval(*accuracy.ci95), "Wilson, percent"),
-        ("loss", words.number(accuracy.loss), "mean cross-entropy, nats"),
-        ("test images", words.count(accuracy.total), data),
+        ("top-1", fmt.percent(accuracy.top1), fmt.right_of(accuracy)),
+        ("95 % interval", fmt.interval(*accuracy.ci95), "Wilson, percent"),
+        ("loss", fmt.number(accuracy.loss), "mean cross-entropy, nats"),
+        ("test images", fmt.count(accuracy.total), data),
     ]
     if found.top5 is not None:
-        rows.insert(2, ("top-5", words.percent(found.top5), ""))
+        rows.insert(2, ("top-5", fmt.percent(found.top5), ""))
     return Table("Accuracy", heads, tuple(rows), text)

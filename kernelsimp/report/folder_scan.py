@@ -16,7 +16,7 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
 from kernelsimp.models.scannable import open_to_scan
 from kernelsimp.records.scan import Scan, ScanLine
-from kernelsimp.report.plain import json_text
+from kernelsimp.records.serialise import json_text
 from kernelsimp.report.store import scan_json
 from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher

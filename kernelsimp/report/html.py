@@ -18,11 +18,15 @@ from kernelsimp.records.comparison import Comparison
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Scan
 from kernelsimp.records.verdict import shown
-from kernelsimp.report import figures, prototype_pictures, scan_pictures
-from kernelsimp.report.beyond_tables import CODED, beyond_table, coding_table
-from kernelsimp.report.beyond_tables import SAYS as BEYOND
-from kernelsimp.report.comparison import SAYS as COMPARISON_SAYS
-from kernelsimp.report.comparison import (
+from kernelsimp.report.pictures import figures
+from kernelsimp.report.pictures import prototypes as prototype_pictures
+from kernelsimp.report.pictures import scan as scan_pictures
+from kernelsimp.report.pictures.gallery import Gallery
+from kernelsimp.report.pictures.gallery_page import by_structure, largest, walls
+from kernelsimp.report.tables.beyond import CODED, beyond_table, coding_table
+from kernelsimp.report.tables.beyond import SAYS as BEYOND
+from kernelsimp.report.tables.comparison import SAYS as COMPARISON_SAYS
+from kernelsimp.report.tables.comparison import (
     comparison_facts,
     comparison_maps,
     comparison_table,
@@ -30,26 +34,19 @@ from kernelsimp.report.comparison import (
     matrix_words,
     similarity_tables,
 )
-from kernelsimp.report.course_tables import course_tables, training_table, training_word
-from kernelsimp.report.gallery import Gallery
-from kernelsimp.report.headline import headline, speed_words, survival_words
-from kernelsimp.report.pair import pair_tables
-from kernelsimp.report.robustness_tables import SAYS, robustness_charts, robustness_tables
-from kernelsimp.report.tables import (
-    Table,
-    control_table,
-    family_table,
-    flat,
-    layer_table,
-    pairs,
+from kernelsimp.report.tables.course import course_tables, training_table, training_word
+from kernelsimp.report.tables.headline import headline, speed_words, survival_words
+from kernelsimp.report.tables.pair import pair_tables
+from kernelsimp.report.tables.robustness import SAYS, robustness_charts, robustness_tables
+from kernelsimp.report.tables.run import control_table, family_table, layer_table, stage_table
+from kernelsimp.report.tables.scan import (
     scan_facts,
     scan_family_table,
     scan_layer_table,
     sentence_table,
     skipped_table,
-    stage_table,
 )
-from kernelsimp.report.walls import by_structure, largest, walls
+from kernelsimp.report.tables.table import Table, flat, pairs
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ import re
 
 from kernelsimp.records.report import Report
 from kernelsimp.records.verdict import shown
-from kernelsimp.report import words
-from kernelsimp.report.comparison import similarity_tables
-from kernelsimp.report.course_tables import course_tables, training_table
-from kernelsimp.report.headline import headline, label_words, speed_words, survival_words
-from kernelsimp.report.pair import pair_tables
-from kernelsimp.report.robustness_tables import robustness_tables
-from kernelsimp.report.tables import Table, control_table, family_table, flat, layer_table, pairs, stage_table
+from kernelsimp.report import fmt
+from kernelsimp.report.tables.comparison import similarity_tables
+from kernelsimp.report.tables.course import course_tables, training_table
+from kernelsimp.report.tables.headline import headline, label_words, speed_words, survival_words
+from kernelsimp.report.tables.pair import pair_tables
+from kernelsimp.report.tables.robustness import robustness_tables
+from kernelsimp.report.tables.run import control_table, family_table, layer_table, stage_table
+from kernelsimp.report.tables.table import Table, flat, pairs
 
 MOST_LAYERS = 60
 """Longer layer tables are cut: a pull request is no place for a thousand rows."""
@@ -67,12 +68,12 @@ def _lead(report: Report) -> str:
         cost = "Accuracy was not measured."
     else:
         accuracy = report.accuracy
-        low_high = words.interval(*accuracy.change_ci95, "+.2f")
-        cost = f"Accuracy change {words.points(accuracy.change_pp)} (95 % {low_high}, McNemar p "
-        cost += f"{words.p_value(accuracy.mcnemar_p)})."
+        low_high = fmt.interval(*accuracy.change_ci95, "+.2f")
+        cost = f"Accuracy change {fmt.points(accuracy.change_pp)} (95 % {low_high}, McNemar p "
+        cost += f"{fmt.p_value(accuracy.mcnemar_p)})."
     kernels = report.kernels
     what = f"{kernels.simplified:,} of {kernels.total:,} kernels simplified"
-    left = f"{words.share(report.dof.fraction)} of the degrees of freedom left"
+    left = f"{fmt.share(report.dof.fraction)} of the degrees of freedom left"
     parts = (
         f"**{what}** ({label_words(report)}); {left}.",
         survival_words(report),

@@ -12,11 +12,11 @@ from kernelsimp.files import sweep, write_text
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import save_plan
 from kernelsimp.records.report import Epoch, Report
-from kernelsimp.report.gallery import Gallery
+from kernelsimp.records.serialise import json_text
 from kernelsimp.report.html import report_html
 from kernelsimp.report.markdown import report_markdown
-from kernelsimp.report.picture_file import save_gallery
-from kernelsimp.report.plain import json_text
+from kernelsimp.report.pictures.gallery import Gallery
+from kernelsimp.report.pictures.gallery_file import save_gallery
 from kernelsimp.report.store import report_json
 from kernelsimp.settings import Settings, as_toml
 from kernelsimp.watch import Watcher

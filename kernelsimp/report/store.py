@@ -12,8 +12,8 @@ from typing import Any
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.records.report import SCHEMA, Report
 from kernelsimp.records.scan import LayerScan, NullCount, Scan
+from kernelsimp.records.serialise import MisfitError, plain, restored
 from kernelsimp.records.verdict import Verdict, shown
-from kernelsimp.report.plain import MisfitError, plain, restored
 
 LAYER_EXTRAS = ("bits_per_kernel", "filters", "orbits", "prototypes")
 SCAN_SETTINGS = ("null", "tolerance", "fdr", "seed")

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.models.layers import canonical, conv_modules, stored
-from kernelsimp.simplify.resolve import Constraint, Piece
+from kernelsimp.simplify.projected_cg import Constraint, Piece
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,13 +18,13 @@ from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import FREE, SHAPES
 from kernelsimp.simplify.arms import Arm
 from kernelsimp.simplify.candidates import FREE_NAME, Bent, Candidate, rows_of_layer
-from kernelsimp.simplify.choose import choose_for_dof, dof_share
 from kernelsimp.simplify.costs import COSTS
-from kernelsimp.simplify.menus import Prepared, menus_for
-from kernelsimp.simplify.resolve import Constraint, Piece
+from kernelsimp.simplify.lagrangian import choose_for_dof, dof_share
+from kernelsimp.simplify.layerwise import Ground, Target, targets_of, walk
+from kernelsimp.simplify.plan_builder import Prepared, menus_for
+from kernelsimp.simplify.projected_cg import Constraint, Piece
 from kernelsimp.simplify.rivals import Masked, picked
-from kernelsimp.simplify.road import Surveyed, Tried
-from kernelsimp.simplify.walk import Ground, Target, targets_of, walk
+from kernelsimp.simplify.solve import Surveyed, Tried
 from kernelsimp.watch import SILENT, Watcher
 
 

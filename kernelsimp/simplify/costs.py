@@ -12,7 +12,7 @@ from torch import Tensor
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.simplify.candidates import Candidate, rows_of_layer
-from kernelsimp.simplify.survey import Sensitivity
+from kernelsimp.simplify.fisher import Sensitivity
 
 Cost = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(errors, blocks (groups, in, cells, cells), fisher (groups, filters)) -> (groups, filters, in)."""

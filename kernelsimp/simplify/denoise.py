@@ -21,8 +21,8 @@ from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.apply import denoised
 from kernelsimp.simplify.candidates import FREE_NAME, chosen_layers, rows_of_layer
 from kernelsimp.simplify.costs import input_energy, predicted_loss
-from kernelsimp.simplify.road import Road, Surveyed, Tried, try_plan
-from kernelsimp.simplify.survey import Sensitivity
+from kernelsimp.simplify.fisher import Sensitivity
+from kernelsimp.simplify.solve import Road, Surveyed, Tried, try_plan
 from kernelsimp.watch import SILENT, Watcher
 
 AIMS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45)

@@ -18,8 +18,8 @@ from kernelsimp.kernels.families import ZERO
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings, PruneSettings
 from kernelsimp.simplify.candidates import FREE_NAME, chosen_layers
-from kernelsimp.simplify.menus import bits_of_layer
-from kernelsimp.simplify.plan import choice_bits
+from kernelsimp.simplify.plan_builder import bits_of_layer
+from kernelsimp.simplify.tolerance import choice_bits
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -20,8 +20,8 @@ from kernelsimp.records.plan import LayerPlan, Plan
 from kernelsimp.records.report import Round
 from kernelsimp.simplify.apply import snap_layer
 from kernelsimp.simplify.candidates import rows_of_layer
-from kernelsimp.simplify.menus import Prepared
-from kernelsimp.simplify.road import Road
+from kernelsimp.simplify.plan_builder import Prepared
+from kernelsimp.simplify.solve import Road
 from kernelsimp.watch import SILENT, Watcher
 
 SURPRISE = 2.0

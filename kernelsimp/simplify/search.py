@@ -19,10 +19,10 @@ from kernelsimp.evaluation.accuracy import measure
 from kernelsimp.evaluation.metric import Metric
 from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.records.plan import LayerPlan
-from kernelsimp.simplify.choose import choose_for_dof
-from kernelsimp.simplify.judge import Distance, Judge, is_classifier
-from kernelsimp.simplify.road import Road, Surveyed, Tried, travel, try_plan
+from kernelsimp.simplify.distance import Distance, Judge, is_classifier
+from kernelsimp.simplify.lagrangian import choose_for_dof
 from kernelsimp.simplify.sensitivity import layer_losses
+from kernelsimp.simplify.solve import Road, Surveyed, Tried, travel, try_plan
 from kernelsimp.watch import SILENT, Watcher
 
 FIRST_SHARE, FIRST_STEP, LAST_STEP = 0.5, 0.16, 0.01

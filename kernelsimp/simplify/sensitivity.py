@@ -12,10 +12,10 @@ from kernelsimp.records.plan import Plan
 from kernelsimp.simplify.apply import snap_layer
 from kernelsimp.simplify.candidates import rows_of_layer
 from kernelsimp.simplify.costs import predicted_loss
-from kernelsimp.simplify.judge import Judge
-from kernelsimp.simplify.road import Tried
-from kernelsimp.simplify.survey import Sensitivity
-from kernelsimp.simplify.walk import Ground
+from kernelsimp.simplify.distance import Judge
+from kernelsimp.simplify.fisher import Sensitivity
+from kernelsimp.simplify.layerwise import Ground
+from kernelsimp.simplify.solve import Tried
 from kernelsimp.watch import SILENT, Watcher
 
 MOST_IMAGES = 64

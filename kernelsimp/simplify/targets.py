@@ -16,7 +16,7 @@ from torch import Tensor
 from kernelsimp.kernels.structures import BENT, DENOISED, find, projectors
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.simplify.apply import denoised, snap_layer, write_layer
-from kernelsimp.simplify.resolve import Constraint, Piece
+from kernelsimp.simplify.projected_cg import Constraint, Piece
 
 Meets = Callable[[Tensor], Constraint]
 

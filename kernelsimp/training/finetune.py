@@ -20,10 +20,9 @@ from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch
 from kernelsimp.settings import FinetuneSettings
 from kernelsimp.training.advice import advice
+from kernelsimp.training.best_epoch import Average, Keeper, snapshot
 from kernelsimp.training.distill import objective
 from kernelsimp.training.hold import held_share, verify
-from kernelsimp.training.judge import Batches, Judge, Mark
-from kernelsimp.training.keeper import Average, Keeper, snapshot
 from kernelsimp.training.mixing import mixed
 from kernelsimp.training.options import check_settings, make_optimizer
 from kernelsimp.training.penalties import Pull
@@ -37,6 +36,7 @@ from kernelsimp.training.state import (
     taken_up,
 )
 from kernelsimp.training.statistics import re_estimate
+from kernelsimp.training.validation import Batches, Judge, Mark
 from kernelsimp.watch import SILENT, Watcher
 
 Stop = Literal["", "nothing to train", "diverged", "early"]

@@ -23,7 +23,7 @@ from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.records.report import Survived
 from kernelsimp.training import survival
-from kernelsimp.training.held_sets import AtRank, HeldSet, InFlats, Still
+from kernelsimp.training.kernel_sets import AtRank, HeldSet, InFlats, Still
 from kernelsimp.training.parametrisations import Frozen, Scaled, Tied, own_class
 
 Mode = Literal["freeze", "tie", "scale"]

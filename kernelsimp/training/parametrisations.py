@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernelsimp.training.held_sets import HeldSet
+from kernelsimp.training.kernel_sets import HeldSet
 
 
 class Frozen(nn.Module):

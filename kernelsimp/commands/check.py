@@ -1,0 +1,120 @@
+"""The gate on checkpoints."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kernelsimp.check import Subject, baseline_from, limits_beside, read_limits, with_max
+from kernelsimp.check import check as verdict_on
+from kernelsimp.commands.inputs import measured, open_data
+from kernelsimp.data.sources import Data
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.models.checkpoint import load_checkpoint
+from kernelsimp.models.contents import beside, narrowed
+from kernelsimp.models.layers import tensor_name
+from kernelsimp.models.network import open_network
+from kernelsimp.records.limits import Baseline
+from kernelsimp.records.verdict import Verdict
+from kernelsimp.report import read_baseline, read_report, write_baseline
+from kernelsimp.report.baselines import is_report
+from kernelsimp.settings import Settings
+from kernelsimp.watch import SILENT, Watcher
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a check is asked for: baseline, limits, the largest drop in pp, and against which stage.
+
+    `make` is the command that makes the baseline, for the error that says there is none. With `allow_extra`
+    tensors that the baseline does not have are no fault, only named.
+    """
+
+    baseline: Path
+    limits: Path | None = None
+    max_drop: float | None = None
+    against: str = "last"
+    make: str = ""
+    allow_extra: bool = False
+
+
+def check(path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT) -> Verdict:
+    """Verify holds, structures and, with images, accuracy.
+
+    A network too damaged to run is judged by its weights. Raises `KernelsimpError` for unreadable input, for
+    other test images than the baseline's, and where weights that look right do not run.
+    """
+    expected = read_baseline(gate.baseline, gate.make)
+    limits = read_limits(gate.limits) if gate.limits else limits_beside(Path())
+    if gate.max_drop is not None:
+        limits = with_max(limits, "accuracy.drop_pp", gate.max_drop)
+    subject = opened(path, gate, settings, expected, watcher)
+    data = open_data(settings, watcher)
+    if data is None:
+        return verdict_on(expected, subject[0], limits)
+    try:
+        return verdict_on(expected, with_outcome(subject, path, settings, data, watcher), limits)
+    except KernelsimpError as error:
+        why = f"it does not run: {error}"[:120]
+        verdict = verdict_on(expected, replace(subject[0], unmeasured=why), limits)
+        if not verdict.errors:
+            raise
+        return verdict
+
+
+def update_baseline(
+    path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT
+) -> tuple[Path | None, Baseline]:
+    """Write the baseline of a network as it is; return where its structures came from, and the baseline.
+
+    They come from the old baseline, or where there is none from the run whose checkpoint this is. Raises
+    `KernelsimpError` rather than write over a run's report.
+    """
+    place = gate.baseline
+    if place.is_dir() or is_report(place):
+        raise KernelsimpError(
+            f"{place}: is a run's report, not a baseline file; name another with --baseline"
+        )
+    known = place if place.exists() else _run_of(path)
+    source = read_baseline(known) if known else None
+    found, data = opened(path, gate, settings, source, watcher), open_data(settings, watcher)
+    subject = with_outcome(found, path, settings, data, watcher) if data else found[0]
+    made = baseline_from(subject, source)
+    write_baseline(made, place)
+    return known, made
+
+
+def _run_of(path: Path) -> Path | None:
+    """Return the report of the run that wrote this checkpoint, where it lies beside one."""
+    report = path.parent / "report.json"
+    if not report.is_file() or not is_report(report):
+        return None
+    return report if Path(str(read_report(report).provenance.get("input", ""))).name == path.name else None
+
+
+def opened(
+    path: Path, gate: Gate, settings: Settings, baseline: Baseline | None, watcher: Watcher
+) -> tuple[Subject, str]:
+    """Return the network under check by its tensors, with what else its file holds, and the file's SHA-256.
+
+    Damaged weights are for the rules to find.
+    """
+    names = [tensor_name(layer.name) for layer in baseline.layers] if baseline else []
+    checkpoint = narrowed(load_checkpoint(path, settings.model), names)
+    for warning in checkpoint.warnings:
+        watcher.warn(warning)
+    subject = Subject(
+        checkpoint.tensors, against=gate.against, beside=beside(checkpoint), allow_extra=gate.allow_extra
+    )
+    return subject, checkpoint.sha256
+
+
+def with_outcome(
+    opened: tuple[Subject, str], path: Path, settings: Settings, data: Data, watcher: Watcher
+) -> Subject:
+    """Return the network under check with its outcome on the test images.
+
+    Raises `CheckpointError` where the file is another one by now.
+    """
+    subject, sha256 = opened
+    network = open_network(path, replace(settings, model=replace(settings.model, sha256=sha256)))
+    outcome = measured(network, data, settings, watcher)
+    return replace(subject, outcome=outcome, fingerprint=data.fingerprint)

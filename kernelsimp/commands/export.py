@@ -1,0 +1,184 @@
+"""The export: a run's network, or any checkpoint, in another form."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernelsimp.commands.audit import input_shape
+from kernelsimp.commands.inputs import settle_for_check, settle_for_model
+from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.files import write_atomically, write_bytes
+from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
+from kernelsimp.models.contents import beside, narrowed
+from kernelsimp.models.digest import described, tensors_sha256
+from kernelsimp.models.layers import tensor_name
+from kernelsimp.models.network import open_network
+from kernelsimp.models.packed import Packed, pack
+from kernelsimp.records.plan import Plan
+from kernelsimp.records.plan_file import read_plan
+from kernelsimp.records.report import Report
+from kernelsimp.report import read_report
+from kernelsimp.report.run_folder import RunFolder
+from kernelsimp.settings import Given, ModelSettings, Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What is exported: the file, what it holds, and the plan of its run where it comes from one."""
+
+    path: Path
+    checkpoint: Checkpoint
+    settings: Settings
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an export wrote: where, how large it is and its source was, and what is worth saying."""
+
+    path: Path
+    form: str
+    size: int
+    source_size: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """One row: the ending of the file, how it is written, and what it is.
+
+    Where it is `lossless` all tensors come back; `runs` says that the network is run to make it.
+    """
+
+    ending: str
+    write: Callable[[Source, Path], None]
+    meaning: str
+    lossless: bool = True
+    runs: bool = False
+
+
+def export(place: Path, form: str, out: Path | None, given: Given) -> Written:
+    """Write the network of a RUN, or of a checkpoint file, in another form beside it or at `out`.
+
+    What can be read back is, and must be the same bit for bit. Raises `KernelsimpError` for an unknown form,
+    a run without its checkpoint, and an `out` that would overwrite the source.
+    """
+    if form not in FORMS:
+        raise KernelsimpError(f"--to is '{form}'{did_you_mean(form, FORMS)}")
+    row = FORMS[form]
+    source = open_source(place, given, runs=row.runs)
+    target = out or source.path.with_suffix(row.ending)
+    if target.resolve() == source.path.resolve():
+        raise KernelsimpError(f"{target} is the file that is exported; name another with --out")
+    if target.is_dir():
+        raise KernelsimpError(f"{target}: is a directory; --out names the file to write")
+    row.write(source, target)
+    if row.lossless:
+        _check(source, target)
+    sizes = (target.stat().st_size, source.path.stat().st_size)
+    return Written(target, form, *sizes, notes=_left_out(source.checkpoint) if row.lossless else ())
+
+
+def open_source(place: Path, given: Given, *, runs: bool) -> Source:
+    """Open a RUN with its plan, or a checkpoint file; `runs` says whether the network itself is needed."""
+    if not place.is_dir():
+        settings = settle_for_model(given, None)
+        return Source(place, load_checkpoint(place, settings.model), settings)
+    report = read_report(place)
+    path, settings = checkpoint_of(place, report), settle_for_check(given, None, place, runs=runs)
+    plan = read_plan(place / "plan.safetensors")
+    return Source(path, load_checkpoint(path, settings.model), settings, plan)
+
+
+def checkpoint_of(run: Path, report: Report) -> Path:
+    """Return the checkpoint that a run wrote; it has the name of the one it came from."""
+    path = run / Path(str(report.provenance.get("input", ""))).name
+    if path.is_file():
+        return path
+    raise KernelsimpError(f"{run}: the run's checkpoint '{path.name}' is not there; run simplify again")
+
+
+def told_of_file(report: Report, run: RunFolder, plan: Plan, settings: Settings) -> Report:
+    """Return the report of a run with what its checkpoint tells: every tensor, and the packed form's size.
+
+    The size is that of the file which `export` writes.
+    """
+    own = replace(settings.model, sha256=None, trust_pickle=False)
+    source = Source(run.checkpoint, load_checkpoint(run.checkpoint, own), settings, plan)
+    size = replace(report.size, packed=packed(source).size)
+    network = narrowed(source.checkpoint, [tensor_name(layer.name) for layer in report.layers])
+    others = {place: item.words for place, item in beside(network).items() if not item.training}
+    return replace(report, size=size, tensors=described(network.tensors), beside=others)
+
+
+def packed(source: Source) -> Packed:
+    """Return the packed form of what is exported."""
+    found = source.checkpoint.found
+    return pack(source.checkpoint.stored_state, source.plan, found.keys)
+
+
+def _to_packed(source: Source, path: Path) -> None:
+    packed(source).save(path)
+
+
+def _to_safetensors(source: Source, path: Path) -> None:
+    from safetensors.torch import save
+
+    # clones: the format refuses tensors that share memory
+    state = source.checkpoint.stored_state
+    write_bytes(path, save({name: item.contiguous().clone() for name, item in state.items()}))
+
+
+def _to_torch(source: Source, path: Path) -> None:
+    payload: Mapping[str, object] = source.checkpoint.stored_state
+    for key in reversed(source.checkpoint.found.keys):
+        payload = {key: payload}
+    write_atomically(path, lambda partial: torch.save(payload, partial))
+
+
+def _to_onnx(source: Source, path: Path) -> None:
+    from kernelsimp.models.onnx_export import export_onnx
+
+    if source.settings.model.arch is None:
+        raise KernelsimpError("--to onnx needs the network, not its weights alone: pass --arch")
+    model = replace(source.settings.model, sha256=None)
+    network = open_network(source.path, replace(source.settings, model=model))
+    shape = input_shape(network, None, source.settings)
+    if shape is None:
+        raise KernelsimpError("--to onnx needs the side of an image: pass --input-size")
+    export_onnx(network.module(), shape, path)
+
+
+FORMS: Mapping[str, Form] = {
+    "packed": Form(".kspack", _to_packed, "every kernel by the free numbers of its structure; lossless"),
+    "safetensors": Form(".safetensors", _to_safetensors, "plain tensors, as the file names them"),
+    "torch": Form(".pt", _to_torch, "what torch.load reads, under the keys where the weights stood"),
+    "onnx": Form(".onnx", _to_onnx, "a graph that other programs run", lossless=False, runs=True),
+}
+"""What a network can be exported to."""
+
+
+def _check(source: Source, path: Path) -> None:
+    """Read the file back; raise `KernelsimpError` unless every tensor is the same bit for bit."""
+    weights = ModelSettings()
+    back = load_checkpoint(path, weights).stored_state
+    if tensors_sha256(_sorted(back)) != tensors_sha256(_sorted(source.checkpoint.stored_state)):
+        raise KernelsimpError(
+            f"{path}: a tensor does not read back bit for bit; do not use it, report the bug"
+        )
+
+
+def _sorted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: state[name] for name in sorted(state)}
+
+
+def _left_out(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Say which entries beside the weights stay behind."""
+    payload, names = checkpoint.raw.payload if checkpoint.raw else {}, []
+    for key in checkpoint.found.keys:
+        names += [f"'{other}'" for other in payload if other != key]
+        payload = payload[key]
+    return (f"left out, as no weights: {', '.join(names[:8])}",) if names else ()

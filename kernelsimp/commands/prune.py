@@ -1,0 +1,155 @@
+"""Iterative magnitude pruning with learning-rate rewinding: the baseline beside simplifying.
+
+The same engine, holds, run folder and report as `simplify`; what is removed stays zero by a hold on the
+structure of each kernel (Han et al. 2015; rewinding of the rate: Renda, Frankle and Carbin 2020).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from kernelsimp.commands.evaluate import check_robustness, robustness_of
+from kernelsimp.commands.inputs import check_training, open_data
+from kernelsimp.commands.measure import Gauge
+from kernelsimp.commands.simplify import (
+    DIVERGED,
+    provenance,
+    told,
+    verify,
+    write_checkpoint,
+    write_run,
+)
+from kernelsimp.commands.task import Task
+from kernelsimp.commands.tune import tuned
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.models.architectures import recipe_of
+from kernelsimp.models.network import Network, open_network
+from kernelsimp.records.plan import Plan
+from kernelsimp.records.report import Epoch, Report
+from kernelsimp.report.assemble import RunFacts
+from kernelsimp.report.command import command_with
+from kernelsimp.report.run_folder import JsonLog, RunFolder
+from kernelsimp.settings import Given, Settings, recipe, settle
+from kernelsimp.simplify.apply import apply_plan
+from kernelsimp.simplify.magnitude import check_pruning, magnitude_plan, shares_left
+from kernelsimp.training.ranks import processes
+from kernelsimp.watch import SILENT, Watcher
+
+ZEROED_FILTERS = (
+    "filters were set to zero and their tensors kept their shapes: nothing becomes smaller or faster before "
+    "they are cut out; biases and batch norms were left as they are"
+)
+
+
+NEARLY_EMPTY = 0.1
+"""The share of a layer's cells below which the report names it."""
+
+
+@dataclass(eq=False)
+class _State:
+    """How far the pruning is: the network now, what it went through, and the last plan."""
+
+    network: Network
+    stages: dict[str, Network]
+    history: tuple[Epoch, ...] = ()
+    notes: tuple[str, ...] = ()
+    plan: Plan = field(default_factory=lambda: Plan((), ()))
+
+
+def settle_for_pruning(given: Given, config: str | None) -> Settings:
+    """Return all settings; pruning trains unless it is told not to."""
+    arch = settle(given, config).model.arch
+    name = recipe_of(arch) if arch else None
+    base: dict[str, Mapping[str, object]] = {"finetune": {"finetune": True}}
+    return settle(given, config, base | dict(recipe(name) if name else {}))
+
+
+def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
+    """Remove the smallest, train the rest, again and again; everything lands in the directory `out`.
+
+    Raises `HoldError` where something removed came back, and `KernelsimpError` for bad input.
+    """
+    settings = _checked(settings)
+    original = open_network(path, settings, watcher)
+    data = open_data(settings, watcher)
+    check_robustness(settings, data)
+    if data is None:
+        watcher.note("no images were given: nothing is trained after pruning")
+        settings = replace(settings, finetune=replace(settings.finetune, finetune=False))
+    shares = shares_left(original.bank, settings.prune)
+    gauge = Gauge(original, data, settings)
+    gauge.measure("original", original, watcher)  # before anything is written
+    run = RunFolder.new(out, path)
+    log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
+    state = _State(original, {"original": original}, notes=original.checkpoint.warnings)
+    for number, share in enumerate(shares, 1):
+        _iterate(Task(original, data, settings), state, (number, share), out / "resume", log)
+        gauge.measure(list(state.stages)[-1], state.network, log)
+    written = write_checkpoint(state.network, run, settings)
+    verify(state.plan, state.network.bank, written.bank, "tie")
+    ends = {name: state.stages[name] for name in ("original", list(state.stages)[-1])}
+    command = command_with("prune", (str(path),), settings, out)
+    facts = RunFacts(
+        state.plan,
+        original.bank,
+        written.bank,
+        (path, run.checkpoint),
+        settings=asdict(settings),
+        provenance=provenance(original, data, settings) | {"command": command},
+        hold="tie",
+        outcomes=gauge.outcomes,
+        training=state.history,
+        robustness=robustness_of(ends, data, settings, log),
+        metric=gauge.record(),
+        budget_met=DIVERGED not in state.notes,
+        notes=(*_words(settings), *_emptied(state.plan), *state.notes),
+    )
+    return write_run(run, facts, settings)
+
+
+def _iterate(task: Task, state: _State, step: tuple[int, float], folder: Path, watcher: Watcher) -> None:
+    """Remove the smallest of what is left and, where that is due, train the rest by the whole schedule."""
+    (number, share), chosen = step, task.settings.prune
+    watcher.start(f"pruning, iteration {number} of {chosen.iterations}")
+    state.plan = magnitude_plan(state.network.bank, chosen, share, task.network.bank)
+    state.network = state.network.with_weights(apply_plan(state.network.bank, state.plan))
+    if task.settings.finetune.finetune and (chosen.rewind == "lr" or number == chosen.iterations):
+        place = folder / f"iteration-{number}"
+        state.network, trained = tuned(task, state.network, state.plan, place, watcher)
+        done = len(state.history)
+        state.history += tuple(replace(epoch, epoch=done + epoch.epoch) for epoch in trained.history)
+        state.notes += tuple(
+            f"iteration {number}: {note}" if note != DIVERGED else note for note in told(trained)
+        )
+    left = state.plan.dof_after / state.plan.dof_before
+    state.stages[f"{100 * left:.1f} % left"] = state.network
+
+
+def _checked(settings: Settings) -> Settings:
+    """Return settings under which what is removed stays zero; raises for those that say otherwise."""
+    check_pruning(settings.prune)
+    chosen = settings.finetune
+    if chosen.hold not in ("auto", "tie") or chosen.free_scale or chosen.soft is not None:
+        raise KernelsimpError("--hold, --free-scale and --soft are for simplify: prune keeps zeros at zero")
+    if processes(chosen) != (1, 1):
+        raise KernelsimpError("prune trains in one process; leave out --devices, --num-nodes and torchrun")
+    if chosen.finetune:
+        check_training(settings)
+    return replace(settings, finetune=replace(chosen, hold="tie"))
+
+
+def _emptied(plan: Plan) -> tuple[str, ...]:
+    """Say which layers are all but gone: ranked over the whole network, small weights fall together."""
+    names = [layer.name for layer in plan.layers if layer.dof_after < NEARLY_EMPTY * layer.dof_before]
+    advice = "--scope layer takes as much from each"
+    return (f"less than a tenth is left of {', '.join(names)}; {advice}",) if names else ()
+
+
+def _words(settings: Settings) -> tuple[str, ...]:
+    """Return what the report must say of how it was pruned."""
+    chosen = settings.prune
+    trained = {"lr": "trained by the whole schedule after each", "none": "trained after the last"}
+    how = trained[chosen.rewind] if settings.finetune.finetune else "not trained"
+    over = "over the whole network" if chosen.scope == "global" else "in each layer"
+    told_ = f"pruned by magnitude, {chosen.granularity} ranked {over}, iterations: {chosen.iterations}, {how}"
+    return (told_, ZEROED_FILTERS) if chosen.granularity == "filters" else (told_,)

@@ -1,0 +1,196 @@
+"""Training a network from the first step: constrained, penalised, or plain."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kernelsimp.analysis.scan import scan_bank
+from kernelsimp.commands.inputs import check_training, measured, open_data
+from kernelsimp.commands.simplify import DIVERGED, provenance, told, verify, write_run
+from kernelsimp.data.sources import Data
+from kernelsimp.data.transforms import batches, preprocess_of
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.evaluation.accuracy import checked_logits, evaluating
+from kernelsimp.files import write_atomically
+from kernelsimp.kernels.bank import KernelBank
+from kernelsimp.kernels.coding import coefficient_bits
+from kernelsimp.models.architectures import build_model
+from kernelsimp.models.network import Network, device_of, open_network
+from kernelsimp.records.plan import Plan
+from kernelsimp.records.report import Report
+from kernelsimp.report.assemble import RunFacts
+from kernelsimp.report.command import command_with
+from kernelsimp.report.run_folder import JsonLog, RunFolder
+from kernelsimp.report.tables.course import TRAINED
+from kernelsimp.settings import Settings
+from kernelsimp.simplify.tolerance import choice_bits
+from kernelsimp.training.constraints import constrain, held_alike, plain_state, plan_of
+from kernelsimp.training.curve import figures_of
+from kernelsimp.training.finetune import Trained, finetune
+from kernelsimp.training.job import job_of
+from kernelsimp.training.penalties import Penalties, PenaltySettings, read_penalties
+from kernelsimp.training.rules import read_rules
+from kernelsimp.watch import SILENT, Watcher
+
+CHECKPOINT = "model.pt"
+
+
+@dataclass(frozen=True, eq=False)
+class Fresh:
+    """An untrained network with its images, the plan of its constraints and its penalties."""
+
+    model: nn.Module
+    data: Data
+    plan: Plan | None = None
+    penalties: Penalties | None = None
+
+    @property
+    def held(self) -> float | None:
+        """The share of kernels larger than 1x1 that are constrained, 0..1; None without constraints."""
+        if self.plan is None:
+            return None
+        changed = [layer.changed for layer in self.plan.layers if prod(layer.grid) > 1]
+        return sum(int(part.sum()) for part in changed) / max(1, sum(part.size for part in changed))
+
+
+def train(settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
+    """Train a fresh network as the settings say; checkpoint, curve and report land in the directory `out`.
+
+    Raises `KernelsimpError` for bad input, before anything is written, and `HoldError` where a constrained
+    kernel is not in its family at the end.
+    """
+    fresh = fresh_network(settings, watcher)
+    check_runs(fresh, settings)
+    run = RunFolder(out, CHECKPOINT)
+    run.prepare()
+    log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
+    trained = fit(fresh, settings, out / "resume", log)
+    save(fresh, run.checkpoint)
+    network = open_network(run.checkpoint, replace(settings, model=replace(settings.model, sha256=None)))
+    facts = facts_of(network, fresh, trained, settings, log)
+    verify(facts.plan, network.bank, network.bank, facts.hold)
+    return write_run(run, facts, settings)
+
+
+def train_along(settings: Settings, out: Path) -> None:
+    """Train, in a process that is not the first, with the others; write nothing."""
+    fit(fresh_network(settings), settings, out / "resume")
+
+
+def fresh_network(settings: Settings, watcher: Watcher = SILENT) -> Fresh:
+    """Build and initialise the network by the seed, then constrain it; open its images.
+
+    Raises `KernelsimpError` where an architecture or images are missing, or rules and penalties make no
+    sense.
+    """
+    if settings.model.arch is None or settings.data.data is None:
+        raise KernelsimpError("training needs a network and images: pass --arch and --data")
+    chosen = settings.finetune
+    if chosen.soft is not None or chosen.free_scale or chosen.hold != "auto":
+        raise KernelsimpError(
+            "--soft, --hold and --free-scale hold what simplify changed; train with --constrain or --penalty"
+        )
+    check_training(settings)
+    words = settings.train
+    penalties = read_penalties(words.penalty) if words.penalty is not None else None
+    data = open_data(settings, watcher)
+    assert data is not None
+    torch.manual_seed(settings.run.seed)
+    model = build_model(settings.model.arch)
+    plan = constrain(model, read_rules(words.constrain), seed=settings.run.seed) if words.constrain else None
+    how = PenaltySettings(words.penalty_families, words.penalty_schedule, words.rounding)
+    return Fresh(model, data, plan, Penalties(model, penalties, how) if penalties is not None else None)
+
+
+def fit(fresh: Fresh, settings: Settings, folder: Path | None, watcher: Watcher = SILENT) -> Trained:
+    """Train the network in place by the engine of fine-tuning, without a teacher."""
+    job = job_of(fresh.data, settings, None, None, folder)
+    every, last = settings.train.curve, settings.finetune.epochs
+
+    def figures(epoch: int) -> Mapping[str, Any]:
+        if not every or (epoch % every and epoch != last):
+            return {}
+        point = figures_of(fresh.model)
+        watcher.step(0, **{name: float(value) for name, value in point.items()})
+        return point
+
+    words = {key: value for key, value in asdict(settings.train).items() if key != "curve" and value}
+    watched = folder is not None
+    job = replace(
+        job,
+        penalty=fresh.penalties,
+        held=fresh.held,
+        figures=figures if watched else None,
+        words={**job.words, **words},
+    )
+    return finetune(fresh.model, job, replace(settings.finetune, distill=0.0), watcher)
+
+
+def save(fresh: Fresh, path: Path) -> None:
+    """Write the plain state dict, which the unconstrained network loads strictly."""
+    state = plain_state(fresh.model)
+    write_atomically(path, lambda partial: torch.save({"state_dict": state}, partial))
+
+
+def check_runs(fresh: Fresh, settings: Settings) -> None:
+    """Raise `KernelsimpError` where the network refuses the images or has too few outputs for the labels."""
+    loader = batches(fresh.data.test, preprocess_of(settings.data), settings.data.batch_size)
+    images, labels = next(iter(loader))
+    model, device = fresh.model.to(device_of(settings)), device_of(settings)
+    with evaluating(model), torch.no_grad():
+        checked_logits(model, images[:2].to(device), labels.to(device)[:2])
+
+
+def facts_of(
+    network: Network, fresh: Fresh, trained: Trained, settings: Settings, watcher: Watcher
+) -> RunFacts:
+    """Measure the trained network and return everything that its report tells."""
+    out = network.checkpoint.path.parent
+    plan, notes = reported(fresh.plan or plan_of(network.bank, "free"), network.bank)
+    outcome = measured(network, fresh.data, settings, watcher)
+    assert outcome is not None
+    told_of = told(trained)
+    return RunFacts(
+        plan,
+        network.bank,
+        network.bank,
+        (network.checkpoint.path, network.checkpoint.path),
+        settings=asdict(settings),
+        provenance=provenance(network, fresh.data, settings)
+        | {"command": command_with("train", (), settings, out)},
+        hold="tie" if plan.simplified else "none",
+        outcomes={TRAINED: outcome},
+        training=trained.history,
+        notes=(*notes, *told_of),
+        budget_met=DIVERGED not in told_of,
+        scan=scan_bank(network.bank, replace(settings.scan, depth="shallow"), {}, watcher),
+    )
+
+
+def reported(plan: Plan, bank: KernelBank) -> tuple[Plan, tuple[str, ...]]:
+    """Return the plan as a report and a later check can know it, and what must be said beside it.
+
+    A Gaussian basis and prototypes have no test of membership a kernel at a time: their kernels count as
+    free, so degrees of freedom are never counted too low.
+    """
+    known = held_alike(plan)
+    left = plan.simplified - known.simplified
+    note = (
+        f"{left} kernels are held to a Gaussian basis or prototypes and are counted as free: with them"
+        f" {plan.dof_after:,} numbers are left, not {known.dof_after:,}"
+    )
+    layers = {layer.name: layer for layer in bank.spatial}
+    bits = [
+        coefficient_bits(layers[layer.name].kernels.double().reshape(-1, *layer.grid[-2:]))
+        for layer in known.layers
+        if layers[layer.name].kernels.any()
+    ]
+    sizes = [layer.dof_before for layer in known.layers if layers[layer.name].kernels.any()]
+    mean = sum(b * n for b, n in zip(bits, sizes, strict=True)) / max(1, sum(sizes))
+    known = replace(known, choice_bits=choice_bits(known), coefficient_bits=mean or 32.0)
+    return known, ((note,) if left else ())

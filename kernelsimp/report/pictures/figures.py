@@ -1,0 +1,106 @@
+"""Which charts a report gets from which of its figures; none where the figures are not there.
+
+The sentences beside the charts say what they can and cannot show.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from kernelsimp.records.report import Control, Report, Stage
+from kernelsimp.records.scan import Scan
+from kernelsimp.records.verdict import shown
+from kernelsimp.report.pictures.charts import Level, Pair, against_chance, curve, dots, waterfall
+from kernelsimp.report.store import family_totals
+from kernelsimp.report.tables.scan import null_of
+
+Charts = tuple[Markup, ...]
+
+CHANCE = (
+    "A small kernel is often near a structure by chance, the more so in a smooth layer. A family is worth "
+    "attention where the bar reaches well past the mark."
+)
+CONTROLS = (
+    "What else the same budget buys. Where a control does as well as the run, the structures themselves "
+    "are not what kept the accuracy."
+)
+MOST_FAMILIES = 20
+
+
+def stages(report: Report) -> Charts:
+    """Return the waterfall of the stages."""
+    if report.accuracy is None or not report.accuracy.stages:
+        return ()
+    return (waterfall([_level(stage) for stage in report.accuracy.stages]),)
+
+
+TUNED = ", fine-tuned alike"
+"""How the names of arms end that were trained on the run's schedule."""
+
+
+def controls(report: Report) -> Charts:
+    """Return the run's stages and the control arms on one scale."""
+    if not report.controls or report.accuracy is None or not report.accuracy.stages:
+        return ()
+    total = report.accuracy.stages[-1].total
+    own = [_level(report.accuracy.stages[0]), _level(report.accuracy.stages[-1])]
+    return (dots([*own, *(_arm(arm, total) for arm in report.controls)], marked=len(own)),)
+
+
+def curves(report: Report) -> Charts:
+    """Return loss and validation accuracy by epoch."""
+    epochs = report.training
+    drawn = (
+        curve("training loss", [epoch.train_loss for epoch in epochs], "line-a"),
+        curve("validation loss", [epoch.val_loss for epoch in epochs], "line-b"),
+        curve("validation top-1, percent", [epoch.val_top1 for epoch in epochs], "line-b"),
+        curve("learning rate", [epoch.lr for epoch in epochs], "line-a"),
+    )
+    return tuple(chart for chart in drawn if chart)
+
+
+def chance(report: Report) -> Charts:
+    """Return seen against expected from `pictures["chance"]`, the totals of a scan's families."""
+    totals = report.pictures.get("chance")
+    return _chance(totals) if isinstance(totals, Mapping) else ()
+
+
+def scan_chance(scan: Scan) -> Charts:
+    """Return seen against expected for each family of a scan, under the null it was asked for."""
+    return _chance(family_totals(scan), null_of(scan))
+
+
+def _chance(totals: Mapping[str, Any], asked: str = "ring") -> Charts:
+    """Draw under the null that was asked for, or another that is there; the largest excess first."""
+    nulls = [null for total in totals.values() for null in total.get("null", {})]
+    null = next((name for name in (asked, "ring", "matched", "permuted", "white") if name in nulls), None)
+    if null is None:
+        return ()
+    rows = [
+        Pair(shown(name), float(total["observed"]), chance.get("expected"), chance.get("found") or 0)
+        for name, total in totals.items()
+        for chance in [_null_of(total["null"], null)]
+        if total["observed"] or (chance.get("expected") or 0) >= 0.5
+    ]
+    rows.sort(key=lambda row: (-(row.seen - (row.expected or 0)), row.name))
+    return (against_chance(rows[:MOST_FAMILIES], null),)
+
+
+def _null_of(counts: Mapping[str, Any], null: str) -> Mapping[str, Any]:
+    """Return the counts under `null`, else under the one that the family has, else nothing."""
+    own: Mapping[str, Any] = counts.get(null) or next(iter(counts.values()), {})
+    return own
+
+
+def _level(stage: Stage) -> Level:
+    return Level(shown(stage.stage), stage.top1, *stage.ci95)
+
+
+def _arm(arm: Control, total: int) -> Level:
+    """Return a control arm; its interval is the normal one, for the eye only."""
+    half = 196 * float(np.sqrt(max(arm.top1 / 100 * (1 - arm.top1 / 100), 0) / max(total, 1)))
+    name = arm.name.removesuffix(TUNED)
+    label = name if name == arm.name else f"tuned: {name}"  # long names are cut at their end
+    return Level(shown(label), arm.top1, arm.top1 - half, arm.top1 + half)

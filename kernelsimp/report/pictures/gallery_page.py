@@ -1,0 +1,131 @@
+"""Walls of pictures for a page: by layer, by structure, and the largest changes of all.
+
+Each layer's pictures lie in one sprite; a picture is placed by its box in the sprite of its layer, so the
+same kernel can hang in several places for a few bytes.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+
+import numpy as np
+
+from kernelsimp.records.verdict import shown
+from kernelsimp.report import fmt
+from kernelsimp.report.pictures.gallery import Gallery, Picture
+from kernelsimp.report.pictures.sprites import Sprite, sprite
+
+TOP = 24
+"""Pictures in the opening row of the gallery: the largest changes of all layers."""
+
+OF_A_STRUCTURE = 12
+"""Pictures of each structure where they hang by structure."""
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture placed: its box in the sprite numbered `sheet`, its caption and its alt text."""
+
+    sheet: int
+    box: str
+    family: str
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Wall:
+    """The pictures of one layer, and the sprite they lie in."""
+
+    layer: str
+    sheet: Sprite
+    pictures: tuple[Shown, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Some pictures of one structure, and how many of it are drawn on the page in all."""
+
+    family: str
+    drawn: int
+    pictures: tuple[Shown, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Hung:
+    """A picture, where it lies, and its change relative to the kernels of its layer."""
+
+    picture: Picture
+    sheet: int
+    box: Box
+    change: float
+
+    def shown(self) -> Shown:
+        return _placed(self.sheet, self.picture, self.box, full=True)
+
+
+def walls(gallery: Gallery) -> list[Wall]:
+    """Return one wall a layer, its pictures in the gallery's order."""
+    grouped: dict[str, list[Picture]] = {}
+    for picture in gallery.pictures:
+        grouped.setdefault(picture.layer, []).append(picture)
+    return [_wall(place, layer, pictures) for place, (layer, pictures) in enumerate(grouped.items())]
+
+
+def largest(gallery: Gallery, placed: list[Wall]) -> list[Shown]:
+    """Return the largest changes over all layers, the structures taking turns."""
+    turns = _by_family(gallery, placed).values()
+    dealt = (item for turn in zip_longest(*turns) for item in turn if item is not None)
+    chosen = sorted(islice(dealt, TOP), key=lambda item: -item.change)
+    return [item.shown() for item in chosen]
+
+
+def by_structure(gallery: Gallery, placed: list[Wall]) -> list[Kind]:
+    """Return the largest changes of each structure over all layers, the commonest structures first."""
+    kinds = [
+        Kind(shown(family), len(items), tuple(item.shown() for item in items[:OF_A_STRUCTURE]))
+        for family, items in _by_family(gallery, placed).items()
+    ]
+    return sorted(kinds, key=lambda kind: (-kind.drawn, kind.family))
+
+
+def _by_family(gallery: Gallery, placed: list[Wall]) -> dict[str, list[_Hung]]:
+    """Return the pictures of each structure, the largest changes first."""
+    families: dict[str, list[_Hung]] = {}
+    for item in _hung(gallery.pictures, placed):
+        families.setdefault(item.picture.family, []).append(item)
+    for items in families.values():
+        items.sort(key=lambda item: -item.change)
+    return families
+
+
+def _hung(pictures: Iterable[Picture], placed: list[Wall]) -> Iterator[_Hung]:
+    """Yield each picture with its place; a change is measured by its layer's root mean square norm."""
+    grouped: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        grouped.setdefault(picture.layer, []).append(picture)
+    for sheet, items in enumerate(grouped.values()):
+        energies = [float(np.square(item.before, dtype=np.float64).sum()) for item in items]
+        norm = float(np.sqrt(np.mean(energies))) or 1.0
+        for picture, box in zip(items, placed[sheet].sheet.tiles, strict=True):
+            yield _Hung(picture, sheet, box, picture.change / norm)
+
+
+def _wall(place: int, layer: str, pictures: list[Picture]) -> Wall:
+    sheet = sprite(pictures)
+    placed = [_placed(place, picture, box) for picture, box in zip(pictures, sheet.tiles, strict=True)]
+    return Wall(shown(layer), sheet, tuple(placed))
+
+
+def _placed(sheet: int, picture: Picture, box: Box, *, full: bool = False) -> Shown:
+    """Return a picture in its place; a figure and its letter stay on one line of the caption."""
+    index = f"[{picture.index[0]},{picture.index[1]}]"
+    figures = ["zeroed"] if picture.label == "zeroed" else [shown(picture.family), picture.label]
+    figures += [f"r\N{NO-BREAK SPACE}{fmt.number(picture.residual, 2)}"] * (picture.residual is not None)
+    figures += [f"p\N{NO-BREAK SPACE}{fmt.p_value(picture.p)}"] * (picture.p is not None)
+    name = shown(picture.layer) + index if full else index
+    alt = f"{name} before, after, difference"
+    boxed = " ".join(str(side) for side in box)
+    return Shown(sheet, boxed, shown(picture.family), f"{name} {', '.join(figures)}", alt)

@@ -1,0 +1,28 @@
+"""A folder of checkpoints that was scanned, as tables of text."""
+
+from collections.abc import Sequence
+
+from kernelsimp.records.scan import ScanLine
+from kernelsimp.records.verdict import shown
+from kernelsimp.report import fmt
+from kernelsimp.report.tables.table import Table
+
+
+def folder_table(lines: Sequence[ScanLine]) -> Table:
+    """Return one row a checkpoint of a folder that could be scanned."""
+    heads = ("checkpoint", "layers", "kernels", "matching", "found")
+    rows = tuple(
+        (
+            shown(line.name),
+            *(fmt.count(n) for n in (line.layers, line.kernels, line.matching, line.found)),
+        )
+        for line in lines
+        if not line.error
+    )
+    return Table("Checkpoints", heads, rows)
+
+
+def failure_table(lines: Sequence[ScanLine]) -> Table:
+    """Return the checkpoints of a folder that could not be scanned, and why."""
+    rows = tuple((shown(line.name), shown(line.error)) for line in lines if line.error)
+    return Table("Failed", ("checkpoint", "why"), rows, frozenset({0, 1}))

@@ -1,0 +1,110 @@
+"""The figures of a run that a reader needs first, and the sentences that every face says of them."""
+
+from kernelsimp.records.report import Report
+from kernelsimp.report import fmt
+from kernelsimp.report.tables.table import Fact
+
+SHAPES_KEPT = "Every tensor keeps its shape, so the network runs no faster on a GPU and takes the same memory"
+FEWER_VALUES = "what became smaller is the number of independent values in its kernels"
+
+
+def headline(report: Report) -> tuple[Fact, ...]:
+    """Return the figures that a reader needs first."""
+    kernels, dof = report.kernels, report.dof
+    simplified = f"{fmt.count(kernels.simplified)} of {fmt.count(kernels.total)}"
+    equivalent = f"{fmt.share(dof.equivalent_fraction)} counting the choice of structure"
+    if dof.planned_fraction is not None:
+        equivalent += f"; {fmt.share(dof.planned_fraction)} before the training"
+    return (
+        *_accuracy_facts(report),
+        Fact("kernels simplified", simplified, f"{label_words(report)}; {_held_words(report)}"),
+        *_survival_facts(report),
+        Fact("degrees of freedom left", fmt.share(dof.fraction), equivalent),
+        *_bit_facts(report),
+        _size_fact(report),
+    )
+
+
+def label_words(report: Report) -> str:
+    """Spell how many kernels were found, imposed and, if any, zeroed or denoised."""
+    kernels = report.kernels
+    zeroed = f", {kernels.zeroed:,} zeroed" if kernels.zeroed else ""
+    denoised = f"; {kernels.denoised:,} more denoised" if kernels.denoised else ""
+    return f"{kernels.found:,} found, {kernels.imposed:,} imposed{zeroed}{denoised}"
+
+
+def _held_words(report: Report) -> str:
+    kernels = report.kernels
+    held = [f"{kernels.frozen:,} frozen"] * bool(kernels.frozen) + [f"{kernels.tied:,} tied"] * bool(
+        kernels.tied
+    )
+    return ", ".join(held) or "nothing held"
+
+
+def _survival_facts(report: Report) -> tuple[Fact, ...]:
+    if (left := report.survived) is None:
+        return ()
+    exact = f"{fmt.count(left.exact)} of {fmt.count(left.total)}"
+    note = f"kernels still exactly in theirs; {fmt.count(left.near)} within a relative residual of 0.1"
+    return (Fact("structures that survived", exact, note),)
+
+
+def speed_words(*reports: Report) -> str:
+    """Say what simplifying made smaller, and what not, in one run or some of several."""
+    if all(report.dof.after == report.dof.before for report in reports):
+        return f"{SHAPES_KEPT}."
+    return f"{SHAPES_KEPT}; {FEWER_VALUES}."
+
+
+def survival_words(report: Report) -> str:
+    """Say in a sentence what a training that held nothing left of the structures; nothing for other runs."""
+    if (left := report.survived) is None:
+        return ""
+    return (
+        f"Nothing was held while it was trained: {left.exact:,} of {left.total:,} simplified kernels are "
+        f"still exactly in their structure, {left.near:,} within a relative residual of 0.1."
+    )
+
+
+def _accuracy_facts(report: Report) -> tuple[Fact, ...]:
+    if report.accuracy is None or not report.accuracy.stages:
+        why = "see the metric" if report.metric else "no data was given"
+        return (Fact("accuracy", "not measured", why),)
+    accuracy = report.accuracy
+    first, last = accuracy.stages[0], accuracy.stages[-1]
+    change = fmt.interval(*accuracy.change_ci95, "+.2f")
+    test = fmt.p_value(accuracy.mcnemar_p)
+    before = Fact(f"accuracy, {first.stage}", fmt.percent(first.top1), _stage_note(report, 0))
+    if len(accuracy.stages) == 1:
+        return (before,)  # a network trained from scratch: nothing came before it
+    return (
+        before,
+        Fact(f"accuracy, {last.stage}", fmt.percent(last.top1), _stage_note(report, -1)),
+        Fact(
+            "accuracy change",
+            fmt.points(accuracy.change_pp),
+            f"95 % interval {change} pp, McNemar p {test}",
+        ),
+    )
+
+
+def _stage_note(report: Report, place: int) -> str:
+    assert report.accuracy is not None
+    stage = report.accuracy.stages[place]
+    return f"{fmt.right_of(stage)} {stage.split} images, 95 % interval {fmt.interval(*stage.ci95)}"
+
+
+def _bit_facts(report: Report) -> tuple[Fact, ...]:
+    before, after = report.bits.get("before"), report.bits.get("after")
+    if before is None or after is None:
+        return ()
+    coded = f"{fmt.size(after / 8)} so coded; {fmt.count(before)} bits before"
+    return (Fact("bits in kernels", fmt.count(after), coded),)
+
+
+def _size_fact(report: Report) -> Fact:
+    size = report.size
+    zipped = f"zipped {fmt.size(size.zip)}"
+    before = f" (was {fmt.size(size.original_zip)})" if size.original_zip else ""
+    packed = f", packed {fmt.size(size.packed)}" if size.packed else ""
+    return Fact("file", fmt.size(size.file), zipped + before + packed)

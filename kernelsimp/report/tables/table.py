@@ -1,0 +1,73 @@
+"""What a report and a scan say, as tables of text: the command line, Markdown and HTML draw these same rows.
+
+Cells are plain text, unescaped; a face that draws them escapes them in its own way. Columns of figures
+are aligned right.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from kernelsimp.records.verdict import shown
+from kernelsimp.report import fmt
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, column heads, rows of as many cells; `text` columns are left-aligned, the others right.
+
+    `bars` gives for some columns a share 0..1 for each row, for faces that can draw a bar beside a figure.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text: frozenset[int] = frozenset({0})
+    bars: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One figure of the headline: what it is, the figure, and what stands beside it."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def families_text(families: Mapping[str, int], most: int = 3) -> str:
+    """Spell the commonest families with their counts, and how many others there are."""
+    ranked = ranked_families(families)
+    named = [f"{shown(name)} {number:,}" for name, number in ranked[:most]]
+    rest = len(ranked) - most
+    return ", ".join(named) + (f", {rest} more" if rest > 0 else "")
+
+
+def figure_table(title: str, figures: Mapping[str, object] | None) -> Table:
+    """Return nested figures as rows of dotted names."""
+    rows = [(shown(name), _figure(value)) for name, value in flat(figures)]
+    return Table(title, ("figure", "value"), tuple(rows))
+
+
+def _figure(value: object) -> str:
+    return fmt.number(value, 4) if isinstance(value, float) else shown(str(value))
+
+
+def ranked_families(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return the families that occur, the commonest first, names breaking ties."""
+    return sorted(
+        ((name, number) for name, number in counts.items() if number), key=lambda pair: (-pair[1], pair[0])
+    )
+
+
+def flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Yield (dotted name, value) of nested mappings; what is None is left out."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flat(item, f"{name}.{key}" if name else str(key))
+    elif value is not None:
+        yield name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def pairs(items: Iterable[tuple[object, object]]) -> tuple[tuple[str, str], ...]:
+    """Return rows of two cells of safe text."""
+    return tuple((shown(str(name)), shown(str(value))) for name, value in items)
