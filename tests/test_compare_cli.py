@@ -17,7 +17,7 @@ from kernelsimp.analysis.compare import matched
 from kernelsimp.analysis.similarity import MEASURES
 from kernelsimp.cli.main import run
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.report.pictures.heat_map import Heat, heat_map
+from kernelsimp.report.pictures.charts import Heat, heat_map
 from kernelsimp.report.store import json_schema
 
 NETS = """

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from kernelsimp.kernels.families import find
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.simplify.arms import Arm
-from kernelsimp.simplify.controls import CONTROLS, Case, Masked, run_controls
+from kernelsimp.simplify.controls import CONTROLS, Arm, Case, Masked, run_controls
 from kernelsimp.simplify.plan_builder import chooser
 from kernelsimp.simplify.solve import ground_of, look, travel
 

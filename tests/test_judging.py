@@ -11,7 +11,7 @@ import torch
 from test_road import FAMILIES, all_exact, network, smooth_images
 from torch import Tensor, nn
 
-from kernelsimp.commands.judging import judged_again
+from kernelsimp.commands.measure import judged_again
 from kernelsimp.commands.task import Chosen
 from kernelsimp.data.holdout import holdout_split
 from kernelsimp.data.sources import load_data
@@ -22,8 +22,7 @@ from kernelsimp.evaluation.metric import Metric, load_metric
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import DataSettings, PlanSettings, Settings
-from kernelsimp.simplify.arms import held_arm
-from kernelsimp.simplify.controls import Case, run_controls
+from kernelsimp.simplify.controls import Case, held_arm, run_controls
 from kernelsimp.simplify.distance import Judge, relative_error
 from kernelsimp.simplify.lagrangian import choose_for_dof
 from kernelsimp.simplify.search import Referee, reverted, search

@@ -9,7 +9,7 @@ from torch import Tensor
 from kernelsimp.kernels.partitions import bits
 from kernelsimp.kernels.structures import find
 from kernelsimp.simplify.candidates import Candidate
-from kernelsimp.simplify.rivals import MOST_PICKS, Masked, Picked, picked
+from kernelsimp.simplify.controls import MOST_PICKS, Masked, Picked, picked
 
 CELLS = 9
 

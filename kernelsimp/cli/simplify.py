@@ -51,7 +51,7 @@ def simplify(
 ) -> None:
     """Replace near-structured kernels by the exact thing, hold them, train the rest, and report the cost."""
     from kernelsimp.cli.tables import draw, present_run
-    from kernelsimp.commands import inputs, outputs, planner
+    from kernelsimp.commands import inputs, outputs
     from kernelsimp.commands import simplify as command
     from kernelsimp.report.tables.plan import plan_tables
     from kernelsimp.training.ranks import first_process
@@ -69,7 +69,7 @@ def simplify(
         if out_dir is not None and not dry_run:
             result = command.simplify(Path(model), settings, out_dir, watcher)
         else:
-            plan = planner.plan_only(Path(model), settings, watcher)
+            plan = command.plan_only(Path(model), settings, watcher)
     if out_dir is not None and not dry_run:
         present_run(result, out_dir, json, quiet=quiet)
     elif not quiet and json != "-":

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from kernelsimp.check import Subject, baseline_from, limits_beside, read_limits, with_max
 from kernelsimp.check import check as verdict_on
-from kernelsimp.commands.inputs import measured, open_data
+from kernelsimp.commands.inputs import open_data
+from kernelsimp.commands.measure import measured
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.checkpoint import load_checkpoint

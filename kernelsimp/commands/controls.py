@@ -4,20 +4,20 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from kernelsimp.commands.inputs import hold_of, measured_model
+from kernelsimp.commands.measure import measured_model
 from kernelsimp.commands.task import Chosen, Task
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, mcnemar, paired_interval
 from kernelsimp.records.report import Control
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.arms import Arm, held_arm
-from kernelsimp.simplify.controls import Case, constraints_at, run_controls
+from kernelsimp.simplify.controls import Arm, Case, constraints_at, held_arm, run_controls
 from kernelsimp.simplify.layerwise import targets_of
 from kernelsimp.simplify.projected_cg import Constraint
 from kernelsimp.simplify.solve import Tried
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.job import job_of
+from kernelsimp.training.options import hold_of
 from kernelsimp.training.ranks import processes
 from kernelsimp.watch import Watcher
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kernelsimp.commands.inputs import measured_model, open_data
-from kernelsimp.commands.judging import loaded, metric_of
+from kernelsimp.commands.inputs import open_data
+from kernelsimp.commands.measure import loaded, measured_model
 from kernelsimp.commands.task import Task
 from kernelsimp.data.sources import Data
 from kernelsimp.data.transforms import preprocess_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import stage
+from kernelsimp.evaluation.metric import metric_of
 from kernelsimp.evaluation.robustness import Bench, assess, check_trial
 from kernelsimp.models.network import Network, device_of, open_network
 from kernelsimp.records.evaluation import Evaluation

@@ -9,30 +9,16 @@ from torch import Tensor
 
 from kernelsimp.commands.audit import input_shape
 from kernelsimp.commands.inputs import settle_for_check, settle_for_model
+from kernelsimp.commands.run import Source, packed
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.files import write_atomically, write_bytes
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
-from kernelsimp.models.contents import beside, narrowed
-from kernelsimp.models.digest import described, tensors_sha256
-from kernelsimp.models.layers import tensor_name
+from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.models.network import open_network
-from kernelsimp.models.packed import Packed, pack
-from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan
 from kernelsimp.records.report import Report
 from kernelsimp.report import read_report
-from kernelsimp.report.run_folder import RunFolder
-from kernelsimp.settings import Given, ModelSettings, Settings
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """What is exported: the file, what it holds, and the plan of its run where it comes from one."""
-
-    path: Path
-    checkpoint: Checkpoint
-    settings: Settings
-    plan: Plan | None = None
+from kernelsimp.settings import Given, ModelSettings
 
 
 @dataclass(frozen=True)
@@ -99,25 +85,6 @@ def checkpoint_of(run: Path, report: Report) -> Path:
     if path.is_file():
         return path
     raise KernelsimpError(f"{run}: the run's checkpoint '{path.name}' is not there; run simplify again")
-
-
-def told_of_file(report: Report, run: RunFolder, plan: Plan, settings: Settings) -> Report:
-    """Return the report of a run with what its checkpoint tells: every tensor, and the packed form's size.
-
-    The size is that of the file which `export` writes.
-    """
-    own = replace(settings.model, sha256=None, trust_pickle=False)
-    source = Source(run.checkpoint, load_checkpoint(run.checkpoint, own), settings, plan)
-    size = replace(report.size, packed=packed(source).size)
-    network = narrowed(source.checkpoint, [tensor_name(layer.name) for layer in report.layers])
-    others = {place: item.words for place, item in beside(network).items() if not item.training}
-    return replace(report, size=size, tensors=described(network.tensors), beside=others)
-
-
-def packed(source: Source) -> Packed:
-    """Return the packed form of what is exported."""
-    found = source.checkpoint.found
-    return pack(source.checkpoint.stored_state, source.plan, found.keys)
 
 
 def _to_packed(source: Source, path: Path) -> None:

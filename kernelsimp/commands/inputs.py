@@ -1,15 +1,11 @@
-"""What every command opens first: settings, data, and a measurement on the test split."""
+"""What every command opens first: its settings and its images."""
 
 from pathlib import Path
 
-from torch import nn
-
 from kernelsimp.data.sources import Data, load_data
-from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.evaluation.accuracy import Outcome, measure
 from kernelsimp.models.architectures import recipe_of
-from kernelsimp.models.network import Network, device_of
+from kernelsimp.models.network import device_of
 from kernelsimp.records.verdict import shown
 from kernelsimp.report import read_report
 from kernelsimp.settings import Given, Settings, names_code, recipe, settle
@@ -74,35 +70,3 @@ def check_training(settings: Settings) -> None:
     """Raise `KernelsimpError` for training settings that make no sense, before anything is measured."""
     check_settings(settings.finetune)
     check_precision(settings.finetune.precision, device_of(settings).type)
-
-
-def measured(network: Network, data: Data | None, settings: Settings, watcher: Watcher) -> Outcome | None:
-    """Return the outcome of one network on the test split, or None where there are no images."""
-    if data is None:
-        return None
-    return measured_model(network.module(), data, settings, watcher)
-
-
-def measured_model(model: nn.Module, data: Data, settings: Settings, watcher: Watcher) -> Outcome:
-    """Return the outcome of a module, on the device of its settings, on the test split."""
-    preprocess = preprocess_of(settings.data)
-    loader = batches(data.test, preprocess, settings.data.batch_size, workers=settings.data.workers)
-    watcher.start("measuring on the test split", len(loader))
-    return measure(model, loader, device_of(settings), watcher)
-
-
-def hold_of(settings: Settings) -> str:
-    """Return what is held: freeze (values, the usual), tie, scale, soft or none.
-
-    Raises `KernelsimpError` for another word, and for settings that contradict each other.
-    """
-    chosen = settings.finetune
-    if chosen.hold not in ("auto", "freeze", "tie", "none"):
-        raise KernelsimpError(f"--hold is '{chosen.hold}'; expected freeze, tie or none")
-    if chosen.free_scale and chosen.hold != "tie":
-        raise KernelsimpError("--free-scale goes with --tie: a frozen kernel has no free scale")
-    if chosen.soft is not None and chosen.hold not in ("auto", "none"):
-        raise KernelsimpError(f"--soft pulls where --{chosen.hold} holds: choose one")
-    if chosen.soft is not None:
-        return "soft"
-    return "scale" if chosen.free_scale else chosen.hold.replace("auto", "freeze")

@@ -1,15 +1,24 @@
 """Measuring every stage on the test split: accuracy, or what stands in its place. It chooses nothing."""
 
-from kernelsimp.commands.inputs import measured_model
-from kernelsimp.commands.judging import check_figure, classifies, loaded, metric_of
-from kernelsimp.commands.task import Task
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from kernelsimp.commands.task import Chosen, Task
+from kernelsimp.data.holdout import holdout_split
 from kernelsimp.data.sources import Data
+from kernelsimp.data.splits import Split
 from kernelsimp.data.transforms import batches, preprocess_of
-from kernelsimp.evaluation.accuracy import Outcome
-from kernelsimp.models.network import Network
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.evaluation.accuracy import Outcome, measure
+from kernelsimp.evaluation.metric import metric_of
+from kernelsimp.models.network import Network, device_of
 from kernelsimp.records.report import Figure, Metric
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.distance import relative_error
+from kernelsimp.simplify.distance import is_classifier, relative_error
+from kernelsimp.simplify.fisher import output_tensors
+from kernelsimp.simplify.search import Referee
 from kernelsimp.watch import Watcher
 
 OUTPUT_ERROR = "relative output error"
@@ -57,3 +66,116 @@ class Gauge:
         loader = batches(data.test, preprocess_of(self.settings.data), self.settings.data.batch_size)
         images = (part.to(network.device) for part, _ in loader)
         return relative_error(self.original.module(), network.module(), images)
+
+
+UNSEEN_GAP = 3.0
+"""A network this much better (pp) on validation images than on others has probably been trained on them."""
+
+
+ADVICE = "name other images with --holdout"
+
+
+def referee_of(task: Task, watcher: Watcher) -> Referee:
+    """Return who judges a budget: validation images, or those of --holdout.
+
+    The test split takes no part. Where a holdout is named, the original is measured on the validation images
+    too, and a gap of more than 3 pp is told; the holdout judges either way. Without one, 99 % on the
+    validation images is what shows that they were trained on, and then changed answers and KL count too. A
+    gap between validation and test images counts only once everything has been chosen (`judged_again`).
+    """
+    assert task.data is not None
+    settings, data = task.settings, task.data
+    original, metric = task.network.module(), metric_of(settings)
+    if settings.plan.holdout is None:
+        return Referee(original, loaded(task, data.val), metric)
+    split = holdout_split(data, settings.data, settings.plan.holdout, settings.run.seed)
+    referee = Referee(original, loaded(task, split), metric, "holdout")
+    if referee.top1 is not None and len(data.val):
+        known = Referee(original, loaded(task, data.val)).top1
+        if known is not None and known - referee.top1 > UNSEEN_GAP:
+            watcher.warn(
+                f"the original network has {known:.1f} % right on validation images, {referee.top1:.1f} % on "
+                "those of --holdout: it was trained on the former, and only the latter judge the budget"
+            )
+    return referee
+
+
+def loaded(task: Task, split: Split) -> list[tuple[Tensor, Tensor]]:
+    """Return the images and labels of a split on the network's device, in batches."""
+    settings, device = task.settings, task.network.device
+    loader = batches(split, preprocess_of(settings.data), settings.data.batch_size)
+    return [(images.to(device), labels.to(device)) for images, labels in loader]
+
+
+@torch.no_grad()
+def classifies(network: Network, data: Data, settings: Settings) -> bool:
+    """Say whether a network gives one score a class and image, by its output for two test images.
+
+    Raises `KernelsimpError` with the network's own words where it refuses them.
+    """
+    loader = batches(data.test.subset(range(min(2, len(data.test)))), preprocess_of(settings.data), 2)
+    images, _ = next(iter(loader))
+    try:
+        output = network.module()(images.to(network.device))
+    except Exception:  # measuring says what is wrong, in full
+        return True
+    return is_classifier(output_tensors(output))
+
+
+def check_figure(settings: Settings, *, classifier: bool) -> None:
+    """Raise `KernelsimpError` where what is asked for needs a classifier and the network is none."""
+    if classifier and settings.plan.metric is None:
+        return
+    what = "with --metric" if classifier else "for a network that is no classifier"
+    wanted = {
+        "--finetune": settings.finetune.finetune and not classifier,
+        "--rounds": settings.plan.rounds > 1 and not classifier,
+        "--robustness": settings.robustness.robustness and not classifier,
+        "--controls": settings.plan.controls,
+    }
+    for option, asked in wanted.items():
+        if asked:
+            raise KernelsimpError(f"{option} is not there {what}: it trains or tests on labels of classes")
+
+
+def judged_again(
+    settings: Settings, original: Outcome | None, chosen: Chosen
+) -> tuple[Chosen, tuple[str, ...]]:
+    """Judge a budget by changed answers and KL as well where validation images turn out to be known by heart.
+
+    That shows where the original is more than 3 pp better on them than on the test split. This comes after
+    everything has been chosen: the network stays, and only whether the budget was met is said anew. Return
+    what was chosen and what to say. A holdout needs none of it: its labels tell networks apart.
+    """
+    referee = chosen.referee
+    if referee is None or referee.top1 is None or original is None or settings.plan.holdout is not None:
+        return chosen, ()
+    if referee.top1 - original.top1 <= UNSEEN_GAP:
+        return chosen, ()
+    found = (
+        f"the original network has {referee.top1:.1f} % right on validation images and {original.top1:.1f} % "
+        "on the test split, so it was probably trained on the former"
+    )
+    if referee.memorised:  # counted all along
+        return chosen, (f"{found}; {ADVICE}",)
+    trial = referee.trial(chosen.network.module(), 0.0, "")
+    within = trial.drop(memorised=True) <= float(settings.plan.max_drop or 0)
+    verdict = "within" if within else "beyond"
+    told = f"{trial.changed_answers:.2f} % of the answers changed, KL {trial.divergence:.4f}"
+    note = f"{found} and the budget counts changed answers and KL too: {told}, {verdict} the budget; {ADVICE}"
+    return replace(chosen, met=chosen.met and within), (note,)
+
+
+def measured(network: Network, data: Data | None, settings: Settings, watcher: Watcher) -> Outcome | None:
+    """Return the outcome of one network on the test split, or None where there are no images."""
+    if data is None:
+        return None
+    return measured_model(network.module(), data, settings, watcher)
+
+
+def measured_model(model: nn.Module, data: Data, settings: Settings, watcher: Watcher) -> Outcome:
+    """Return the outcome of a module, on the device of its settings, on the test split."""
+    preprocess = preprocess_of(settings.data)
+    loader = batches(data.test, preprocess, settings.data.batch_size, workers=settings.data.workers)
+    watcher.start("measuring on the test split", len(loader))
+    return measure(model, loader, device_of(settings), watcher)

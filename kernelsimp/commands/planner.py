@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from kernelsimp.commands.inputs import open_data
-from kernelsimp.commands.judging import referee_of
+from kernelsimp.commands.measure import referee_of
 from kernelsimp.commands.rounds import check_rounds, in_rounds
 from kernelsimp.commands.task import Chosen, Task
 from kernelsimp.data.sources import Data
@@ -13,7 +12,7 @@ from kernelsimp.data.splits import Split
 from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import key_of
-from kernelsimp.models.network import Network, open_network
+from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan
 from kernelsimp.settings import PlanSettings, Settings
@@ -26,18 +25,12 @@ from kernelsimp.simplify.search import Referee, search
 from kernelsimp.simplify.sensitivity import layer_losses, predicted_losses
 from kernelsimp.simplify.solve import Road, Surveyed, ground_of, look, travel, try_plan
 from kernelsimp.simplify.tolerance import weight_plan
-from kernelsimp.watch import SILENT, Watcher
+from kernelsimp.watch import Watcher
 
 NETWORK = "network"
 """The key of a plan's rule that tells which checkpoint it was made for."""
 
 BUDGETS = ("tolerance", "dof", "simplified", "max_drop", "plan")
-
-
-def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:
-    """Return the plan that `simplify` would carry out."""
-    task = Task(open_network(path, settings, watcher), open_data(settings, watcher), settings)
-    return choose(task, watcher).plan
 
 
 def choose(task: Task, watcher: Watcher) -> Chosen:

@@ -11,14 +11,7 @@ from pathlib import Path
 from kernelsimp.commands.evaluate import check_robustness, robustness_of
 from kernelsimp.commands.inputs import check_training, open_data
 from kernelsimp.commands.measure import Gauge
-from kernelsimp.commands.simplify import (
-    DIVERGED,
-    provenance,
-    told,
-    verify,
-    write_checkpoint,
-    write_run,
-)
+from kernelsimp.commands.run import DIVERGED, provenance, told, verify, write_checkpoint, write_run
 from kernelsimp.commands.task import Task
 from kernelsimp.commands.tune import tuned
 from kernelsimp.errors import KernelsimpError

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from kernelsimp.analysis.scan import scan_bank
-from kernelsimp.commands.inputs import check_training, measured, open_data
-from kernelsimp.commands.simplify import DIVERGED, provenance, told, verify, write_run
+from kernelsimp.commands.inputs import check_training, open_data
+from kernelsimp.commands.measure import measured
+from kernelsimp.commands.run import DIVERGED, provenance, told, verify, write_run
 from kernelsimp.data.sources import Data
 from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError

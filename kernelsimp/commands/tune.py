@@ -7,7 +7,6 @@ from typing import cast, get_args
 
 from torch import nn
 
-from kernelsimp.commands.inputs import hold_of
 from kernelsimp.commands.task import Chosen, Task
 from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.models.network import Network
@@ -16,6 +15,7 @@ from kernelsimp.settings import FinetuneSettings
 from kernelsimp.training.finetune import Trained, finetune
 from kernelsimp.training.hold import Mode, hold, release
 from kernelsimp.training.job import epoch_batches, few_to_judge, job_of
+from kernelsimp.training.options import hold_of
 from kernelsimp.training.statistics import batch_norms, re_estimate
 from kernelsimp.training.validation import Judge
 from kernelsimp.watch import Watcher

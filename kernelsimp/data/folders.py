@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kernelsimp.data.request import Found, Request
-from kernelsimp.data.splits import Split, split_by_hash
+from kernelsimp.data.splits import Found, Request, Split, split_by_hash
 from kernelsimp.data.stores import FileStore
 from kernelsimp.errors import KernelsimpError
 

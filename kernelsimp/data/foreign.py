@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.data.images import to_image
-from kernelsimp.data.request import Found, Request
-from kernelsimp.data.splits import Split
+from kernelsimp.data.splits import Found, Request, Split
 from kernelsimp.data.stores import ArrayStore, ForeignStore, Store, as_images, as_labels
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.files import tensors_only, user_function, words_of

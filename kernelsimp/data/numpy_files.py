@@ -11,8 +11,7 @@ from zipfile import is_zipfile
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsimp.data.request import Found, Request
-from kernelsimp.data.splits import Split
+from kernelsimp.data.splits import Found, Request, Split
 from kernelsimp.data.stores import ArrayStore, as_images, as_labels
 from kernelsimp.errors import KernelsimpError
 

@@ -14,8 +14,7 @@ from kernelsimp.data.folders import load_folder
 from kernelsimp.data.foreign import load_callable, load_torchvision
 from kernelsimp.data.images import Geometry
 from kernelsimp.data.numpy_files import load_npz
-from kernelsimp.data.request import Found, Request
-from kernelsimp.data.splits import Data, Split, carve, split_by_hash
+from kernelsimp.data.splits import Data, Found, Request, Split, carve, split_by_hash
 from kernelsimp.data.stores import ArrayStore, as_images, as_labels
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.settings import DataSettings

@@ -161,3 +161,24 @@ def split_by_hash(names: Sequence[str], text: str, seed: int) -> tuple[Places, P
 def _ranked(names: Sequence[str], key: str) -> Places:
     digests = [hashlib.sha256(f"{key}\0{name}".encode()).digest() for name in names]
     return np.array(sorted(range(len(names)), key=digests.__getitem__), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Request:
+    """`where` is the text behind the source's word, `split` the text of --split."""
+
+    where: str
+    geometry: Geometry
+    split: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """The splits a source has; None where it has none. `class_count` is None where only labels tell."""
+
+    test: Split
+    train: Split | None = None
+    val: Split | None = None
+    class_count: int | None = None
+    warnings: tuple[str, ...] = ()

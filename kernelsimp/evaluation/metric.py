@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import evaluating
 from kernelsimp.files import user_function, words_of
+from kernelsimp.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,3 +55,8 @@ def load_metric(spec: str) -> Metric:
     if not file.endswith(".py") or not name.isidentifier():
         raise KernelsimpError(f"--metric is '{spec}'; expected file.py:callable")
     return Metric(spec, user_function(spec))
+
+
+def metric_of(settings: Settings) -> Metric | None:
+    """Return the user's metric, if one is named."""
+    return load_metric(settings.plan.metric) if settings.plan.metric is not None else None

@@ -5,27 +5,41 @@ networks to measure; none of them is meant to be exactly in a family.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from kernelsimp.kernels.bank import LayerKernels
+from kernelsimp.kernels.bank import KernelBank, LayerKernels
+from kernelsimp.kernels.cells import chunks
 from kernelsimp.kernels.families import ZERO
-from kernelsimp.models.layers import bank_from_model
+from kernelsimp.models.layers import bank_from_model, canonical, conv_modules, stored
 from kernelsimp.records.plan import FREE, SHAPES
-from kernelsimp.simplify.arms import Arm
 from kernelsimp.simplify.candidates import FREE_NAME, Bent, Candidate, rows_of_layer
 from kernelsimp.simplify.costs import COSTS
 from kernelsimp.simplify.lagrangian import choose_for_dof, dof_share
 from kernelsimp.simplify.layerwise import Ground, Target, targets_of, walk
 from kernelsimp.simplify.plan_builder import Prepared, menus_for
 from kernelsimp.simplify.projected_cg import Constraint, Piece
-from kernelsimp.simplify.rivals import Masked, picked
 from kernelsimp.simplify.solve import Surveyed, Tried
 from kernelsimp.watch import SILENT, Watcher
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One control: its name, the share of degrees of freedom it leaves, and the network it makes.
+
+    `constraints` say what its kernels are held to, by layer; nothing where it holds none.
+    """
+
+    name: str
+    dof: float
+    model: nn.Module
+    constraints: Mapping[str, Constraint]
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,3 +230,107 @@ def _loose(constraint: Constraint) -> Target:
 def _placed(constraint: Constraint, kernels: Tensor) -> Tensor:
     placed = constraint.place(kernels.double().reshape(-1, constraint.cells))
     return placed.reshape(kernels.shape).to(kernels.dtype)
+
+
+class _Within(nn.Module):
+    """Keep a convolution's weight in the shifted subspaces of a constraint, each around where it is now."""
+
+    start: Tensor
+
+    def __init__(self, weight: Tensor, layer: LayerKernels, constraint: Constraint) -> None:
+        super().__init__()
+        self.register_buffer("start", weight.detach().clone(), persistent=False)
+        self.layout = (layer.kind, layer.groups)
+        pieces = (Piece(p.index, p.projector.to(weight.dtype)) for p in constraint.pieces)
+        self.constraint = Constraint(constraint.cells, tuple(pieces)).to(weight.device)
+
+    def forward(self, free: Tensor) -> Tensor:
+        with torch.autocast(free.device.type, enabled=False):  # a weight is held in its own precision
+            moved = self.constraint.project(canonical(free - self.start, *self.layout))
+        return self.start + stored(moved, *self.layout, tuple(free.shape))
+
+
+@contextmanager
+def held_arm(arm: Arm, bank: KernelBank, *, values: bool) -> Iterator[nn.Module]:
+    """Within the block, hold the arm's constrained kernels in its network: their `values`, or subspaces.
+
+    `bank` has the layers' layout. The network is a plain one again afterwards.
+    """
+    layers = {layer.name: layer for layer in bank.layers}
+    modules = conv_modules(arm.model)
+    held: list[nn.Module] = []
+    for name, constraint in arm.constraints.items():
+        weight = modules[name].get_parameter("weight")
+        assert isinstance(weight, Tensor)
+        part = _Within(weight, layers[name], _still(constraint) if values else constraint)
+        for sharer in [item for item in arm.model.modules() if item._parameters.get("weight") is weight]:
+            parametrize.register_parametrization(sharer, "weight", part, unsafe=True)
+            held.append(sharer)
+    try:
+        yield arm.model
+    finally:
+        for module in held:
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+def _still(constraint: Constraint) -> Constraint:
+    """Return the constraint in which nothing of a constrained kernel may move."""
+    zero = torch.zeros(constraint.cells, constraint.cells, dtype=torch.float64)
+    return Constraint(constraint.cells, tuple(Piece(piece.index, zero) for piece in constraint.pieces))
+
+
+MOST_PICKS = 8192
+"""A pick is among at most this many subspaces: all that partitions of a 3x3 kernel into few values need."""
+
+
+CHUNK_NUMBERS = 1 << 22
+"""Kernels are compared with the subspaces in parts of about this many products."""
+
+
+@dataclass(frozen=True, eq=False)
+class Masked(Candidate):
+    """The `dim` largest cells of each kernel are kept, the others are zero."""
+
+    def errors(self, kernels: Tensor) -> Tensor:
+        return kernels * ~self.masks(kernels)
+
+    def projectors(self, kernels: Tensor) -> Tensor:
+        return torch.diag_embed(self.masks(kernels).to(kernels.dtype))
+
+    def masks(self, kernels: Tensor) -> Tensor:
+        """Return which cells of each kernel (n, cells) are kept."""
+        places = kernels.abs().topk(self.dim, dim=1).indices
+        return torch.zeros_like(kernels, dtype=torch.bool).scatter_(1, places, True)
+
+
+@dataclass(frozen=True, eq=False)
+class Picked(Candidate):
+    """Each kernel takes the nearest of some subspaces, of orthonormal `bases` (m, cells, dim)."""
+
+    bases: Tensor = field(kw_only=True)
+
+    def errors(self, kernels: Tensor) -> Tensor:
+        nearest = self.nearest(kernels)
+        return kernels - torch.einsum("ncd,nd->nc", nearest, torch.einsum("ncd,nc->nd", nearest, kernels))
+
+    def projectors(self, kernels: Tensor) -> Tensor:
+        nearest = self.nearest(kernels)
+        return nearest @ nearest.mT
+
+    def nearest(self, kernels: Tensor) -> Tensor:
+        """Return the basis (n, cells, dim) of the subspace that each of kernels (n, cells) is nearest to."""
+        count, cells, dim = self.bases.shape
+        columns = self.bases.permute(1, 0, 2).reshape(cells, count * dim).float()  # to pick, that is enough
+        parts = chunks(kernels.float(), max(1, CHUNK_NUMBERS // (count * dim)))
+        inside = [(part @ columns).square().reshape(-1, count, dim).sum(2).argmax(1) for part in parts]
+        return self.bases[torch.cat(inside)]
+
+
+def picked(like: Candidate, cells: int, generator: torch.Generator) -> Candidate:
+    """Return random subspaces for what `like` offers: as many of its dimension as its side bits can name."""
+    count = min(MOST_PICKS, round(2**like.side_bits))
+    drawn = torch.randn(count, cells, like.dim, dtype=torch.float64, generator=generator)
+    bases = torch.linalg.qr(drawn)[0]
+    if count == 1:  # one subspace for all kernels, so one projector
+        return Candidate(like.name, like.dim, bases[0] @ bases[0].mT)
+    return Picked(like.name, like.dim, None, math.log2(count), bases=bases)

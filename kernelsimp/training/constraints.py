@@ -19,8 +19,8 @@ from kernelsimp.kernels.gaussian_basis import gaussian_derivatives
 from kernelsimp.kernels.subspace import Shape
 from kernelsimp.models.layers import TRANSPOSED, bank_from_model, canonical, conv_modules, kind_of, stored
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
-from kernelsimp.training.bent import Layout, OnRows, Outer, Shared, Spanned
 from kernelsimp.training.hold import projections
+from kernelsimp.training.kernel_sets import Layout, OnRows, Outer, Shared, Spanned
 from kernelsimp.training.parametrisations import Tied, own_class
 from kernelsimp.training.rules import (
     RANK_ONE,

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.settings import FinetuneSettings
+from kernelsimp.settings import FinetuneSettings, Settings
 from kernelsimp.training.schedule import SCHEDULES
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -73,3 +73,20 @@ def make_optimizer(model: nn.Module, settings: FinetuneSettings) -> Optimizer:
     if settings.optimizer == "adamw":
         return AdamW(groups, lr=settings.lr)
     return SGD(groups, lr=settings.lr, momentum=settings.momentum)
+
+
+def hold_of(settings: Settings) -> str:
+    """Return what is held: freeze (values, the usual), tie, scale, soft or none.
+
+    Raises `KernelsimpError` for another word, and for settings that contradict each other.
+    """
+    chosen = settings.finetune
+    if chosen.hold not in ("auto", "freeze", "tie", "none"):
+        raise KernelsimpError(f"--hold is '{chosen.hold}'; expected freeze, tie or none")
+    if chosen.free_scale and chosen.hold != "tie":
+        raise KernelsimpError("--free-scale goes with --tie: a frozen kernel has no free scale")
+    if chosen.soft is not None and chosen.hold not in ("auto", "none"):
+        raise KernelsimpError(f"--soft pulls where --{chosen.hold} holds: choose one")
+    if chosen.soft is not None:
+        return "soft"
+    return "scale" if chosen.free_scale else chosen.hold.replace("auto", "freeze")

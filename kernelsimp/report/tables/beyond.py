@@ -4,6 +4,7 @@ from typing import Any
 
 from kernelsimp.records.scan import LayerScan, Scan
 from kernelsimp.records.verdict import shown
+from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table
 
 SAYS = (

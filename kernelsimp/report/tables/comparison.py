@@ -9,7 +9,7 @@ from kernelsimp.records.comparison import Comparison, LayerSimilarity
 from kernelsimp.records.serialise import MisfitError, plain, restored
 from kernelsimp.records.verdict import shown
 from kernelsimp.report import fmt
-from kernelsimp.report.pictures.heat_map import Heat, heat_map
+from kernelsimp.report.pictures.charts import Heat, heat_map
 from kernelsimp.report.tables.table import Fact, Table, figure_table
 
 SAYS = (

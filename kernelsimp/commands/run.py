@@ -1,0 +1,125 @@
+"""What the commands that make a run share: its checkpoint, its verification, its files and its report."""
+
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernelsimp import __version__
+from kernelsimp.data.sources import Data
+from kernelsimp.errors import HoldError
+from kernelsimp.kernels.bank import KernelBank
+from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
+from kernelsimp.models.contents import beside, narrowed
+from kernelsimp.models.digest import described
+from kernelsimp.models.layers import tensor_name
+from kernelsimp.models.network import Network, open_network
+from kernelsimp.models.packed import Packed, pack
+from kernelsimp.records.plan import Plan
+from kernelsimp.records.report import Report
+from kernelsimp.report import gallery_of, with_p
+from kernelsimp.report.assemble import RunFacts, assemble, p_values
+from kernelsimp.report.run_folder import RunFolder
+from kernelsimp.settings import Settings
+from kernelsimp.training.finetune import Trained
+from kernelsimp.training.survival import outside
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What is exported: the file, what it holds, and the plan of its run where it comes from one."""
+
+    path: Path
+    checkpoint: Checkpoint
+    settings: Settings
+    plan: Plan | None = None
+
+
+def told_of_file(report: Report, run: RunFolder, plan: Plan, settings: Settings) -> Report:
+    """Return the report of a run with what its checkpoint tells: every tensor, and the packed form's size.
+
+    The size is that of the file which `export` writes.
+    """
+    own = replace(settings.model, sha256=None, trust_pickle=False)
+    source = Source(run.checkpoint, load_checkpoint(run.checkpoint, own), settings, plan)
+    size = replace(report.size, packed=packed(source).size)
+    network = narrowed(source.checkpoint, [tensor_name(layer.name) for layer in report.layers])
+    others = {place: item.words for place, item in beside(network).items() if not item.training}
+    return replace(report, size=size, tensors=described(network.tensors), beside=others)
+
+
+def packed(source: Source) -> Packed:
+    """Return the packed form of what is exported."""
+    found = source.checkpoint.found
+    return pack(source.checkpoint.stored_state, source.plan, found.keys)
+
+
+DIVERGED = "the training loss was no longer finite: training stopped at the last good state"
+
+
+REPORTED = {"freeze": "freeze", "tie": "tie", "scale": "tie", "soft": "tie", "none": "none"}
+"""How the report names what was held: values, structure or nothing."""
+
+
+def write_run(run: RunFolder, facts: RunFacts, settings: Settings) -> Report:
+    """Write everything but the checkpoint: settings, plan, events and the report; return the report."""
+    report = told_of_file(assemble(facts), run, facts.plan, settings)
+    run.write_settings(settings)
+    run.write_plan(facts.plan)
+    run.write_events(facts.training)
+    gallery = gallery_of(facts.plan, facts.before, facts.after)
+    run.write_report(report, with_p(gallery, p_values(facts.scan, facts.plan)) if facts.scan else gallery)
+    return report
+
+
+def told(trained: Trained) -> tuple[str, ...]:
+    """Return what the report must say of a training run."""
+    if trained.stopped == "diverged":
+        return (DIVERGED,)
+    kept = f"kept epoch {trained.best_epoch} of {len(trained.history)}"
+    return (f"{kept}, chosen by {trained.chosen_by}",) if trained.chosen_by else ()
+
+
+def write_checkpoint(network: Network, run: RunFolder, settings: Settings) -> Network:
+    """Write the checkpoint and read it back: what is verified is the file, after the cast to its dtype."""
+    network.checkpoint.save(run.checkpoint)
+    return open_network(run.checkpoint, replace(settings, model=replace(settings.model, sha256=None)))
+
+
+def verify(plan: Plan, simplified: KernelBank, written: KernelBank, mode: str) -> None:
+    """Raise `HoldError` naming the first kernel of the written file that left its structure or its value."""
+    if mode == "none":
+        return
+    before = {layer.name: layer.kernels for layer in simplified.layers}
+    after = {layer.name: layer.kernels for layer in written.layers}
+    for layer in plan.layers:
+        kernels = after[layer.name]
+        moved = outside(kernels, layer, plan.structures)
+        if mode == "freeze":
+            changed = (kernels != before[layer.name]).flatten(2).any(2)
+            moved |= changed & torch.from_numpy(layer.changed)
+        if moved.any():
+            out_channel, in_channel = moved.nonzero()[0].tolist()
+            kernel = f"{layer.name}[{out_channel},{in_channel}]"
+            raise HoldError(f"{kernel} moved while it was held; do not use this run, and report the bug")
+
+
+def provenance(network: Network, data: Data | None, settings: Settings) -> dict[str, Any]:
+    """Return where everything came from: file, data, seed, versions."""
+    import torchvision
+
+    return {
+        "input": str(network.checkpoint.path),
+        "input_sha256": network.checkpoint.sha256,
+        "data_fingerprint": data.fingerprint if data else None,
+        "seed": settings.run.seed,
+        "device": str(network.device),
+        "versions": {
+            "kernelsimp": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+    }
