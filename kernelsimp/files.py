@@ -45,7 +45,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             partial.unlink()
 
 
-def sweep(folder: Path) -> None:
+def remove_partials(folder: Path) -> None:
     """Remove what writers that were killed have left in `folder` and below."""
     for partial in folder.rglob(".*.partial"):
         partial.unlink(missing_ok=True)

@@ -43,7 +43,7 @@ from kernelsimp.settings import read_toml
 from kernelsimp.training.constraints import constrain as constrain_by_rules
 from kernelsimp.training.constraints import plain_state
 from kernelsimp.training.constraints import release as free_constraints
-from kernelsimp.training.hold import Mode, survived, verify
+from kernelsimp.training.hold import Mode, survival_in_model, verify
 from kernelsimp.training.hold import hold as hold_by_plan
 from kernelsimp.training.hold import release as make_plain
 from kernelsimp.training.penalties import PENALTIES, Penalties, PenaltySettings
@@ -140,7 +140,7 @@ def hold(model: nn.Module, run: str | Path, mode: str | None = None) -> None:
     chosen = mode or _mode_of(folder)
     if chosen not in get_args(Mode):
         raise KernelsimpError(f"unknown hold mode '{chosen}'{did_you_mean(chosen, get_args(Mode))}")
-    left = survived(model, plan)
+    left = survival_in_model(model, plan)
     if left.exact < left.total:
         loose = _settings_of(folder).get("hold") == "none"
         remedy = "load the checkpoint of that run into the model first"

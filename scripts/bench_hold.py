@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kernelsimp.kernels.bank import LayerKernels
-from kernelsimp.kernels.families import SEVENTEEN, offered
-from kernelsimp.kernels.structures import Templated, bent_sets, expand
+from kernelsimp.kernels.families import SEVENTEEN, offered_families
+from kernelsimp.kernels.structures import Templated, expand, kernel_sets
 from kernelsimp.models.architectures import build_model
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import SHAPES, LayerPlan, Plan
@@ -84,14 +84,14 @@ def random_plan(model: nn.Module, share: float, families: tuple[str, ...] = SEVE
 
 def names_at(grid: tuple[int, ...], families: tuple[str, ...]) -> list[str]:
     """Return the structures, of those called `families`, that kernels of this grid can have."""
-    linear = [item.name for item in offered(grid, linear_names(families))]
-    return linear + [item.name for item in bent_sets(grid) if item.name in expand(families)]
+    linear = [item.name for item in offered_families(grid, linear_names(families))]
+    return linear + [item.name for item in kernel_sets(grid) if item.name in expand(families)]
 
 
 def shapes_of(layer: LayerKernels, choice: NDArray[np.int16], structures: list[str]) -> NDArray[np.float32]:
     """Return the shape parameters of the kernels that are to be templates: those that fit them best."""
     shapes = np.zeros((*choice.shape, 4), np.float32)
-    for item in bent_sets(layer.grid):
+    for item in kernel_sets(layer.grid):
         if isinstance(item, Templated) and item.name in structures:
             mask = choice == structures.index(item.name)
             found = item.shapes_of(layer.kernels.detach()[torch.from_numpy(mask)])

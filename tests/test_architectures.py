@@ -311,7 +311,7 @@ def test_a_network_beside_losses_and_teachers_is_found_by_its_names(container: s
     model = tiny_net(1)
     load_weights(model, checkpoint)
     assert torch.equal(model.stem.weight, tiny_state()["stem.weight"])
-    checkpoint.replaced({"stem.weight": torch.zeros(4, 3, 3, 3)}).save(path)
+    checkpoint.with_tensors({"stem.weight": torch.zeros(4, 3, 3, 3)}).save(path)
     again = load_checkpoint(path).tensors
     assert sorted(again) == sorted(state)
     assert not again["net.stem.weight"].any()
@@ -340,12 +340,12 @@ def test_a_file_that_stores_a_tied_weight_twice_changes_in_both_places(tmp_path:
     path = WRITERS["safetensors"](copies, tmp_path / "net.safetensors")
     checkpoint = fit(model, load_checkpoint(path))
     assert checkpoint.ties == (("first.weight", "second.weight"),)
-    checkpoint.replaced({"first.weight": torch.ones(3, 3, 3, 3)}).save(path)
+    checkpoint.with_tensors({"first.weight": torch.ones(3, 3, 3, 3)}).save(path)
     load_weights(model, load_checkpoint(path))
     assert torch.equal(model.first.weight, torch.ones(3, 3, 3, 3))
     ones, zeros = torch.ones(3, 3, 3, 3), torch.zeros(3, 3, 3, 3)
     with pytest.raises(KernelsimpError) as caught:
-        checkpoint.replaced({"first.weight": ones, "second.weight": zeros})
+        checkpoint.with_tensors({"first.weight": ones, "second.weight": zeros})
     words = "'first.weight' is tied to second.weight but was given other values; change them alike"
     assert str(caught.value) == words
 

@@ -73,7 +73,7 @@ def test_random_kernels_have_few_values_as_often_as_gaussian_ones():
 @pytest.mark.parametrize("grid", [(3, 3), (2, 2), (5, 5), (1, 7)])
 def test_rough_few_values_agree_with_the_exact_ones(grid):
     kernels = torch.cat([white(200, *grid), torch.round(white(100, *grid, seed=1)), torch.ones(1, *grid)])
-    counts = [u for u in shapes.SHALLOW_COUNTS if few_values.offered(grid, u)]
+    counts = [u for u in shapes.SHALLOW_COUNTS if few_values.is_offered(grid, u)]
     fast = shapes._few_where_near(kernels, counts, 0.1)
     for exact in few_values.fit_all(kernels, counts):
         near = exact.residual <= 0.1
@@ -183,7 +183,7 @@ def test_prototypes_cover_a_layer_made_of_two():
     parents = white(2, 3, 3)
     scale = white(60, seed=3).sign() * 2
     kernels = torch.stack([scale[i] * parents[i % 2].rot90(i % 4) + 0.1 * i for i in range(60)])[:, None]
-    found = beyond.covering(examine(layer_of(kernels)), seed=0)
+    found = beyond.prototype_coverage(examine(layer_of(kernels)), seed=0)
     assert found["count"] <= 2
     assert found["reached"]
 

@@ -25,7 +25,7 @@ from test_check_gate import (
 )
 from torch import Tensor
 
-from kernelsimp.check import Subject, baseline_from, check
+from kernelsimp.check import CheckedNetwork, baseline_from, check
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.records.serialise import json_text
 from kernelsimp.report.baselines import baseline_text, read_baseline, write_baseline
@@ -40,7 +40,7 @@ def test_a_baseline_file_is_read_back_and_stable_to_the_byte(tmp_path: Path) -> 
     assert baseline_text(back) == path.read_text()
     turned = replace(baseline(), layers=baseline().layers[::-1])
     assert baseline_text(turned) == path.read_text()
-    assert check(back, Subject(tensors())).exit_code == 0
+    assert check(back, CheckedNetwork(tensors())).exit_code == 0
 
 
 def test_a_baseline_file_does_not_depend_on_the_order_of_keys() -> None:
@@ -82,25 +82,25 @@ def test_a_newer_a_foreign_and_a_cut_baseline_are_refused(tmp_path: Path) -> Non
 
 
 def test_a_network_without_a_run_makes_its_own_baseline() -> None:
-    subject = Subject(tensors(), outcome(930), FINGERPRINT)
+    subject = CheckedNetwork(tensors(), outcome(930), FINGERPRINT)
     made = baseline_from(subject)
     assert [stage.correct for stage in made.stages] == [930]
     assert check(made, subject).exit_code == 0
     damaged = tensors()
     lose(damaged)
-    assert {finding.rule for finding in check(made, Subject(damaged)).findings} == {LAYERS}
-    worse = Subject(tensors(), outcome(920), FINGERPRINT)
+    assert {finding.rule for finding in check(made, CheckedNetwork(damaged)).findings} == {LAYERS}
+    worse = CheckedNetwork(tensors(), outcome(920), FINGERPRINT)
     assert {finding.rule for finding in check(made, worse).findings} == {"accuracy.drop_pp"}
 
 
 def test_updating_a_baseline_keeps_what_is_held() -> None:
-    subject = Subject(tensors(), outcome(935), FINGERPRINT)
+    subject = CheckedNetwork(tensors(), outcome(935), FINGERPRINT)
     made = baseline_from(subject, baseline())
     assert made.layers == baseline().layers
     assert made.stages[-1].correct == 935
     values = tensors()
     flip(values)
-    assert check(made, Subject(values)).exit_code == 1
+    assert check(made, CheckedNetwork(values)).exit_code == 1
 
 
 @pytest.mark.parametrize(("damage", "rules"), DAMAGED, ids=lambda item: getattr(item, "__name__", ""))
@@ -109,29 +109,29 @@ def test_a_network_passes_the_baseline_that_was_made_of_it(
 ) -> None:
     values = tensors()
     damage(values)
-    made = baseline_from(Subject(values), baseline())
-    assert {finding.rule for finding in check(made, Subject(values)).findings} <= {NAN}
-    again = baseline_from(Subject(values), made)
+    made = baseline_from(CheckedNetwork(values), baseline())
+    assert {finding.rule for finding in check(made, CheckedNetwork(values)).findings} <= {NAN}
+    again = baseline_from(CheckedNetwork(values), made)
     assert baseline_text(again) == baseline_text(made)
 
 
 def test_a_renewed_baseline_still_holds_the_kernels_that_kept_their_structure() -> None:
     values = tensors()
     flip(values)
-    made = baseline_from(Subject(values), baseline())
+    made = baseline_from(CheckedNetwork(values), baseline())
     moved = {name: value.clone() for name, value in values.items()}
     moved[f"{LAYER}.weight"][at(2)][0, 0] += 1
-    found = {finding.rule: finding.measured for finding in check(made, Subject(moved)).findings}
+    found = {finding.rule: finding.measured for finding in check(made, CheckedNetwork(moved)).findings}
     assert found == {FROZEN: 1, BROKEN: 1}
 
 
 def test_a_zeroed_layer_is_seen_unless_it_was_so() -> None:
     values = tensors()
     values["conv1.weight"].zero_()
-    plain = baseline_from(Subject(tensors()))
-    (finding,) = check(plain, Subject(values)).findings
+    plain = baseline_from(CheckedNetwork(tensors()))
+    (finding,) = check(plain, CheckedNetwork(values)).findings
     assert (finding.rule, finding.message) == ("layers.zeroed", "conv1: every one of 24 kernels is zero")
-    assert check(baseline_from(Subject(values)), Subject(values)).exit_code == 0
+    assert check(baseline_from(CheckedNetwork(values)), CheckedNetwork(values)).exit_code == 0
 
 
 def others() -> dict[str, Tensor]:
@@ -166,23 +166,23 @@ def test_damage_beside_the_kernels_is_seen(
     change: dict[str, Tensor | None], rule: str, words: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "baseline.json"
-    write_baseline(baseline_from(Subject(others())), path)
-    assert check(read_baseline(path), Subject(others())).findings == ()
+    write_baseline(baseline_from(CheckedNetwork(others())), path)
+    assert check(read_baseline(path), CheckedNetwork(others())).findings == ()
     values = {name: value for name, value in {**others(), **change}.items() if value is not None}
-    (finding,) = check(read_baseline(path), Subject(values)).findings
+    (finding,) = check(read_baseline(path), CheckedNetwork(values)).findings
     assert (finding.rule, finding.message) == (rule, words)
 
 
 def test_a_counter_may_come_and_go() -> None:
     values = others()
     del values["bn.num_batches_tracked"]
-    assert check(baseline_from(Subject(others())), Subject(values)).findings == ()
+    assert check(baseline_from(CheckedNetwork(others())), CheckedNetwork(values)).findings == ()
 
 
 def test_a_renamed_layer_is_named_beside_its_new_name() -> None:
     values = tensors()
     values["stem.weight"] = values.pop("conv1.weight")
-    messages = [finding.message for finding in check(baseline(), Subject(values)).findings]
+    messages = [finding.message for finding in check(baseline(), CheckedNetwork(values)).findings]
     assert messages == [
         "conv1: the layer is missing",
         "stem: the baseline does not have this layer; 'conv1' of the same shape is missing: was it renamed?",

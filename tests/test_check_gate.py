@@ -9,7 +9,7 @@ import reports
 import torch
 from torch import Tensor
 
-from kernelsimp.check import USUAL, Subject, check, with_max
+from kernelsimp.check import USUAL, CheckedNetwork, check, with_max
 from kernelsimp.check.rules import limits_from
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome
@@ -115,14 +115,14 @@ def test_a_damaged_checkpoint_fails_by_the_right_rules(
 ) -> None:
     values = tensors()
     damage(values)
-    verdict = check(baseline(), Subject(values))
+    verdict = check(baseline(), CheckedNetwork(values))
     assert {finding.rule for finding in verdict.findings} == rules
     assert verdict.exit_code == 1
     assert all("\n" not in finding.message for finding in verdict.findings)
 
 
 def test_an_undamaged_checkpoint_passes_and_says_what_it_did_not_measure() -> None:
-    verdict = check(baseline(), Subject(tensors()))
+    verdict = check(baseline(), CheckedNetwork(tensors()))
     assert verdict.findings == ()
     assert verdict.exit_code == 0
     assert {measure.rule: measure.outcome for measure in verdict.measures} == {
@@ -141,15 +141,15 @@ def test_a_tolerated_number_of_damaged_kernels_passes() -> None:
     values = tensors()
     flip(values)
     limits = with_max(with_max(USUAL, FROZEN, 1), BROKEN, 1)
-    assert check(baseline(), Subject(values), limits).findings == ()
-    assert check(baseline(), Subject(values), with_max(limits, BROKEN, 0)).exit_code == 1
+    assert check(baseline(), CheckedNetwork(values), limits).findings == ()
+    assert check(baseline(), CheckedNetwork(values), with_max(limits, BROKEN, 0)).exit_code == 1
 
 
 def test_a_warning_does_not_fail() -> None:
     values = tensors()
     poison(values)
     limits = limits_from({NAN: {"max": 0, "level": "warn"}})
-    verdict = check(baseline(), Subject(values), limits)
+    verdict = check(baseline(), CheckedNetwork(values), limits)
     assert [finding.level for finding in verdict.findings] == ["warn"]
     assert verdict.exit_code == 0
 
@@ -158,7 +158,7 @@ def test_a_warning_does_not_fail() -> None:
 
 
 def figure(rule: str, values: dict[str, Tensor] | None = None) -> float:
-    (measure,) = check(baseline(), Subject(values or tensors()), only(rule, max=1e9)).measures
+    (measure,) = check(baseline(), CheckedNetwork(values or tensors()), only(rule, max=1e9)).measures
     assert measure.measured is not None
     return measure.measured
 
@@ -169,7 +169,7 @@ def test_figures_of_an_undamaged_network_are_those_of_its_report() -> None:
     assert figure("dof.fraction") == report.dof.fraction
     assert figure("bits.per_kernel") == pytest.approx(report.bits["after"] / report.kernels.total)
     bare = replace(baseline(), coefficient_bits=None)
-    (measure,) = check(bare, Subject(tensors()), only("bits.per_kernel", max=1)).measures
+    (measure,) = check(bare, CheckedNetwork(tensors()), only("bits.per_kernel", max=1)).measures
     assert measure.measured == pytest.approx((report.dof.after * 32 + 900) / report.kernels.total)
 
 
@@ -205,12 +205,12 @@ def test_dead_kernels_are_counted_as_a_bank_counts_them() -> None:
     ],
 )
 def test_each_bound_bounds_its_side(bounds: dict[str, float], passes: bool) -> None:
-    verdict = check(baseline(), Subject(tensors()), only("dof.fraction", **bounds))
+    verdict = check(baseline(), CheckedNetwork(tensors()), only("dof.fraction", **bounds))
     assert (verdict.exit_code == 0) is passes
 
 
 def test_a_crossed_figure_says_what_it_is_and_was() -> None:
-    (finding,) = check(baseline(), Subject(tensors()), only("dof.fraction", max=0.5)).findings
+    (finding,) = check(baseline(), CheckedNetwork(tensors()), only("dof.fraction", max=0.5)).findings
     fraction = reports.report().dof.fraction
     assert finding.message == f"dof.fraction is {fraction:.6g}, was {fraction:.6g}; allowed: max 0.5"
     assert (finding.where, finding.limit) == ("", 0.5)
@@ -218,7 +218,7 @@ def test_a_crossed_figure_says_what_it_is_and_was() -> None:
 
 def test_a_change_that_the_baseline_cannot_tell_is_crossed() -> None:
     bare = replace(baseline(), measured={})
-    verdict = check(bare, Subject(tensors()), only("dof.fraction", max_delta=0.1))
+    verdict = check(bare, CheckedNetwork(tensors()), only("dof.fraction", max_delta=0.1))
     assert verdict.exit_code == 1
     assert verdict.findings[0].message == (
         "dof.fraction: the baseline does not say what it was, so max_delta 0.1 cannot be judged; "
@@ -228,7 +228,7 @@ def test_a_change_that_the_baseline_cannot_tell_is_crossed() -> None:
 
 def test_accuracy_is_gated_with_data_and_against_either_stage() -> None:
     def gate(correct: int, against: str = "last", **bounds: float) -> Verdict:
-        subject = Subject(tensors(), outcome(correct), FINGERPRINT, against)
+        subject = CheckedNetwork(tensors(), outcome(correct), FINGERPRINT, against)
         return check(baseline(), subject, only("accuracy.drop_pp", **(bounds or {"max": 0.5})))
 
     assert gate(924).exit_code == 0
@@ -242,7 +242,7 @@ def test_accuracy_is_gated_with_data_and_against_either_stage() -> None:
 
 
 def test_top1_has_the_baselines_stage_beside_it() -> None:
-    subject = Subject(tensors(), outcome(900), FINGERPRINT)
+    subject = CheckedNetwork(tensors(), outcome(900), FINGERPRINT)
     (measure,) = check(baseline(), subject, only("accuracy.top1", min=90)).measures
     assert (measure.measured, measure.baseline, measure.outcome) == (90.0, 92.9, "pass")
     assert check(baseline(), subject, only("accuracy.top1", min_delta=-2)).exit_code == 1

@@ -172,7 +172,7 @@ def test_a_change_keeps_everything_else(container: str, dtype: torch.dtype, tmp_
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tiny_state().items()}
     checkpoint = load_checkpoint(WRITERS[container](state, tmp_path / "net.pt"))
     new = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(3))
-    checkpoint.replaced({"stem.weight": new}).save(tmp_path / "again.pt")
+    checkpoint.with_tensors({"stem.weight": new}).save(tmp_path / "again.pt")
     again = load_checkpoint(tmp_path / "again.pt")
     assert again.format == container
     assert list(again.tensors) == list(checkpoint.tensors)
@@ -196,7 +196,7 @@ def test_versions_of_modules_and_parameters_are_kept(tmp_path: Path) -> None:
     state = tiny_net().state_dict()
     state["head.weight"] = nn.Parameter(state["head.weight"].clone())
     checkpoint = load_checkpoint(write_zip({"state_dict": state}, tmp_path / "net.pt"))
-    checkpoint.replaced({"head.weight": torch.zeros(5, 6)}).save(tmp_path / "again.pt")
+    checkpoint.with_tensors({"head.weight": torch.zeros(5, 6)}).save(tmp_path / "again.pt")
     again = torch.load(tmp_path / "again.pt", weights_only=True)["state_dict"]
     assert again._metadata == state._metadata
     assert isinstance(again["head.weight"], nn.Parameter)
@@ -208,7 +208,7 @@ def test_tied_tensors_stay_tied(container: str, tmp_path: Path) -> None:
     weight, whole = torch.randn(4, 3, 3, 3), torch.randn(6, 4, 3, 3)
     state = {"a.weight": weight, "b.weight": weight, "low.weight": whole[:2], "high.weight": whole[2:]}
     checkpoint = load_checkpoint(WRITERS[container](state, tmp_path / "net.pt"))
-    changed = checkpoint.replaced({"b.weight": weight + 1, "low.weight": whole[:2] * 2})
+    changed = checkpoint.with_tensors({"b.weight": weight + 1, "low.weight": whole[:2] * 2})
     changed.save(tmp_path / "again.pt")
     again = load_checkpoint(tmp_path / "again.pt").tensors
     assert again["a.weight"].data_ptr() == again["b.weight"].data_ptr()
@@ -224,7 +224,7 @@ def test_tied_tensors_cannot_be_given_different_values(tmp_path: Path) -> None:
     weight = torch.randn(4, 3, 3, 3)
     checkpoint = load_checkpoint(write_zip({"a.weight": weight, "b.weight": weight}, tmp_path / "net.pt"))
     with pytest.raises(KernelsimpError) as caught:
-        checkpoint.replaced({"a.weight": weight + 1, "b.weight": weight + 2})
+        checkpoint.with_tensors({"a.weight": weight + 1, "b.weight": weight + 2})
     assert str(caught.value) == "'a.weight' is tied to b.weight but was given other values; change them alike"
 
 
@@ -232,10 +232,10 @@ def test_unknown_names_and_other_shapes_are_refused(tmp_path: Path) -> None:
     path = write_zip(tiny_state(), tmp_path / "net.pt")
     checkpoint = load_checkpoint(path)
     with pytest.raises(KernelsimpError) as caught:
-        checkpoint.replaced({"stm.weight": torch.zeros(1)})
+        checkpoint.with_tensors({"stm.weight": torch.zeros(1)})
     assert str(caught.value) == f"{path}: no tensor 'stm.weight'; did you mean 'stem.weight'?"
     with pytest.raises(KernelsimpError) as caught:
-        checkpoint.replaced({"stem.weight": torch.zeros(4, 3, 5, 5)})
+        checkpoint.with_tensors({"stem.weight": torch.zeros(4, 3, 5, 5)})
     assert str(caught.value) == f"{path}: 'stem.weight' is (4, 3, 3, 3), cannot become (4, 3, 5, 5)"
 
 

@@ -9,9 +9,9 @@ import torch
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import coding
 from kernelsimp.kernels.coding import adaptive_bits, code_layer, coefficient_bits, entropy_bits, step_for
-from kernelsimp.kernels.families import find, offered
+from kernelsimp.kernels.families import find, offered_families
 
-SPACES = [row.subspace for row in offered((3, 3), pairs=False)]
+SPACES = [row.subspace for row in offered_families((3, 3), pairs=False)]
 NAMES = ["structure", "order-0", "distinct-values", "fp32", "uniform", "dct", "codebook"]
 
 
@@ -49,7 +49,9 @@ def test_adaptive_code_is_dearer_than_entropy_by_its_own_learning_only():
 @pytest.mark.parametrize("distortion", [0.01, 0.08])
 @pytest.mark.parametrize("grid", [(3, 3), (1, 5), (5, 5)])
 def test_all_codings_reach_the_same_distortion(grid, distortion):
-    found = code_layer(bank(grid=grid), [row.subspace for row in offered(grid, pairs=False)], distortion)
+    found = code_layer(
+        bank(grid=grid), [row.subspace for row in offered_families(grid, pairs=False)], distortion
+    )
     assert list(found) == NAMES
     for name in set(NAMES) - {"fp32", "codebook"}:
         assert 0.97 * distortion < found[name].distortion <= distortion * (1 + 1e-9), name

@@ -12,8 +12,14 @@ import torch
 from builders import tiny_net, write_zip
 from torch import Tensor, nn
 
-from kernelsimp.analysis.activations import LayerShape, Sampling, Subject, collect, shapes_of
-from kernelsimp.analysis.compare import matched
+from kernelsimp.analysis.activations import (
+    ActivationSubject,
+    LayerShape,
+    PositionSampling,
+    collect,
+    shapes_of,
+)
+from kernelsimp.analysis.compare import match_layers
 from kernelsimp.analysis.similarity import MEASURES
 from kernelsimp.cli.main import run
 from kernelsimp.errors import KernelsimpError
@@ -289,8 +295,8 @@ def shapes(*names: str) -> list[LayerShape]:
 
 def test_matching_goes_by_name_where_one_network_has_all_the_names() -> None:
     a, b = shapes("x", "y"), shapes("y", "z", "x")
-    assert [(one.name, two.name) for one, two in matched(a, b, "auto")] == [("x", "x"), ("y", "y")]
-    assert [(one.name, two.name) for one, two in matched(b, a, "depth")] == [
+    assert [(one.name, two.name) for one, two in match_layers(a, b, "auto")] == [("x", "x"), ("y", "y")]
+    assert [(one.name, two.name) for one, two in match_layers(b, a, "depth")] == [
         ("y", "x"),
         ("z", "x"),
         ("x", "y"),
@@ -298,12 +304,12 @@ def test_matching_goes_by_name_where_one_network_has_all_the_names() -> None:
 
 
 def test_positions_are_different_seeded_and_of_the_grid_alone() -> None:
-    sampling = Sampling("channels", 50, 500, 0)
+    sampling = PositionSampling("channels", 50, 500, 0)
     one, two = sampling.places(LayerShape("a", 3, (5, 7))), sampling.places(LayerShape("b", 9, (5, 7)))
     assert one.shape == (50, 10)
     assert torch.equal(one, two)
     assert all(len(set(row)) == 10 and 0 <= min(row) <= max(row) < 35 for row in one.tolist())
-    assert not torch.equal(one, Sampling("channels", 50, 500, 1).places(LayerShape("a", 3, (5, 7))))
+    assert not torch.equal(one, PositionSampling("channels", 50, 500, 1).places(LayerShape("a", 3, (5, 7))))
     whole = sampling.places(LayerShape("c", 3, (2, 3)))
     assert whole.tolist() == [list(range(6))] * 50
 
@@ -326,11 +332,13 @@ class InPlace(nn.Module):
 @pytest.mark.parametrize("by", ["channels", "flat"])
 def test_activations_are_those_of_the_first_call_before_anything_works_in_place(by: str) -> None:
     images = torch.arange(24.0).reshape(6, 1, 2, 2)
-    subject = Subject(InPlace().eval(), "A")
+    subject = ActivationSubject(InPlace().eval(), "A")
     found = shapes_of(subject, images)
     assert found == (LayerShape("conv", 2, (2, 2)),)
     outputs: list[object] = []
-    taken = collect(subject, found, [images[:4], images[4:]], Sampling(by, 6, 24, 0), outputs.append)["conv"]
+    taken = collect(subject, found, [images[:4], images[4:]], PositionSampling(by, 6, 24, 0), outputs.append)[
+        "conv"
+    ]
     if by == "flat":
         assert taken.rows.tolist() == [[float(4 * i + j // 2) for j in range(8)] for i in range(6)]
     else:  # each image's first position first
@@ -343,7 +351,7 @@ def test_activations_are_those_of_the_first_call_before_anything_works_in_place(
 
 def test_a_network_of_no_layer_is_refused() -> None:
     with pytest.raises(KernelsimpError, match="A: no convolution or linear layer ran; nothing to compare"):
-        shapes_of(Subject(nn.Flatten(), "A"), torch.zeros(2, 1, 2, 2))
+        shapes_of(ActivationSubject(nn.Flatten(), "A"), torch.zeros(2, 1, 2, 2))
 
 
 def test_a_heat_map_leaves_out_what_is_missing_and_escapes_names() -> None:

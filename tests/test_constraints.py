@@ -14,7 +14,13 @@ from kernelsimp.kernels.families import find
 from kernelsimp.kernels.gaussian_basis import gaussian_derivatives
 from kernelsimp.kernels.rank import residual as rank_residual
 from kernelsimp.models.layers import bank_from_model, canonical
-from kernelsimp.training.constraints import bank_as_computed, constrain, constrained, plain_state, release
+from kernelsimp.training.constraints import (
+    bank_as_computed,
+    constrain,
+    constrained_modules,
+    plain_state,
+    release,
+)
 from kernelsimp.training.rules import CONSTRAINTS, dealt, mixes_of, numbers_left, read_rules
 
 SQUARES = [name for name in CONSTRAINTS if numbers_left(name, (3, 3)) is not None and name != "free"]
@@ -152,7 +158,7 @@ def test_every_kind_of_convolution_is_constrained_in_canonical_order():
             assert bool(
                 find(name, layer.grid).holds(bank.kernels[torch.from_numpy(layer.choice == index)]).all()
             )
-    assert set(constrained(model)) == {layer.name for layer in plan.layers}
+    assert set(constrained_modules(model)) == {layer.name for layer in plan.layers}
 
 
 def test_grouped_transposed_kernels_take_bent_families_where_the_plan_says():
@@ -196,8 +202,8 @@ def test_releasing_a_copy_leaves_the_original_constrained():
     twin = copy.deepcopy(model)
     release(twin)
     assert torch.equal(model[0].weight, twin[0].weight)
-    assert list(constrained(model)) == ["0"]
-    assert not constrained(twin)
+    assert list(constrained_modules(model)) == ["0"]
+    assert not constrained_modules(twin)
 
 
 class Turning(nn.Module):

@@ -1,4 +1,4 @@
-"""Control arms keep the budget and the road and change one thing each."""
+"""Control arms keep the budget and the solution and change one thing each."""
 
 import math
 from dataclasses import replace
@@ -6,25 +6,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_road import FAMILIES, HALF, error_of, network, smooth_images
+from test_solve import FAMILIES, HALF, error_of, network, smooth_images
 from torch import Tensor
 
 from kernelsimp.kernels.families import find
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.simplify.controls import CONTROLS, Arm, Case, Masked, run_controls
+from kernelsimp.simplify.controls import CONTROLS, Arm, ControlCase, Masked, run_controls
 from kernelsimp.simplify.plan_builder import chooser
-from kernelsimp.simplify.solve import ground_of, look, travel
+from kernelsimp.simplify.solve import calibrated_network, solve_at_budget, survey_layers
 
 
 @pytest.fixture(scope="module")
-def case() -> Case:
+def case() -> ControlCase:
     model = network()
-    surveyed = look(ground_of(model, bank_from_model(model), smooth_images(48).split(16), 0), HALF)
-    return Case(surveyed, travel(surveyed, chooser(HALF), "absolute").best)
+    surveyed = survey_layers(
+        calibrated_network(model, bank_from_model(model), smooth_images(48).split(16), 0), HALF
+    )
+    return ControlCase(surveyed, solve_at_budget(surveyed, chooser(HALF), "absolute").best)
 
 
 @pytest.fixture(scope="module")
-def arms(case: Case) -> dict[str, Arm]:
+def arms(case: ControlCase) -> dict[str, Arm]:
     return {arm.name: arm for arm in run_controls(case, seed=3)}
 
 
@@ -32,30 +34,30 @@ def kernels_of(arm: Arm) -> dict[str, Tensor]:
     return {layer.name: layer.kernels.double() for layer in bank_from_model(arm.model).spatial}
 
 
-def test_every_arm_leaves_the_budget_of_the_kept_plan(case: Case, arms: dict[str, Arm]) -> None:
+def test_every_arm_leaves_the_budget_of_the_kept_plan(case: ControlCase, arms: dict[str, Arm]) -> None:
     assert list(arms) == list(CONTROLS)
     assert all(case.share - 0.03 <= arm.dof <= case.share for arm in arms.values())
 
 
 def test_every_arm_still_gives_an_answer_and_a_worse_one_than_the_original(
-    case: Case, arms: dict[str, Arm]
+    case: ControlCase, arms: dict[str, Arm]
 ) -> None:
     errors = {
-        name: error_of(arm.model, case.ground.model, smooth_images(30, 8)) for name, arm in arms.items()
+        name: error_of(arm.model, case.calibrated.model, smooth_images(30, 8)) for name, arm in arms.items()
     }
     assert all(0 < error < math.inf for error in errors.values())
-    kept = error_of(case.kept.walked.model, case.ground.model, smooth_images(30, 8))
+    kept = error_of(case.kept.reconstruction.model, case.calibrated.model, smooth_images(30, 8))
     assert errors["permuted labels"] > kept
 
 
-def test_permuted_labels_keep_each_layers_numbers(case: Case, arms: dict[str, Arm]) -> None:
+def test_permuted_labels_keep_each_layers_numbers(case: ControlCase, arms: dict[str, Arm]) -> None:
     kernels = kernels_of(arms["permuted labels"])
     for layer in case.kept.plan.layers:
         zeros = (kernels[layer.name] == 0).flatten(2).all(2).sum()
         assert int(zeros) == int((layer.choice == case.kept.plan.structures.index("zero")).sum())
 
 
-def test_zeroed_kernels_are_zero_and_only_that(case: Case, arms: dict[str, Arm]) -> None:
+def test_zeroed_kernels_are_zero_and_only_that(case: ControlCase, arms: dict[str, Arm]) -> None:
     kernels = torch.cat([k.reshape(-1, 9) for k in kernels_of(arms["whole kernels zeroed"]).values()])
     zero = (kernels == 0).all(1)
     assert float((~zero).double().mean()) == pytest.approx(arms["whole kernels zeroed"].dof)
@@ -79,7 +81,7 @@ def test_a_mask_keeps_the_largest_cells() -> None:
 
 
 def test_random_subspaces_have_the_dimensions_and_not_the_symmetries(
-    case: Case, arms: dict[str, Arm]
+    case: ControlCase, arms: dict[str, Arm]
 ) -> None:
     exact = 0
     for layer in bank_from_model(arms["random subspaces"].model).spatial:
@@ -89,16 +91,16 @@ def test_random_subspaces_have_the_dimensions_and_not_the_symmetries(
     assert exact == 0
 
 
-def test_noise_has_the_norm_of_what_simplifying_takes_away(case: Case, arms: dict[str, Arm]) -> None:
+def test_noise_has_the_norm_of_what_simplifying_takes_away(case: ControlCase, arms: dict[str, Arm]) -> None:
     noisy = kernels_of(arms["equal-norm noise"])
-    for layer in case.ground.bank.spatial:
+    for layer in case.calibrated.bank.spatial:
         plan = case.kept.plan.layer(layer.name)
         moved = (noisy[layer.name] - layer.kernels.double()).flatten(2).norm(dim=2).numpy()
         expected = plan.residual * layer.kernels.double().flatten(2).norm(dim=2).numpy()
         assert np.allclose(moved[plan.changed], expected[plan.changed], rtol=1e-4, atol=1e-6)
 
 
-def test_arms_can_be_named_and_are_the_same_for_the_same_seed(case: Case) -> None:
+def test_arms_can_be_named_and_are_the_same_for_the_same_seed(case: ControlCase) -> None:
     first, second, other = (run_controls(case, ["random subspaces"], seed)[0] for seed in (1, 1, 2))
     one, two, three = (kernels_of(arm)["conv1"] for arm in (first, second, other))
     assert torch.equal(one, two)
@@ -106,34 +108,36 @@ def test_arms_can_be_named_and_are_the_same_for_the_same_seed(case: Case) -> Non
 
 
 @pytest.fixture(scope="module")
-def bent() -> Case:
+def bent() -> ControlCase:
     """A case whose structures pick: kernels of two values, whose partition follows the fit."""
     model, settings = network(), replace(HALF, families=("few-values-2", "few-values-3", "zero"))
-    surveyed = look(ground_of(model, bank_from_model(model), smooth_images(48).split(16), 0), settings)
-    return Case(surveyed, travel(surveyed, chooser(settings), "absolute").best)
+    surveyed = survey_layers(
+        calibrated_network(model, bank_from_model(model), smooth_images(48).split(16), 0), settings
+    )
+    return ControlCase(surveyed, solve_at_budget(surveyed, chooser(settings), "absolute").best)
 
 
 @pytest.mark.parametrize("name", ["random subspaces", "cell masks"])
 def test_rivals_of_structures_that_pick_again_do_so_too(
-    bent: Case, name: str, monkeypatch: pytest.MonkeyPatch
+    bent: ControlCase, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def error(arm: Arm) -> float:
-        return error_of(arm.model, bent.ground.model, smooth_images(30, 8))
+        return error_of(arm.model, bent.calibrated.model, smooth_images(30, 8))
 
     (again,) = run_controls(bent, [name])
     with monkeypatch.context() as patch:
-        patch.setattr(Case, "bent", False)
+        patch.setattr(ControlCase, "bent", False)
         (once,) = run_controls(bent, [name])
     assert again.dof == once.dof
     assert error(again) < error(once)
 
 
-def test_rivals_of_subspaces_pick_once(case: Case, bent: Case) -> None:
+def test_rivals_of_subspaces_pick_once(case: ControlCase, bent: ControlCase) -> None:
     assert (case.bent, bent.bent) == (False, True)
 
 
 @pytest.mark.parametrize("name", ["permuted labels", "random subspaces", "cell masks"])
-def test_what_holds_an_arm_goes_through_its_own_kernels(bent: Case, name: str) -> None:
+def test_what_holds_an_arm_goes_through_its_own_kernels(bent: ControlCase, name: str) -> None:
     (arm,) = run_controls(bent, [name])
     kernels = kernels_of(arm)
     assert arm.constraints

@@ -20,7 +20,7 @@ from kernelsimp.data.stores import ArrayStore
 from kernelsimp.data.transforms import Preprocess
 from kernelsimp.evaluation.accuracy import wilson
 from kernelsimp.evaluation.robustness import Bench, assess
-from kernelsimp.records.serialise import plain
+from kernelsimp.records.serialise import to_plain
 from kernelsimp.report.html import report_html
 from kernelsimp.report.markdown import report_markdown
 from kernelsimp.report.pictures.charts import Series, lines
@@ -219,7 +219,7 @@ def figures(names: tuple[str, ...] = ("original", "finetuned")) -> dict[str, obj
     models = {name: tiny_net(seed) for seed, name in enumerate(names)}
     settings = RobustnessSettings(corruptions=("fog",), shifts=(1.0,), noise_draws=1, weight_noise=(0.1,))
     data = Data("x", split, split, split, 5)
-    found: dict[str, object] = plain(assess(models, data, Bench(Preprocess()), settings))
+    found: dict[str, object] = to_plain(assess(models, data, Bench(Preprocess()), settings))
     return found
 
 

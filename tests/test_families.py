@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.kernels.families import FAMILIES, SEVENTEEN, Offered, check_name, find, line_pairs, offered
+from kernelsimp.kernels.families import (
+    FAMILIES,
+    SEVENTEEN,
+    Offered,
+    check_name,
+    find,
+    line_pairs,
+    offered_families,
+)
 
 SHAPES = [(1, 3), (2, 2), (3, 3), (3, 5), (5, 5), (7, 7)]
 
@@ -39,7 +47,7 @@ LAPLACIAN = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
 
 
 def named(shape: tuple[int, ...]) -> dict[str, Offered]:
-    return {row.name: row for row in offered(shape)}
+    return {row.name: row for row in offered_families(shape)}
 
 
 @pytest.mark.parametrize(("name", "dims"), KNOWN_DIMENSIONS.items())
@@ -69,9 +77,9 @@ def holds(name: str, kernel: torch.Tensor) -> bool:
 
 
 def test_sobel_is_odd_under_one_mirror_and_even_under_the_other() -> None:
-    families = {row.name for row in offered((3, 3)) if holds(row.name, SOBEL)}
+    families = {row.name for row in offered_families((3, 3)) if holds(row.name, SOBEL)}
     assert families == {"odd-h", "mirror-v", "odd-half-turn", "odd-h-even-v"}
-    assert {row.name for row in offered((3, 3)) if holds(row.name, SOBEL.T)} == {
+    assert {row.name for row in offered_families((3, 3)) if holds(row.name, SOBEL.T)} == {
         *("mirror-h", "odd-v", "odd-half-turn", "even-h-odd-v")
     }
 
@@ -101,7 +109,7 @@ def test_directions_are_not_swapped() -> None:
 
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 3), (4, 4)])
 def test_offered_families_differ_and_are_proper(shape: tuple[int, ...]) -> None:
-    rows = offered(shape)
+    rows = offered_families(shape)
     assert all(0 < row.subspace.dim < row.subspace.cells for row in rows)
     for one, other in combinations(rows, 2):
         assert np.abs(one.subspace.projector - other.subspace.projector).max() > 1e-6
@@ -110,9 +118,9 @@ def test_offered_families_differ_and_are_proper(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_table_order_is_kept_and_aliases_are_equal(shape: tuple[int, ...]) -> None:
     table = [row.name for row in (*FAMILIES, *line_pairs(shape))]
-    places = [table.index(row.name) for row in offered(shape)]
+    places = [table.index(row.name) for row in offered_families(shape)]
     assert places == sorted(places)
-    for row in offered(shape):
+    for row in offered_families(shape):
         for alias in row.aliases:
             np.testing.assert_allclose(find(alias, shape).projector, row.subspace.projector, atol=1e-12)
 
@@ -129,7 +137,7 @@ def test_merged_names() -> None:
 
 def test_seventeen() -> None:
     assert len(set(SEVENTEEN)) == 17
-    assert [row.name for row in offered((5, 5), SEVENTEEN, pairs=False)] == [
+    assert [row.name for row in offered_families((5, 5), SEVENTEEN, pairs=False)] == [
         row.name for row in FAMILIES if row.name in SEVENTEEN
     ]
 
@@ -149,7 +157,7 @@ def test_no_diagonal_families_on_oblong_kernels() -> None:
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(KernelsimpError, match=r"^unknown family 'miror-h'; did you mean 'mirror-h'\?$"):
-        offered((3, 3), ("miror-h",))
+        offered_families((3, 3), ("miror-h",))
     with pytest.raises(KernelsimpError, match=r"^unknown family 'half-turns'; did you mean 'half-turn'\?$"):
         find("half-turns", (3, 3))
     check_name("rows-0-2")

@@ -96,8 +96,8 @@ def test_too_many_values_are_refused():
     expected = r"^distinct values \(10,\) for kernels of 9 cells; use 1\.\.9$"
     with pytest.raises(KernelsimpError, match=expected):
         few_values.fit(bank((3, 3)), 10)
-    assert few_values.offered((3, 3), 5)
-    assert not few_values.offered((1, 3), 3)
+    assert few_values.is_offered((3, 3), 5)
+    assert not few_values.is_offered((1, 3), 3)
 
 
 def test_choice_bits_count_partitions():

@@ -15,7 +15,7 @@ from kernelsimp.training import finetune as room
 from kernelsimp.training.finetune import FinetuneJob, finetune
 from kernelsimp.training.hold import hold, release
 from kernelsimp.training.schedule import rate
-from kernelsimp.training.validation import Judge
+from kernelsimp.training.validation import EpochJudge
 from kernelsimp.watch import Watcher
 
 PLAIN = FinetuneSettings(epochs=3, lr=0.05, distill=0.0)
@@ -92,7 +92,7 @@ def test_training_learns_and_keeps_the_epoch_it_reports():
     best = min(trained.history, key=lambda epoch: epoch.val_loss)
     assert trained.best_epoch == best.epoch
     assert [epoch.epoch for epoch in trained.history if epoch.kept] == [best.epoch]
-    mark = Judge(images(100), None, torch.device("cpu")).mark(model)
+    mark = EpochJudge(images(100), None, torch.device("cpu")).mark(model)
     assert mark.loss == pytest.approx(best.val_loss, rel=1e-6)
     assert mark.top1 == best.val_top1
     assert not model.training
@@ -113,7 +113,7 @@ def test_the_best_epoch_is_put_back_when_later_ones_are_worse():
     model = net()
     trained = finetune(model, job(train=train), replace(PLAIN, epochs=5, schedule="constant"))
     assert trained.best_epoch == 2
-    mark = Judge(images(100), None, torch.device("cpu")).mark(model)
+    mark = EpochJudge(images(100), None, torch.device("cpu")).mark(model)
     assert mark.loss == pytest.approx(trained.history[1].val_loss, rel=1e-6)
     assert trained.history[-1].val_loss > 1.3 * mark.loss
 
@@ -220,7 +220,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_the_last_good_state():
     assert trained.stopped == "diverged"
     assert len(trained.history) == 2
     assert len(seen) == 9  # the first bad batch is the last one
-    mark = Judge(images(100), None, torch.device("cpu")).mark(model)
+    mark = EpochJudge(images(100), None, torch.device("cpu")).mark(model)
     assert mark.loss == pytest.approx(trained.history[trained.best_epoch - 1].val_loss, rel=1e-6)
     assert heard.warnings == [
         f"the loss is not finite in epoch 3: training stopped at epoch {trained.best_epoch};"

@@ -14,10 +14,10 @@ from kernelsimp.settings import FinetuneSettings, RunSettings, Settings
 from kernelsimp.training.distill import divergence, objective
 from kernelsimp.training.engine import Engine
 from kernelsimp.training.finetune import finetune
-from kernelsimp.training.mixing import mixed
+from kernelsimp.training.mixing import mix_images
 from kernelsimp.training.options import check_settings
 from kernelsimp.training.schedule import rate
-from kernelsimp.training.validation import Judge
+from kernelsimp.training.validation import EpochJudge
 
 
 def test_objective_is_the_formula_written_out():
@@ -42,7 +42,7 @@ def test_objective_is_the_formula_written_out():
 def test_mixed_images_have_the_mixture_of_both_labels():
     torch.manual_seed(3)
     pictures = torch.randn(4, 1, 2, 2)
-    result, share = mixed(pictures, FinetuneSettings(mixup=1.0))
+    result, share = mix_images(pictures, FinetuneSettings(mixup=1.0))
     assert 0 < share < 1
     for index in range(4):
         expected = share * pictures[index] + (1 - share) * pictures[index - 1]
@@ -53,14 +53,14 @@ def test_mixed_images_have_the_mixture_of_both_labels():
     settings = FinetuneSettings(distill=0.0, label_smoothing=0.1)
     expected = nn.functional.cross_entropy(logits, target, label_smoothing=0.1)
     torch.testing.assert_close(objective(logits, labels, None, settings, share), expected)
-    assert mixed(pictures, FinetuneSettings()) == (pictures, 1.0)
+    assert mix_images(pictures, FinetuneSettings()) == (pictures, 1.0)
 
 
 def test_a_pasted_box_has_the_area_that_the_share_says():
     torch.manual_seed(5)
     pictures = torch.arange(3.0)[:, None, None, None].expand(3, 2, 20, 20).clone()
     for _ in range(5):
-        result, share = mixed(pictures, FinetuneSettings(cutmix=1.0))
+        result, share = mix_images(pictures, FinetuneSettings(cutmix=1.0))
         for index in range(3):
             own = (result[index] == index).float().mean()
             assert float(own) == pytest.approx(share, abs=1e-6)
@@ -71,7 +71,7 @@ def test_both_ways_of_mixing_take_turns():
     torch.manual_seed(0)
     pictures = torch.arange(4.0)[:, None, None, None].expand(4, 1, 8, 8).clone()
     settings = FinetuneSettings(mixup=1.0, cutmix=1.0)
-    whole = [bool((mixed(pictures, settings)[0] % 1 == 0).all()) for _ in range(12)]
+    whole = [bool((mix_images(pictures, settings)[0] % 1 == 0).all()) for _ in range(12)]
     assert 0 < sum(whole) < 12
 
 
@@ -109,14 +109,14 @@ def test_the_judge_goes_by_the_teacher_only_where_labels_no_longer_tell():
     good, bad = net(), net(1)
     finetune(good, job(), replace(PLAIN, epochs=6))
     student = net(2)
-    by_teacher = Judge(val, good, torch.device("cpu"))
+    by_teacher = EpochJudge(val, good, torch.device("cpu"))
     mark = by_teacher.mark(student)
     assert by_teacher.rule == "divergence from the original on validation images"
     assert by_teacher.score(mark) == mark.divergence
     stacked = torch.cat([x for x, _ in val])
     expected = divergence(good.eval()(stacked), student.eval()(stacked)).detach()
     assert mark.divergence == pytest.approx(float(expected), rel=1e-5)
-    by_label = Judge(val, bad, torch.device("cpu"))
+    by_label = EpochJudge(val, bad, torch.device("cpu"))
     mark = by_label.mark(student)
     assert by_label.rule == "validation loss"
     assert by_label.score(mark) == mark.loss

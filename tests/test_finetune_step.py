@@ -10,11 +10,11 @@ from test_hold import plan_for, simplified
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.training import finetune as room
 from kernelsimp.training.finetune import finetune
-from kernelsimp.training.hold import hold, projections, release, survived
+from kernelsimp.training.hold import hold, projections, release, survival_in_model
 from kernelsimp.training.options import make_optimizer
 from kernelsimp.training.penalties import Pull
 from kernelsimp.training.statistics import re_estimate
-from kernelsimp.training.validation import Judge
+from kernelsimp.training.validation import EpochJudge
 
 # ---------------------------------------------------------------- the step
 
@@ -92,8 +92,8 @@ def test_re_estimated_statistics_are_kept_only_where_validation_says_so(good):
     finetune(model, job(train=train), replace(settings, batch_norm="re-estimate"), heard)
     plain = net()
     trained = finetune(plain, job(train=train), settings)
-    before = Judge(images(100), None, torch.device("cpu")).mark(plain).loss
-    after = Judge(images(100), None, torch.device("cpu")).mark(model).loss
+    before = EpochJudge(images(100), None, torch.device("cpu")).mark(plain).loss
+    after = EpochJudge(images(100), None, torch.device("cpu")).mark(model).loss
     assert trained.best_epoch
     assert heard.notes[0].startswith(f"batch norm re-estimated: {'kept' if after < before else 'not kept'} (")
     assert same(bits(model), bits(plain)) == (not good)
@@ -133,7 +133,7 @@ def test_distillation_alone_pulls_the_network_to_its_teacher_whatever_the_labels
     student = net(2)
     wrong = job(teacher=teacher, train=lambda epoch, shard: [(x, 1 - y) for x, y in images(epoch)])
     finetune(student, wrong, replace(PLAIN, distill=1.0, epochs=12, temperature=1.0))
-    assert Judge(images(7), teacher, torch.device("cpu")).mark(student).top1 > 90
+    assert EpochJudge(images(7), teacher, torch.device("cpu")).mark(student).top1 > 90
 
 
 # ---------------------------------------------------------------- averages, soft holds, formats
@@ -173,7 +173,7 @@ def test_an_average_of_held_weights_is_held():
     trained = finetune(model, job(), replace(PLAIN, ema=0.9))
     assert trained.best_epoch
     release(model)
-    whole = survived(model, plan)
+    whole = survival_in_model(model, plan)
     assert whole.exact == whole.total
 
 
@@ -197,9 +197,9 @@ def test_a_soft_hold_ends_in_the_structure_and_draws_harder_with_rho(optimizer):
         finally:
             room.Pull.snap = original
         assert trained.best_epoch
-        whole = survived(model, plan)
+        whole = survival_in_model(model, plan)
         assert whole.exact == whole.total
-        mark = Judge(images(100), None, torch.device("cpu")).mark(model)
+        mark = EpochJudge(images(100), None, torch.device("cpu")).mark(model)
         assert mark.loss == pytest.approx(trained.history[trained.best_epoch - 1].val_loss, rel=1e-5)
         distances.append(pulls[trained.best_epoch - 1])
     assert distances[1] < 0.05 < distances[0]

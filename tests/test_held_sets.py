@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from test_hold import OPTIMIZERS, Mixed, kernels_of, plan_for, simplified, train
-from test_road import Twice, ground, network, road_of, settled, smooth_images
+from test_solve import Twice, calibrated, network, road_of, settled, smooth_images
 
 from kernelsimp.check.kernels import broken_kernels, held_layer
 from kernelsimp.errors import HoldError, KernelsimpError
-from kernelsimp.kernels.structures import BENT, TEMPLATED, Templated, bent_sets, expand, find
-from kernelsimp.kernels.templates import degrees_of_freedom, offered
+from kernelsimp.kernels.structures import BENT, TEMPLATED, Templated, expand, find, kernel_sets
+from kernelsimp.kernels.templates import degrees_of_freedom, offered_templates
 from kernelsimp.models.layers import bank_from_model, conv_modules
 from kernelsimp.records.held import HeldLayer, decode_shapes, encode_assignment, encode_shapes
 from kernelsimp.records.limits import Baseline, BaselineLayer
@@ -20,26 +20,26 @@ from kernelsimp.records.plan import STRENGTH
 from kernelsimp.records.plan_file import read_plan, save_plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.alternating import bend, objective
-from kernelsimp.simplify.apply import apply_plan, denoised, snap_layer
+from kernelsimp.simplify.apply import apply_plan, denoise_kernels, snap_layer
 from kernelsimp.simplify.denoise import (
     LEAST_KL,
     MORE_KL,
-    denoised_by_weight,
-    denoised_road,
+    denoise_by_weight,
+    denoise_rest,
     denoising_of,
     everything_free,
 )
-from kernelsimp.simplify.layerwise import targets_of, walk
+from kernelsimp.simplify.layerwise import reconstruct, targets_of
 from kernelsimp.simplify.moments import Moments
 from kernelsimp.simplify.plan_builder import chooser, data_free_plan
-from kernelsimp.simplify.projected_cg import Constraint, Piece, resolve
-from kernelsimp.simplify.solve import look, travel
-from kernelsimp.training.hold import hold, projections, release, survived, verify
+from kernelsimp.simplify.projected_cg import FilterConstraint, Piece, resolve
+from kernelsimp.simplify.solve import solve_at_budget, survey_layers
+from kernelsimp.training.hold import hold, projections, release, survival_in_model, verify
 from kernelsimp.training.kernel_sets import Still
 from kernelsimp.training.survival import outside
 
 DRAWN = [
-    item for shape in ((1, 5), (3, 3), (5, 5)) for item in bent_sets(shape) if isinstance(item, Templated)
+    item for shape in ((1, 5), (3, 3), (5, 5)) for item in kernel_sets(shape) if isinstance(item, Templated)
 ]
 TEMPLATES = PlanSettings(dof=0.5, cost="absolute", families=("templates", "rank-one", "few-values-2", "zero"))
 USED = (
@@ -76,9 +76,9 @@ def test_a_template_is_written_exactly_with_its_shape_fixed(item: Templated, dty
 
 
 def test_degrees_of_freedom_count_a_b_and_the_shape() -> None:
-    known = {item.name: item.dim for item in bent_sets((5, 5))}
+    known = {item.name: item.dim for item in kernel_sets((5, 5))}
     assert [known[f"template-{name}"] for name in ("sobel-x", "gaussian", "edge", "gabor")] == [2, 3, 4, 6]
-    table = {f"template-{item.name}": degrees_of_freedom(item, (5, 5)) for item in offered((5, 5))}
+    table = {f"template-{item.name}": degrees_of_freedom(item, (5, 5)) for item in offered_templates((5, 5))}
     assert {name: dim for name, dim in known.items() if name in TEMPLATED} == table
 
 
@@ -113,13 +113,13 @@ def test_a_plan_with_templates_keeps_their_shapes_in_its_file(tmp_path: Path) ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_road_writes_templates_exactly(dtype: torch.dtype) -> None:
     model = network().to(dtype)
-    road = road_of(model, TEMPLATES)
-    weights = {name.removesuffix(".weight"): value for name, value in road.tensors.items()}
-    for layer in road.plan.layers:
+    solution = road_of(model, TEMPLATES)
+    weights = {name.removesuffix(".weight"): value for name, value in solution.tensors.items()}
+    for layer in solution.plan.layers:
         if layer.changed.any():
             kernels = weights[layer.name]
             assert kernels.dtype == dtype
-            assert not outside(kernels, layer, road.plan.structures).any()
+            assert not outside(kernels, layer, solution.plan.structures).any()
 
 
 # ---------------------------------------------------------------- bends
@@ -136,8 +136,8 @@ def test_alternating_never_raises_a_filters_objective_and_lowers_some() -> None:
     )
     rank = find("rank-one", (3, 3))
 
-    def around(weights: torch.Tensor) -> Constraint:
-        return Constraint(9, (Piece(torch.arange(48), rank.flats(weights.reshape(-1, 3, 3))),))
+    def around(weights: torch.Tensor) -> FilterConstraint:
+        return FilterConstraint(9, (Piece(torch.arange(48), rank.flats(weights.reshape(-1, 3, 3))),))
 
     first = resolve(original, around(original), moments)
     best = bend(first, original, around, moments)
@@ -169,7 +169,7 @@ def held_network() -> tuple[torch.nn.Module, object]:
 def _offered(name: str, grid: tuple[int, ...]) -> bool:
     if name.startswith("denoised-"):
         return len(grid) == 2
-    return name in {item.name for item in bent_sets(grid)}
+    return name in {item.name for item in kernel_sets(grid)}
 
 
 def _shapes(model, layer, choice):
@@ -221,7 +221,7 @@ def test_the_other_holds_keep_bent_sets_too(mode: str) -> None:
     train(model, OPTIMIZERS["sgd"](model.parameters()))
     verify(model)
     release(model)
-    left = survived(model, plan)
+    left = survival_in_model(model, plan)
     assert left.exact == left.total == plan.simplified
     assert not any(name.startswith("denoised") for name in left.families)
 
@@ -291,20 +291,20 @@ MEDIAN = PlanSettings(dof=0.7, cost="absolute", families=("rank-one", "mirror-h"
 
 def test_what_fits_no_family_is_denoised_and_the_rest_fitted_around_it() -> None:
     model = network()
-    stood = ground(model)
-    plan = denoised_by_weight(data_free_plan(stood.bank, MEDIAN), stood.bank, MEDIAN)
+    stood = calibrated(model)
+    plan = denoise_by_weight(data_free_plan(stood.bank, MEDIAN), stood.bank, MEDIAN)
     assert plan.denoised == sum(layer.count for layer in stood.bank.spatial) - plan.simplified > 0
     assert plan.dof_after == data_free_plan(stood.bank, MEDIAN).dof_after  # in no set: nothing is saved
-    walked = walk(stood, targets_of(plan))
+    reconstruction = reconstruct(stood, targets_of(plan))
     for layer in plan.layers:
         original = next(item for item in stood.bank.layers if item.name == layer.name)
         mask = torch.from_numpy(plan.is_denoised(layer))
         if not mask.any():
             continue
-        made = walked.tensors[f"{layer.name}.weight"]
+        made = reconstruction.tensors[f"{layer.name}.weight"]
         assert not torch.equal(made[mask], original.kernels[mask])
         assert not outside(made, layer, plan.structures).any()
-        expected = denoised(original.kernels, layer, plan.structures)
+        expected = denoise_kernels(original.kernels, layer, plan.structures)
         assert torch.equal(snap_layer(original.kernels, layer, plan.structures)[mask], expected[mask])
         change = (expected[mask] - original.kernels[mask]).norm() / original.kernels[mask].norm()
         assert 0.15 < float(change) <= 0.2001
@@ -314,19 +314,21 @@ def test_what_fits_no_family_is_denoised_and_the_rest_fitted_around_it() -> None
 def test_a_strength_is_found_by_outputs_and_held_back_images(accepted: bool) -> None:
     settings = replace(MEDIAN, denoise="gaussian")
     model = network()
-    surveyed = look(ground(model), settings)
-    plain = travel(surveyed, chooser(settings), "absolute")
-    road = denoised_road(surveyed, plain, accept=lambda _: accepted)
+    surveyed = survey_layers(calibrated(model), settings)
+    plain = solve_at_budget(surveyed, chooser(settings), "absolute")
+    solution = denoise_rest(surveyed, plain, accept=lambda _: accepted)
     assert plain.plan.denoised == 0
     if not accepted:
-        assert road.best is plain.best
-        assert road.notes[-1].endswith("nothing is denoised, or give a strength: gaussian:0.1")
+        assert solution.best is plain.best
+        assert solution.notes[-1].endswith("nothing is denoised, or give a strength: gaussian:0.1")
         return
-    before, after = plain.best.distance.divergence, road.best.distance.divergence
+    before, after = plain.best.distance.divergence, solution.best.distance.divergence
     assert after <= before + max(MORE_KL * before, LEAST_KL)
-    assert road.plan.denoised > 0
-    assert f"{before:.4f} before, {after:.4f} after" in road.notes[-1]
-    strengths = {float(layer.parameters["strength"].max()) for layer in road.plan.layers if layer.parameters}
+    assert solution.plan.denoised > 0
+    assert f"{before:.4f} before, {after:.4f} after" in solution.notes[-1]
+    strengths = {
+        float(layer.parameters["strength"].max()) for layer in solution.plan.layers if layer.parameters
+    }
     assert len(strengths) > 1  # one aim for the outputs, so each layer has its own
 
 
@@ -334,11 +336,11 @@ def test_a_strength_is_found_by_outputs_and_held_back_images(accepted: bool) -> 
 def test_half_precision_and_shared_weights_are_denoised_and_tied(how: str) -> None:
     torch.manual_seed(0)
     model = network().half() if how == "half" else settled(Twice(), smooth_images(16))
-    stood = ground(model)
+    stood = calibrated(model)
     settings = replace(TEMPLATES, dof=0.8, denoise="wiener:0.1")
-    plan = denoised_by_weight(data_free_plan(stood.bank, settings), stood.bank, settings)
-    walked = walk(stood, targets_of(plan))
-    state = {**model.state_dict(), **walked.tensors}
+    plan = denoise_by_weight(data_free_plan(stood.bank, settings), stood.bank, settings)
+    reconstruction = reconstruct(stood, targets_of(plan))
+    state = {**model.state_dict(), **reconstruction.tensors}
     model.load_state_dict({name: value.to(model.state_dict()[name].dtype) for name, value in state.items()})
     hold(model, plan, "tie")
     verify(model)
@@ -370,7 +372,7 @@ def test_what_cannot_be_denoised_is_refused_in_these_words(settings: PlanSetting
 def test_everything_can_be_denoised_but_in_layers_that_are_kept() -> None:
     bank = bank_from_model(network())
     settings = PlanSettings(denoise="svd", denoise_all=True, keep_first=True)
-    plan = denoised_by_weight(everything_free(bank), bank, settings)
+    plan = denoise_by_weight(everything_free(bank), bank, settings)
     first, *others = plan.layers
     assert not first.changed.any()
     assert all(plan.is_denoised(layer).all() for layer in others)

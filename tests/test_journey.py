@@ -12,7 +12,7 @@ from builders import tiny_state
 from kernelsimp.commands import simplify
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import settle
-from kernelsimp.simplify import solve as road
+from kernelsimp.simplify import solve as solution
 from kernelsimp.watch import Watcher
 
 TESTS = Path(__file__).parent
@@ -77,7 +77,7 @@ def test_rounds_end_at_the_budget_with_a_stage_and_a_row_each(place: Path) -> No
 
 def test_the_second_run_reads_the_survey_of_the_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = run(place, dof=0.5)
-    monkeypatch.setattr(road, "survey", None)  # must not be called again
+    monkeypatch.setattr(solution, "survey", None)  # must not be called again
     second, heard = run(place, dof=0.5)
     assert any(note.startswith("what each layer sees was measured before") for note in heard.notes)
     assert second["layers"] == first["layers"]

@@ -21,7 +21,7 @@ from kernelsimp.models.layers import (
     conv_modules,
     damage,
     layer_name,
-    stored,
+    stored_order,
     tensor_name,
 )
 
@@ -76,7 +76,7 @@ def test_canonical_order_agrees_with_the_slow_twin(name: str) -> None:
     assert layer.kind_source == "architecture"
     assert layer.weight_shape == tuple(module.weight.shape)
     assert np.array_equal(layer.kernels.numpy(), expected)
-    back = stored(layer.kernels, layer.kind, layer.groups, layer.weight_shape)
+    back = stored_order(layer.kernels, layer.kind, layer.groups, layer.weight_shape)
     assert torch.equal(back, module.weight)
 
 

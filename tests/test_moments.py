@@ -12,9 +12,16 @@ from torch.nn import functional as F
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.hooks import Replay, trace
 from kernelsimp.models.layers import bank_from_model, canonical
-from kernelsimp.simplify.distance import Judge
+from kernelsimp.simplify.distance import DistanceJudge
 from kernelsimp.simplify.fisher import Sensitivity, cached_survey, survey
-from kernelsimp.simplify.moments import Sampling, pair_moments, rows_of, rows_wanted, sampling_for, windows
+from kernelsimp.simplify.moments import (
+    WindowSampling,
+    pair_moments,
+    rows_of,
+    rows_wanted,
+    sampling_for,
+    windows,
+)
 from kernelsimp.watch import Watcher
 
 CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
@@ -48,7 +55,7 @@ def every_row(module: nn.Module, images: Tensor) -> Tensor:
     """All windows (groups, rows, D), rows in order of image and position."""
     view = windows((module, images))
     positions = math.prod(view.shape[2 : images.ndim])
-    return rows_of((module, images), *Sampling(1.0, 0).places(len(images), positions, 0))
+    return rows_of((module, images), *WindowSampling(1.0, 0).places(len(images), positions, 0))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -68,7 +75,7 @@ def test_moments_are_those_of_the_unfolded_inputs() -> None:
     module = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False)
     before, now = input_for(module), input_for(module, 1)
     weights = module.weight.detach().double().reshape(2, 3, -1)
-    found = pair_moments([[(module, now)]], [[(module, before)]], weights, Sampling(1.0, 0))
+    found = pair_moments([[(module, now)]], [[(module, before)]], weights, WindowSampling(1.0, 0))
     assert found is not None
     x, t = (
         F.unfold(item, 3, padding=1, stride=2)
@@ -94,7 +101,7 @@ def test_the_error_of_moments_is_the_error_of_the_outputs(centred: bool) -> None
     before, now = input_for(module), input_for(module) + 0.2 * input_for(module, 1)
     old = module.weight.detach().double().reshape(1, 6, -1)
     new = old + 0.1 * torch.randn(old.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    found = pair_moments([[(module, now)]], [[(module, before)]], old, Sampling(1.0, 0))
+    found = pair_moments([[(module, now)]], [[(module, before)]], old, WindowSampling(1.0, 0))
     assert found is not None
     change = every_row(module, now).double() @ new.mT - every_row(module, before).double() @ old.mT
     change = change - change.mean(1, keepdim=True) if centred else change
@@ -106,19 +113,19 @@ def test_equal_inputs_are_known_to_be_the_same() -> None:
     module = nn.Conv2d(4, 6, 3)
     images = input_for(module)
     weights = module.weight.detach().double().reshape(1, 6, -1)
-    found = pair_moments([[(module, images)]], [[(module, images.clone())]], weights, Sampling(1.0, 0))
+    found = pair_moments([[(module, images)]], [[(module, images.clone())]], weights, WindowSampling(1.0, 0))
     assert found is not None
     assert found.same
     assert torch.equal(found.gram, found.cross)
 
 
 def test_positions_are_drawn_without_replacement_and_the_same_for_both_networks() -> None:
-    image, place = Sampling(0.25, 7).places(5, 100, 3)
-    again = Sampling(0.25, 7).places(5, 100, 3)
+    image, place = WindowSampling(0.25, 7).places(5, 100, 3)
+    again = WindowSampling(0.25, 7).places(5, 100, 3)
     assert torch.equal(place, again[1])
     assert image.bincount().tolist() == [25] * 5
     assert all(len(set(row)) == 25 for row in place.reshape(5, 25).tolist())
-    assert not torch.equal(place, Sampling(0.25, 7).places(5, 100, 4)[1])
+    assert not torch.equal(place, WindowSampling(0.25, 7).places(5, 100, 4)[1])
 
 
 def test_sampling_gives_the_rows_of_the_rule() -> None:
@@ -310,7 +317,7 @@ def test_a_layer_that_is_never_run_is_not_in_the_survey() -> None:
 
 def test_a_network_is_at_no_distance_from_itself() -> None:
     model, images = winding()
-    distance = Judge(model, images.split(4)).distance(model)
+    distance = DistanceJudge(model, images.split(4)).distance(model)
     assert distance.divergence == 0
     assert distance.agreement == 1
 
@@ -321,7 +328,7 @@ def test_distance_is_kl_and_agreement() -> None:
         nn.Sequential(nn.Flatten(), nn.Linear(12, 4)),
     )
     images = torch.randn(10, 3, 2, 2)
-    found = Judge(first, images.split(3)).distance(second)
+    found = DistanceJudge(first, images.split(3)).distance(second)
     p, q = (model(images).double().softmax(1).detach() for model in (first, second))
     assert found.divergence == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-6)
     assert found.agreement == pytest.approx(float((p.argmax(1) == q.argmax(1)).double().mean()))
@@ -330,7 +337,7 @@ def test_distance_is_kl_and_agreement() -> None:
 def test_distance_of_other_networks_is_the_relative_output_error() -> None:
     first, second = nn.Conv2d(3, 2, 3), nn.Conv2d(3, 2, 3)
     images = torch.randn(4, 3, 6, 6)
-    found = Judge(first, [images]).distance(second)
+    found = DistanceJudge(first, [images]).distance(second)
     expected = ((second(images) - first(images)).norm() / first(images).norm()).item()
     assert found.divergence == pytest.approx(expected, rel=1e-5)
     assert found.agreement is None

@@ -15,14 +15,14 @@ from kernelsimp.kernels.covariance import (
     ring_covariance,
     second_moment,
 )
-from kernelsimp.kernels.families import SEVENTEEN, offered
+from kernelsimp.kernels.families import SEVENTEEN, offered_families
 from kernelsimp.kernels.nulls import (
     NODES,
     Null,
     gaussian_null,
     matched_null,
     ring_null,
-    sampled,
+    sampled_null,
     white_null,
 )
 from kernelsimp.kernels.residuals import residuals
@@ -33,7 +33,7 @@ SHAPES = [(1, 3), (2, 2), (3, 3), (3, 5), (5, 5), (7, 7)]
 
 @cache
 def families(shape: tuple[int, ...]) -> tuple[Subspace, ...]:
-    return tuple(row.subspace for row in offered(shape, pairs=shape != (7, 7)))
+    return tuple(row.subspace for row in offered_families(shape, pairs=shape != (7, 7)))
 
 
 def smooth(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -108,7 +108,7 @@ def test_ring_covariance_keeps_the_ring_energies_and_all_symmetries() -> None:
     np.testing.assert_allclose(np.trace(ring), np.trace(C))
     np.testing.assert_allclose(ring.mean(), C.mean())
     np.testing.assert_allclose(ring_covariance(ring, (5, 5)), ring, atol=1e-12)
-    for row in offered((5, 5), ("mirror-h", "transpose", "half-turn", "quarter-turn"), pairs=False):
+    for row in offered_families((5, 5), ("mirror-h", "transpose", "half-turn", "quarter-turn"), pairs=False):
         P = row.subspace.projector
         np.testing.assert_allclose(P @ ring, ring @ P, atol=1e-12)
     np.testing.assert_allclose(ring_covariance(np.eye(15), (3, 5)), np.eye(15), atol=1e-12)
@@ -186,11 +186,11 @@ def test_expected_and_its_inverse() -> None:
     spaces = families((3, 3))
     null = white_null(spaces)
     for number, space in enumerate(spaces):
-        assert null.expected(0.3, number) == pytest.approx(
+        assert null.expected_share(0.3, number) == pytest.approx(
             np.exp(exact_white(space, np.array(0.3))), rel=1e-3
         )
         at = null.residual_at(0.01)[number]
-        assert 0.01 <= null.expected(at, number) * (1 + 1e-5) < 0.012
+        assert 0.01 <= null.expected_share(at, number) * (1 + 1e-5) < 0.012
     assert (NODES[1:] > NODES[:-1]).all()
 
 
@@ -213,14 +213,14 @@ def rank_one_residual(kernels: Tensor) -> Tensor:
 
 def test_sampled_null_is_uniform_and_goes_on_below_its_sample() -> None:
     covariance = smooth((3, 3))
-    null = sampled("gaussian", rank_one_residual(gaussian_kernels(covariance, (3, 3), 100_000, 0)), 4)
+    null = sampled_null("gaussian", rank_one_residual(gaussian_kernels(covariance, (3, 3), 100_000, 0)), 4)
     fresh = rank_one_residual(gaussian_kernels(covariance, (3, 3), 20_000, 1))
     assert stats.kstest(null.log_p(fresh).exp().numpy(), "uniform").pvalue > 0.01
-    assert null.expected(0.2) == pytest.approx(float((fresh <= 0.2).double().mean()), rel=0.1)
+    assert null.expected_share(0.2) == pytest.approx(float((fresh <= 0.2).double().mean()), rel=0.1)
     many = rank_one_residual(gaussian_kernels(covariance, (3, 3), 400_000, 2)).sort().values
     for hits in (20, 100):  # p = 5e-5 and 2.5e-4, below the anchor of the sample
         assert float(null.log_p(many[hits]).exp()) == pytest.approx((hits + 1) / 4e5, rel=0.6)
-    assert float(sampled("permuted", torch.rand(999)).log_p(torch.tensor(0.0)).exp()) == pytest.approx(
+    assert float(sampled_null("permuted", torch.rand(999)).log_p(torch.tensor(0.0)).exp()) == pytest.approx(
         1 / 1000
     )
 
@@ -238,13 +238,13 @@ def live(kernels: Tensor) -> Tensor:
 
 def test_resnet20_mirrors_are_mostly_chance(shared_data: Path) -> None:
     """Left-right mirrors at 95 % of the energy: 12.7 % observed, 4.6 % white, 11.7 % matched."""
-    spaces = [row.subspace for row in offered((3, 3), ("mirror-h",))]
+    spaces = [row.subspace for row in offered_families((3, 3), ("mirror-h",))]
     shares = np.zeros(3)
     count = 0
     for kernels in layers_of_resnet20(shared_data):
         nulls: list[Null] = [white_null(spaces), matched_null(live(kernels), spaces)]
         seen = int((residuals(kernels, spaces)[:, 0] <= 0.05**0.5).sum())
-        shares += [seen, *(len(kernels) * null.expected(0.05**0.5, 0) for null in nulls)]
+        shares += [seen, *(len(kernels) * null.expected_share(0.05**0.5, 0) for null in nulls)]
         count += len(kernels)
     assert count == 29_744
     np.testing.assert_allclose(100 * shares / count, [12.7, 4.6, 11.7], atol=0.05)
@@ -259,7 +259,7 @@ def test_depthwise_structure_is_no_chance(shared_data: Path) -> None:
         for name, w in tensors.items()
         if "backbone" in name and w.ndim == 4 and w.shape[1] == 1 and w.shape[-1] > 1
     ]
-    seventeen = [row.subspace for row in offered((3, 3), SEVENTEEN, pairs=False)]
+    seventeen = [row.subspace for row in offered_families((3, 3), SEVENTEEN, pairs=False)]
 
     def near(kernels: Tensor) -> int:
         linear = residuals(kernels, seventeen).amin(dim=1) <= 0.1

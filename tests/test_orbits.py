@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernelsimp.kernels import orbits
-from kernelsimp.kernels.orbits import find, moved, moves, quadrature_pairs
+from kernelsimp.kernels.orbits import find, move_kernels, moves, quadrature_pairs
 from kernelsimp.kernels.template_fit import fit
 from kernelsimp.kernels.templates import by_name, draw
 
@@ -45,7 +45,7 @@ def test_moves_form_the_group_of_the_grid(grid, count):
 
 def test_moved_kernels_are_turned_and_mirrored_kernels():
     kernel = torch.arange(9.0).reshape(1, 3, 3).double()
-    images = {tuple(image.reshape(-1).tolist()) for image in moved(kernel.flatten(1), (3, 3))}
+    images = {tuple(image.reshape(-1).tolist()) for image in move_kernels(kernel.flatten(1), (3, 3))}
     grid = kernel[0].numpy()
     expected = {tuple(np.rot90(sheet, k).reshape(-1)) for sheet in (grid, grid.T) for k in range(4)}
     assert images == expected

@@ -8,7 +8,7 @@ from torch import Tensor
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import families
 from kernelsimp.kernels.packing import Coded, decode, encode, tensor_of
-from kernelsimp.kernels.structures import bent_sets, find
+from kernelsimp.kernels.structures import find, kernel_sets
 from kernelsimp.kernels.subspace import Shape
 
 SHAPES: tuple[Shape, ...] = ((1, 3), (2, 2), (3, 3), (3, 5), (5, 5), (7, 7), (2, 3, 3))
@@ -16,9 +16,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def structures_at(shape: Shape) -> list[str]:
-    linear = [item.name for item in families.offered(shape)]
+    linear = [item.name for item in families.offered_families(shape)]
     mask = "cells-" + "01" * (int(np.prod(shape)) // 2) + "1" * (int(np.prod(shape)) % 2)
-    return ["free", "zero", mask, *linear, *(item.name for item in bent_sets(shape))]
+    return ["free", "zero", mask, *linear, *(item.name for item in kernel_sets(shape))]
 
 
 def kernels_of(shape: Shape, dtype: torch.dtype, count: int, seed: int = 0) -> Tensor:

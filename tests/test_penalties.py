@@ -9,7 +9,7 @@ from torch import nn
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.coding import structure
-from kernelsimp.kernels.families import SEVENTEEN, find, offered
+from kernelsimp.kernels.families import SEVENTEEN, find, offered_families
 from kernelsimp.training.constraints import constrain
 from kernelsimp.training.curve import point
 from kernelsimp.training.information import Rate, adapted_basis, mixture, value_entropy
@@ -46,7 +46,7 @@ def test_every_penalty_has_a_finite_gradient_even_for_zero_and_constant_kernels(
 
 def test_asymmetry_is_the_residual_of_the_nearest_family():
     some = kernels().double()
-    spaces = [item.subspace for item in offered((3, 3), SEVENTEEN)]
+    spaces = [item.subspace for item in offered_families((3, 3), SEVENTEEN)]
     expected = torch.stack([space.residual(some) for space in spaces]).amin(0)
     assert torch.allclose(built("asymmetry")(some), expected, atol=1e-4)
     inside = find("odd-h", (3, 3)).project(some)
@@ -91,7 +91,7 @@ def test_the_mixture_finds_the_densities_that_made_the_values():
 def test_what_falls_with_the_rate_is_the_bits_of_the_real_code(rounding):
     torch.manual_seed(0)
     some = kernels(200).requires_grad_()
-    families = [item.subspace for item in offered((3, 3), SEVENTEEN)]
+    families = [item.subspace for item in offered_families((3, 3), SEVENTEEN)]
     before = structure(some.detach(), families).bits
     rate, optimizer = Rate((3, 3), rounding), torch.optim.Adam([some], 0.02)
     start = float(rate(some).mean().detach())

@@ -5,7 +5,7 @@ import torch
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import prototypes
-from kernelsimp.kernels.orbits import moved
+from kernelsimp.kernels.orbits import move_kernels
 from kernelsimp.kernels.prototypes import PrototypeSettings, find, rebuild
 
 
@@ -13,7 +13,7 @@ def planted(count, grid=(3, 3), kernels=400, noise=0.0):
     """Kernels a * (one of `count` shapes, turned or mirrored) + b."""
     generator = torch.Generator().manual_seed(count)
     cells = grid[0] * grid[1]
-    images = moved(torch.randn(count, cells, generator=generator, dtype=torch.float64), grid)
+    images = move_kernels(torch.randn(count, cells, generator=generator, dtype=torch.float64), grid)
     which = torch.arange(kernels) % count
     move = torch.randint(0, len(images), (kernels,), generator=generator)
     a, b = torch.randn(2, kernels, 1, generator=generator, dtype=torch.float64)

@@ -46,7 +46,7 @@ def test_the_formula_for_nine_cells_agrees_with_the_decomposition(noise, order):
     left, right = (part.expand(500, order, 3, 3)[:, :, 0] for part in members.unbind(1))
     weights = torch.randn(500, order, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     kernels = torch.einsum("nr,nri,nrj->nij", weights, left, right) + noise * bank((3, 3), 500, seed=3)
-    fast, slow = rank.residuals(kernels), rank._decomposed(kernels)
+    fast, slow = rank.residuals(kernels), rank._decompose(kernels)
     one, two = (fast - slow).abs()[:, :2].T
     assert bool((one <= 1e-6 * slow[:, 0] + 1e-14).all())
     assert bool((two <= 1e-10 + slow[:, 0].where(slow[:, 0] < 1e-6, 0)).all())
@@ -100,10 +100,10 @@ def test_zero_and_broken_kernels():
 def test_degrees_of_freedom_and_offers():
     assert [rank.dof((k, k), 1) for k in (3, 5, 7)] == [5, 9, 13]
     assert rank.dof((3, 3), 2) == 8
-    assert rank.offered((3, 3), 1)
-    assert rank.offered((3, 3), 2)
-    assert not rank.offered((2, 2), 2)
-    assert not rank.offered((1, 7), 1)
+    assert rank.is_offered((3, 3), 1)
+    assert rank.is_offered((3, 3), 2)
+    assert not rank.is_offered((2, 2), 2)
+    assert not rank.is_offered((1, 7), 1)
 
 
 def test_a_rank_below_one_is_refused():

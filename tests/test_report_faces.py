@@ -21,7 +21,7 @@ from kernelsimp.report import (
     report_markdown,
     scan_html,
 )
-from kernelsimp.report.markdown import escaped
+from kernelsimp.report.markdown import escape_markdown
 from kernelsimp.report.pictures.gallery_page import OF_A_STRUCTURE, TOP
 from kernelsimp.report.tables.headline import headline
 from kernelsimp.report.tables.run import layer_table, stage_table
@@ -172,7 +172,7 @@ def test_a_hostile_layer_name_stays_text_in_markdown() -> None:
 
 def test_escaping_is_undone_by_a_markdown_reader() -> None:
     raw = "a|b`c*d_e[f]~g#h!i@j\\k<l>&m"
-    read = re.sub(r"\\([\\`*_\[\]|~#!@])", r"\1", escaped(raw))
+    read = re.sub(r"\\([\\`*_\[\]|~#!@])", r"\1", escape_markdown(raw))
     assert read.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") == raw
 
 
@@ -251,9 +251,9 @@ def test_a_hostile_layer_name_is_text_in_every_page(name: str) -> None:
 
 
 def words_of(name: str) -> str:
-    from kernelsimp.records.verdict import shown
+    from kernelsimp.records.verdict import printable
 
-    return shown(name)
+    return printable(name)
 
 
 def test_hostile_provenance_and_settings_are_text() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.report import choose, report_html
-from kernelsimp.report.pictures.charts import Level, Pair, against_chance, waterfall
+from kernelsimp.report.pictures.charts import Level, SeenAgainstChance, against_chance, waterfall
 from kernelsimp.report.pictures.prototypes import prototype_figures, prototypes_of
 from kernelsimp.report.tables.run import family_table
 
@@ -100,7 +100,9 @@ def test_structures_say_found_and_imposed_where_the_report_tells() -> None:
 
 
 def test_families_are_drawn_by_square_roots_and_those_of_unknown_chance_last() -> None:
-    chart = against_chance([Pair("big", 10_000, None), Pair("small", 400, 100.0, 25)], "ring")
+    chart = against_chance(
+        [SeenAgainstChance("big", 10_000, None), SeenAgainstChance("small", 400, 100.0, 25)], "ring"
+    )
     assert chart.index(">small<") < chart.index(">big<")
     widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="13"', chart)]
     assert widths == [pytest.approx(126 / 5, abs=0.1), 126]

@@ -13,7 +13,7 @@ from kernelsimp.records.audit import ActivationRank, Alternative, Audit, LayerAu
 from kernelsimp.records.comparison import Comparison, LayerSimilarity, Matrix, Predictions
 from kernelsimp.records.evaluation import Evaluation
 from kernelsimp.records.limits import baseline_of
-from kernelsimp.records.verdict import Finding, Measure, Verdict
+from kernelsimp.records.verdict import Finding, RuleMeasure, Verdict
 from kernelsimp.report.baselines import baseline_text
 from kernelsimp.report.evaluation import evaluation_json
 from kernelsimp.report.store import json_schema, report_json, scan_json, verdict_json
@@ -59,7 +59,8 @@ def audited() -> Audit:
 
 def written(name: str) -> object:
     verdict = Verdict(
-        (Finding("kernels.nan", "warn", "conv1", 1, None, "x"),), (Measure("a", None, 1.0, "max 1", "skip"),)
+        (Finding("kernels.nan", "warn", "conv1", 1, None, "x"),),
+        (RuleMeasure("a", None, 1.0, "max 1", "skip"),),
     )
     made: dict[str, Callable[[], object]] = {
         "kernelsimp.report/1": lambda: report_json(reports.report()),

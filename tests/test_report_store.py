@@ -11,8 +11,8 @@ import reports
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.records.report import Report, Stage
-from kernelsimp.records.serialise import json_text, plain
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.serialise import json_text, to_plain
+from kernelsimp.records.verdict import printable
 from kernelsimp.report.store import read_report, report_json, scan_json
 
 
@@ -79,8 +79,8 @@ def test_no_nan_reaches_json_and_a_null_number_comes_back_as_nan(tmp_path: Path)
     ],
 )
 def test_anything_becomes_json(value: object, expected: object) -> None:
-    assert plain(value) == expected
-    json.dumps(plain(value), allow_nan=False)
+    assert to_plain(value) == expected
+    json.dumps(to_plain(value), allow_nan=False)
 
 
 def test_keys_of_a_later_minor_addition_are_passed_over(tmp_path: Path) -> None:
@@ -225,8 +225,8 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("name", "expected"), HOSTILE)
 def test_names_are_shown_on_one_line_and_without_effect(name: str, expected: str) -> None:
-    assert shown(name) == expected
-    shown(name).encode("utf-8")
+    assert printable(name) == expected
+    printable(name).encode("utf-8")
 
 
 def test_a_stage_keeps_its_split(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 from xml.etree import ElementTree
 
-from kernelsimp.records.verdict import Finding, Measure, Verdict
+from kernelsimp.records.verdict import Finding, RuleMeasure, Verdict
 from kernelsimp.report.ci_formats import (
     annotations,
     finding_table,
@@ -20,9 +20,9 @@ NASTY = "a<b>&\"'%,:|`\x1b[31m\n\x00\u202e"
 def nasty(count: int = 1, level: str = "error") -> Verdict:
     finding = Finding("kernels.nan", level, NASTY, 1, 0, f"{NASTY}: 1 kernel")  # type: ignore[arg-type]
     measures = (
-        Measure("kernels.nan", 1, 0, "max 0", level),  # type: ignore[arg-type]
-        Measure("accuracy.drop_pp", None, None, "max 0.5", "skip", "needs --data"),
-        Measure("dof.fraction", 0.5, 0.5, "max 1", "pass"),
+        RuleMeasure("kernels.nan", 1, 0, "max 0", level),  # type: ignore[arg-type]
+        RuleMeasure("accuracy.drop_pp", None, None, "max 0.5", "skip", "needs --data"),
+        RuleMeasure("dof.fraction", 0.5, 0.5, "max 1", "pass"),
     )
     return Verdict((finding,) * count, measures)
 

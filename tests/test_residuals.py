@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernelsimp.kernels.families import find, offered
+from kernelsimp.kernels.families import find, offered_families
 from kernelsimp.kernels.residuals import mean_removed_residuals, residual_chunks, residuals
-from kernelsimp.kernels.routes import Classes, Product, ways
+from kernelsimp.kernels.routes import Classes, Product, residual_routes
 from kernelsimp.kernels.subspace import SpanSubspace, Subspace
 
 SHAPES = [
@@ -31,7 +31,7 @@ SHAPES = [
 
 @cache
 def families(shape: tuple[int, ...]) -> tuple[Subspace, ...]:
-    return tuple(row.subspace for row in offered(shape))
+    return tuple(row.subspace for row in offered_families(shape))
 
 
 def slow_twin(kernels: Tensor, subspaces: tuple[Subspace, ...]) -> Tensor:
@@ -164,8 +164,8 @@ def test_mean_removed_of_a_constant_is_zero() -> None:
 @pytest.mark.parametrize(("shape", "most"), [((3, 3), 25), ((5, 5), 73), ((7, 7), 145)])
 def test_families_share_columns(shape: tuple[int, ...], most: int) -> None:
     """24 or 26 complements of their own would need several times the columns."""
-    spaces = tuple(row.subspace for row in offered(shape, pairs=False))
-    classes, product = ways(spaces, torch.float64)
+    spaces = tuple(row.subspace for row in offered_families(shape, pairs=False))
+    classes, product = residual_routes(spaces, torch.float64)
     assert isinstance(classes, Classes)
     assert isinstance(product, Product)
     assert len(classes.basis) + len(product.basis) <= most
@@ -180,19 +180,19 @@ def test_families_share_columns(shape: tuple[int, ...], most: int) -> None:
 @pytest.mark.parametrize("shape", [(3, 3), (5, 5), (7, 7), (9, 9), (2, 4), (3, 5)])
 def test_every_way_keeps_a_residual_of_a_billionth(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(1)
-    for family in offered(shape):
+    for family in offered_families(shape):
         kernels = torch.randn(4, *shape, dtype=torch.float64, generator=generator)
         inside = family.subspace.project(kernels)
         outside = kernels - inside
         scale = 1e-9 * inside.flatten(1).norm(dim=1) / outside.flatten(1).norm(dim=1)
         near = inside + scale[:, None, None] * outside
-        r = residuals(near, [row.subspace for row in offered(shape)])
-        place = [row.name for row in offered(shape)].index(family.name)
+        r = residuals(near, [row.subspace for row in offered_families(shape)])
+        place = [row.name for row in offered_families(shape)].index(family.name)
         np.testing.assert_allclose(r[:, place], 1e-9, rtol=1e-4)
 
 
 def test_large_kernels_are_folded_not_multiplied() -> None:
-    kinds = {type(way).__name__ for way in ways(families((9, 9)), torch.float32)}
+    kinds = {type(way).__name__ for way in residual_routes(families((9, 9)), torch.float32)}
     assert kinds == {"Pairs", "Means", "Folded", "Supports"}
 
 

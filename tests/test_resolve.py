@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.simplify.moments import Moments
-from kernelsimp.simplify.projected_cg import Constraint, Piece, UnsolvableError, resolve
+from kernelsimp.simplify.projected_cg import FilterConstraint, Piece, UnsolvableError, resolve
 
 
 def moments_of(now: Tensor, before: Tensor, filters: int) -> Moments:
@@ -60,7 +60,7 @@ def test_conjugate_gradients_agree_with_the_direct_solve_on_random_subspaces(
     dims = torch.randint(1, 9, (kernels,), generator=generator).tolist()
     bases = [random_basis(generator, 9, dim) for dim in dims]
     projectors = torch.stack([basis @ basis.T for basis in bases])
-    constraint = Constraint(9, (Piece(torch.arange(kernels), projectors),))
+    constraint = FilterConstraint(9, (Piece(torch.arange(kernels), projectors),))
     solved = resolve(original, constraint, moments, 0.01).weights
     by_filter = [bases[i : i + inputs] for i in range(0, kernels, inputs)]
     expected = direct(original, by_filter, moments, 0.01)
@@ -75,7 +75,7 @@ def test_shared_projectors_and_free_kernels_agree_with_the_direct_solve() -> Non
     bases = [torch.eye(9, dtype=torch.float64), random_basis(generator, 9, 3), random_basis(generator, 9, 5)]
     choice = torch.randint(0, 3, (12,), generator=generator)
     pieces = tuple(Piece((choice == i).nonzero()[:, 0], bases[i] @ bases[i].T) for i in (1, 2))
-    solved = resolve(original, Constraint(9, pieces), moments_of(rows, rows, 4)).weights
+    solved = resolve(original, FilterConstraint(9, pieces), moments_of(rows, rows, 4)).weights
     by_filter = [[bases[i] for i in choice[3 * o : 3 * o + 3].tolist()] for o in range(4)]
     expected = direct(original, by_filter, moments_of(rows, rows, 4), 0.01)
     assert (solved - expected).norm() <= 1e-6 * expected.norm()
@@ -87,7 +87,7 @@ def test_the_result_is_better_than_projection_and_stays_in_the_subspaces() -> No
     moments = moments_of(rows, rows, 6)
     original = torch.randn(1, 6, 36, dtype=torch.float64, generator=generator)
     basis = random_basis(generator, 9, 4)
-    constraint = Constraint(9, (Piece(torch.arange(0, 24, 2), basis @ basis.T),))
+    constraint = FilterConstraint(9, (Piece(torch.arange(0, 24, 2), basis @ basis.T),))
     solved = resolve(original, constraint, moments).weights
 
     def objective(weights: Tensor) -> float:
@@ -101,7 +101,7 @@ def test_nothing_to_do_moves_nothing() -> None:
     generator = torch.Generator().manual_seed(3)
     rows = smooth_rows(generator, (1, 200, 18))
     original = torch.randn(1, 3, 18, dtype=torch.float64, generator=generator)
-    solved = resolve(original, Constraint(9, ()), moments_of(rows, rows, 3))
+    solved = resolve(original, FilterConstraint(9, ()), moments_of(rows, rows, 3))
     assert torch.allclose(solved.weights, original, rtol=0, atol=1e-12)
 
 
@@ -111,7 +111,7 @@ def test_inputs_that_are_never_active_keep_their_weights_projected() -> None:
     rows[:, :, 9:18] = 0
     original = torch.randn(1, 4, 27, dtype=torch.float64, generator=generator)
     basis = random_basis(generator, 9, 4)
-    constraint = Constraint(9, (Piece(torch.arange(12), basis @ basis.T),))
+    constraint = FilterConstraint(9, (Piece(torch.arange(12), basis @ basis.T),))
     solved = resolve(original, constraint, moments_of(rows, rows, 4)).weights
     expected = constraint.project(original)
     assert torch.allclose(solved[..., 9:18], expected[..., 9:18], atol=1e-9)
@@ -121,21 +121,21 @@ def test_inputs_that_are_never_active_keep_their_weights_projected() -> None:
 def test_too_few_rows_are_refused_in_these_words() -> None:
     rows = torch.ones(1, 100, 27, dtype=torch.float64)
     with pytest.raises(UnsolvableError) as caught:
-        resolve(torch.ones(1, 2, 27, dtype=torch.float64), Constraint(9, ()), moments_of(rows, rows, 2))
+        resolve(torch.ones(1, 2, 27, dtype=torch.float64), FilterConstraint(9, ()), moments_of(rows, rows, 2))
     assert str(caught.value) == "100 windows for 27 cells; expected 135 at least"
 
 
 def test_inputs_that_never_vary_are_refused_in_these_words() -> None:
     rows = torch.zeros(1, 200, 27, dtype=torch.float64)
     with pytest.raises(UnsolvableError) as caught:
-        resolve(torch.ones(1, 2, 27, dtype=torch.float64), Constraint(9, ()), moments_of(rows, rows, 2))
+        resolve(torch.ones(1, 2, 27, dtype=torch.float64), FilterConstraint(9, ()), moments_of(rows, rows, 2))
     assert str(caught.value) == "its inputs are always the same, so there is nothing to fit to"
 
 
 def test_moments_that_are_not_finite_are_refused() -> None:
     rows = torch.full((1, 200, 9), torch.nan, dtype=torch.float64)
     with pytest.raises(UnsolvableError, match="not finite"):
-        resolve(torch.ones(1, 2, 9, dtype=torch.float64), Constraint(9, ()), moments_of(rows, rows, 2))
+        resolve(torch.ones(1, 2, 9, dtype=torch.float64), FilterConstraint(9, ()), moments_of(rows, rows, 2))
 
 
 def test_moments_that_are_not_positive_definite_are_an_error_not_a_result() -> None:
@@ -148,7 +148,7 @@ def test_moments_that_are_not_positive_definite_are_an_error_not_a_result() -> N
     generator = torch.Generator().manual_seed(0)
     original = torch.randn(1, 2, 18, dtype=torch.float64, generator=generator)
     with pytest.raises(UnsolvableError, match="not positive definite"):
-        resolve(original, Constraint(9, ()), broken)
+        resolve(original, FilterConstraint(9, ()), broken)
 
 
 def test_a_layer_too_large_for_its_own_preconditioner_comes_to_the_same_result(
@@ -158,7 +158,7 @@ def test_a_layer_too_large_for_its_own_preconditioner_comes_to_the_same_result(
     rows = smooth_rows(generator, (2, 400, 36))
     original = torch.randn(2, 3, 36, dtype=torch.float64, generator=generator)
     basis = random_basis(generator, 9, 4)
-    constraint = Constraint(9, (Piece(torch.arange(0, 24, 2), basis @ basis.T),))
+    constraint = FilterConstraint(9, (Piece(torch.arange(0, 24, 2), basis @ basis.T),))
     moments = moments_of(rows, rows, 3)
     blocks = resolve(original, constraint, moments)
     monkeypatch.setattr("kernelsimp.simplify.projected_cg.BLOCK_NUMBERS", 0)

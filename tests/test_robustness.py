@@ -17,14 +17,20 @@ from kernelsimp.data.transforms import Preprocess
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, measure
 from kernelsimp.evaluation.attacks import adversarial
-from kernelsimp.evaluation.corrupted import Tried, corruption_change, measure_corrupted, relative_mce, scores
+from kernelsimp.evaluation.corrupted import (
+    CorruptionTrial,
+    corruption_change,
+    measure_corrupted,
+    relative_mce,
+    scores,
+)
 from kernelsimp.evaluation.robustness import assess, sample, train_test_gap
 from kernelsimp.evaluation.stability import (
     Bench,
     calibration,
     consistency,
     expected_calibration_error,
-    shifted,
+    shift_images,
     weight_noise,
 )
 from kernelsimp.settings import RobustnessSettings
@@ -163,10 +169,10 @@ def test_weight_noise_has_the_level_of_each_tensor() -> None:
 
 def test_shifted_moves_and_fills_with_black() -> None:
     images = torch.arange(1.0, 10).reshape(1, 1, 3, 3)
-    assert shifted(images, 1, 0)[0, 0].tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
-    assert shifted(images, 0, -1)[0, 0].tolist() == [[2, 3, 0], [5, 6, 0], [8, 9, 0]]
-    assert shifted(images, -2, 1)[0, 0].tolist() == [[0, 7, 8], [0, 0, 0], [0, 0, 0]]
-    assert float(shifted(images, 5, 0).abs().sum()) == 0
+    assert shift_images(images, 1, 0)[0, 0].tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
+    assert shift_images(images, 0, -1)[0, 0].tolist() == [[2, 3, 0], [5, 6, 0], [8, 9, 0]]
+    assert shift_images(images, -2, 1)[0, 0].tolist() == [[0, 7, 8], [0, 0, 0], [0, 0, 0]]
+    assert float(shift_images(images, 5, 0).abs().sum()) == 0
 
 
 def test_consistency_counts_equal_answers() -> None:
@@ -217,12 +223,12 @@ def a_cell(*right: int) -> np.ndarray:
 
 
 def test_change_and_mce_by_hand() -> None:
-    before = Tried(
+    before = CorruptionTrial(
         "original",
         a_cell(1, 1, 1, 0),
         {("fog", 1): a_cell(1, 1, 0, 0), ("fog", 2): a_cell(1, 0, 0, 0), ("blur", 1): a_cell(1, 1, 1, 0)},
     )
-    after = Tried(
+    after = CorruptionTrial(
         "simplified",
         a_cell(1, 1, 0, 0),
         {("fog", 1): a_cell(1, 1, 1, 0), ("fog", 2): a_cell(0, 1, 1, 0), ("blur", 1): a_cell(1, 0, 1, 0)},
@@ -249,8 +255,8 @@ def test_mce_is_null_where_the_original_makes_no_error() -> None:
 
 
 def test_networks_that_saw_different_corruptions_are_not_compared() -> None:
-    one = Tried("a", a_cell(1), {("fog", 1): a_cell(1)})
-    other = Tried("b", a_cell(1), {("fog", 2): a_cell(1)})
+    one = CorruptionTrial("a", a_cell(1), {("fog", 1): a_cell(1)})
+    other = CorruptionTrial("b", a_cell(1), {("fog", 2): a_cell(1)})
     words = "a and b saw different corruptions; expected the same"
     assert refusal(lambda: corruption_change(one, other)) == words
 

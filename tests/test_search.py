@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_road import FAMILIES, network, smooth_images
+from test_solve import FAMILIES, network, smooth_images
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.search import MOST_TRIALS, Referee, Trial, best_trial, next_share, search
-from kernelsimp.simplify.solve import Surveyed, ground_of, look
+from kernelsimp.simplify.search import MOST_TRIALS, BudgetJudge, Trial, best_trial, next_share, search
+from kernelsimp.simplify.solve import Surveyed, calibrated_network, survey_layers
 
 
 def trial(share: float, drop: float) -> Trial:
@@ -65,7 +65,9 @@ def test_on_memorised_images_changed_answers_and_kl_count_too() -> None:
 def surveyed() -> Surveyed:
     model = network()
     settings = PlanSettings(families=FAMILIES, cost="absolute")
-    return look(ground_of(model, bank_from_model(model), smooth_images(48).split(16), 0), settings)
+    return survey_layers(
+        calibrated_network(model, bank_from_model(model), smooth_images(48).split(16), 0), settings
+    )
 
 
 def batches_of(model: nn.Module, wrong: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -80,16 +82,16 @@ def batches_of(model: nn.Module, wrong: int = 0) -> list[tuple[Tensor, Tensor]]:
 def test_the_best_plan_within_the_budget_is_returned_and_every_trial_recorded(
     surveyed: Surveyed, tmp_path: Path
 ) -> None:
-    referee = Referee(surveyed.ground.model, batches_of(surveyed.ground.model, wrong=6))
-    assert not referee.memorised
+    judge = BudgetJudge(surveyed.calibrated.model, batches_of(surveyed.calibrated.model, wrong=6))
+    assert not judge.memorised
     record = tmp_path / "search.json"
-    found = search(surveyed, 5.0, referee, record=record)
+    found = search(surveyed, 5.0, judge, record=record)
     assert found.met
     assert found.notes == ()
     best = best_trial(found.trials, 5.0, memorised=False)
     assert best.accuracy_drop <= 5
-    assert found.road.plan.dof_after <= best.share * found.road.plan.dof_before
-    assert referee.trial(found.road.best.walked.model, best.share, "absolute") == best
+    assert found.solution.plan.dof_after <= best.share * found.solution.plan.dof_before
+    assert judge.trial(found.solution.best.reconstruction.model, best.share, "absolute") == best
     assert [item["share"] for item in json.loads(read_sealed(record))] == [
         item.share for item in found.trials
     ]
@@ -98,47 +100,48 @@ def test_the_best_plan_within_the_budget_is_returned_and_every_trial_recorded(
 def test_a_share_is_measured_once_however_often_the_steps_lead_there(surveyed: Surveyed) -> None:
     measured: list[float] = []
 
-    class Counting(Referee):
+    class Counting(BudgetJudge):
         def trial(self, model: nn.Module, share: float, cost: str) -> Trial:
             measured.append(share)
             return Trial(share, 0.0 if share >= 0.3 else 9.0, 0.0, 0.0, cost)
 
-    model = surveyed.ground.model
+    model = surveyed.calibrated.model
     found = search(surveyed, 1.0, Counting(model, batches_of(model, wrong=6)))
     assert sorted(measured) == sorted({item.share for item in found.trials})
     assert len(measured) < len(found.trials)
 
 
 def test_a_stopped_search_goes_on_where_it_was(surveyed: Surveyed, tmp_path: Path) -> None:
-    referee = Referee(surveyed.ground.model, batches_of(surveyed.ground.model, wrong=6))
+    judge = BudgetJudge(surveyed.calibrated.model, batches_of(surveyed.calibrated.model, wrong=6))
     whole, part = tmp_path / "whole.json", tmp_path / "part.json"
-    first = search(surveyed, 5.0, referee, record=whole)
+    first = search(surveyed, 5.0, judge, record=whole)
     write_sealed_text(part, json.dumps(json.loads(read_sealed(whole))[:2]))
-    second = search(surveyed, 5.0, referee, record=part)
+    second = search(surveyed, 5.0, judge, record=part)
     assert second.trials == first.trials
     assert all(
-        torch.equal(first.road.tensors[name], second.road.tensors[name]) for name in first.road.tensors
+        torch.equal(first.solution.tensors[name], second.solution.tensors[name])
+        for name in first.solution.tensors
     )
 
 
 def test_a_budget_that_nothing_meets_is_said_and_the_nearest_returned(surveyed: Surveyed) -> None:
-    model = surveyed.ground.model
+    model = surveyed.calibrated.model
 
-    class Broken(Referee):
+    class Broken(BudgetJudge):
         def trial(self, model: nn.Module, share: float, cost: str) -> Trial:
             return Trial(share, 9.0 - share, 0.0, 0.0, cost)
 
     found = search(surveyed, 0.0, Broken(model, batches_of(model, wrong=6)))
     assert not found.met
-    assert found.road.plan.dof_after / found.road.plan.dof_before == pytest.approx(
+    assert found.solution.plan.dof_after / found.solution.plan.dof_before == pytest.approx(
         max(item.share for item in found.trials), abs=0.02
     )
 
 
 def test_memorised_validation_images_are_warned_of_in_these_words(surveyed: Surveyed) -> None:
-    referee = Referee(surveyed.ground.model, batches_of(surveyed.ground.model))
-    assert referee.memorised
-    found = search(surveyed, 60.0, referee)
+    judge = BudgetJudge(surveyed.calibrated.model, batches_of(surveyed.calibrated.model))
+    assert judge.memorised
+    found = search(surveyed, 60.0, judge)
     assert found.notes == (
         "the original network has 100.0 % right on validation images, as if trained on them: the budget also "
         "counts changed answers and KL; name other images with --holdout",
@@ -149,20 +152,20 @@ def test_memorised_validation_images_are_warned_of_in_these_words(surveyed: Surv
     ("budget", "words"), [(-1.0, "--max-drop is -1"), (101.0, "--max-drop is 101"), (float("nan"), "nan")]
 )
 def test_a_budget_that_is_none_is_refused(surveyed: Surveyed, budget: float, words: str) -> None:
-    referee = Referee(surveyed.ground.model, batches_of(surveyed.ground.model))
+    judge = BudgetJudge(surveyed.calibrated.model, batches_of(surveyed.calibrated.model))
     with pytest.raises(KernelsimpError, match=words):
-        search(surveyed, budget, referee)
+        search(surveyed, budget, judge)
 
 
 def test_a_damaged_record_is_refused_in_one_line(surveyed: Surveyed, tmp_path: Path) -> None:
     record = tmp_path / "search.json"
     record.write_text("{")
-    referee = Referee(surveyed.ground.model, batches_of(surveyed.ground.model))
+    judge = BudgetJudge(surveyed.calibrated.model, batches_of(surveyed.calibrated.model))
     with pytest.raises(KernelsimpError, match=r"no record of a search .*; delete it to start again"):
-        search(surveyed, 1.0, referee, record=record)
+        search(surveyed, 1.0, judge, record=record)
 
 
 def test_without_validation_images_the_search_says_what_to_do(surveyed: Surveyed) -> None:
     with pytest.raises(KernelsimpError) as caught:
-        Referee(surveyed.ground.model, [])
+        BudgetJudge(surveyed.calibrated.model, [])
     assert str(caught.value) == "--max-drop needs validation images; give some with --split, or use --dof"

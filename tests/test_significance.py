@@ -10,7 +10,7 @@ from scipy import fft, stats
 from torch import Tensor
 
 from kernelsimp.kernels.covariance import gaussian_kernels, ring_numbers
-from kernelsimp.kernels.families import offered
+from kernelsimp.kernels.families import offered_families
 from kernelsimp.kernels.nulls import gaussian_null, matched_null, ring_null, white_null
 from kernelsimp.kernels.residuals import residuals
 from kernelsimp.kernels.significance import (
@@ -34,7 +34,7 @@ def draw(count: int, shape: tuple[int, int], seed: int) -> Tensor:
 
 def planted(shape: tuple[int, int], residual: float, seed: int) -> Tensor:
     """20 full-square kernels at exactly `residual`, before 1,000 random ones."""
-    space = next(row.subspace for row in offered(shape) if row.name == "full-square")
+    space = next(row.subspace for row in offered_families(shape) if row.name == "full-square")
     member, other = space.project(draw(20, shape, seed)), draw(20, shape, seed + 1)
     other = other - space.project(other)
     member /= member.flatten(1).norm(dim=1)[:, None, None]
@@ -50,7 +50,7 @@ def test_twenty_planted_kernels_are_found(
     shape: tuple[int, int], residual: float, null: str, seed: int
 ) -> None:
     kernels = planted(shape, residual, seed)
-    spaces = [row.subspace for row in offered(shape, pairs=False)]
+    spaces = [row.subspace for row in offered_families(shape, pairs=False)]
     found = judge(NULLS[null](kernels, spaces), residuals(kernels, spaces)).found
     assert found[:20].all()
     assert found[20:].sum() <= 3
@@ -59,7 +59,7 @@ def test_twenty_planted_kernels_are_found(
 @pytest.mark.parametrize("shape", [(3, 3), (5, 5), (2, 2), (1, 5)])
 def test_noise_holds_next_to_nothing(shape: tuple[int, int]) -> None:
     """In layers of noise alone any discovery is false: at most about 5 % of the layers may have one."""
-    spaces = [row.subspace for row in offered(shape, pairs=False)]
+    spaces = [row.subspace for row in offered_families(shape, pairs=False)]
     null = white_null(spaces)
     layers = [residuals(draw(500, shape, seed).float(), spaces) for seed in range(100)]
     assert sum(bool(judge(null, r).found.any()) for r in layers) <= 14  # P(X > 14) = 1e-4 at 5 %
@@ -77,7 +77,7 @@ def test_benjamini_hochberg_is_that_of_scipy(seed: int) -> None:
 def test_one_layer_in_twenty_of_pure_chance_has_a_discovery(shape: tuple[int, ...], null: str) -> None:
     """The false discovery rate under the null itself, with the whole table of each grid."""
     layers, kernels = 2000, 100
-    spaces = [row.subspace for row in offered(shape)]
+    spaces = [row.subspace for row in offered_families(shape)]
     covariance = np.eye(math.prod(shape))
     if null == "ring":  # every ring of frequencies half as strong as the one before
         rings = ring_numbers(shape)
@@ -94,14 +94,14 @@ def test_one_layer_in_twenty_of_pure_chance_has_a_discovery(shape: tuple[int, ..
     ("shape", "pairs"), [((3, 3), False), ((3, 3), True), ((5, 5), False), ((1, 5), False)]
 )
 def test_corrected_p_values_are_not_too_small(shape: tuple[int, int], pairs: bool) -> None:
-    spaces = [row.subspace for row in offered(shape, pairs=pairs)]
+    spaces = [row.subspace for row in offered_families(shape, pairs=pairs)]
     p = judge(white_null(spaces), residuals(draw(40_000, shape, 5).float(), spaces)).p
     for level in (0.2, 0.05, 0.01):
         assert level / 2 < (p <= level).mean() < 1.3 * level
 
 
 def test_judge_takes_the_least_of_all_families() -> None:
-    spaces = [row.subspace for row in offered((3, 3))]
+    spaces = [row.subspace for row in offered_families((3, 3))]
     null, r = white_null(spaces), residuals(draw(300, (3, 3), 1).float(), spaces)
     expected = np.minimum(1, effective_tests(len(spaces)) * null.p_values(r).numpy().min(axis=1))
     np.testing.assert_allclose(judge(null, r).p, expected, rtol=1e-5)
@@ -128,13 +128,13 @@ def test_benjamini_hochberg_by_hand() -> None:
 
 
 def test_local_false_share() -> None:
-    spaces = [row.subspace for row in offered((3, 3), ("mirror-h",))]
+    spaces = [row.subspace for row in offered_families((3, 3), ("mirror-h",))]
     null = white_null(spaces)
     noise = residuals(draw(100_000, (3, 3), 2).float(), spaces).numpy()
     (share,) = local_false_share(null, near_tolerance(noise, 0.2), len(noise), 0.2)
     assert share == pytest.approx(1, abs=0.06)
     inside = np.concatenate([noise, np.full((20_000, 1), 0.2, dtype=np.float32)])
-    low, high = null.expected(0.16, 0), null.expected(0.25, 0)
+    low, high = null.expected_share(0.16, 0), null.expected_share(0.25, 0)
     expected = 120_000 * (high - low)
     (share,) = local_false_share(null, near_tolerance(inside, 0.2), len(inside), 0.2)
     assert share == pytest.approx(expected / (20_000 + 100_000 * (high - low)), rel=0.05)
@@ -145,7 +145,7 @@ def test_small_helpers() -> None:
     assert enrichment(6, 3.0) == 2
     assert enrichment(6, 0.0) is None
     assert least_over([torch.tensor([-1.0, -5.0]), torch.tensor([-2.0, -3.0])]).tolist() == [-2, -5]
-    spaces = [row.subspace for row in offered((3, 3))]
+    spaces = [row.subspace for row in offered_families((3, 3))]
     r = residuals(draw(10, (3, 3), 0).float(), spaces)
     assert share_found(judge(white_null(spaces), r)) == 0
     assert share_found(judge(white_null(spaces), r[:0])) == 0

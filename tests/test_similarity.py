@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernelsimp.analysis.similarity import MEASURES, MINIBATCH, RBF_SAMPLES, Features, Pair, measured
+from kernelsimp.analysis.similarity import (
+    MEASURES,
+    MINIBATCH,
+    RBF_SAMPLES,
+    ActivationPair,
+    Features,
+    compute_measures,
+)
 
 EXACT = 1e-8
 NAMES = tuple(MEASURES)
@@ -35,7 +42,7 @@ def related(n: int = 60, p: int = 5, q: int = 4) -> tuple[Tensor, Tensor]:
 
 
 def of(name: str, x: Tensor, y: Tensor, **how: bool) -> float | None:
-    return measured(Pair(Features(x), Features(y), **how), (name,))[name]
+    return compute_measures(ActivationPair(Features(x), Features(y), **how), (name,))[name]
 
 
 def value(name: str, x: Tensor, y: Tensor, **how: bool) -> float:
@@ -259,7 +266,7 @@ def test_procrustes_is_what_the_best_rotation_leaves() -> None:
 
 def test_a_constant_layer_has_no_similarity_but_an_error() -> None:
     x, y = torch.full((40, 3), 2.5, dtype=torch.float64), randn(40, 3)
-    found = measured(Pair(Features(x), Features(y), aligned=True), NAMES)
+    found = compute_measures(ActivationPair(Features(x), Features(y), aligned=True), NAMES)
     assert Features(x).defect == "is constant"
     assert {name for name, figure in found.items() if figure is not None} == {"relative_error"}
 
@@ -268,7 +275,9 @@ def test_a_layer_with_nan_has_nothing() -> None:
     x, y = randn(40, 3), randn(40, 3, seed=1)
     x[3, 1] = float("nan")
     assert Features(x).defect == "holds NaN or Inf"
-    assert set(measured(Pair(Features(x), Features(y), aligned=True), NAMES).values()) == {None}
+    assert set(compute_measures(ActivationPair(Features(x), Features(y), aligned=True), NAMES).values()) == {
+        None
+    }
 
 
 def test_a_dead_column_changes_nothing_but_correlations_leave_it_out() -> None:
@@ -295,4 +304,4 @@ def test_correlations_need_more_samples_than_columns(n: int) -> None:
 
 def test_other_samples_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="5 samples against 6"):
-        Pair(Features(randn(5, 2)), Features(randn(6, 2)))
+        ActivationPair(Features(randn(5, 2)), Features(randn(6, 2)))

@@ -124,8 +124,8 @@ def test_rounds_that_are_stopped_go_on_with_resume_and_end_with_the_same_bits(
     assert run([*rounds, "--out", str(whole)]) == 0
     write, counts = RoundFiles.write, []
 
-    def stop_after_two(files: RoundFiles, legs: Any, records: Any) -> None:
-        write(files, legs, records)
+    def stop_after_two(files: RoundFiles, results: Any, records: Any) -> None:
+        write(files, results, records)
         counts.append(len(records))
         if len(records) == 2:
             raise StoppedError

@@ -1,19 +1,19 @@
-"""Structures by name: laws of the bent sets, and the road with them."""
+"""Structures by name: laws of the bent sets, and the solution with them."""
 
 import numpy as np
 import pytest
 import torch
-from test_road import all_exact, error_of, ground, network, smooth_images, with_tensors
+from test_solve import all_exact, calibrated, error_of, network, smooth_images, with_tensors
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import families, partitions
-from kernelsimp.kernels.structures import BENT, BentSet, bent_sets, find, projectors
+from kernelsimp.kernels.structures import BENT, KernelSet, find, kernel_sets, projectors
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.layerwise import targets_of, walk
+from kernelsimp.simplify.layerwise import reconstruct, targets_of
 from kernelsimp.simplify.plan_builder import data_free_plan, equivalent_share
 
 SHAPES = [(2, 2), (3, 3), (3, 5), (5, 5), (7, 7)]
-SETS = [item for shape in SHAPES for item in bent_sets(shape) if item.name in BENT]
+SETS = [item for shape in SHAPES for item in kernel_sets(shape) if item.name in BENT]
 
 
 def some(shape: tuple[int, ...], count: int = 40, seed: int = 0) -> torch.Tensor:
@@ -22,7 +22,7 @@ def some(shape: tuple[int, ...], count: int = 40, seed: int = 0) -> torch.Tensor
 
 @pytest.mark.parametrize("item", SETS, ids=lambda item: f"{item.name} {item.shape}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_snapped_kernel_is_a_member_and_is_not_moved_again(item: BentSet, dtype: torch.dtype) -> None:
+def test_a_snapped_kernel_is_a_member_and_is_not_moved_again(item: KernelSet, dtype: torch.dtype) -> None:
     kernels = some(item.shape).to(dtype)
     snapped = item.snap(kernels)
     assert snapped.dtype == dtype
@@ -34,7 +34,7 @@ def test_a_snapped_kernel_is_a_member_and_is_not_moved_again(item: BentSet, dtyp
 
 
 @pytest.mark.parametrize("item", SETS, ids=lambda item: f"{item.name} {item.shape}")
-def test_the_flat_is_a_subspace_of_members_through_the_nearest_one(item: BentSet) -> None:
+def test_the_flat_is_a_subspace_of_members_through_the_nearest_one(item: KernelSet) -> None:
     kernels = some(item.shape).double()
     flats = projectors(item, kernels)
     assert torch.allclose(flats @ flats, flats, atol=1e-9)
@@ -55,7 +55,7 @@ def test_the_nearest_member_is_nearer_than_any_other_partition_of_two_values() -
 
 
 def test_dimensions_and_bits_are_those_of_the_known_cases() -> None:
-    known = {item.name: (item.dim, item.side_bits) for item in bent_sets((3, 3))}
+    known = {item.name: (item.dim, item.side_bits) for item in kernel_sets((3, 3))}
     assert [known[name][0] for name in BENT] == [5, 8, 2, 3, 4, 5]
     assert known["rank-one"][1] == 0
     assert known["few-values-2"][1] == pytest.approx(np.log2(255))  # 2^8 - 1 ways to part nine cells in two
@@ -84,14 +84,16 @@ def test_what_is_not_offered_is_refused_in_these_words(name: str, shape: tuple[i
 def test_the_road_with_bent_sets_is_exact_and_nearer_than_projection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kernelsimp.simplify.apply.find", find)
     model = network()
-    stood = ground(model)
+    stood = calibrated(model)
     settings = PlanSettings(dof=0.45, families=(*families.SEVENTEEN, "zero", *BENT))
     plan = data_free_plan(stood.bank, settings)
     used = {plan.structures[i] for layer in plan.layers for i in np.unique(layer.choice)}
     assert used & set(BENT)
     assert equivalent_share(plan) > 0.45
-    walked, projected = (walk(stood, targets_of(plan), fitted=fitted) for fitted in (True, False))
-    made, plain = (with_tensors(network(), dict(item.tensors)) for item in (walked, projected))
+    reconstruction, projected = (
+        reconstruct(stood, targets_of(plan), fitted=fitted) for fitted in (True, False)
+    )
+    made, plain = (with_tensors(network(), dict(item.tensors)) for item in (reconstruction, projected))
     assert all_exact(made, plan)
     fresh = smooth_images(40, 5)
     assert error_of(made, model, fresh) < 0.7 * error_of(plain, model, fresh)

@@ -6,21 +6,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelsimp.kernels.families import FAMILIES, find, line_pairs, offered
+from kernelsimp.kernels.families import FAMILIES, find, line_pairs, offered_families
 from kernelsimp.kernels.subspace import (
     OrbitSubspace,
     SignedPermutation,
     Subspace,
-    clearing,
     from_generators,
-    moving,
+    permutation,
+    zeroing,
 )
 
 SHAPES = [(1, 3), (2, 2), (3, 3), (3, 5), (5, 5), (7, 7)]
 CATALOGUE = [
     pytest.param(shape, row.subspace, id=f"{row.name}-{'x'.join(map(str, shape))}")
     for shape in SHAPES
-    for row in offered(shape)
+    for row in offered_families(shape)
 ]
 laws = pytest.mark.parametrize(("shape", "space"), CATALOGUE)
 
@@ -119,15 +119,15 @@ def test_leading_axes_are_kept() -> None:
 
 def test_an_orbit_that_is_its_own_negative_is_zero() -> None:
     flip = np.array([2, 1, 0])
-    space = from_generators((1, 3), [moving(flip, -1.0)])
+    space = from_generators((1, 3), [permutation(flip, -1.0)])
     assert space.dim == 1
     assert space.orbit.tolist() == [0, -1, 0]
     assert space.sign[0] == -space.sign[2]
-    assert from_generators((1, 3), [clearing(np.array([True, False, True]))]).dim == 1
+    assert from_generators((1, 3), [zeroing(np.array([True, False, True]))]).dim == 1
 
 
 def test_representatives_have_sign_plus_one() -> None:
-    for row in offered((5, 5)):
+    for row in offered_families((5, 5)):
         first = row.subspace.representatives
         assert (row.subspace.sign[first] == 1).all()
         assert (row.subspace.orbit[first] == np.arange(row.subspace.dim)).all()

@@ -8,12 +8,12 @@ import torch
 from test_hold import made, simplified
 
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.training.hold import hold, survived
+from kernelsimp.training.hold import hold, survival_in_model
 from kernelsimp.training.survival import left_of
 
 
 def counts(model, plan):
-    left = survived(model, plan)
+    left = survival_in_model(model, plan)
     assert sum(exact for exact, _ in left.families.values()) == left.exact
     assert sum(near for _, near in left.families.values()) == left.near
     return left.exact, left.near, left.total

@@ -19,12 +19,12 @@ from kernelsimp.kernels.templates import (
     draw,
     example,
     grid_points,
-    offered,
+    offered_templates,
     parameters_of,
 )
 
 GRIDS = [(1, 3), (2, 2), (3, 3), (3, 5), (5, 5), (7, 7), (7, 1)]
-EVERY = [(grid, template) for grid in GRIDS for template in offered(grid)]
+EVERY = [(grid, template) for grid in GRIDS for template in offered_templates(grid)]
 SMOOTH = ("gaussian", "gaussian-derivative", "second-derivative", "laplacian-of-gaussian")
 EPS = torch.finfo(torch.float32).eps
 
@@ -62,11 +62,11 @@ def test_only_offered_with_more_cells_than_parameters(grid, template):
 
 
 def test_what_is_offered_at_small_shapes():
-    assert [item.name for item in offered((1, 3))] == ["sobel-x", "laplacian-4"]
-    assert [item.name for item in offered((2, 2))] == ["sobel-x", "sobel-y"]
-    assert offered((1, 1)) == ()
-    assert {item.name for item in offered((3, 3))} == set(NAMES)
-    assert "laplacian-of-gaussian" not in {item.name for item in offered((1, 7))}
+    assert [item.name for item in offered_templates((1, 3))] == ["sobel-x", "laplacian-4"]
+    assert [item.name for item in offered_templates((2, 2))] == ["sobel-x", "sobel-y"]
+    assert offered_templates((1, 1)) == ()
+    assert {item.name for item in offered_templates((3, 3))} == set(NAMES)
+    assert "laplacian-of-gaussian" not in {item.name for item in offered_templates((1, 7))}
 
 
 def test_fixed_drawings_are_the_textbook_ones():

@@ -149,7 +149,7 @@ def test_an_interrupt_is_said_by_the_first_process_alone(rank, command, capsys, 
         raise KeyboardInterrupt
 
     monkeypatch.setenv(rank, "1")
-    monkeypatch.setattr(simplify, "follow", interrupt)
+    monkeypatch.setattr(simplify, "follow_first_process", interrupt)
     assert run(command) == 130
     assert capsys.readouterr().err == ""
 

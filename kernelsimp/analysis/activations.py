@@ -35,7 +35,7 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class PositionSampling:
     """Which numbers of a layer make a sample, of how many images; `seed` chooses positions.
 
     By channels: one seeded position in each of `samples // images` equal runs of the raster (all of them
@@ -89,7 +89,7 @@ class Activations:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class ActivationSubject:
     """A network in evaluation mode, and what an error calls it."""
 
     model: nn.Module
@@ -113,7 +113,7 @@ class Subject:
 
 
 @torch.no_grad()
-def shapes_of(subject: Subject, images: Tensor) -> tuple[LayerShape, ...]:
+def shapes_of(subject: ActivationSubject, images: Tensor) -> tuple[LayerShape, ...]:
     """Return the layers that run, in order of their first call; those whose output is not one an image
     are left out.
     """
@@ -135,10 +135,10 @@ def shapes_of(subject: Subject, images: Tensor) -> tuple[LayerShape, ...]:
 
 @torch.no_grad()
 def collect(
-    subject: Subject,
+    subject: ActivationSubject,
     shapes: Sequence[LayerShape],
     batches: Iterable[Tensor],
-    sampling: Sampling,
+    sampling: PositionSampling,
     receive: Callable[[object], None],
 ) -> dict[str, Activations]:
     """Run all batches and return the sampled activations of the layers; `receive` gets every output."""
@@ -157,13 +157,13 @@ def collect(
                 f"{subject.name}: {name} gave another shape than before; images must be of one size"
             )
         here = places[known[name].grid][done : done + len(values)] if places else None
-        kept[name].append(_sampled(values, here))
+        kept[name].append(sample_rows(values, here))
 
     with listening_to({name: layers[name] for name in known}, take):
         for images in batches:
             receive(subject(images))
             done, batch = done + len(images), batch + 1
-    return {name: _joined(known[name], kept.pop(name)) for name in known}
+    return {name: _join_activations(known[name], kept.pop(name)) for name in known}
 
 
 def _by_position(output: Tensor, layer: nn.Module) -> Tensor | None:
@@ -175,7 +175,7 @@ def _by_position(output: Tensor, layer: nn.Module) -> Tensor | None:
     return output.flatten(2).transpose(1, 2) if output.ndim > 2 else output[:, None]
 
 
-def _sampled(values: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def sample_rows(values: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return copies on the CPU, float32: the network may go on to work in place."""
     if places is None:
         return values.flatten(1).float().cpu().clone(), None
@@ -183,7 +183,7 @@ def _sampled(values: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor | No
     return values.gather(1, index).float().cpu(), values.float().mean(1).cpu()
 
 
-def _joined(shape: LayerShape, parts: list[tuple[Tensor, Tensor | None]]) -> Activations:
+def _join_activations(shape: LayerShape, parts: list[tuple[Tensor, Tensor | None]]) -> Activations:
     rows = torch.cat([part for part, _ in parts])
     if rows.ndim == 3:  # (images, per image, channels): neighbours in a minibatch are different images
         rows = rows.transpose(0, 1).reshape(-1, rows.shape[2])

@@ -46,7 +46,7 @@ class Cost:
 Formula = Callable[[Layer, AuditSettings], Cost | None]
 
 
-def stacked(layer: Layer, _: AuditSettings) -> Cost | None:
+def stack_of_3x3(layer: Layer, _: AuditSettings) -> Cost | None:
     """Return 3x3 layers that see as much: two for 5x5, three for 7x7, (k - 1) / 2 for odd k.
 
     The first goes from in to out channels, the others from out to out (Simonyan and Zisserman 2015).
@@ -66,7 +66,7 @@ def bottleneck(layer: Layer, settings: AuditSettings) -> Cost | None:
     return Cost(narrow * (layer.inputs + layer.cells * narrow + layer.outputs))
 
 
-def grouped(layer: Layer, settings: AuditSettings) -> Cost | None:
+def grouped_layer(layer: Layer, settings: AuditSettings) -> Cost | None:
     """Return the same layer in g groups: 1 / g of the weights."""
     groups = settings.groups
     if layer.groups > 1 or layer.inputs % groups or layer.outputs % groups:
@@ -115,9 +115,9 @@ def fully_connected(layer: Layer, _: AuditSettings) -> Cost | None:
 
 
 ALTERNATIVES: dict[str, Formula] = {
-    "stacked 3x3": stacked,
+    "stacked 3x3": stack_of_3x3,
     "bottleneck": bottleneck,
-    "grouped": grouped,
+    "grouped": grouped_layer,
     "depthwise-separable": depthwise_separable,
     "k x 1 + 1 x k": separable,
     "FFT": fourier,

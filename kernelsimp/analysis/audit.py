@@ -18,7 +18,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class AuditedNetwork:
     """A network under audit: its kernels, and every tensor of its checkpoint by name.
 
     `linear` are the weights (out, in) of linear layers, where the architecture tells them from other
@@ -43,7 +43,7 @@ class Subject:
 
 
 def audit(
-    subject: Subject, settings: AuditSettings, source: Mapping[str, Any], notes: tuple[str, ...] = ()
+    subject: AuditedNetwork, settings: AuditSettings, source: Mapping[str, Any], notes: tuple[str, ...] = ()
 ) -> Audit:
     """Return one row a layer; raises `KernelsimpError` for a bottleneck or groups below 1."""
     for name in ("bottleneck", "groups"):
@@ -55,7 +55,7 @@ def audit(
     return Audit(source, maps.shape if maps else None, totals, layers, notes)
 
 
-def _rows(subject: Subject, settings: AuditSettings) -> Iterator[LayerAudit]:
+def _rows(subject: AuditedNetwork, settings: AuditSettings) -> Iterator[LayerAudit]:
     """Yield convolutions and linear layers, in the order of the network's pass where it is known."""
     found = {layer.name: _convolution(subject, layer, settings) for layer in subject.bank.layers}
     found |= {name: _linear(subject, name, settings) for name in subject.linear}
@@ -63,21 +63,21 @@ def _rows(subject: Subject, settings: AuditSettings) -> Iterator[LayerAudit]:
     yield from (found[name] for name in dict.fromkeys([*order, *found]) if name in found)
 
 
-def _convolution(subject: Subject, layer: LayerKernels, settings: AuditSettings) -> LayerAudit:
+def _convolution(subject: AuditedNetwork, layer: LayerKernels, settings: AuditSettings) -> LayerAudit:
     maps = _maps(subject, layer.name)
     outputs, inputs = len(layer.kernels), layer.kernels.shape[1] * layer.groups
     shape = Layer(layer.grid, inputs, outputs, layer.groups, maps, layer.kind == "transposed")
     return _row(subject, (layer.name, layer.kind, layer.kernels), shape, settings)
 
 
-def _linear(subject: Subject, name: str, settings: AuditSettings) -> LayerAudit:
+def _linear(subject: AuditedNetwork, name: str, settings: AuditSettings) -> LayerAudit:
     weight = subject.linear[name]
     shape = Layer((1, 1), weight.shape[1], weight.shape[0], maps=_maps(subject, name))
     return _row(subject, (name, "linear", weight), shape, settings)
 
 
 def _row(
-    subject: Subject, what: tuple[str, str, Tensor], shape: Layer, settings: AuditSettings
+    subject: AuditedNetwork, what: tuple[str, str, Tensor], shape: Layer, settings: AuditSettings
 ) -> LayerAudit:
     name, kind, weight = what
     bias = subject.tensors.get(f"{name}.bias" if name else "bias")
@@ -105,5 +105,5 @@ def _row(
     )
 
 
-def _maps(subject: Subject, name: str) -> Footprint | None:
+def _maps(subject: AuditedNetwork, name: str) -> Footprint | None:
     return subject.maps.layers.get(name) if subject.maps else None

@@ -16,7 +16,7 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import coding, orbits, partitions, prototypes
 from kernelsimp.kernels.cells import grid_of
 from kernelsimp.kernels.covariance import gaussian_kernels, permuted_kernels, second_moment
-from kernelsimp.kernels.families import SEVENTEEN, find, offered
+from kernelsimp.kernels.families import SEVENTEEN, find, offered_families
 from kernelsimp.kernels.residuals import residuals
 
 Values = dict[str, Any]
@@ -132,13 +132,13 @@ def _random_layer(kernels: Tensor, seed: int) -> tuple[str, Tensor]:
     return "matched", gaussian_kernels(second_moment(kernels), grid_of(kernels), count, seed)
 
 
-def covering(examined: Examined, seed: int) -> Values | None:
+def prototype_coverage(examined: Examined, seed: int) -> Values | None:
     """Return how many prototypes cover 95 % of the layer's energy up to a*x + b, turns and mirrors."""
     kernels = planar(examined)
     if kernels is None or examined.cells > MOST_CELLS:
         return None
     found = prototypes.find(kernels, prototypes.PrototypeSettings(seed=seed))
-    centres, shares = prototypes.leading(found, MOST_SHOWN)
+    centres, shares = prototypes.leading_prototypes(found, MOST_SHOWN)
     return {
         "count": found.count,
         "coverage": found.coverage,
@@ -154,7 +154,7 @@ def bits_per_kernel(examined: Examined) -> Values | None:
     kernels = planar(examined)
     if kernels is None or examined.cells > MOST_CELLS or not bool(kernels.any()):
         return None
-    spaces = [family.subspace for family in offered(tuple(kernels.shape[1:]), SEVENTEEN)]
+    spaces = [family.subspace for family in offered_families(tuple(kernels.shape[1:]), SEVENTEEN)]
     try:
         codings = coding.code_layer(kernels, spaces)
     except KernelsimpError:  # a layer of one value reaches any distortion with no bits

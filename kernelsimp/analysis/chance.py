@@ -15,7 +15,7 @@ from torch import Tensor
 from kernelsimp.analysis.examine import Examined
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.kernels.covariance import permuted_kernels
-from kernelsimp.kernels.nulls import NODES, Null, matched_null, ring_null, sampled, white_null
+from kernelsimp.kernels.nulls import NODES, Null, matched_null, ring_null, sampled_null, white_null
 from kernelsimp.kernels.residuals import residuals
 from kernelsimp.kernels.significance import judge
 from kernelsimp.kernels.subspace import Floats, Subspace
@@ -32,7 +32,7 @@ def permuted_null(kernels: Tensor, subspaces: Sequence[Subspace]) -> Null:
     random = residuals(permuted_kernels(kernels, PERMUTED, 0), subspaces)
     nodes = torch.from_numpy(NODES)
     rows = [
-        sampled("permuted", random[:, place], space.cells - space.dim).log_p(nodes)
+        sampled_null("permuted", random[:, place], space.cells - space.dim).log_p(nodes)
         for place, space in enumerate(subspaces)
     ]
     return Null("permuted", torch.stack(rows).float())

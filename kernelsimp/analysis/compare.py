@@ -11,15 +11,15 @@ from torch.nn.functional import kl_div, log_softmax
 from kernelsimp.analysis.activations import (
     BY,
     Activations,
+    ActivationSubject,
     LayerShape,
-    Sampling,
-    Subject,
+    PositionSampling,
     beside,
     collect,
     shapes_of,
 )
-from kernelsimp.analysis.select import matching
-from kernelsimp.analysis.similarity import FEWEST, MEASURES, Features, Pair, measured
+from kernelsimp.analysis.select import match_names
+from kernelsimp.analysis.similarity import FEWEST, MEASURES, ActivationPair, Features, compute_measures
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.records.comparison import Comparison, LayerSimilarity, Matrix, Predictions
 from kernelsimp.settings import CompareSettings
@@ -37,7 +37,7 @@ Shapes = Sequence[LayerShape]
 
 
 @dataclass(frozen=True, eq=False)
-class Bout:
+class ComparedPair:
     """Two networks, on one device and in evaluation mode, and the batches (n, C, H, W) both are given.
 
     `batches` can be gone through again; `images` is how many there are.
@@ -50,18 +50,18 @@ class Bout:
     seed: int = 0
 
 
-def compare(bout: Bout, settings: CompareSettings, watcher: Watcher = SILENT) -> Comparison:
+def compare(pair: ComparedPair, settings: CompareSettings, watcher: Watcher = SILENT) -> Comparison:
     """Compare two networks layer by layer; with `settings.matrix` also all layers against all.
 
     Raises `KernelsimpError` for unknown settings and layers, too few images, a network that refuses the
     images, and where measures were asked for by name that the samples are too few for.
     """
-    run = _Run(bout, settings, watcher)
+    run = _Comparing(pair, settings, watcher)
     layers = tuple(run.rows())
     predictions = run.predictions()
     matrix = run.matrix() if settings.matrix else None
     notes = (*run.told, *run.defects(), *_too_few(layers, settings), *_no_classes(predictions))
-    return Comparison(layers, predictions, bout.images, settings.by, run.sampling.words, matrix, notes)
+    return Comparison(layers, predictions, pair.images, settings.by, run.sampling.words, matrix, notes)
 
 
 def check_settings(settings: CompareSettings) -> None:
@@ -74,7 +74,7 @@ def check_settings(settings: CompareSettings) -> None:
             raise KernelsimpError(f"--measures: no measure '{name}'{did_you_mean(name, MEASURES)}")
 
 
-def matched(a: Shapes, b: Shapes, how: str) -> list[Couple]:
+def match_layers(a: Shapes, b: Shapes, how: str) -> list[Couple]:
     """Return the layers that stand side by side, in the order of A.
 
     By name: those that both have. By depth: for layer i of n the layer of B at the same share of its
@@ -99,10 +99,10 @@ def _few(shapes: Shapes) -> str:
 
 
 @dataclass(eq=False)
-class _Run:
+class _Comparing:
     """One comparison under way: what was chosen before it, and what the passes brought."""
 
-    bout: Bout
+    pair: ComparedPair
     settings: CompareSettings
     watcher: Watcher
     outputs: tuple[list[object], list[object]] = field(default_factory=lambda: ([], []))
@@ -111,25 +111,27 @@ class _Run:
 
     def __post_init__(self) -> None:
         check_settings(self.settings)
-        if self.bout.images < FEWEST:
-            found = f"{self.bout.images} images to compare on"
+        if self.pair.images < FEWEST:
+            found = f"{self.pair.images} images to compare on"
             raise KernelsimpError(f"{found}; expected at least {FEWEST}: see --images")
         if self.settings.samples < 1:
             raise KernelsimpError(f"--samples is {self.settings.samples}; expected at least 1")
-        self.sampling = Sampling(self.settings.by, self.bout.images, self.settings.samples, self.bout.seed)
-        self.a, self.b = Subject(self.bout.a, "A"), Subject(self.bout.b, "B")
-        images = next(iter(self.bout.batches))
+        self.sampling = PositionSampling(
+            self.settings.by, self.pair.images, self.settings.samples, self.pair.seed
+        )
+        self.a, self.b = ActivationSubject(self.pair.a, "A"), ActivationSubject(self.pair.b, "B")
+        images = next(iter(self.pair.batches))
         self.shapes = shapes_of(self.a, images), shapes_of(self.b, images)
-        self.couples = self._chosen(matched(*self.shapes, self.settings.match))
+        self.couples = self._choose_couples(match_layers(*self.shapes, self.settings.match))
         self.names = self.settings.measures or tuple(MEASURES)
         self._tell_alone()
 
-    def _chosen(self, couples: list[Couple]) -> list[Couple]:
+    def _choose_couples(self, couples: list[Couple]) -> list[Couple]:
         """Return the couples of which one layer is among those asked for."""
         if not self.settings.layers:
             return couples
         names = list(dict.fromkeys(shape.name for shapes in self.shapes for shape in shapes))
-        wanted = matching(names, self.settings.layers, "--layers")
+        wanted = match_names(names, self.settings.layers, "--layers")
         kept = [couple for couple in couples if {couple[0].name, couple[1].name} & wanted]
         if not kept:
             raise KernelsimpError(
@@ -150,37 +152,39 @@ class _Run:
     def rows(self) -> Iterator[LayerSimilarity]:
         """Yield one record a couple, pass by pass."""
         for couples in _groups(self.couples, self.sampling):
-            a, b = self._collected(couples)
+            a, b = self._collect_activations(couples)
             self.watcher.start("comparing layers", len(couples))
             for first, second in couples:
                 yield self._row(a[first.name], b[second.name])
                 self.watcher.step()
 
-    def _collected(self, couples: list[Couple]) -> tuple[dict[str, Activations], dict[str, Activations]]:
+    def _collect_activations(
+        self, couples: list[Couple]
+    ) -> tuple[dict[str, Activations], dict[str, Activations]]:
         """Run both networks over all images for the layers of these couples."""
         sides = []
         for side, subject in enumerate((self.a, self.b)):
             self.watcher.start(f"running {subject.name}")
             shapes = list(dict.fromkeys(couple[side] for couple in couples))
             outputs: list[object] = []
-            sides.append(collect(subject, shapes, self.bout.batches, self.sampling, outputs.append))
+            sides.append(collect(subject, shapes, self.pair.batches, self.sampling, outputs.append))
             self.outputs[side][:] = self.outputs[side] or outputs
         return sides[0], sides[1]
 
     def _row(self, a: Activations, b: Activations) -> LayerSimilarity:
         x, y, what = beside(a, b)
         pair = self._pair(a.shape, b.shape, (Features(x), Features(y)))
-        figures = measured(pair, self.names)
+        figures = compute_measures(pair, self.names)
         return LayerSimilarity(
             a.shape.name, b.shape.name, pair.n, what, (pair.a.p, pair.b.p), **figures, **self._weights(a, b)
         )
 
-    def _pair(self, a: LayerShape, b: LayerShape, features: tuple[Features, Features]) -> Pair:
+    def _pair(self, a: LayerShape, b: LayerShape, features: tuple[Features, Features]) -> ActivationPair:
         for side, shape, one in zip("AB", (a, b), features, strict=True):
             if one.defect and shape.name not in self.bad.setdefault(f"{side} {one.defect}", []):
                 self.bad[f"{side} {one.defect}"].append(shape.name)
         same = (a.channels, a.grid) == (b.channels, b.grid)
-        return Pair(*features, aligned=same, force=self.settings.force)
+        return ActivationPair(*features, aligned=same, force=self.settings.force)
 
     def _weights(self, a: Activations, b: Activations) -> dict[str, float | None]:
         """Return ||Wb - Wa|| / ||Wa|| of two layers, where their weights have one shape."""
@@ -217,7 +221,9 @@ class _Run:
                 f"--matrix needs all layers at once, {need / 1e9:.1f} GB of activations; "
                 "choose fewer --layers, --images or --samples"
             )
-        a, b = self._collected([(one, columns[0]) for one in rows] + [(rows[0], one) for one in columns])
+        a, b = self._collect_activations(
+            [(one, columns[0]) for one in rows] + [(rows[0], one) for one in columns]
+        )
         names = tuple(name for name in self.names if not MEASURES[name].aligned)
         cells: dict[str, list[tuple[float | None, ...]]] = {name: [] for name in names}
         averaged = len({shape.grid for shape in (*rows, *columns)}) > 1 and self.settings.by == "channels"
@@ -236,7 +242,7 @@ class _Run:
     def _cell(
         self, store: "_Store", a: Activations, b: Activations, names: tuple[str, ...]
     ) -> dict[str, float | None]:
-        return measured(self._pair(a.shape, b.shape, store.features(a, b)), names)
+        return compute_measures(self._pair(a.shape, b.shape, store.features(a, b)), names)
 
     def _sides(self) -> tuple[list[LayerShape], list[LayerShape]]:
         """Return the layers of A and of B that were asked for."""
@@ -268,7 +274,7 @@ class _Store:
         self._a.clear()
 
 
-def _groups(couples: list[Couple], sampling: Sampling) -> Iterator[list[Couple]]:
+def _groups(couples: list[Couple], sampling: PositionSampling) -> Iterator[list[Couple]]:
     """Yield runs of couples whose activations fit in memory together."""
     group: list[Couple] = []
     size = 0

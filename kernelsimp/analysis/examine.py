@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernelsimp.kernels.bank import LayerKernels
-from kernelsimp.kernels.families import Offered, offered
+from kernelsimp.kernels.families import Offered, offered_families
 from kernelsimp.kernels.residuals import residuals
 
 NONE = -1
@@ -60,7 +60,7 @@ class Examined:
 
 def examine(layer: LayerKernels, names: tuple[str, ...] | None = None) -> Examined:
     """Measure every kernel of `layer` against the families called `names`, or all of them."""
-    families = offered(layer.grid, names)
+    families = offered_families(layer.grid, names)
     subspaces = [family.subspace for family in families]
     flat = layer.kernels.reshape(-1, *layer.grid)
     measured = residuals(flat, subspaces) if subspaces else torch.zeros(flat.shape[0], 0)

@@ -107,11 +107,13 @@ def _alone(kernel: Tensor, tolerance: float, known: set[str]) -> list[Candidate]
     """Return templates and counts of values fitted to this kernel (1, kh, kw) alone, without chance."""
     grid = grid_of(kernel)
     found = []
-    for template in templates.offered(grid):
+    for template in templates.offered_templates(grid):
         r = float(template_fit.fit(kernel, (template.name,)).residual[0])
         dof = templates.degrees_of_freedom(template, grid)
         found.append(Candidate(template.name, dof, r, r <= tolerance, {}))
-    counts = [u for u in few_values.COUNTS if few_values.offered(grid, u) and f"few-values-{u}" not in known]
+    counts = [
+        u for u in few_values.COUNTS if few_values.is_offered(grid, u) and f"few-values-{u}" not in known
+    ]
     for item in few_values.fit_all(kernel, counts) if counts else ():
         r = float(item.residual[0])
         found.append(Candidate(f"few-values-{item.values}", item.dof, r, r <= tolerance, {}))

@@ -44,7 +44,7 @@ def names_of(
     """Name the kernels of a layer; `matched` (n,) says which are worth describing, `best` their family."""
     kernels = planar(examined)
     wanted = np.flatnonzero((matched if shapes.fitted is None else True) & ~examined.dead)
-    spoken = _described(examined, shapes, kernels, (wanted, best[wanted])) if len(wanted) else ()
+    spoken = _describe_kernels(examined, shapes, kernels, (wanted, best[wanted])) if len(wanted) else ()
     words = tuple(sorted({pictures.NOTHING, DEAD, *spoken}))
     places = {name: place for place, name in enumerate(words)}
     word = np.full(len(best), places[pictures.NOTHING], dtype=np.int32)
@@ -53,7 +53,7 @@ def names_of(
     return Names(words, word)
 
 
-def _described(
+def _describe_kernels(
     examined: Examined,
     shapes: Shapes,
     kernels: Tensor | None,

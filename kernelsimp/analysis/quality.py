@@ -64,7 +64,7 @@ def variance_entropy(layer: LayerKernels) -> float | None:
 
 def orthogonality(layer: LayerKernels) -> float | None:
     """Return 1 - mean |cosine| over all pairs of different filters; None with fewer than two live ones."""
-    filters = _spaced(layer.kernels.detach().reshape(layer.kernels.shape[0], -1)).float()
+    filters = _space_frequencies(layer.kernels.detach().reshape(layer.kernels.shape[0], -1)).float()
     size = filters.norm(dim=1)
     unit = filters[size > 0] / size[size > 0, None]
     n = len(unit)
@@ -74,6 +74,6 @@ def orthogonality(layer: LayerKernels) -> float | None:
     return float(1 - (cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1)))
 
 
-def _spaced(rows: Tensor) -> Tensor:
+def _space_frequencies(rows: Tensor) -> Tensor:
     step = -(-len(rows) // MOST_FILTERS)
     return rows[::step]

@@ -37,7 +37,7 @@ def effective_rank(singular: Tensor) -> float:
 
 
 @dataclass
-class _Sums:
+class _RankSums:
     """Running sums over rows of one layer's outputs."""
 
     rows: int = 0
@@ -76,23 +76,23 @@ def activation_ranks(
 
     The network is in evaluation mode, on the device of the batches.
     """
-    sums: dict[str, _Sums] = {}
+    sums: dict[str, _RankSums] = {}
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), _listening(layers, sums, generator):
+    with torch.no_grad(), _listen_to_layers(layers, sums, generator):
         for images in batches:
             model(images)
     return {name: total.rank() for name, total in sums.items()}
 
 
 @contextmanager
-def _listening(
-    layers: Mapping[str, nn.Module], sums: dict[str, _Sums], generator: torch.Generator
+def _listen_to_layers(
+    layers: Mapping[str, nn.Module], sums: dict[str, _RankSums], generator: torch.Generator
 ) -> Iterator[None]:
     def listen(name: str, module: nn.Module) -> "torch.utils.hooks.RemovableHandle":
         def keep(_: nn.Module, __: object, output: Tensor) -> None:
             linear = isinstance(module, nn.Linear)
             rows = output.reshape(-1, output.shape[-1]) if linear else _rows(output, generator)
-            sums.setdefault(name, _Sums()).add(rows)
+            sums.setdefault(name, _RankSums()).add(rows)
 
         return module.register_forward_hook(keep)
 

@@ -18,7 +18,7 @@ from kernelsimp.analysis.chance import BEYOND_BY, Judgement, judge_layer
 from kernelsimp.analysis.examine import NONE, Examined, examine
 from kernelsimp.analysis.naming import Names, names_of
 from kernelsimp.analysis.quality import quality_of
-from kernelsimp.analysis.select import deep_layers, selected
+from kernelsimp.analysis.select import deep_layers, select_layers
 from kernelsimp.analysis.shapes import Look, Shapes, Structure, near_any, shapes_of, worth
 from kernelsimp.analysis.threads import one_thread
 from kernelsimp.errors import KernelsimpError
@@ -84,7 +84,7 @@ def scan_bank(
     that match nothing, or a layer that holds NaN.
     """
     check(settings)
-    bank = selected(bank, settings)
+    bank = select_layers(bank, settings)
     check_weights(bank)
     deep = deep_layers(bank.spatial, settings)
     watcher.start("scanning", len(bank.spatial))
@@ -102,7 +102,7 @@ def scan_bank(
         watcher.step()
     return Scan(
         source=source,
-        settings=_said(settings),
+        settings=_recorded_settings(settings),
         families=tuple(names),
         layers=tuple(layers),
         skipped=tuple((item.name, item.reason) for item in bank.skipped),
@@ -159,7 +159,7 @@ def best_of_all(seen: Seen, linear: NDArray[np.int64]) -> tuple[NDArray[np.int64
     return best, residual
 
 
-def _said(settings: ScanSettings) -> dict[str, Any]:
+def _recorded_settings(settings: ScanSettings) -> dict[str, Any]:
     keys = ("null", "tolerance", "fdr", "seed", "depth", "families", "layers", "skip_layers", "kinds")
     return {key: value for key, value in asdict(settings).items() if key in keys}
 
@@ -229,7 +229,9 @@ def _extra(seen: Seen, stride: int | None, *, first: bool, deep: bool) -> dict[s
     return {
         **cheap,
         "orbits": beyond.relatives(examined, seen.shapes, settings.tolerance, settings.seed),
-        "prototypes": beyond.covering(examined, settings.seed) if _few_enough(examined, settings) else None,
+        "prototypes": beyond.prototype_coverage(examined, settings.seed)
+        if _few_enough(examined, settings)
+        else None,
         "bits_per_kernel": beyond.bits_per_kernel(examined),
     }
 
@@ -310,7 +312,7 @@ def _structure_scan(seen: Seen, item: Structure, own: NDArray[np.bool_]) -> Fami
     live, tolerance = ~seen.examined.dead, seen.settings.tolerance
     r = item.measured.residual[live]
     observed = int((r <= tolerance).sum())
-    expected = len(r) * item.chance.expected(tolerance)
+    expected = len(r) * item.chance.expected_share(tolerance)
     p = np.exp(item.chance.log_p(torch.from_numpy(r)).numpy())
     tests = len(seen.shapes.structures)
     found = discoveries(np.minimum(1.0, tests * p), seen.settings.fdr) & own[live]

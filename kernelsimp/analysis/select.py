@@ -21,15 +21,15 @@ EASY_PART = 1_000
 DEPTHS = ("auto", "deep", "shallow")
 
 
-def selected(bank: KernelBank, settings: ScanSettings) -> KernelBank:
+def select_layers(bank: KernelBank, settings: ScanSettings) -> KernelBank:
     """Return the bank with only the layers that --layers, --skip-layers and --kinds leave.
 
     Raises `KernelsimpError` for a glob that matches no layer, an unknown kind, or when nothing is left.
     """
     names = [layer.name for layer in bank.layers]
-    wanted = matching(names, settings.layers, "--layers") if settings.layers else set(names)
+    wanted = match_names(names, settings.layers, "--layers") if settings.layers else set(names)
     if settings.skip_layers:
-        wanted -= matching(names, settings.skip_layers, "--skip-layers")
+        wanted -= match_names(names, settings.skip_layers, "--skip-layers")
     kinds = _kinds(settings.kinds)
     layers = tuple(layer for layer in bank.layers if layer.name in wanted and layer.kind in kinds)
     if not layers:
@@ -65,7 +65,7 @@ def _kinds(asked: Sequence[str] | None) -> set[str]:
     return set(asked or known)
 
 
-def matching(names: Sequence[str], globs: Sequence[str], option: str) -> set[str]:
+def match_names(names: Sequence[str], globs: Sequence[str], option: str) -> set[str]:
     """Return the names that match any of the globs; raises `KernelsimpError` for one that matches none."""
     found: set[str] = set()
     for glob in globs:

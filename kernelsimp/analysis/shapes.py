@@ -18,7 +18,7 @@ from kernelsimp.kernels import few_values, partitions, rank, template_fit
 from kernelsimp.kernels.cells import Grid, chunks, grid_of
 from kernelsimp.kernels.covariance import gaussian_kernels, permuted_kernels, second_moment
 from kernelsimp.kernels.families import MOST_LINES, SEVENTEEN
-from kernelsimp.kernels.nulls import Sampled, sampled
+from kernelsimp.kernels.nulls import Sampled, sampled_null
 from kernelsimp.kernels.pictures import CHOICE_BITS_PER_NUMBER
 from kernelsimp.kernels.residuals import residuals
 from kernelsimp.kernels.subspace import Floats
@@ -111,11 +111,11 @@ def shapes_of(examined: Examined, look: Look) -> Shapes:
     pairs = [
         ("permuted", _ranks(kernels), _ranks(shuffled)),
         ("matched", _few(kernels, look), _few(gaussian, look)),
-        ("permuted", _grouped(lines), _grouped(tuple(_equal_lines(shuffled, look.tolerance)))),
+        ("permuted", _group_lines(lines), _group_lines(tuple(_equal_lines(shuffled, look.tolerance)))),
         ("permuted", _templates(fitted), _templates(again)),
     ]
     made = (
-        Structure(own, null, sampled(null, torch.from_numpy(chance.residual), own.codimension))
+        Structure(own, null, sampled_null(null, torch.from_numpy(chance.residual), own.codimension))
         for null, measured, random in pairs
         for own, chance in zip(measured, random, strict=True)
     )
@@ -141,7 +141,7 @@ def near_any(examined: Examined, shapes: Shapes, look: Look) -> dict[str, float]
     by_chance = torch.zeros(len(random), dtype=torch.bool)
     if spaces:
         by_chance |= (residuals(random, spaces)[:, linear] <= look.tolerance).any(dim=1)
-    if rank.offered(grid_of(random), 1):
+    if rank.is_offered(grid_of(random), 1):
         by_chance |= rank.residual(random) <= look.tolerance
     count = int(live.sum())
     expected = float(by_chance.double().mean()) * count
@@ -184,7 +184,7 @@ def _plain(name: str, numbers: float, residual: Tensor, smooth: int | None) -> M
 def _ranks(kernels: Tensor) -> list[Measured]:
     grid = grid_of(kernels)
     wanted = [(1, "rank-one"), (2, "rank-two")]
-    offered = [(k, name) for k, name in wanted if rank.offered(grid, k)]
+    offered = [(k, name) for k, name in wanted if rank.is_offered(grid, k)]
     residual = rank.residuals(kernels) if offered else torch.zeros(0, 0)
     cells = grid[0] * grid[1]
     return [
@@ -195,7 +195,7 @@ def _ranks(kernels: Tensor) -> list[Measured]:
 def _few(kernels: Tensor, look: Look) -> list[Measured]:
     grid = grid_of(kernels)
     wanted = few_values.COUNTS if look.deep else SHALLOW_COUNTS
-    counts = [u for u in wanted if few_values.offered(grid, u)]
+    counts = [u for u in wanted if few_values.is_offered(grid, u)]
     if not counts:
         return []
     if look.deep:
@@ -248,7 +248,7 @@ def _equal_lines(kernels: Tensor, tolerance: float) -> list[partitions.EqualLine
     return [partitions.equal_lines(kernels, axis, tolerance) for axis in axes]
 
 
-def _grouped(lines: Sequence[partitions.EqualLines]) -> list[Measured]:
+def _group_lines(lines: Sequence[partitions.EqualLines]) -> list[Measured]:
     """Return the kernels in which some lines are equal; their number of classes differs by kernel."""
     found = []
     for item in lines:

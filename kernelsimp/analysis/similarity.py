@@ -115,7 +115,7 @@ class Features:
         return kernel - kernel.mean(1, keepdim=True)
 
 
-class Pair:
+class ActivationPair:
     """Two layers on the same samples. `aligned`: column j of one stands for column j of the other.
 
     `force` computes the correlations of subspaces also where there are too few samples for them.
@@ -170,13 +170,13 @@ def _ratio(cross: Tensor, a: Tensor, b: Tensor) -> float | None:
     return float(cross) / sqrt(float(a) * float(b))
 
 
-def cka(pair: Pair) -> float | None:
+def cka(pair: ActivationPair) -> float | None:
     """Return linear CKA, ||X'Y||^2 / (||X'X|| ||Y'Y||) (Kornblith et al. 2019)."""
     powers = (side.sizes.pow(4).sum() for side in (pair.a, pair.b))
     return _ratio(pair.shared.square().sum(), *powers)
 
 
-def cka_debiased(pair: Pair) -> float | None:
+def cka_debiased(pair: ActivationPair) -> float | None:
     """Return linear CKA of unbiased estimates: 0 in the mean for independent samples, however few."""
     if pair.n < FEWEST:
         return None
@@ -185,7 +185,7 @@ def cka_debiased(pair: Pair) -> float | None:
     return _ratio(hsic1(pair.shared.square().sum(), d, e), *own)
 
 
-def cka_minibatch(pair: Pair) -> float | None:
+def cka_minibatch(pair: ActivationPair) -> float | None:
     """Return linear CKA from batches: the three unbiased HSICs are averaged, then divided (Nguyen 2021)."""
     if pair.n < FEWEST:
         return None
@@ -198,7 +198,7 @@ def _batch_hsic(k: Tensor, m: Tensor) -> Tensor:
     return hsic1(inner, k.diagonal(dim1=1, dim2=2), m.diagonal(dim1=1, dim2=2)).mean()
 
 
-def cka_rbf(pair: Pair) -> float | None:
+def cka_rbf(pair: ActivationPair) -> float | None:
     """Return CKA with Gaussian kernels as wide as 0.8 median distances."""
     k, m = pair.a.rbf_kernel, pair.b.rbf_kernel
     if k is None or m is None:
@@ -206,7 +206,7 @@ def cka_rbf(pair: Pair) -> float | None:
     return _ratio((k * m).sum(), k.square().sum(), m.square().sum())
 
 
-def cka_rbf_debiased(pair: Pair) -> float | None:
+def cka_rbf_debiased(pair: ActivationPair) -> float | None:
     """Return the same of unbiased estimates."""
     k, m = pair.a.rbf_kernel, pair.b.rbf_kernel
     if k is None or m is None or pair.n < FEWEST:
@@ -214,7 +214,7 @@ def cka_rbf_debiased(pair: Pair) -> float | None:
     return _ratio(_batch_hsic(k[None], m[None]), _batch_hsic(k[None], k[None]), _batch_hsic(m[None], m[None]))
 
 
-def cca(pair: Pair) -> float | None:
+def cca(pair: ActivationPair) -> float | None:
     """Return the mean canonical correlation; None for n <= p + q, where chance alone gives nearly 1.
 
     Over as many directions as the layer of lower rank has.
@@ -224,7 +224,7 @@ def cca(pair: Pair) -> float | None:
     return float(pair.canonical[1].mean())
 
 
-def svcca(pair: Pair) -> float | None:
+def svcca(pair: ActivationPair) -> float | None:
     """Return the mean canonical correlation of the directions that hold 99 % of each side's variance.
 
     Raghu et al. 2017. None where the samples are not more than those directions together.
@@ -235,65 +235,67 @@ def svcca(pair: Pair) -> float | None:
     return float(torch.linalg.svdvals(pair.overlap[:p, :q]).clamp(0, 1).mean())
 
 
-def pwcca(pair: Pair) -> float | None:
+def pwcca(pair: ActivationPair) -> float | None:
     """Return the canonical correlations weighted by how much of A's columns each direction carries.
 
     Weights sum_j |<h_i, x_j>| over A's columns, h_i the directions in A's span (Morcos et al. 2018).
     """
     directions, correlations, _ = pair.canonical
-    return _weighted(pair, pair.a, directions, correlations)
+    return _weight_correlations(pair, pair.a, directions, correlations)
 
 
-def pwcca_b(pair: Pair) -> float | None:
+def pwcca_b(pair: ActivationPair) -> float | None:
     """Return the same weighted by B's columns."""
     _, correlations, directions = pair.canonical
-    return _weighted(pair, pair.b, directions, correlations)
+    return _weight_correlations(pair, pair.b, directions, correlations)
 
 
-def _weighted(pair: Pair, side: Features, directions: Tensor, correlations: Tensor) -> float | None:
+def _weight_correlations(
+    pair: ActivationPair, side: Features, directions: Tensor, correlations: Tensor
+) -> float | None:
     if not pair.enough(pair.a.p + pair.b.p):
         return None
     weights = (directions.T @ side.loadings).abs().sum(1)
     return float((weights * correlations).sum() / weights.sum())
 
 
-def nbs(pair: Pair) -> float:
+def nbs(pair: ActivationPair) -> float:
     """Return the normalised Bures similarity, ||X'Y||_* / (||X||_F ||Y||_F); 1 but for rounding is 1."""
     total = float(torch.linalg.svdvals(pair.shared).sum())
     share = total / (float(pair.a.sizes.norm()) * float(pair.b.sizes.norm()))
     return 1.0 if share > 1 - ROUNDING * torch.finfo(torch.float64).eps else share
 
 
-def procrustes(pair: Pair) -> float:
+def procrustes(pair: ActivationPair) -> float:
     """Return the squared distance left by the best rotation, both scaled to norm 1: 2 (1 - NBS)."""
     return 2 * (1 - nbs(pair))
 
 
-def angular(pair: Pair) -> float:
+def angular(pair: ActivationPair) -> float:
     """Return the angle left by the best rotation, arccos NBS, in radians (Williams et al. 2021)."""
     return acos(nbs(pair))
 
 
-def relative_error(pair: Pair) -> float | None:
+def relative_error(pair: ActivationPair) -> float | None:
     """Return ||Y - X|| / ||X|| of the samples as they are, not centred; None where X is zero."""
     x = pair.a.rows.double()
     size = float(x.norm())
     return float((pair.b.rows.double() - x).norm()) / size if size else None
 
 
-def channel_correlation(pair: Pair) -> float | None:
+def channel_correlation(pair: ActivationPair) -> float | None:
     """Return the mean over columns of the correlation of a column with its namesake."""
     correlations = _correlations(pair)
     return float(correlations.mean()) if len(correlations) else None
 
 
-def channel_correlation_lowest(pair: Pair) -> float | None:
+def channel_correlation_lowest(pair: ActivationPair) -> float | None:
     """Return the lowest of them."""
     correlations = _correlations(pair)
     return float(correlations.min()) if len(correlations) else None
 
 
-def _correlations(pair: Pair) -> Tensor:
+def _correlations(pair: ActivationPair) -> Tensor:
     """Return the correlations of the columns that are constant in neither layer."""
     x, y = pair.a.centred, pair.b.centred
     size, other = x.norm(dim=0), y.norm(dim=0)
@@ -305,48 +307,48 @@ def _correlations(pair: Pair) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Measure:
+class SimilarityMeasure:
     """One row: `value` of a pair. `aligned` ones need columns that stand for each other.
 
     `correlates`: needs more samples than the two layers have columns.
     """
 
     meaning: str
-    value: Callable[[Pair], float | None]
+    value: Callable[[ActivationPair], float | None]
     aligned: bool = False
     correlates: bool = False
 
 
-MEASURES: Mapping[str, Measure] = {
-    "cka": Measure("linear CKA", cka),
-    "cka_debiased": Measure("linear CKA, debiased", cka_debiased),
-    "cka_minibatch": Measure(f"linear CKA in batches of {MINIBATCH}, debiased", cka_minibatch),
-    "cka_rbf": Measure("CKA of Gaussian kernels", cka_rbf),
-    "cka_rbf_debiased": Measure("CKA of Gaussian kernels, debiased", cka_rbf_debiased),
-    "cca": Measure("mean canonical correlation", cca, correlates=True),
-    "svcca": Measure("mean canonical correlation of 99 % of the variance", svcca, correlates=True),
-    "pwcca": Measure("canonical correlations weighted by A's columns", pwcca, correlates=True),
-    "pwcca_b": Measure("canonical correlations weighted by B's columns", pwcca_b, correlates=True),
-    "nbs": Measure("normalised Bures similarity", nbs),
-    "procrustes": Measure("squared Procrustes distance", procrustes),
-    "angular": Measure("angular Procrustes distance, radians", angular),
-    "relative_error": Measure("||Y - X|| / ||X||", relative_error, aligned=True),
-    "channel_correlation": Measure(
+MEASURES: Mapping[str, SimilarityMeasure] = {
+    "cka": SimilarityMeasure("linear CKA", cka),
+    "cka_debiased": SimilarityMeasure("linear CKA, debiased", cka_debiased),
+    "cka_minibatch": SimilarityMeasure(f"linear CKA in batches of {MINIBATCH}, debiased", cka_minibatch),
+    "cka_rbf": SimilarityMeasure("CKA of Gaussian kernels", cka_rbf),
+    "cka_rbf_debiased": SimilarityMeasure("CKA of Gaussian kernels, debiased", cka_rbf_debiased),
+    "cca": SimilarityMeasure("mean canonical correlation", cca, correlates=True),
+    "svcca": SimilarityMeasure("mean canonical correlation of 99 % of the variance", svcca, correlates=True),
+    "pwcca": SimilarityMeasure("canonical correlations weighted by A's columns", pwcca, correlates=True),
+    "pwcca_b": SimilarityMeasure("canonical correlations weighted by B's columns", pwcca_b, correlates=True),
+    "nbs": SimilarityMeasure("normalised Bures similarity", nbs),
+    "procrustes": SimilarityMeasure("squared Procrustes distance", procrustes),
+    "angular": SimilarityMeasure("angular Procrustes distance, radians", angular),
+    "relative_error": SimilarityMeasure("||Y - X|| / ||X||", relative_error, aligned=True),
+    "channel_correlation": SimilarityMeasure(
         "mean correlation of a column with its namesake", channel_correlation, True
     ),
-    "channel_correlation_lowest": Measure("the lowest of them", channel_correlation_lowest, True),
+    "channel_correlation_lowest": SimilarityMeasure("the lowest of them", channel_correlation_lowest, True),
 }
 """The measures by the key they have in the JSON of a comparison."""
 
 
-def measured(pair: Pair, names: tuple[str, ...]) -> dict[str, float | None]:
+def compute_measures(pair: ActivationPair, names: tuple[str, ...]) -> dict[str, float | None]:
     """Return the named measures of a pair; a measure of subspaces is None where a side is constant."""
     sound = not (pair.a.defect or pair.b.defect)
     finite = "holds NaN or Inf" not in (pair.a.defect, pair.b.defect)
     return {name: _value(MEASURES[name], pair, sound=sound, finite=finite) for name in names}
 
 
-def _value(measure: Measure, pair: Pair, *, sound: bool, finite: bool) -> float | None:
+def _value(measure: SimilarityMeasure, pair: ActivationPair, *, sound: bool, finite: bool) -> float | None:
     if measure.aligned:
         return measure.value(pair) if pair.aligned and finite else None
     return measure.value(pair) if sound else None

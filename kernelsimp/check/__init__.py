@@ -1,7 +1,7 @@
 """A network against its report or baseline, and the verdict on it."""
 
 from kernelsimp.check.accuracy import verify_accuracy
-from kernelsimp.check.gate import Subject, check
+from kernelsimp.check.gate import CheckedNetwork, check
 from kernelsimp.check.kernels import from_tensors, verify_holds
 from kernelsimp.check.renewal import baseline_from
 from kernelsimp.check.rules import RULES, USUAL, limits_beside, read_limits, with_max
@@ -9,7 +9,7 @@ from kernelsimp.check.rules import RULES, USUAL, limits_beside, read_limits, wit
 __all__ = [
     "RULES",
     "USUAL",
-    "Subject",
+    "CheckedNetwork",
     "baseline_from",
     "check",
     "from_tensors",

@@ -9,7 +9,7 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, correct_from, mcnemar, paired_interval
 from kernelsimp.records.limits import Baseline, baseline_of
 from kernelsimp.records.report import Report, Stage
-from kernelsimp.records.verdict import Finding, shown
+from kernelsimp.records.verdict import Finding, printable
 
 AGAINST = ("last", "original")
 """The stages of the baseline that a check can compare with."""
@@ -38,7 +38,7 @@ def measure_drop(
     `fingerprint` None leaves the latter to the caller.
     """
     if against not in AGAINST:
-        raise KernelsimpError(f"--against is '{shown(against)}'; expected last or original")
+        raise KernelsimpError(f"--against is '{printable(against)}'; expected last or original")
     baseline = baseline_of(source) if isinstance(source, Report) else source
     if not baseline.stages:
         raise KernelsimpError(
@@ -73,7 +73,7 @@ def verify_accuracy(
 
 
 def _drop(stage: Stage, outcome: Outcome) -> Drop:
-    before, after, name = correct_from(stage), outcome.correct, shown(stage.stage)
+    before, after, name = correct_from(stage), outcome.correct, printable(stage.stage)
     if before.size != after.size:
         raise KernelsimpError(
             f"{after.size} images were measured, the baseline's stage '{name}' has {before.size}; "

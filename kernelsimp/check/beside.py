@@ -15,7 +15,7 @@ from kernelsimp.check.kernels import from_tensors, verify_present, zeroed_layers
 from kernelsimp.models.contents import Beside
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.limits import Baseline
-from kernelsimp.records.verdict import Finding, shown
+from kernelsimp.records.verdict import Finding, printable
 
 EXTRA = "tensors.extra"
 
@@ -34,7 +34,7 @@ class Outside:
     copies: tuple[str, ...] = ()
 
 
-def outside(baseline: Baseline, checked: Mapping[str, Tensor], others: Mapping[str, Beside]) -> Outside:
+def sort_outside(baseline: Baseline, checked: Mapping[str, Tensor], others: Mapping[str, Beside]) -> Outside:
     """Sort the tensors beside the network `checked`."""
     named = {tensor_name(layer.name) for layer in baseline.layers}
     uncovered, training, copies = {}, [], []
@@ -63,7 +63,7 @@ def extra_findings(baseline: Baseline, uncovered: Mapping[str, Tensor]) -> Itera
     """Yield a finding for each second network, and one for all other tensors outside the network."""
     alone = dict(uncovered)
     for prefix, tensors in _twins(baseline, uncovered).items():
-        where = shown(prefix.removesuffix(".")) or "the top level"
+        where = printable(prefix.removesuffix(".")) or "the top level"
         alone = {place: item for place, item in alone.items() if place.removeprefix(prefix) not in tensors}
         message = (
             f"{where}: a second network of {len(tensors):,} tensors that differs from the one checked, and "
@@ -73,10 +73,10 @@ def extra_findings(baseline: Baseline, uncovered: Mapping[str, Tensor]) -> Itera
     if alone:
         what = "is not" if len(alone) == 1 else f"are {len(alone):,} tensors, not"
         message = (
-            f"{listed(tuple(alone))}: {what} in the baseline and not checked; save the network alone, "
+            f"{name_places(tuple(alone))}: {what} in the baseline and not checked; save the network alone, "
             "or pass --allow-extra"
         )
-        yield Finding(EXTRA, "error", shown(next(iter(alone))), len(alone), 0, message)
+        yield Finding(EXTRA, "error", printable(next(iter(alone))), len(alone), 0, message)
 
 
 def notes_outside(found: Outside, *, allow: bool) -> tuple[str, ...]:
@@ -86,12 +86,12 @@ def notes_outside(found: Outside, *, allow: bool) -> tuple[str, ...]:
         (found.training, "unchecked, as left by training and no weights"),
         (tuple(found.uncovered) if allow else (), "unchecked, as --allow-extra asks"),
     )
-    return tuple(f"{listed(places)}: {why}" for places, why in kinds if places)
+    return tuple(f"{name_places(places)}: {why}" for places, why in kinds if places)
 
 
-def listed(places: Sequence[str]) -> str:
+def name_places(places: Sequence[str]) -> str:
     """Name places by what stands in them, a few in all."""
-    parents = list(dict.fromkeys(shown(place.rpartition(".")[0] or place) for place in places))
+    parents = list(dict.fromkeys(printable(place.rpartition(".")[0] or place) for place in places))
     more = f" and {len(parents) - MOST_NAMED:,} more" if len(parents) > MOST_NAMED else ""
     return f"{', '.join(parents[:MOST_NAMED])}{more}"
 
@@ -136,6 +136,6 @@ def _weighs(tensor: Tensor) -> bool:
 
 
 def _at(prefix: str, finding: Finding) -> Finding:
-    where = shown(prefix)
+    where = printable(prefix)
     kernels = tuple(where + name for name in finding.kernels)
     return replace(finding, where=where + finding.where, message=where + finding.message, kernels=kernels)

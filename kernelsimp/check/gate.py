@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from kernelsimp.check.accuracy import ROUNDING, Drop, measure_drop
-from kernelsimp.check.beside import EXTRA, extra_findings, notes_outside, outside, twin_findings
+from kernelsimp.check.beside import EXTRA, extra_findings, notes_outside, sort_outside, twin_findings
 from kernelsimp.check.kernels import from_tensors, spatial_layers, verify_holds, zeroed_layers
 from kernelsimp.check.measures import figures
 from kernelsimp.check.rules import USUAL
@@ -19,7 +19,7 @@ from kernelsimp.evaluation.accuracy import Outcome
 from kernelsimp.models.contents import Beside
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.limits import Baseline, Limit, Limits
-from kernelsimp.records.verdict import Finding, Measure, Verdict, shown
+from kernelsimp.records.verdict import Finding, RuleMeasure, Verdict, printable
 
 COUNTED = (
     *("kernels.frozen_changed", "kernels.structure_broken", "kernels.nan", "weights.nan"),
@@ -29,7 +29,7 @@ COUNTED = (
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class CheckedNetwork:
     """The network under check: its state dict, and its outcome on test images if it was measured.
 
     `unmeasured` says why it was not, where it should have been. `beside` is what else its file holds, which
@@ -45,21 +45,21 @@ class Subject:
     allow_extra: bool = False
 
 
-def check(baseline: Baseline, subject: Subject, limits: Limits = USUAL) -> Verdict:
+def check(baseline: Baseline, subject: CheckedNetwork, limits: Limits = USUAL) -> Verdict:
     """Return the verdict on a network; raises as `verify_holds` and `measure_drop` do."""
     kernels = from_tensors(baseline, subject.tensors)
     spatial = [layer.name for layer in spatial_layers(subject.tensors)]
     names = {layer.name for layer in baseline.layers}.union(spatial)
-    others = outside(baseline, subject.tensors, subject.beside)
+    others = sort_outside(baseline, subject.tensors, subject.beside)
     found = [
         *verify_holds(baseline, kernels),
         *zeroed_layers(baseline, kernels),
         *changed_tensors(baseline, subject.tensors, set(map(tensor_name, names))),
         *broken_tensors(baseline, {**others.uncovered, **subject.tensors}),
-        *twin_findings(baseline, others.uncovered | _unknown(baseline, subject.tensors)),
+        *twin_findings(baseline, others.uncovered | _unknown_tensors(baseline, subject.tensors)),
     ]
     added = [
-        *_added(baseline, subject.tensors, spatial),
+        *_added_layers(baseline, subject.tensors, spatial),
         *added_tensors(baseline, subject.tensors, set(map(tensor_name, names))),
         *extra_findings(baseline, others.uncovered),
     ]
@@ -86,13 +86,13 @@ def check(baseline: Baseline, subject: Subject, limits: Limits = USUAL) -> Verdi
     return Verdict(tuple(findings), tuple(measures), notes)
 
 
-def _unknown(baseline: Baseline, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _unknown_tensors(baseline: Baseline, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of the state dict that the baseline knows neither by name nor as a layer."""
     known = {*baseline.tensors, *(tensor_name(layer.name) for layer in baseline.layers)}
     return {name: tensor for name, tensor in tensors.items() if name not in known}
 
 
-def _added(baseline: Baseline, tensors: Mapping[str, Tensor], spatial: Sequence[str]) -> list[Finding]:
+def _added_layers(baseline: Baseline, tensors: Mapping[str, Tensor], spatial: Sequence[str]) -> list[Finding]:
     known = {layer.name: layer for layer in baseline.layers}
     lost = [layer for layer in known.values() if tensor_name(layer.name) not in tensors]
     findings = []
@@ -100,13 +100,13 @@ def _added(baseline: Baseline, tensors: Mapping[str, Tensor], spatial: Sequence[
         if name not in known:
             shape = tuple(tensors[tensor_name(name)].shape)
             twin = next((layer.name for layer in lost if layer.weight_shape == shape), None)
-            hint = f"; '{shown(twin)}' of the same shape is missing: was it renamed?" if twin else ""
-            message = f"{shown(name)}: the baseline does not have this layer{hint}"
-            findings.append(Finding("layers.changed", "error", shown(name), 1, 0, message))
+            hint = f"; '{printable(twin)}' of the same shape is missing: was it renamed?" if twin else ""
+            message = f"{printable(name)}: the baseline does not have this layer{hint}"
+            findings.append(Finding("layers.changed", "error", printable(name), 1, 0, message))
     return findings
 
 
-def _drop(baseline: Baseline, subject: Subject) -> Drop | None:
+def _drop(baseline: Baseline, subject: CheckedNetwork) -> Drop | None:
     if subject.outcome is None:
         return None
     return measure_drop(baseline, subject.outcome, subject.fingerprint, subject.against)
@@ -120,17 +120,17 @@ def _before(baseline: Baseline, against: str) -> dict[str, float]:
     return before
 
 
-def _measure(limit: Limit, value: float | None, before: float | None, why: str) -> Measure:
+def _measure(limit: Limit, value: float | None, before: float | None, why: str) -> RuleMeasure:
     """Return what a rule measured; `why` is the reason where there is no accuracy."""
     if value is None:
         why = why if limit.rule.startswith("accuracy.") else "no layer to measure"
-        return Measure(limit.rule, None, before, limit.text, "skip", why)
+        return RuleMeasure(limit.rule, None, before, limit.text, "skip", why)
     if (limit.max_delta is not None or limit.min_delta is not None) and before is None:
-        return Measure(
+        return RuleMeasure(
             limit.rule, value, None, limit.text, limit.level, "the baseline does not say what it was"
         )
     crossed = crossed_bound(limit, value, before)
-    return Measure(limit.rule, value, before, limit.text, limit.level if crossed else "pass")
+    return RuleMeasure(limit.rule, value, before, limit.text, limit.level if crossed else "pass")
 
 
 def crossed_bound(limit: Limit, value: float, before: float | None) -> tuple[str, float] | None:
@@ -150,7 +150,7 @@ def crossed_bound(limit: Limit, value: float, before: float | None) -> tuple[str
     return None
 
 
-def _findings(measure: Measure, limits: Limits, found: list[Finding], drop: Drop | None) -> list[Finding]:
+def _findings(measure: RuleMeasure, limits: Limits, found: list[Finding], drop: Drop | None) -> list[Finding]:
     """Return the findings of a crossed rule: those with a place where there are such, else one for all."""
     limit = limits.of(measure.rule)
     if limit is None or measure.outcome in ("pass", "skip") or measure.measured is None:
@@ -168,5 +168,5 @@ def _findings(measure: Measure, limits: Limits, found: list[Finding], drop: Drop
     return [Finding(measure.rule, limit.level, "", measure.measured, bound, message)]
 
 
-def _was(measure: Measure) -> str:
+def _was(measure: RuleMeasure) -> str:
     return "" if measure.baseline is None else f", was {measure.baseline:.6g}"

@@ -22,7 +22,7 @@ from kernelsimp.models.layers import bank_from_tensors, canonical, tensor_name
 from kernelsimp.records.held import CRC_PER_KERNEL_UP_TO, decode_assignment, decode_shapes
 from kernelsimp.records.limits import Baseline, BaselineLayer, baseline_of
 from kernelsimp.records.report import Report
-from kernelsimp.records.verdict import Finding, shown
+from kernelsimp.records.verdict import Finding, printable
 
 Bools = NDArray[np.bool_]
 Choice = NDArray[np.int16]
@@ -65,7 +65,7 @@ def verify_holds(
     baseline = baseline_of(source) if isinstance(source, Report) else source
     present = canonical_kernels(baseline, kernels)
     if baseline.layers and not any(layer.name in present for layer in baseline.layers):
-        names = [shown(layer.name) for layer in baseline.layers]
+        names = [printable(layer.name) for layer in baseline.layers]
         raise KernelsimpError(
             f"the baseline is of another network: none of its {len(names)} layers ({names[0]}...) is here; "
             "name the baseline that was made from this one"
@@ -130,11 +130,11 @@ def held_layer(baseline: Baseline, layer: BaselineLayer, kernels: Tensor) -> Hel
         choice = decode_assignment(layer.hold.assignment, (rows, columns))
     except ValueError as error:
         raise KernelsimpError(
-            f"{shown(layer.name)}: the baseline's assignment is damaged ({error}); write the report again"
+            f"{printable(layer.name)}: the baseline's assignment is damaged ({error}); write the report again"
         ) from error
     if choice.size and not 0 <= int(choice.min()) <= int(choice.max()) < len(baseline.structures):
         raise KernelsimpError(
-            f"{shown(layer.name)}: the baseline's assignment names structure {int(choice.max())} of "
+            f"{printable(layer.name)}: the baseline's assignment names structure {int(choice.max())} of "
             f"{len(baseline.structures)}; write the report again"
         )
     return Held(layer, kernels.detach().cpu(), choice, _shapes(baseline, layer, choice))
@@ -149,7 +149,7 @@ def _shapes(baseline: Baseline, layer: BaselineLayer, choice: Choice) -> NDArray
         shapes[drawn] = decode_shapes(layer.hold.shapes, int(drawn.sum()))
     except ValueError as error:
         raise KernelsimpError(
-            f"{shown(layer.name)}: the baseline's templates are damaged ({error}); write the report again"
+            f"{printable(layer.name)}: the baseline's templates are damaged ({error}); write the report again"
         ) from error
     return shapes
 
@@ -163,7 +163,7 @@ def canonical_shape(layer: BaselineLayer) -> tuple[int, ...]:
 
 
 def _layer_findings(baseline: Baseline, layer: BaselineLayer, kernels: Tensor | None) -> Iterator[Finding]:
-    where, expected = shown(layer.name), canonical_shape(layer)
+    where, expected = printable(layer.name), canonical_shape(layer)
     if kernels is None:
         yield Finding("layers.changed", "error", where, 1, 0, f"{where}: the layer is missing")
         return
@@ -192,7 +192,7 @@ def zeroed_layers(baseline: Baseline, kernels: Mapping[str, Tensor]) -> Iterator
         declared = held_layer(baseline, layer, here).choice
         names = {baseline.structures[int(index)] for index in np.unique(declared)}
         if names != {ZERO}:
-            where = shown(layer.name)
+            where = printable(layer.name)
             message = f"{where}: every one of {declared.size:,} kernels is zero"
             yield Finding("layers.zeroed", "error", where, 1, 0, message)
 
@@ -240,7 +240,7 @@ def _rows(held: Held, mask: Bools) -> NDArray[np.uint8]:
 
 def _frozen_findings(held: Held, frozen: Bools) -> Iterator[Finding]:
     """Compare the checksums; a layer too large for one a kernel says only that it changed."""
-    sums, where = held.layer.hold.frozen_crc32, shown(held.layer.name)
+    sums, where = held.layer.hold.frozen_crc32, printable(held.layer.name)
     if not sums:
         return
     rows = _rows(held, frozen)
@@ -266,7 +266,7 @@ def _frozen_findings(held: Held, frozen: Bools) -> Iterator[Finding]:
 
 def _finding(rule: str, held: Held, mask: Bools, what: str) -> Finding:
     """Return the finding that the kernels in `mask` make; `what` goes on after their number."""
-    where, count = shown(held.layer.name), int(mask.sum())
+    where, count = printable(held.layer.name), int(mask.sum())
     names = tuple(f"{where}[{out},{into}]" for out, into in np.argwhere(mask)[:MOST_LISTED].tolist())
     more = f" and {count - MOST_NAMED:,} more" if count > MOST_NAMED else ""
     message = f"{where}: {count:,} {what}: {', '.join(names[:MOST_NAMED])}{more}"

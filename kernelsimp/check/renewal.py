@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelsimp.check.gate import Subject
+from kernelsimp.check.gate import CheckedNetwork
 from kernelsimp.check.kernels import (
     Held,
     broken_kernels,
@@ -22,13 +22,13 @@ from kernelsimp.check.measures import figures
 from kernelsimp.evaluation.accuracy import stage as stage_of
 from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.kernels.structures import TEMPLATE
-from kernelsimp.models.digest import described
+from kernelsimp.models.digest import describe_tensors
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.held import HeldLayer, encode_assignment, encode_shapes, hold_layer
 from kernelsimp.records.limits import Baseline, BaselineLayer
 
 
-def baseline_from(subject: Subject, source: Baseline | None = None) -> Baseline:
+def baseline_from(subject: CheckedNetwork, source: Baseline | None = None) -> Baseline:
     """Return a baseline of the network as it is, so that the network passes against it.
 
     Structures that `source` declares stay declared where a kernel still has its own; checksums, figures and
@@ -38,7 +38,7 @@ def baseline_from(subject: Subject, source: Baseline | None = None) -> Baseline:
     base = replace(
         base,
         layers=_layers(base, subject.tensors),
-        tensors=described(subject.tensors),
+        tensors=describe_tensors(subject.tensors),
         beside={place: item.words for place, item in subject.beside.items() if not item.training},
     )
     kernels = from_tensors(base, subject.tensors)
@@ -54,7 +54,7 @@ def _layers(source: Baseline, tensors: Mapping[str, Tensor]) -> tuple[BaselineLa
     """Return the layers that are here: those of the source renewed, others with every kernel free."""
     kernels = from_tensors(source, tensors)
     known = {
-        layer.name: _renewed(source, layer, kernels[layer.name])
+        layer.name: _renew_layer(source, layer, kernels[layer.name])
         for layer in source.layers
         if layer.name in kernels and tuple(kernels[layer.name].shape) == canonical_shape(layer)
     }
@@ -72,7 +72,7 @@ def _free(layer: LayerKernels, tensors: Mapping[str, Tensor]) -> BaselineLayer:
     )
 
 
-def _renewed(source: Baseline, layer: BaselineLayer, kernels: Tensor) -> BaselineLayer:
+def _renew_layer(source: Baseline, layer: BaselineLayer, kernels: Tensor) -> BaselineLayer:
     """Return a layer with the structures that its kernels still have, and the checksums they have now."""
     held = held_layer(source, layer, kernels)
     gone = held.bad | (broken_kernels(held, source.structures) if source.held else held.bad)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.records.limits import BOUNDS, Limit, Limits
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 
 Needs = Literal["weights", "data"]
 
@@ -92,9 +92,9 @@ def read_limits(path: Path) -> Limits:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise KernelsimpError(f"{path}: not a TOML file: {shown(str(error))}") from error
+        raise KernelsimpError(f"{path}: not a TOML file: {printable(str(error))}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise KernelsimpError(f"{path}: cannot read limits: {shown(str(error))}") from error
+        raise KernelsimpError(f"{path}: cannot read limits: {printable(str(error))}") from error
     if path.name == "pyproject.toml":
         raw = raw.get("tool", {}).get("kernelsimp", {}).get("check", {})
     return limits_from(raw, str(path))
@@ -133,7 +133,7 @@ def _flat(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _limit(rule: str, table: Any, where: str) -> Limit:
     if rule not in NAMES:
-        raise KernelsimpError(f"{where}: unknown rule '{shown(rule)}'{did_you_mean(rule, NAMES)}")
+        raise KernelsimpError(f"{where}: unknown rule '{printable(rule)}'{did_you_mean(rule, NAMES)}")
     if not isinstance(table, Mapping):
         raise KernelsimpError(
             f"{where}: rule '{rule}' is {table!r}; expected a table such as {{ max = 0.1 }}"
@@ -142,7 +142,7 @@ def _limit(rule: str, table: Any, where: str) -> Limit:
     for key, value in table.items():
         if key not in (*BOUNDS, "level"):
             near = did_you_mean(key, (*BOUNDS, "level"))
-            raise KernelsimpError(f"{where}: rule '{rule}' has unknown key '{shown(key)}'{near}")
+            raise KernelsimpError(f"{where}: rule '{rule}' has unknown key '{printable(key)}'{near}")
         bounds[key] = _level(rule, value, where) if key == "level" else _bound(rule, key, value, where)
     if not set(bounds) & set(BOUNDS):
         raise KernelsimpError(f"{where}: rule '{rule}' bounds nothing; give it {', '.join(BOUNDS)}")

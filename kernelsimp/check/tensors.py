@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from kernelsimp.models.digest import described
+from kernelsimp.models.digest import describe_tensors
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.limits import Baseline
-from kernelsimp.records.verdict import Finding, shown
+from kernelsimp.records.verdict import Finding, printable
 
 COUNTER = "num_batches_tracked"
 """What a batch norm counts; old files lack it and nothing depends on it."""
@@ -27,7 +27,7 @@ def changed_tensors(
     None where the baseline does not name its tensors. `kernels` are the names of kernels larger than 1x1 in
     either: that one is missing, new or of another shape is said elsewhere, so of them only the dtype counts.
     """
-    known, here = _counted(baseline.tensors), _counted(described(tensors))
+    known, here = _without_counters(baseline.tensors), _without_counters(describe_tensors(tensors))
     yield from _finding([name for name in known if name not in here and name not in kernels], "is missing")
     both = [name for name in known if name in here and known[name] != here[name]]
     retyped: dict[str, list[str]] = {}
@@ -43,12 +43,16 @@ def changed_tensors(
 
 def added_tensors(baseline: Baseline, tensors: Mapping[str, Tensor], kernels: set[str]) -> Iterator[Finding]:
     """Yield a finding about the tensors that the baseline does not name, where it names any; as above."""
-    known = _counted(baseline.tensors)
-    added = [name for name in _counted(described(tensors)) if name not in known and name not in kernels]
+    known = _without_counters(baseline.tensors)
+    added = [
+        name
+        for name in _without_counters(describe_tensors(tensors))
+        if name not in known and name not in kernels
+    ]
     yield from _finding(added if known else [], "is not in the baseline")
 
 
-def _counted(words: Mapping[str, str]) -> dict[str, str]:
+def _without_counters(words: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in words.items() if not name.endswith(COUNTER)}
 
 
@@ -63,7 +67,7 @@ def broken_tensors(baseline: Baseline, tensors: Mapping[str, Tensor]) -> Iterato
             continue
         bad = int((tensor.isnan() | tensor.isposinf()).sum())
         if bad:
-            where = shown(name)
+            where = printable(name)
             message = f"{where}: {bad:,} of {tensor.numel():,} numbers are NaN or infinity"
             yield Finding("weights.nan", "error", where, 1, 0, message)
 
@@ -71,9 +75,9 @@ def broken_tensors(baseline: Baseline, tensors: Mapping[str, Tensor]) -> Iterato
 def _finding(names: list[str], what: str) -> Iterator[Finding]:
     if not names:
         return
-    listed = ", ".join(map(shown, names[:MOST_NAMED]))
+    listed = ", ".join(map(printable, names[:MOST_NAMED]))
     more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
     message = f"{listed}: the tensor {what}"
     if len(names) > 1:
         message = f"{listed}{more}: {len(names):,} tensors {what.replace('is', 'are', 1)}"
-    yield Finding("layers.changed", "error", shown(names[0]), len(names), 0, message)
+    yield Finding("layers.changed", "error", printable(names[0]), len(names), 0, message)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kernelsimp.cli.console import emit_json, out, watching
+from kernelsimp.cli.console import emit_json, out, watch_command
 from kernelsimp.cli.options import ConfigOption, JsonOption, ModelArgument, QuietOption, with_settings
 from kernelsimp.settings import AuditSettings, DataSettings, Given, ModelSettings, RunSettings
 
@@ -23,7 +23,7 @@ def audit(
 
     settings = inputs.settle_for_model(given, config)
     outputs.check_outputs([("--json", json)], (model,), settings, config)
-    with watching(quiet=quiet, json=json) as watcher:
+    with watch_command(quiet=quiet, json=json) as watcher:
         found = command.audit(Path(model), settings, watcher)
     if json:
         emit_json(audit_json(found), json)

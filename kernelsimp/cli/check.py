@@ -10,7 +10,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
-from kernelsimp.cli.console import emit_json, err, out, watching
+from kernelsimp.cli.console import emit_json, err, out, watch_command
 from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, with_settings
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
@@ -60,7 +60,7 @@ def check(
         outputs.check_outputs(wanted, (*models, baseline, limits), settings, config)
     make = line_that_makes(models[0], baseline, given, config)
     gate = command.Gate(baseline, limits, max_drop, against, make, allow_extra)
-    with watching(quiet=quiet, json=json) as watcher:
+    with watch_command(quiet=quiet, json=json) as watcher:
         if update_baseline:
             _update(models, lambda model: command.update_baseline(model, gate, settings, watcher), baseline)
             return
@@ -69,9 +69,9 @@ def check(
     if os.environ.get("GITHUB_ACTIONS") == "true":
         _tell_github(results, err if json == "-" else out)
     if junit:
-        write_text(junit, ci_formats.junit(_spoken(results)))
+        write_text(junit, ci_formats.junit(_verdicts_as_text(results)))
     if gitlab:
-        write_text(gitlab, ci_formats.gitlab(_spoken(results)))
+        write_text(gitlab, ci_formats.gitlab(_verdicts_as_text(results)))
     for result in results.values():
         if isinstance(result, KernelsimpError):
             raise result  # the others are written; this one cannot be judged, so neither can all
@@ -136,7 +136,7 @@ def _show(results: "Mapping[str, Verdict | KernelsimpError]", json: str | None, 
         emit_json(told if len(told) > 1 else told[0], json)
 
 
-def _spoken(results: "Mapping[str, Verdict | KernelsimpError]") -> "dict[str, Verdict | str]":
+def _verdicts_as_text(results: "Mapping[str, Verdict | KernelsimpError]") -> "dict[str, Verdict | str]":
     return {name: str(item) if isinstance(item, KernelsimpError) else item for name, item in results.items()}
 
 
@@ -144,7 +144,7 @@ def _tell_github(results: "Mapping[str, Verdict | KernelsimpError]", console: Co
     """Write annotations and the step summary for the GitHub workflow that runs this."""
     from kernelsimp.report import ci_formats
 
-    spoken = _spoken(results)
+    spoken = _verdicts_as_text(results)
     for line in ci_formats.annotations(spoken):
         console.print(line, markup=False, soft_wrap=True)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")

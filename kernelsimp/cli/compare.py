@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kernelsimp.cli.console import emit_json, out, watching
+from kernelsimp.cli.console import emit_json, out, watch_command
 from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, with_settings
 from kernelsimp.settings import CompareSettings, DataSettings, Given, ModelSettings, RunSettings
 
@@ -36,7 +36,7 @@ def compare(
 
     settings = inputs.settle_for_model(given, config)
     outputs.check_outputs([("--json", json), ("--html", html)], (first, second), settings, config)
-    with watching(quiet=quiet, json=json) as watcher:
+    with watch_command(quiet=quiet, json=json) as watcher:
         found = command.compare((Path(first), Path(second)), settings, watcher)
     if json:
         emit_json(comparison_json(found), json)

@@ -129,7 +129,7 @@ class StoppedError(KernelsimpError):
 
 
 @contextmanager
-def watching(*, quiet: bool, json: str | None, run: Path | None = None) -> Iterator[TerminalWatcher]:
+def watch_command(*, quiet: bool, json: str | None, run: Path | None = None) -> Iterator[TerminalWatcher]:
     """Yield a watcher, silent where stdout takes JSON.
 
     Raises `StoppedError` in place of `KeyboardInterrupt`; a `run` that has kept anything can go on.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kernelsimp.cli.console import out, watching
+from kernelsimp.cli.console import out, watch_command
 from kernelsimp.cli.options import QuietOption
 
 
@@ -22,7 +22,7 @@ def demo(
     from kernelsimp.cli.tables import report_tables, scan_tables, verdict_tables
     from kernelsimp.commands import demo as command
 
-    with watching(quiet=quiet, json=None) as watcher:
+    with watch_command(quiet=quiet, json=None) as watcher:
         story = command.demo(folder, watcher)
     if not quiet:
         for table in (*scan_tables(story.scan), *report_tables(story.report), *verdict_tables(story.verdict)):

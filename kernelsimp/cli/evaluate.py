@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kernelsimp.cli.console import emit_json, out, watching
+from kernelsimp.cli.console import emit_json, out, watch_command
 from kernelsimp.cli.options import ConfigOption, JsonOption, ModelArgument, QuietOption, put, with_settings
 from kernelsimp.settings import DataSettings, Given, ModelSettings, RobustnessSettings, RunSettings
 
@@ -33,7 +33,7 @@ def evaluate(
     given = put(given, "plan", "metric", metric)
     settings = inputs.settle_for_model(given, config)
     outputs.check_outputs([("--json", json)], (model,), settings, config)
-    with watching(quiet=quiet, json=json) as watcher:
+    with watch_command(quiet=quiet, json=json) as watcher:
         found = command.evaluate(Path(model), settings, watcher)
     if json:
         emit_json(evaluation_json(found), json)

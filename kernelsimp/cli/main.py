@@ -83,11 +83,11 @@ def run(arguments: list[str]) -> int:
         code: Any = typer.main.get_command(app)(arguments, standalone_mode=False)
         sys.stdout.flush()
     except StoppedError as stop:
-        return _interrupted(arguments if stop.resumable else None)
+        return _say_interrupted(arguments if stop.resumable else None)
     except KernelsimpError as error:
         return _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        return _interrupted()
+        return _say_interrupted()
     except OSError as error:
         if error.errno is None:
             return _bug()
@@ -98,11 +98,11 @@ def run(arguments: list[str]) -> int:
             return _fail(error.format_message() + _where(error), 2)
         return _bug()
     if code == INTERRUPTED:  # typer has met the interrupt before us
-        return _interrupted()
+        return _say_interrupted()
     return code if isinstance(code, int) else 0
 
 
-def _interrupted(resumable: list[str] | None = None) -> int:
+def _say_interrupted(resumable: list[str] | None = None) -> int:
     """Say that Ctrl-C was met and, for a command that can go on, the line that does; once for all ranks."""
     if first_process():
         if resumable is not None:

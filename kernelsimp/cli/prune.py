@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kernelsimp.cli.console import watching
+from kernelsimp.cli.console import watch_command
 from kernelsimp.cli.options import (
     ConfigOption,
     JsonOption,
@@ -48,6 +48,6 @@ def prune(
         raise KernelsimpError("prune needs a place to write: pass --out RUN")
     settings = command.settle_for_pruning(given, config)
     outputs.check_run(out_dir, Path(model), settings, config, json)
-    with watching(quiet=quiet, json=json, run=out_dir) as watcher:
+    with watch_command(quiet=quiet, json=json, run=out_dir) as watcher:
         result = command.prune(Path(model), settings, out_dir, watcher)
     present_run(result, out_dir, json, quiet=quiet)

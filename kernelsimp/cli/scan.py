@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kernelsimp.cli.console import TerminalWatcher, emit_json, out, watching
+from kernelsimp.cli.console import TerminalWatcher, emit_json, out, watch_command
 from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, put, with_settings
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import Given, ModelSettings, ScanSettings, Settings, settle
@@ -40,7 +40,7 @@ def scan(
 
     settings = settle(put(given, "scan", "depth", "deep") if deep else given, config)
     outputs.check_outputs([("--json", json), ("--csv", csv), ("--html", html)], (model,), settings, config)
-    with watching(quiet=quiet, json=json) as watcher:
+    with watch_command(quiet=quiet, json=json) as watcher:
         if Path(model).is_dir():
             _refuse_for_folder(csv=csv, html=html, explain=explain)
             _folder(Path(model), settings, watcher, (json, jobs, quiet))
@@ -75,13 +75,13 @@ def _explain(what: tuple[str, str], settings: Settings, watcher: TerminalWatcher
     """Print one kernel, or write it as JSON where asked."""
     from kernelsimp.cli.tables import explanation_tables
     from kernelsimp.commands import scan as command
-    from kernelsimp.records.serialise import plain
+    from kernelsimp.records.serialise import to_plain
 
     model, place = what
     explained = command.scan_explained(Path(model), place, settings, watcher)
     watcher.stop()
     if json:
-        emit_json(plain(explained), json)
+        emit_json(to_plain(explained), json)
     if json != "-":
         for part in explanation_tables(explained):
             out.print(part)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kernelsimp.cli.console import out, watching
+from kernelsimp.cli.console import out, watch_command
 from kernelsimp.cli.options import (
     ConfigOption,
     JsonOption,
@@ -63,9 +63,11 @@ def simplify(
     if out_dir is not None and not dry_run:
         outputs.check_run(out_dir, Path(model), settings, config, json)
     if out_dir is not None and not dry_run and not first_process():
-        command.follow(Path(model), settings, out_dir)  # the first process writes and talks for all
+        command.follow_first_process(
+            Path(model), settings, out_dir
+        )  # the first process writes and talks for all
         return
-    with watching(quiet=quiet, json=json, run=out_dir) as watcher:
+    with watch_command(quiet=quiet, json=json, run=out_dir) as watcher:
         if out_dir is not None and not dry_run:
             result = command.simplify(Path(model), settings, out_dir, watcher)
         else:

@@ -16,10 +16,10 @@ from rich.table import Table as RichTable
 from kernelsimp.cli.console import emit_json, out
 from kernelsimp.kernels import pictures, templates
 from kernelsimp.kernels.denoisers import DENOISERS, denoise
-from kernelsimp.kernels.families import FAMILIES, offered
+from kernelsimp.kernels.families import FAMILIES, offered_families
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Explanation, Scan, ScanLine
-from kernelsimp.records.verdict import Verdict, shown
+from kernelsimp.records.verdict import Verdict, printable
 from kernelsimp.report import ci_formats, report_json
 from kernelsimp.report.tables import run as run_tables
 from kernelsimp.report.tables import scan as scan_rows
@@ -71,7 +71,7 @@ def _first_rows(table: Table, most: int = 12) -> Table:
 
 def explanation_tables(explained: Explanation) -> Iterator[RenderableType]:
     """Yield one kernel: what it is, its picture in characters, and what it was measured against."""
-    where = f"{shown(explained.layer)}[{explained.index[0]},{explained.index[1]}]"
+    where = f"{printable(explained.layer)}[{explained.index[0]},{explained.index[1]}]"
     verdict = "found" if explained.found else "not found"
     verdict += ", beyond its layer" if explained.beyond else ""
     dead = " (dead: under 1 % of its layer's mean energy)" if explained.dead else ""
@@ -79,7 +79,7 @@ def explanation_tables(explained: Explanation) -> Iterator[RenderableType]:
     yield escape(f"{where}: {explained.name}; {chance}{dead}")
     cells = torch.from_numpy(explained.cells.reshape(-1, explained.cells.shape[-1]))
     yield escape("\n".join(pictures.picture(cells, ascii_only=not _unicode())))
-    yield from (escape(shown(note)) for note in explained.notes)
+    yield from (escape(printable(note)) for note in explained.notes)
     yield draw(_first_rows(scan_rows.explanation_table(explained), 20))
 
 
@@ -105,7 +105,7 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
     yield draw(run_tables.control_table(report))
     yield from map(draw, robustness_tables(report.robustness)[:2])  # the summary and the comparison
     for note in report.notes:
-        yield escape(shown(note))
+        yield escape(printable(note))
 
 
 def present_run(report: Report, folder: Path, json: str | None, *, quiet: bool) -> None:
@@ -124,7 +124,7 @@ def verdict_tables(verdict: Verdict) -> Iterator[RenderableType]:
     """Yield every rule that was examined, and the findings."""
     yield draw(ci_formats.verdict_table(verdict))
     yield draw(ci_formats.finding_table(verdict))
-    yield from (escape(shown(note)) for note in verdict.notes)
+    yield from (escape(printable(note)) for note in verdict.notes)
     yield "check: FAILED" if verdict.exit_code else "check: passed"
 
 
@@ -132,7 +132,7 @@ def family_table(shape: tuple[int, int]) -> RenderableType:
     """Return the families offered at `shape`: cells that are equal share a letter, '-' marks negatives."""
     rich = RichTable("family", "DOF", "cells", "meaning", box=box.SIMPLE_HEAD, pad_edge=False)
     meanings = {family.name: family.meaning for family in FAMILIES}
-    for family in offered(shape, pairs=False):
+    for family in offered_families(shape, pairs=False):
         also = f" (also {', '.join(family.aliases)})" if family.aliases else ""
         drawn = "\n".join(pictures.orbit_picture(family.subspace))
         picture = drawn if _unicode() else drawn.replace("·", ".")
@@ -144,7 +144,7 @@ def family_table(shape: tuple[int, int]) -> RenderableType:
 def template_table(shape: tuple[int, int]) -> RenderableType:
     """Return the templates offered at `shape`, each with an example drawn in characters."""
     rich = RichTable("template", "DOF", "example", "meaning", box=box.SIMPLE_HEAD, pad_edge=False)
-    for template in templates.offered(shape):
+    for template in templates.offered_templates(shape):
         drawn = pictures.picture(templates.example(template.name, shape), ascii_only=not _unicode())
         dof = str(templates.degrees_of_freedom(template, shape))
         rich.add_row(template.name, dof, escape("\n".join(drawn)), template.meaning, end_section=True)
@@ -156,10 +156,10 @@ def denoiser_table(shape: tuple[int, int], strength: float = 0.3) -> RenderableT
     noisy = _noisy(shape)
     rich = RichTable("denoiser", "example", "meaning", box=box.SIMPLE_HEAD, pad_edge=False)
     title = f"one kernel of a noisy bank, then at strength {strength:g}"
-    rich.add_row("(before)", "\n".join(_drawn(noisy[0])), title, end_section=True)
+    rich.add_row("(before)", "\n".join(_kernel_lines(noisy[0])), title, end_section=True)
     for row in DENOISERS:
         after = denoise(noisy, row.name, strength)[0]
-        rich.add_row(row.name, "\n".join(_drawn(after)), row.meaning, end_section=True)
+        rich.add_row(row.name, "\n".join(_kernel_lines(after)), row.meaning, end_section=True)
     return rich
 
 
@@ -170,5 +170,5 @@ def _noisy(shape: tuple[int, int]) -> torch.Tensor:
     return smooth + 0.25 * torch.randn(16, *shape, generator=generator, dtype=smooth.dtype)
 
 
-def _drawn(kernel: torch.Tensor) -> list[str]:
+def _kernel_lines(kernel: torch.Tensor) -> list[str]:
     return [escape(line) for line in pictures.picture(kernel, ascii_only=not _unicode())]

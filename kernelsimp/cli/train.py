@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from kernelsimp.cli.console import watching
+from kernelsimp.cli.console import watch_command
 from kernelsimp.cli.options import ConfigOption, JsonOption, OutOption, QuietOption, put, with_settings
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import (
@@ -60,6 +60,6 @@ def train(
     if not first_process():
         command.train_along(settings, out_dir)  # the first process writes and talks for all
         return
-    with watching(quiet=quiet, json=json, run=out_dir) as watcher:
+    with watch_command(quiet=quiet, json=json, run=out_dir) as watcher:
         result = command.train(settings, out_dir, watcher)
     present_run(result, out_dir, json, quiet=quiet)

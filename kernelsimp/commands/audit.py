@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from kernelsimp.analysis.audit import Subject
+from kernelsimp.analysis.audit import AuditedNetwork
 from kernelsimp.analysis.audit import audit as audit_of
 from kernelsimp.analysis.ranks import activation_ranks
 from kernelsimp.commands.inputs import open_data
@@ -34,7 +34,7 @@ def audit(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Audit:
     data = open_data(settings, watcher)
     maps, note = _maps(network, data, settings)
     modules = costed_modules(network.module()) if network.arch else {}
-    subject = Subject(
+    subject = AuditedNetwork(
         network.bank,
         network.checkpoint.tensors,
         {

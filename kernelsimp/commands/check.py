@@ -3,14 +3,14 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kernelsimp.check import Subject, baseline_from, limits_beside, read_limits, with_max
+from kernelsimp.check import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
 from kernelsimp.check import check as verdict_on
 from kernelsimp.commands.inputs import open_data
-from kernelsimp.commands.measure import measured
+from kernelsimp.commands.measure import measure_network
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.checkpoint import load_checkpoint
-from kernelsimp.models.contents import beside, narrowed
+from kernelsimp.models.contents import narrow_checkpoint, tensors_beside
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.models.network import open_network
 from kernelsimp.records.limits import Baseline
@@ -47,7 +47,7 @@ def check(path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT)
     limits = read_limits(gate.limits) if gate.limits else limits_beside(Path())
     if gate.max_drop is not None:
         limits = with_max(limits, "accuracy.drop_pp", gate.max_drop)
-    subject = opened(path, gate, settings, expected, watcher)
+    subject = open_subject(path, gate, settings, expected, watcher)
     data = open_data(settings, watcher)
     if data is None:
         return verdict_on(expected, subject[0], limits)
@@ -76,7 +76,7 @@ def update_baseline(
         )
     known = place if place.exists() else _run_of(path)
     source = read_baseline(known) if known else None
-    found, data = opened(path, gate, settings, source, watcher), open_data(settings, watcher)
+    found, data = open_subject(path, gate, settings, source, watcher), open_data(settings, watcher)
     subject = with_outcome(found, path, settings, data, watcher) if data else found[0]
     made = baseline_from(subject, source)
     write_baseline(made, place)
@@ -91,31 +91,34 @@ def _run_of(path: Path) -> Path | None:
     return report if Path(str(read_report(report).provenance.get("input", ""))).name == path.name else None
 
 
-def opened(
+def open_subject(
     path: Path, gate: Gate, settings: Settings, baseline: Baseline | None, watcher: Watcher
-) -> tuple[Subject, str]:
+) -> tuple[CheckedNetwork, str]:
     """Return the network under check by its tensors, with what else its file holds, and the file's SHA-256.
 
     Damaged weights are for the rules to find.
     """
     names = [tensor_name(layer.name) for layer in baseline.layers] if baseline else []
-    checkpoint = narrowed(load_checkpoint(path, settings.model), names)
+    checkpoint = narrow_checkpoint(load_checkpoint(path, settings.model), names)
     for warning in checkpoint.warnings:
         watcher.warn(warning)
-    subject = Subject(
-        checkpoint.tensors, against=gate.against, beside=beside(checkpoint), allow_extra=gate.allow_extra
+    subject = CheckedNetwork(
+        checkpoint.tensors,
+        against=gate.against,
+        beside=tensors_beside(checkpoint),
+        allow_extra=gate.allow_extra,
     )
     return subject, checkpoint.sha256
 
 
 def with_outcome(
-    opened: tuple[Subject, str], path: Path, settings: Settings, data: Data, watcher: Watcher
-) -> Subject:
+    opened: tuple[CheckedNetwork, str], path: Path, settings: Settings, data: Data, watcher: Watcher
+) -> CheckedNetwork:
     """Return the network under check with its outcome on the test images.
 
     Raises `CheckpointError` where the file is another one by now.
     """
     subject, sha256 = opened
     network = open_network(path, replace(settings, model=replace(settings.model, sha256=sha256)))
-    outcome = measured(network, data, settings, watcher)
+    outcome = measure_network(network, data, settings, watcher)
     return replace(subject, outcome=outcome, fingerprint=data.fingerprint)

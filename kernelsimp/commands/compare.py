@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernelsimp.analysis.compare import Bout, check_settings
+from kernelsimp.analysis.compare import ComparedPair, check_settings
 from kernelsimp.analysis.compare import compare as compared
 from kernelsimp.data.sources import Data, load_data
 from kernelsimp.data.transforms import Batches, preprocess_of
@@ -84,7 +84,7 @@ def similarity_of(
 def _on_test(a: Network, b: Network, data: Data, how: tuple[Settings, Watcher]) -> Comparison:
     settings, watcher = how
     images = _Images(data, settings)
-    bout = Bout(a.module(), b.module(), images, images.count, settings.run.seed)
+    bout = ComparedPair(a.module(), b.module(), images, images.count, settings.run.seed)
     return compared(bout, settings.compare, watcher)
 
 

@@ -4,17 +4,17 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from kernelsimp.commands.measure import measured_model
+from kernelsimp.commands.measure import measure_module
 from kernelsimp.commands.task import Chosen, Task
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, mcnemar, paired_interval
 from kernelsimp.records.report import Control
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.controls import Arm, Case, constraints_at, held_arm, run_controls
+from kernelsimp.simplify.controls import Arm, ControlCase, constraints_at, held_arm, run_controls
 from kernelsimp.simplify.layerwise import targets_of
-from kernelsimp.simplify.projected_cg import Constraint
-from kernelsimp.simplify.solve import Tried
+from kernelsimp.simplify.projected_cg import FilterConstraint
+from kernelsimp.simplify.solve import PlanTrial
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.job import job_of
 from kernelsimp.training.options import hold_of
@@ -51,7 +51,7 @@ def controls_beside(
     if not task.settings.plan.controls or chosen.case is None or task.data is None or kept is None:
         return ()
     case, trained = chosen.case, measured.get("finetuned")
-    arms = [*_own(chosen, case), *_arms(task, chosen, case, watcher)]
+    arms = [*_rounds_arm(chosen, case), *_arms(task, chosen, case, watcher)]
     records = _beside(task, chosen, arms, (kept, watcher))
     if trained is not None:
         watcher.note(
@@ -74,20 +74,20 @@ def _beside(task: Task, chosen: Chosen, arms: Sequence[Arm], run: tuple[Outcome,
     kept, watcher = run
     records = []
     for arm in arms:
-        outcome = measured_model(arm.model, task.data, task.settings, watcher)
+        outcome = measure_module(arm.model, task.data, task.settings, watcher)
         records.append(_record(arm, outcome, kept))
         if chosen.rounds and arm is arms[0]:
             kept = outcome
     return records
 
 
-def _own(chosen: Chosen, case: Case) -> Iterator[Arm]:
+def _rounds_arm(chosen: Chosen, case: ControlCase) -> Iterator[Arm]:
     if chosen.rounds:
         held = _constraints(case.kept)
-        yield Arm("this plan without rounds", case.share, copy.deepcopy(case.kept.walked.model), held)
+        yield Arm("this plan without rounds", case.share, copy.deepcopy(case.kept.reconstruction.model), held)
 
 
-def standing(controls: tuple[Control, ...]) -> tuple[str, ...]:
+def controls_notes(controls: tuple[Control, ...]) -> tuple[str, ...]:
     """Return what to say of control arms that the test images cannot tell from the run, or that beat it."""
     said = {
         "tie": "a tie, so these test images cannot say that the structures beat it: {}",
@@ -97,20 +97,20 @@ def standing(controls: tuple[Control, ...]) -> tuple[str, ...]:
     return tuple(f"controls: {said[word].format(', '.join(arms))}" for word, arms in names.items() if arms)
 
 
-def _arms(task: Task, chosen: Chosen, case: Case, watcher: Watcher) -> Iterator[Arm]:
+def _arms(task: Task, chosen: Chosen, case: ControlCase, watcher: Watcher) -> Iterator[Arm]:
     yield from run_controls(case, seed=task.settings.run.seed, watcher=watcher)
     for tried in chosen.tried:
         if tried.cost != case.kept.cost:
             share = tried.plan.dof_after / tried.plan.dof_before
-            model, held = copy.deepcopy(tried.walked.model), _constraints(tried)
+            model, held = copy.deepcopy(tried.reconstruction.model), _constraints(tried)
             yield Arm(f"{tried.cost} cost alone", share, model, held)
 
 
-def _constraints(tried: Tried) -> dict[str, Constraint]:
-    return constraints_at(tried.walked.model, targets_of(tried.plan))
+def _constraints(tried: PlanTrial) -> dict[str, FilterConstraint]:
+    return constraints_at(tried.reconstruction.model, targets_of(tried.plan))
 
 
-def _train(task: Task, arm: Arm, case: Case, watcher: Watcher) -> None:
+def _train(task: Task, arm: Arm, case: ControlCase, watcher: Watcher) -> None:
     """Train an arm as the simplified network was trained: held by value, by structure, or not at all."""
     assert task.data is not None
     settings, mode = task.settings, hold_of(task.settings)
@@ -118,7 +118,7 @@ def _train(task: Task, arm: Arm, case: Case, watcher: Watcher) -> None:
     job = job_of(task.data, settings, teacher)
     schedule = replace(settings.finetune, soft=None, resume=False)
     loose = replace(arm, constraints={}) if mode == "none" else arm
-    with held_arm(loose, case.ground.bank, values=mode == "freeze") as student:
+    with held_arm(loose, case.calibrated.bank, values=mode == "freeze") as student:
         finetune(student, job, schedule, watcher)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelsimp.commands.inputs import open_data
-from kernelsimp.commands.measure import loaded, measured_model
+from kernelsimp.commands.measure import load_split, measure_module
 from kernelsimp.commands.task import Task
 from kernelsimp.data.sources import Data
 from kernelsimp.data.transforms import preprocess_of
@@ -16,7 +16,7 @@ from kernelsimp.evaluation.robustness import Bench, assess, check_trial
 from kernelsimp.models.network import Network, device_of, open_network
 from kernelsimp.records.evaluation import Evaluation
 from kernelsimp.records.report import Figure, Metric
-from kernelsimp.records.serialise import plain
+from kernelsimp.records.serialise import to_plain
 from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher
 
@@ -32,7 +32,7 @@ def evaluate(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Evalu
         raise KernelsimpError("evaluate needs a network and images: pass --arch and --data")
     check_robustness(settings, data)
     figure = _figure(network, data, settings, watcher)
-    outcome = measured_model(network.module(), data, settings, watcher) if figure is None else None
+    outcome = measure_module(network.module(), data, settings, watcher) if figure is None else None
     source = {
         "path": str(path),
         "sha256": network.checkpoint.sha256,
@@ -52,7 +52,7 @@ def _figure(network: Network, data: Data, settings: Settings, watcher: Watcher) 
     if metric is None:
         return None
     watcher.start("measuring on the test split")
-    value = metric(network.module(), loaded(Task(network, data, settings), data.test))
+    value = metric(network.module(), load_split(Task(network, data, settings), data.test))
     return Metric(metric.name, (Figure("network", value),), 0.0)
 
 
@@ -75,7 +75,7 @@ def robustness_of(
     if not settings.robustness.robustness or data is None:
         return None
     models = {name: network.module() for name, network in networks.items()}
-    found: dict[str, Any] = plain(assess(models, data, bench_of(settings), settings.robustness, watcher))
+    found: dict[str, Any] = to_plain(assess(models, data, bench_of(settings), settings.robustness, watcher))
     return found
 
 

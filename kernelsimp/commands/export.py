@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelsimp.commands.audit import input_shape
 from kernelsimp.commands.inputs import settle_for_check, settle_for_model
-from kernelsimp.commands.run import Source, packed
+from kernelsimp.commands.run import ExportSource, pack_source
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.files import write_atomically, write_bytes
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
@@ -40,7 +40,7 @@ class Form:
     """
 
     ending: str
-    write: Callable[[Source, Path], None]
+    write: Callable[[ExportSource, Path], None]
     meaning: str
     lossless: bool = True
     runs: bool = False
@@ -68,15 +68,15 @@ def export(place: Path, form: str, out: Path | None, given: Given) -> Written:
     return Written(target, form, *sizes, notes=_left_out(source.checkpoint) if row.lossless else ())
 
 
-def open_source(place: Path, given: Given, *, runs: bool) -> Source:
+def open_source(place: Path, given: Given, *, runs: bool) -> ExportSource:
     """Open a RUN with its plan, or a checkpoint file; `runs` says whether the network itself is needed."""
     if not place.is_dir():
         settings = settle_for_model(given, None)
-        return Source(place, load_checkpoint(place, settings.model), settings)
+        return ExportSource(place, load_checkpoint(place, settings.model), settings)
     report = read_report(place)
     path, settings = checkpoint_of(place, report), settle_for_check(given, None, place, runs=runs)
     plan = read_plan(place / "plan.safetensors")
-    return Source(path, load_checkpoint(path, settings.model), settings, plan)
+    return ExportSource(path, load_checkpoint(path, settings.model), settings, plan)
 
 
 def checkpoint_of(run: Path, report: Report) -> Path:
@@ -87,11 +87,11 @@ def checkpoint_of(run: Path, report: Report) -> Path:
     raise KernelsimpError(f"{run}: the run's checkpoint '{path.name}' is not there; run simplify again")
 
 
-def _to_packed(source: Source, path: Path) -> None:
-    packed(source).save(path)
+def _to_packed(source: ExportSource, path: Path) -> None:
+    pack_source(source).save(path)
 
 
-def _to_safetensors(source: Source, path: Path) -> None:
+def _to_safetensors(source: ExportSource, path: Path) -> None:
     from safetensors.torch import save
 
     # clones: the format refuses tensors that share memory
@@ -99,14 +99,14 @@ def _to_safetensors(source: Source, path: Path) -> None:
     write_bytes(path, save({name: item.contiguous().clone() for name, item in state.items()}))
 
 
-def _to_torch(source: Source, path: Path) -> None:
+def _to_torch(source: ExportSource, path: Path) -> None:
     payload: Mapping[str, object] = source.checkpoint.stored_state
     for key in reversed(source.checkpoint.found.keys):
         payload = {key: payload}
     write_atomically(path, lambda partial: torch.save(payload, partial))
 
 
-def _to_onnx(source: Source, path: Path) -> None:
+def _to_onnx(source: ExportSource, path: Path) -> None:
     from kernelsimp.models.onnx_export import export_onnx
 
     if source.settings.model.arch is None:
@@ -128,17 +128,17 @@ FORMS: Mapping[str, Form] = {
 """What a network can be exported to."""
 
 
-def _check(source: Source, path: Path) -> None:
+def _check(source: ExportSource, path: Path) -> None:
     """Read the file back; raise `KernelsimpError` unless every tensor is the same bit for bit."""
     weights = ModelSettings()
     back = load_checkpoint(path, weights).stored_state
-    if tensors_sha256(_sorted(back)) != tensors_sha256(_sorted(source.checkpoint.stored_state)):
+    if tensors_sha256(_sort_state(back)) != tensors_sha256(_sort_state(source.checkpoint.stored_state)):
         raise KernelsimpError(
             f"{path}: a tensor does not read back bit for bit; do not use it, report the bug"
         )
 
 
-def _sorted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _sort_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: state[name] for name in sorted(state)}
 
 

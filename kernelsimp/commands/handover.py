@@ -41,7 +41,7 @@ class Handover:
             folder / f"shared-{key}.{kind}" for kind in ("plan", "weights", "failed")
         )
 
-    def made(self, choose: Callable[[], Chosen]) -> Chosen:
+    def choose_and_share(self, choose: Callable[[], Chosen]) -> Chosen:
         """Choose, in the first process, and hand it over where others wait; tell them where it fails."""
         if not handed_over(self.task.settings):
             return choose()
@@ -56,7 +56,7 @@ class Handover:
             raise
         return chosen
 
-    def taken(self) -> tuple[Network, Plan]:
+    def wait_for_plan(self) -> tuple[Network, Plan]:
         """Wait for the first process; return the network it made, with the plan.
 
         Raises `KernelsimpError` where the first process could not plan; that one says why.

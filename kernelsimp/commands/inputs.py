@@ -6,7 +6,7 @@ from kernelsimp.data.sources import Data, load_data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.architectures import recipe_of
 from kernelsimp.models.network import device_of
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import read_report
 from kernelsimp.settings import Given, Settings, names_code, recipe, settle
 from kernelsimp.training.options import check_precision, check_settings
@@ -46,7 +46,7 @@ def settle_for_check(
     settings = settle(given, config, base)
     needed = settings.data.data is not None if runs is None else runs
     if needed and settings.model.arch is None and arch is not None:
-        said = shown(str(arch))
+        said = printable(str(arch))
         raise KernelsimpError(
             f"{baseline}: its network is the Python code {said}, which no report may have run; "
             f"pass --arch {said} if you trust it"

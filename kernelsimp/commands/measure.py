@@ -18,13 +18,13 @@ from kernelsimp.records.report import Figure, Metric
 from kernelsimp.settings import Settings
 from kernelsimp.simplify.distance import is_classifier, relative_error
 from kernelsimp.simplify.fisher import output_tensors
-from kernelsimp.simplify.search import Referee
+from kernelsimp.simplify.search import BudgetJudge
 from kernelsimp.watch import Watcher
 
 OUTPUT_ERROR = "relative output error"
 
 
-class Gauge:
+class StageMeasurer:
     """Measures stage after stage: `outcomes` of classifiers, `figures` of a metric or other networks."""
 
     def __init__(self, original: Network, data: Data | None, settings: Settings) -> None:
@@ -44,11 +44,11 @@ class Gauge:
         if self.data is None:
             return
         if self.by_accuracy:
-            self.outcomes[stage] = measured_model(network.module(), self.data, self.settings, watcher)
+            self.outcomes[stage] = measure_module(network.module(), self.data, self.settings, watcher)
             return
         watcher.start("measuring on the test split")
         if self.metric is not None:
-            judged = loaded(Task(network, self.data, self.settings), self.data.test)
+            judged = load_split(Task(network, self.data, self.settings), self.data.test)
             self.figures[stage] = self.metric(network.module(), judged)
         else:
             self.figures[stage] = self._error(network, self.data)
@@ -75,32 +75,32 @@ UNSEEN_GAP = 3.0
 ADVICE = "name other images with --holdout"
 
 
-def referee_of(task: Task, watcher: Watcher) -> Referee:
+def budget_judge(task: Task, watcher: Watcher) -> BudgetJudge:
     """Return who judges a budget: validation images, or those of --holdout.
 
     The test split takes no part. Where a holdout is named, the original is measured on the validation images
     too, and a gap of more than 3 pp is told; the holdout judges either way. Without one, 99 % on the
     validation images is what shows that they were trained on, and then changed answers and KL count too. A
-    gap between validation and test images counts only once everything has been chosen (`judged_again`).
+    gap between validation and test images counts only once everything has been chosen (`judge_memorised`).
     """
     assert task.data is not None
     settings, data = task.settings, task.data
     original, metric = task.network.module(), metric_of(settings)
     if settings.plan.holdout is None:
-        return Referee(original, loaded(task, data.val), metric)
+        return BudgetJudge(original, load_split(task, data.val), metric)
     split = holdout_split(data, settings.data, settings.plan.holdout, settings.run.seed)
-    referee = Referee(original, loaded(task, split), metric, "holdout")
-    if referee.top1 is not None and len(data.val):
-        known = Referee(original, loaded(task, data.val)).top1
-        if known is not None and known - referee.top1 > UNSEEN_GAP:
+    judge = BudgetJudge(original, load_split(task, split), metric, "holdout")
+    if judge.top1 is not None and len(data.val):
+        known = BudgetJudge(original, load_split(task, data.val)).top1
+        if known is not None and known - judge.top1 > UNSEEN_GAP:
             watcher.warn(
-                f"the original network has {known:.1f} % right on validation images, {referee.top1:.1f} % on "
+                f"the original network has {known:.1f} % right on validation images, {judge.top1:.1f} % on "
                 "those of --holdout: it was trained on the former, and only the latter judge the budget"
             )
-    return referee
+    return judge
 
 
-def loaded(task: Task, split: Split) -> list[tuple[Tensor, Tensor]]:
+def load_split(task: Task, split: Split) -> list[tuple[Tensor, Tensor]]:
     """Return the images and labels of a split on the network's device, in batches."""
     settings, device = task.settings, task.network.device
     loader = batches(split, preprocess_of(settings.data), settings.data.batch_size)
@@ -138,7 +138,7 @@ def check_figure(settings: Settings, *, classifier: bool) -> None:
             raise KernelsimpError(f"{option} is not there {what}: it trains or tests on labels of classes")
 
 
-def judged_again(
+def judge_memorised(
     settings: Settings, original: Outcome | None, chosen: Chosen
 ) -> tuple[Chosen, tuple[str, ...]]:
     """Judge a budget by changed answers and KL as well where validation images turn out to be known by heart.
@@ -147,18 +147,18 @@ def judged_again(
     everything has been chosen: the network stays, and only whether the budget was met is said anew. Return
     what was chosen and what to say. A holdout needs none of it: its labels tell networks apart.
     """
-    referee = chosen.referee
-    if referee is None or referee.top1 is None or original is None or settings.plan.holdout is not None:
+    judge = chosen.judge
+    if judge is None or judge.top1 is None or original is None or settings.plan.holdout is not None:
         return chosen, ()
-    if referee.top1 - original.top1 <= UNSEEN_GAP:
+    if judge.top1 - original.top1 <= UNSEEN_GAP:
         return chosen, ()
     found = (
-        f"the original network has {referee.top1:.1f} % right on validation images and {original.top1:.1f} % "
+        f"the original network has {judge.top1:.1f} % right on validation images and {original.top1:.1f} % "
         "on the test split, so it was probably trained on the former"
     )
-    if referee.memorised:  # counted all along
+    if judge.memorised:  # counted all along
         return chosen, (f"{found}; {ADVICE}",)
-    trial = referee.trial(chosen.network.module(), 0.0, "")
+    trial = judge.trial(chosen.network.module(), 0.0, "")
     within = trial.drop(memorised=True) <= float(settings.plan.max_drop or 0)
     verdict = "within" if within else "beyond"
     told = f"{trial.changed_answers:.2f} % of the answers changed, KL {trial.divergence:.4f}"
@@ -166,14 +166,16 @@ def judged_again(
     return replace(chosen, met=chosen.met and within), (note,)
 
 
-def measured(network: Network, data: Data | None, settings: Settings, watcher: Watcher) -> Outcome | None:
+def measure_network(
+    network: Network, data: Data | None, settings: Settings, watcher: Watcher
+) -> Outcome | None:
     """Return the outcome of one network on the test split, or None where there are no images."""
     if data is None:
         return None
-    return measured_model(network.module(), data, settings, watcher)
+    return measure_module(network.module(), data, settings, watcher)
 
 
-def measured_model(model: nn.Module, data: Data, settings: Settings, watcher: Watcher) -> Outcome:
+def measure_module(model: nn.Module, data: Data, settings: Settings, watcher: Watcher) -> Outcome:
     """Return the outcome of a module, on the device of its settings, on the test split."""
     preprocess = preprocess_of(settings.data)
     loader = batches(data.test, preprocess, settings.data.batch_size, workers=settings.data.workers)

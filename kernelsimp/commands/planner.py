@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from kernelsimp.commands.measure import referee_of
-from kernelsimp.commands.rounds import check_rounds, in_rounds
+from kernelsimp.commands.measure import budget_judge
+from kernelsimp.commands.rounds import check_rounds, simplify_in_rounds
 from kernelsimp.commands.task import Chosen, Task
 from kernelsimp.data.sources import Data
 from kernelsimp.data.splits import Split
@@ -17,13 +17,20 @@ from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan
 from kernelsimp.settings import PlanSettings, Settings
 from kernelsimp.simplify.apply import apply_plan, check_fits
-from kernelsimp.simplify.controls import Case
-from kernelsimp.simplify.denoise import denoised_by_weight, denoised_road, denoising_of, everything_free
-from kernelsimp.simplify.layerwise import Ground
+from kernelsimp.simplify.controls import ControlCase
+from kernelsimp.simplify.denoise import denoise_by_weight, denoise_rest, denoising_of, everything_free
+from kernelsimp.simplify.layerwise import CalibratedNetwork
 from kernelsimp.simplify.plan_builder import chooser, data_free_plan
-from kernelsimp.simplify.search import Referee, search
+from kernelsimp.simplify.search import BudgetJudge, search
 from kernelsimp.simplify.sensitivity import layer_losses, predicted_losses
-from kernelsimp.simplify.solve import Road, Surveyed, ground_of, look, travel, try_plan
+from kernelsimp.simplify.solve import (
+    Solution,
+    Surveyed,
+    calibrated_network,
+    solve_at_budget,
+    survey_layers,
+    try_plan,
+)
 from kernelsimp.simplify.tolerance import weight_plan
 from kernelsimp.watch import Watcher
 
@@ -36,7 +43,7 @@ BUDGETS = ("tolerance", "dof", "simplified", "max_drop", "plan")
 def choose(task: Task, watcher: Watcher) -> Chosen:
     """Plan by the rule that the settings ask for, say which where they leave it open, and carry it out.
 
-    A budget takes the road through the layers' real inputs where there are images; without images it is
+    A budget takes the solution through the layers' real inputs where there are images; without images it is
     chosen by absolute weight error. A tolerance, and `--cost relative`, are the simple rule. Raises
     `KernelsimpError` for two budgets at once, or one that needs images and has none.
     """
@@ -46,12 +53,12 @@ def choose(task: Task, watcher: Watcher) -> Chosen:
     watcher.start("planning")
     if settings.plan.plan is not None:
         return carried_out(task, read_plan(Path(settings.plan.plan)), watcher)
-    chosen = _chosen(replace(task, settings=settings), watcher)
+    chosen = _choose_budget(replace(task, settings=settings), watcher)
     rule = {**chosen.plan.rule, NETWORK: task.network.checkpoint.sha256[:16]}
     return replace(chosen, plan=replace(chosen.plan, rule=rule))
 
 
-def _chosen(task: Task, watcher: Watcher) -> Chosen:
+def _choose_budget(task: Task, watcher: Watcher) -> Chosen:
     plan, network = task.settings.plan, task.network
     if plan.tolerance is not None or plan.cost == "relative":
         return by_weight(network, weight_plan(network.bank, plan), plan)
@@ -62,26 +69,26 @@ def _chosen(task: Task, watcher: Watcher) -> Chosen:
         free = plan.denoise_all
         made = everything_free(network.bank) if free else data_free_plan(network.bank, plan)
         return by_weight(network, made, plan)
-    referee = referee_of(task, watcher) if plan.max_drop is not None else None
-    if plan.holdout is not None and referee is None:
+    judge = budget_judge(task, watcher) if plan.max_drop is not None else None
+    if plan.holdout is not None and judge is None:
         watcher.warn("--holdout judges an accuracy budget, and there is none: pass --max-drop")
-    surveyed, doubts = looked(task, task.data, watcher)
-    chosen = measured_by_layer(_on_the_road(task, surveyed, referee, watcher), watcher)
+    surveyed, doubts = survey_network(task, task.data, watcher)
+    chosen = measured_by_layer(_solve_budget(task, surveyed, judge, watcher), watcher)
     return replace(chosen, notes=(*doubts, *chosen.notes))
 
 
-def _on_the_road(task: Task, surveyed: Surveyed, referee: Referee | None, watcher: Watcher) -> Chosen:
+def _solve_budget(task: Task, surveyed: Surveyed, judge: BudgetJudge | None, watcher: Watcher) -> Chosen:
     plan = task.settings.plan
     if plan.rounds > 1:
-        return in_rounds(task, surveyed, referee, watcher)
-    if referee is not None:
-        return searched(task, surveyed, referee, watcher)
+        return simplify_in_rounds(task, surveyed, judge, watcher)
+    if judge is not None:
+        return search_budget(task, surveyed, judge, watcher)
     if plan.denoise_all:
         kept = try_plan(surveyed, (everything_free(task.network.bank), {}), watcher)
-        road = Road(kept, (), kept.walked.tensors)
+        solution = Solution(kept, (), kept.reconstruction.tensors)
     else:
-        road = travel(surveyed, chooser(plan), plan.cost, watcher)
-    return taken(task, surveyed, denoised_road(surveyed, road, watcher))
+        solution = solve_at_budget(surveyed, chooser(plan), plan.cost, watcher)
+    return chosen_from(task, surveyed, denoise_rest(surveyed, solution, watcher))
 
 
 def with_budget(task: Task, watcher: Watcher) -> Settings:
@@ -109,18 +116,18 @@ def calibration_images(task: Task, data: Data) -> Split:
     return data.calibration(task.settings.data.calibration, task.settings.run.seed)
 
 
-def looked(task: Task, data: Data, watcher: Watcher) -> tuple[Surveyed, tuple[str, ...]]:
+def survey_network(task: Task, data: Data, watcher: Watcher) -> tuple[Surveyed, tuple[str, ...]]:
     """Survey the original network on its calibration images; return what to doubt about these, too."""
     images = calibration_images(task, data)
-    ground = ground_for(task, images)
-    doubts = tuple(_doubts(data, task.settings.data.calibration, ground))
+    calibrated = calibrate(task, images)
+    doubts = tuple(_doubts(data, task.settings.data.calibration, calibrated))
     for doubt in doubts:
         watcher.warn(doubt)
-    return look(ground, task.settings.plan, watcher, survey_file(task, images)), doubts
+    return survey_layers(calibrated, task.settings.plan, watcher, survey_file(task, images)), doubts
 
 
-def _doubts(data: Data, count: int, ground: Ground) -> Iterator[str]:
-    seen = (*ground.images, *ground.held)
+def _doubts(data: Data, count: int, calibrated: CalibratedNetwork) -> Iterator[str]:
+    seen = (*calibrated.images, *calibrated.held)
     number, first = sum(len(part) for part in seen), seen[0][:1]
     if len(data.train) < min(count, len(data.val)):
         yield f"too few training images ({len(data.train)}): {number} validation images choose instead"
@@ -130,13 +137,13 @@ def _doubts(data: Data, count: int, ground: Ground) -> Iterator[str]:
         yield f"all {number} calibration images are of one colour each: what is fitted knows no patterns"
 
 
-def ground_for(task: Task, images: Split) -> Ground:
+def calibrate(task: Task, images: Split) -> CalibratedNetwork:
     """Return the original network on its calibration images."""
     settings, network = task.settings, task.network
     loader = batches(images, preprocess_of(settings.data), settings.data.batch_size)
     inputs = (batch.to(network.device) for batch, _ in loader)
     flip = settings.data.calibration_flip
-    return ground_of(network.module(), network.bank, inputs, settings.run.seed, flip=flip)
+    return calibrated_network(network.module(), network.bank, inputs, settings.run.seed, flip=flip)
 
 
 def survey_file(task: Task, images: Split) -> Path | None:
@@ -154,7 +161,7 @@ def measured_by_layer(chosen: Chosen, watcher: Watcher) -> Chosen:
     """Add what each layer's change alone costs the original network."""
     if chosen.case is None:
         return chosen
-    return replace(chosen, losses=layer_losses(chosen.case.ground, chosen.case.kept, watcher))
+    return replace(chosen, losses=layer_losses(chosen.case.calibrated, chosen.case.kept, watcher))
 
 
 def carried_out(task: Task, plan: Plan, watcher: Watcher) -> Chosen:
@@ -163,18 +170,20 @@ def carried_out(task: Task, plan: Plan, watcher: Watcher) -> Chosen:
     What it leaves free is denoised where the settings say so. Raises `KernelsimpError` where the plan names
     other layers than the network has, or others of their shape.
     """
-    notes = _fitting(plan, task.network, watcher)
+    notes = _check_plan_fits(plan, task.network, watcher)
     if task.data is None or task.settings.plan.resolve == "none":
         return replace(by_weight(task.network, plan, task.settings.plan), notes=notes)
-    surveyed, doubts = looked(task, task.data, watcher)
+    surveyed, doubts = survey_network(task, task.data, watcher)
     predicted = predicted_losses(plan, task.network.bank, surveyed.prepared.seen)
     kept = try_plan(surveyed, (plan, predicted), watcher)
-    road = denoised_road(surveyed, Road(kept, (), kept.walked.tensors, kept.walked.notes), watcher)
-    chosen = measured_by_layer(taken(task, surveyed, road), watcher)
+    solution = denoise_rest(
+        surveyed, Solution(kept, (), kept.reconstruction.tensors, kept.reconstruction.notes), watcher
+    )
+    chosen = measured_by_layer(chosen_from(task, surveyed, solution), watcher)
     return replace(chosen, notes=(*notes, *doubts, *chosen.notes))
 
 
-def _fitting(plan: Plan, network: Network, watcher: Watcher) -> tuple[str, ...]:
+def _check_plan_fits(plan: Plan, network: Network, watcher: Watcher) -> tuple[str, ...]:
     """Refuse a plan of another build; return what to say of one that was made for other weights."""
     for layer in plan.layers:
         check_fits(layer, {item.name: item for item in network.bank.layers})
@@ -190,34 +199,36 @@ def _fitting(plan: Plan, network: Network, watcher: Watcher) -> tuple[str, ...]:
     return (word,)
 
 
-def searched(task: Task, surveyed: Surveyed, referee: Referee, watcher: Watcher) -> Chosen:
-    """Search for the fewest degrees of freedom within the accuracy budget, judged by `referee`."""
+def search_budget(task: Task, surveyed: Surveyed, judge: BudgetJudge, watcher: Watcher) -> Chosen:
+    """Search for the fewest degrees of freedom within the accuracy budget, judged by `judge`."""
     budget = float(task.settings.plan.max_drop or 0)
-    found = search(surveyed, budget, referee, watcher, task.record)
-    road = denoised_road(surveyed, found.road, watcher, lambda model: referee.drop(model) <= budget)
-    chosen = taken(task, surveyed, road)
-    met = found.met and (road is found.road or referee.drop(road.best.walked.model) <= budget)
-    return replace(chosen, met=met, notes=(*found.notes, *chosen.notes), referee=referee)
+    found = search(surveyed, budget, judge, watcher, task.record)
+    solution = denoise_rest(surveyed, found.solution, watcher, lambda model: judge.drop(model) <= budget)
+    chosen = chosen_from(task, surveyed, solution)
+    met = found.met and (
+        solution is found.solution or judge.drop(solution.best.reconstruction.model) <= budget
+    )
+    return replace(chosen, met=met, notes=(*found.notes, *chosen.notes), judge=judge)
 
 
-def taken(task: Task, surveyed: Surveyed, road: Road) -> Chosen:
-    """Return what a road came to."""
+def chosen_from(task: Task, surveyed: Surveyed, solution: Solution) -> Chosen:
+    """Return what a solution came to."""
     return Chosen(
-        road.plan,
-        task.network.with_weights(road.tensors),
-        road.best.walked.output_errors,
-        road.best.walked.buffers_changed,
-        road.notes,
-        case=Case(surveyed, road.best),
-        tried=road.tried,
+        solution.plan,
+        task.network.with_weights(solution.tensors),
+        solution.best.reconstruction.output_errors,
+        solution.best.reconstruction.buffers_changed,
+        solution.notes,
+        case=ControlCase(surveyed, solution.best),
+        tried=solution.tried,
     )
 
 
 def by_weight(network: Network, plan: Plan, settings: PlanSettings) -> Chosen:
     """Carry out a plan by projection alone, with what no family holds denoised where that was asked for."""
-    return snapped(network, denoised_by_weight(plan, network.bank, settings))
+    return snap_plan(network, denoise_by_weight(plan, network.bank, settings))
 
 
-def snapped(network: Network, plan: Plan) -> Chosen:
+def snap_plan(network: Network, plan: Plan) -> Chosen:
     """Carry out a plan by projection alone."""
     return Chosen(plan, network.with_weights(apply_plan(network.bank, plan)))

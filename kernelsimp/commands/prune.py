@@ -10,10 +10,10 @@ from pathlib import Path
 
 from kernelsimp.commands.evaluate import check_robustness, robustness_of
 from kernelsimp.commands.inputs import check_training, open_data
-from kernelsimp.commands.measure import Gauge
-from kernelsimp.commands.run import DIVERGED, provenance, told, verify, write_checkpoint, write_run
+from kernelsimp.commands.measure import StageMeasurer
+from kernelsimp.commands.run import DIVERGED, provenance, training_notes, verify, write_checkpoint, write_run
 from kernelsimp.commands.task import Task
-from kernelsimp.commands.tune import tuned
+from kernelsimp.commands.tune import finetune_network
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.architectures import recipe_of
 from kernelsimp.models.network import Network, open_network
@@ -39,7 +39,7 @@ NEARLY_EMPTY = 0.1
 
 
 @dataclass(eq=False)
-class _State:
+class _PruningState:
     """How far the pruning is: the network now, what it went through, and the last plan."""
 
     network: Network
@@ -62,7 +62,7 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
 
     Raises `HoldError` where something removed came back, and `KernelsimpError` for bad input.
     """
-    settings = _checked(settings)
+    settings = _check_settings(settings)
     original = open_network(path, settings, watcher)
     data = open_data(settings, watcher)
     check_robustness(settings, data)
@@ -70,14 +70,14 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
         watcher.note("no images were given: nothing is trained after pruning")
         settings = replace(settings, finetune=replace(settings.finetune, finetune=False))
     shares = shares_left(original.bank, settings.prune)
-    gauge = Gauge(original, data, settings)
-    gauge.measure("original", original, watcher)  # before anything is written
+    measurer = StageMeasurer(original, data, settings)
+    measurer.measure("original", original, watcher)  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
-    state = _State(original, {"original": original}, notes=original.checkpoint.warnings)
+    state = _PruningState(original, {"original": original}, notes=original.checkpoint.warnings)
     for number, share in enumerate(shares, 1):
         _iterate(Task(original, data, settings), state, (number, share), out / "resume", log)
-        gauge.measure(list(state.stages)[-1], state.network, log)
+        measurer.measure(list(state.stages)[-1], state.network, log)
     written = write_checkpoint(state.network, run, settings)
     verify(state.plan, state.network.bank, written.bank, "tie")
     ends = {name: state.stages[name] for name in ("original", list(state.stages)[-1])}
@@ -90,17 +90,19 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
         settings=asdict(settings),
         provenance=provenance(original, data, settings) | {"command": command},
         hold="tie",
-        outcomes=gauge.outcomes,
+        outcomes=measurer.outcomes,
         training=state.history,
         robustness=robustness_of(ends, data, settings, log),
-        metric=gauge.record(),
+        metric=measurer.record(),
         budget_met=DIVERGED not in state.notes,
-        notes=(*_words(settings), *_emptied(state.plan), *state.notes),
+        notes=(*_words(settings), *_name_emptied(state.plan), *state.notes),
     )
     return write_run(run, facts, settings)
 
 
-def _iterate(task: Task, state: _State, step: tuple[int, float], folder: Path, watcher: Watcher) -> None:
+def _iterate(
+    task: Task, state: _PruningState, step: tuple[int, float], folder: Path, watcher: Watcher
+) -> None:
     """Remove the smallest of what is left and, where that is due, train the rest by the whole schedule."""
     (number, share), chosen = step, task.settings.prune
     watcher.start(f"pruning, iteration {number} of {chosen.iterations}")
@@ -108,17 +110,17 @@ def _iterate(task: Task, state: _State, step: tuple[int, float], folder: Path, w
     state.network = state.network.with_weights(apply_plan(state.network.bank, state.plan))
     if task.settings.finetune.finetune and (chosen.rewind == "lr" or number == chosen.iterations):
         place = folder / f"iteration-{number}"
-        state.network, trained = tuned(task, state.network, state.plan, place, watcher)
+        state.network, trained = finetune_network(task, state.network, state.plan, place, watcher)
         done = len(state.history)
         state.history += tuple(replace(epoch, epoch=done + epoch.epoch) for epoch in trained.history)
         state.notes += tuple(
-            f"iteration {number}: {note}" if note != DIVERGED else note for note in told(trained)
+            f"iteration {number}: {note}" if note != DIVERGED else note for note in training_notes(trained)
         )
     left = state.plan.dof_after / state.plan.dof_before
     state.stages[f"{100 * left:.1f} % left"] = state.network
 
 
-def _checked(settings: Settings) -> Settings:
+def _check_settings(settings: Settings) -> Settings:
     """Return settings under which what is removed stays zero; raises for those that say otherwise."""
     check_pruning(settings.prune)
     chosen = settings.finetune
@@ -131,7 +133,7 @@ def _checked(settings: Settings) -> Settings:
     return replace(settings, finetune=replace(chosen, hold="tie"))
 
 
-def _emptied(plan: Plan) -> tuple[str, ...]:
+def _name_emptied(plan: Plan) -> tuple[str, ...]:
     """Say which layers are all but gone: ranked over the whole network, small weights fall together."""
     names = [layer.name for layer in plan.layers if layer.dof_after < NEARLY_EMPTY * layer.dof_before]
     advice = "--scope layer takes as much from each"

@@ -1,6 +1,6 @@
-"""The rounds of a way that was stopped, in the run's resume folder: plans, networks and a list of both.
+"""The rounds of a schedule that was stopped, in the run's resume folder: plans, networks and a list of both.
 
-One folder a way: its name tells network, images and settings apart, so another way is never taken for it.
+One folder a schedule: its name tells network, images and settings apart, so no other is taken for it.
 """
 
 import json
@@ -18,7 +18,7 @@ from kernelsimp.files import key_of, read_sealed, write_sealed, write_sealed_tex
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan_file import read_plan, save_plan
 from kernelsimp.records.report import Round
-from kernelsimp.simplify.rounds import Leg
+from kernelsimp.simplify.rounds import RoundResult
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,21 @@ class RoundFiles:
 
     folder: Path
 
-    def write(self, legs: Sequence[Leg], records: Sequence[Round]) -> None:
+    def write(self, results: Sequence[RoundResult], records: Sequence[Round]) -> None:
         """Write the last round down; the list comes last, so that a stop leaves the rounds before it."""
         numbers = [record.round for record in records if record.kept]
         if numbers and records[-1].kept:
-            leg = legs[-1]
-            save_plan(leg.plan, self._plan(numbers[-1]))
+            result = results[-1]
+            save_plan(result.plan, self._plan(numbers[-1]))
             tensors = {
-                name: t.detach().clone().contiguous() for name, t in leg.tuned.checkpoint.tensors.items()
+                name: t.detach().clone().contiguous() for name, t in result.tuned.checkpoint.tensors.items()
             }
             write_sealed(self._network(numbers[-1]), lambda partial: save_file(tensors, partial))
-        told = [{"buffers_changed": leg.buffers_changed, "notes": leg.notes} for leg in legs]
-        whole = {"records": [asdict(record) for record in records], "legs": told}
+        told = [{"buffers_changed": result.buffers_changed, "notes": result.notes} for result in results]
+        whole = {"records": [asdict(record) for record in records], "results": told}
         write_sealed_text(self._list, json.dumps(whole, indent=1))
 
-    def read(self, start: Network) -> tuple[list[Leg], list[Round]]:
+    def read(self, start: Network) -> tuple[list[RoundResult], list[Round]]:
         """Return the rounds that were kept and all records; none where no round was kept.
 
         Raises `KernelsimpError` where the files are there and cannot be read.
@@ -52,15 +52,17 @@ class RoundFiles:
             whole = json.loads(read_sealed(self._list))
             records = [Round(**item) for item in whole["records"]]
             numbers = [record.round for record in records if record.kept]
-            legs = [self._leg(start, *item) for item in zip(numbers, whole["legs"], strict=True)]
+            results = [self._leg(start, *item) for item in zip(numbers, whole["results"], strict=True)]
         except (OSError, ValueError, TypeError, KeyError, SafetensorError, DamagedError) as error:
             advice = "delete that folder, or leave --resume out"
             raise KernelsimpError(f"{self.folder}: no record of rounds ({error}); {advice}") from error
-        return (legs, records) if legs else ([], [])
+        return (results, records) if results else ([], [])
 
-    def _leg(self, start: Network, number: int, told: dict[str, Any]) -> Leg:
+    def _leg(self, start: Network, number: int, told: dict[str, Any]) -> RoundResult:
         tuned = start.with_weights(load(read_sealed(self._network(number))))
-        return Leg(read_plan(self._plan(number)), tuned, tuple(told["buffers_changed"]), tuple(told["notes"]))
+        return RoundResult(
+            read_plan(self._plan(number)), tuned, tuple(told["buffers_changed"]), tuple(told["notes"])
+        )
 
     @property
     def _list(self) -> Path:

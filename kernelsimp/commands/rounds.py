@@ -6,26 +6,26 @@ from functools import partial
 
 from kernelsimp.commands.round_files import RoundFiles, round_files
 from kernelsimp.commands.task import Chosen, Task
-from kernelsimp.commands.tune import tuned_a_little
+from kernelsimp.commands.tune import finetune_briefly
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Round
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.controls import Case
-from kernelsimp.simplify.denoise import denoised_road, denoising_of
+from kernelsimp.simplify.controls import ControlCase
+from kernelsimp.simplify.denoise import denoise_rest, denoising_of
 from kernelsimp.simplify.lagrangian import choose_for_count, choose_for_dof
 from kernelsimp.simplify.layerwise import in_float32
 from kernelsimp.simplify.plan_builder import Chooser
-from kernelsimp.simplify.rounds import Leg, Way, following, go, relabelled
-from kernelsimp.simplify.search import Referee
+from kernelsimp.simplify.rounds import RoundResult, Schedule, relabel_plan, run_rounds, with_first_verdicts
+from kernelsimp.simplify.search import BudgetJudge
 from kernelsimp.simplify.sensitivity import predicted_losses
-from kernelsimp.simplify.solve import Road, Surveyed, look, travel, try_plan
+from kernelsimp.simplify.solve import Solution, Surveyed, solve_at_budget, survey_layers, try_plan
 from kernelsimp.training.ranks import first_process
 from kernelsimp.watch import Watcher
 
 LEAST_SHARE = 0.1
-"""Where the way of an accuracy budget leads: this share of the degrees of freedom left."""
+"""Where the schedule of an accuracy budget leads: this share of the degrees of freedom left."""
 
 
 ALONE = (
@@ -53,57 +53,59 @@ def check_rounds(task: Task) -> None:
 
 
 @dataclass(eq=False)
-class RoundGuide:
-    """Plans by calibration images, trains on the training split, and asks `referee`, if there is one.
+class NetworkRoundRunner:
+    """Plans by calibration images, trains on the training split, and asks `judge`, if there is one.
 
     The first round settles the cost where it is `auto`. `first` is the original network, surveyed.
     """
 
     task: Task
-    referee: Referee | None
+    judge: BudgetJudge | None
     first: Surveyed
     watcher: Watcher
     cost: str
     kept: RoundFiles | None = None
 
-    def simplify(self, network: Network, place: float) -> tuple[Road, Network]:
+    def simplify(self, network: Network, place: float) -> tuple[Solution, Network]:
         """Plan afresh on `network`, and carry it out."""
         surveyed = self.first if network is self.task.network else self.look(network)
-        road = travel(surveyed, _chooser_at(self.task.settings.plan, place), self.cost, self.watcher)
-        self.cost = road.best.cost
-        return road, network.with_weights(road.tensors)
+        solution = solve_at_budget(
+            surveyed, _chooser_at(self.task.settings.plan, place), self.cost, self.watcher
+        )
+        self.cost = solution.best.cost
+        return solution, network.with_weights(solution.tensors)
 
     def tune(self, network: Network, plan: Plan) -> Network:
         """Train for the epochs of a round."""
-        return tuned_a_little(self.task, network, plan, self.watcher)
+        return finetune_briefly(self.task, network, plan, self.watcher)
 
     def drop(self, network: Network) -> float | None:
         """Return what the budget is held against, if an accuracy budget is."""
-        return None if self.referee is None else self.referee.drop(network.module())
+        return None if self.judge is None else self.judge.drop(network.module())
 
-    def recall(self) -> tuple[Sequence[Leg], Sequence[Round]]:
-        """Return the rounds of this way that an earlier run wrote down; with `--resume` alone."""
+    def recall(self) -> tuple[Sequence[RoundResult], Sequence[Round]]:
+        """Return the rounds of this schedule that an earlier run wrote down; with `--resume` alone."""
         if self.kept is None or not self.task.settings.finetune.resume:
             return (), ()
-        legs, records = self.kept.read(self.task.network)
-        if legs:
+        results, records = self.kept.read(self.task.network)
+        if results:
             self.watcher.note(f"going on after round {len(records)}")
-            self.cost = str(legs[-1].plan.rule["cost"])
-        return legs, records
+            self.cost = str(results[-1].plan.rule["cost"])
+        return results, records
 
-    def remember(self, legs: Sequence[Leg], records: Sequence[Round]) -> None:
-        """Write the rounds down, so that a way that is stopped can go on."""
+    def remember(self, results: Sequence[RoundResult], records: Sequence[Round]) -> None:
+        """Write the rounds down, so that a schedule that is stopped can go on."""
         if self.kept is not None and first_process():
-            self.kept.write(legs, records)
+            self.kept.write(results, records)
 
     def look(self, network: Network) -> Surveyed:
         """Survey a later network; what chance explains is asked of the first one."""
-        ground = replace(self.first.ground, model=in_float32(network.module()), bank=network.bank)
-        surveyed = look(ground, self.task.settings.plan, self.watcher)
-        return replace(surveyed, prepared=following(surveyed.prepared, self.first.prepared))
+        calibrated = replace(self.first.calibrated, model=in_float32(network.module()), bank=network.bank)
+        surveyed = survey_layers(calibrated, self.task.settings.plan, self.watcher)
+        return replace(surveyed, prepared=with_first_verdicts(surveyed.prepared, self.first.prepared))
 
 
-def in_rounds(task: Task, first: Surveyed, referee: Referee | None, watcher: Watcher) -> Chosen:
+def simplify_in_rounds(task: Task, first: Surveyed, judge: BudgetJudge | None, watcher: Watcher) -> Chosen:
     """Go to the budget in rounds; the network that comes back is the last one kept, trained and in structure.
 
     What no family holds is denoised after the last round. Control arms, and the errors and losses of each
@@ -111,59 +113,64 @@ def in_rounds(task: Task, first: Surveyed, referee: Referee | None, watcher: Wat
     """
     plan = task.settings.plan
     kept = round_files(task)
-    guide = RoundGuide(task, referee, first, watcher, plan.cost, kept)
-    way = go(task.network, guide, plan.rounds, plan.max_drop if referee else None, watcher)
-    end = denoised_leg(guide, way.legs[-1])
-    labelled = relabelled(end.plan, first.prepared)
+    runner = NetworkRoundRunner(task, judge, first, watcher, plan.cost, kept)
+    schedule = run_rounds(task.network, runner, plan.rounds, plan.max_drop if judge else None, watcher)
+    end = denoise_last_round(runner, schedule.results[-1])
+    labelled = relabel_plan(end.plan, first.prepared)
     predicted = predicted_losses(labelled, task.network.bank, first.prepared.seen)
     alone = try_plan(first, (labelled, predicted), watcher)
-    return replace(chosen_of(way, end, Case(first, alone)), referee=referee)
+    return replace(chosen_of(schedule, end, ControlCase(first, alone)), judge=judge)
 
 
-def denoised_leg(guide: RoundGuide, last: Leg) -> Leg:
-    """Return the last leg with its free kernels denoised, and trained once more, where that is asked for.
+def denoise_last_round(runner: NetworkRoundRunner, last: RoundResult) -> RoundResult:
+    """Return the last result with its free kernels denoised, and trained once more, where that is asked for.
 
-    An accuracy budget that the leg met and denoising would break undoes it.
+    An accuracy budget that the result met and denoising would break undoes it.
     """
-    settings = guide.task.settings.plan
+    settings = runner.task.settings.plan
     if denoising_of(settings) is None:
         return last
-    surveyed = guide.look(last.tuned)
-    start = try_plan(surveyed, (last.plan, {}), guide.watcher)  # everything is in place: nothing moves
-    road = denoised_road(surveyed, Road(start, (), start.walked.tensors), guide.watcher)
-    if not road.plan.denoised:
-        return replace(last, notes=(*last.notes, *road.notes))
-    tuned = guide.tune(last.tuned.with_weights(road.tensors), road.plan)
-    drop, before = guide.drop(tuned), guide.drop(last.tuned)
+    surveyed = runner.look(last.tuned)
+    start = try_plan(surveyed, (last.plan, {}), runner.watcher)  # everything is in place: nothing moves
+    solution = denoise_rest(surveyed, Solution(start, (), start.reconstruction.tensors), runner.watcher)
+    if not solution.plan.denoised:
+        return replace(last, notes=(*last.notes, *solution.notes))
+    tuned = runner.tune(last.tuned.with_weights(solution.tensors), solution.plan)
+    drop, before = runner.drop(tuned), runner.drop(last.tuned)
     budget = settings.max_drop
     if drop is not None and before is not None and budget is not None and before <= budget < drop:
         note = f"denoising after the rounds is undone: with it {0.0 - drop:+.2f} pp on validation images"
         return replace(last, notes=(*last.notes, note))
-    changed = (*last.buffers_changed, *road.best.walked.buffers_changed)
-    return Leg(road.plan, tuned, changed, (*last.notes, *road.notes))
+    changed = (*last.buffers_changed, *solution.best.reconstruction.buffers_changed)
+    return RoundResult(solution.plan, tuned, changed, (*last.notes, *solution.notes))
 
 
-def chosen_of(way: Way, end: Leg, case: Case) -> Chosen:
-    """Return what a way came to: its end, and the networks after each leg."""
-    walked, numbers = case.kept.walked, [record.round for record in way.records if record.kept]
-    names = (name for leg in (*way.legs, end) for name in leg.buffers_changed)
+def chosen_of(schedule: Schedule, end: RoundResult, case: ControlCase) -> Chosen:
+    """Return what a schedule came to: its end, and the networks after each result."""
+    reconstruction, numbers = (
+        case.kept.reconstruction,
+        [record.round for record in schedule.records if record.kept],
+    )
+    names = (name for result in (*schedule.results, end) for name in result.buffers_changed)
     return Chosen(
         case.kept.plan,
         end.tuned,
-        walked.output_errors,
+        reconstruction.output_errors,
         tuple(dict.fromkeys(names)),
         (*end.notes, ALONE),
-        met=way.met,
+        met=schedule.met,
         case=case,
-        rounds=way.records,
+        rounds=schedule.records,
         stages={
-            f"round {number}": leg.tuned for number, leg in zip(numbers, way.legs, strict=False) if way.met
+            f"round {number}": result.tuned
+            for number, result in zip(numbers, schedule.results, strict=False)
+            if schedule.met
         },
     )
 
 
 def _chooser_at(plan: PlanSettings, place: float) -> Chooser:
-    """Return how to choose at `place` (0..1) of the way to the settings' budget."""
+    """Return how to choose at `place` (0..1) of the schedule to the settings' budget."""
     if plan.simplified is not None:
         return partial(choose_for_count, share=place * plan.simplified)
     target = LEAST_SHARE if plan.dof is None else plan.dof

@@ -12,8 +12,8 @@ from kernelsimp.data.sources import Data
 from kernelsimp.errors import HoldError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
-from kernelsimp.models.contents import beside, narrowed
-from kernelsimp.models.digest import described
+from kernelsimp.models.contents import narrow_checkpoint, tensors_beside
+from kernelsimp.models.digest import describe_tensors
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.models.packed import Packed, pack
@@ -28,7 +28,7 @@ from kernelsimp.training.survival import outside
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class ExportSource:
     """What is exported: the file, what it holds, and the plan of its run where it comes from one."""
 
     path: Path
@@ -37,20 +37,20 @@ class Source:
     plan: Plan | None = None
 
 
-def told_of_file(report: Report, run: RunFolder, plan: Plan, settings: Settings) -> Report:
+def describe_checkpoint(report: Report, run: RunFolder, plan: Plan, settings: Settings) -> Report:
     """Return the report of a run with what its checkpoint tells: every tensor, and the packed form's size.
 
     The size is that of the file which `export` writes.
     """
     own = replace(settings.model, sha256=None, trust_pickle=False)
-    source = Source(run.checkpoint, load_checkpoint(run.checkpoint, own), settings, plan)
-    size = replace(report.size, packed=packed(source).size)
-    network = narrowed(source.checkpoint, [tensor_name(layer.name) for layer in report.layers])
-    others = {place: item.words for place, item in beside(network).items() if not item.training}
-    return replace(report, size=size, tensors=described(network.tensors), beside=others)
+    source = ExportSource(run.checkpoint, load_checkpoint(run.checkpoint, own), settings, plan)
+    size = replace(report.size, packed=pack_source(source).size)
+    network = narrow_checkpoint(source.checkpoint, [tensor_name(layer.name) for layer in report.layers])
+    others = {place: item.words for place, item in tensors_beside(network).items() if not item.training}
+    return replace(report, size=size, tensors=describe_tensors(network.tensors), beside=others)
 
 
-def packed(source: Source) -> Packed:
+def pack_source(source: ExportSource) -> Packed:
     """Return the packed form of what is exported."""
     found = source.checkpoint.found
     return pack(source.checkpoint.stored_state, source.plan, found.keys)
@@ -65,7 +65,7 @@ REPORTED = {"freeze": "freeze", "tie": "tie", "scale": "tie", "soft": "tie", "no
 
 def write_run(run: RunFolder, facts: RunFacts, settings: Settings) -> Report:
     """Write everything but the checkpoint: settings, plan, events and the report; return the report."""
-    report = told_of_file(assemble(facts), run, facts.plan, settings)
+    report = describe_checkpoint(assemble(facts), run, facts.plan, settings)
     run.write_settings(settings)
     run.write_plan(facts.plan)
     run.write_events(facts.training)
@@ -74,7 +74,7 @@ def write_run(run: RunFolder, facts: RunFacts, settings: Settings) -> Report:
     return report
 
 
-def told(trained: Trained) -> tuple[str, ...]:
+def training_notes(trained: Trained) -> tuple[str, ...]:
     """Return what the report must say of a training run."""
     if trained.stopped == "diverged":
         return (DIVERGED,)

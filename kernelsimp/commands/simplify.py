@@ -6,15 +6,23 @@ from pathlib import Path
 
 from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.commands.compare import check_similarity, similarity_of
-from kernelsimp.commands.controls import check_controls, controls_beside, standing
+from kernelsimp.commands.controls import check_controls, controls_beside, controls_notes
 from kernelsimp.commands.evaluate import check_robustness, robustness_of
 from kernelsimp.commands.handover import Handover, handed_over
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
-from kernelsimp.commands.measure import Gauge, judged_again
+from kernelsimp.commands.measure import StageMeasurer, judge_memorised
 from kernelsimp.commands.planner import choose
-from kernelsimp.commands.run import DIVERGED, REPORTED, provenance, told, verify, write_checkpoint, write_run
+from kernelsimp.commands.run import (
+    DIVERGED,
+    REPORTED,
+    provenance,
+    training_notes,
+    verify,
+    write_checkpoint,
+    write_run,
+)
 from kernelsimp.commands.task import Task
-from kernelsimp.commands.tune import re_estimated, tuned
+from kernelsimp.commands.tune import finetune_network, re_estimate_network
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import key_of
@@ -44,58 +52,60 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     check_controls(settings, data)
     check_robustness(settings, data)
     check_similarity(settings, data)
-    gauge = Gauge(original, data, settings)
-    gauge.measure("original", original, watcher)  # before anything is written
+    measurer = StageMeasurer(original, data, settings)
+    measurer.measure("original", original, watcher)  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
     task = Task(original, data, settings, record_of(original, data, settings, out))
     handover = Handover(task, out / "resume")
-    chosen = handover.made(lambda: re_estimated(task, choose(task, log), log))
+    chosen = handover.choose_and_share(lambda: re_estimate_network(task, choose(task, log), log))
     stages = {"original": original, **chosen.stages, "simplified": chosen.network}
     training: tuple[Epoch, ...] = ()
     notes = (*original.checkpoint.warnings, *chosen.notes)
     if settings.finetune.finetune and data is not None:
-        stages["finetuned"], trained = tuned(task, chosen.network, chosen.plan, out / "resume", log)
-        training, notes = trained.history, (*notes, *told(trained))
+        stages["finetuned"], trained = finetune_network(
+            task, chosen.network, chosen.plan, out / "resume", log
+        )
+        training, notes = trained.history, (*notes, *training_notes(trained))
         handover.clear()
     for name in list(stages)[1:]:
-        gauge.measure(name, stages[name], log)
-    chosen, gap = judged_again(settings, gauge.outcomes.get("original"), chosen)
+        measurer.measure(name, stages[name], log)
+    chosen, gap = judge_memorised(settings, measurer.outcomes.get("original"), chosen)
     last = list(stages)[-1]
     written = write_checkpoint(stages[last], run, settings)
     verify(chosen.plan, chosen.network.bank, written.bank, mode)
-    controls = controls_beside(task, chosen, gauge.outcomes, log)
+    controls = controls_beside(task, chosen, measurer.outcomes, log)
     facts = RunFacts(
         chosen.plan,
         original.bank,
         written.bank,
         (path, run.checkpoint),
         settings=asdict(settings),
-        provenance=provenance(original, data, settings) | {"command": again(path, settings, out)},
+        provenance=provenance(original, data, settings) | {"command": command_of_run(path, settings, out)},
         hold=REPORTED[mode],
-        outcomes=gauge.outcomes,
+        outcomes=measurer.outcomes,
         training=training,
         output_errors=chosen.output_errors,
         buffers_changed=chosen.buffers_changed,
         controls=controls,
         budget_met=chosen.met and DIVERGED not in notes,
         robustness=robustness_of({name: stages[name] for name in ("original", last)}, data, settings, log),
-        similarity=similarity_of(_compared(stages), data, settings, log),
+        similarity=similarity_of(_stages_to_compare(stages), data, settings, log),
         rounds=chosen.rounds,
-        metric=gauge.record(),
+        metric=measurer.record(),
         losses=chosen.losses,
-        notes=(*notes, *gap, *standing(controls)),
+        notes=(*notes, *gap, *controls_notes(controls)),
         scan=scan_bank(original.bank, replace(settings.scan, depth="shallow"), {}, log),
     )
     return write_run(run, facts, settings)
 
 
-def _compared(stages: Mapping[str, Network]) -> dict[str, Network]:
+def _stages_to_compare(stages: Mapping[str, Network]) -> dict[str, Network]:
     """Return the stages whose layers are compared with the original's, which comes first."""
     return {name: stages[name] for name in ("original", "simplified", "finetuned") if name in stages}
 
 
-def follow(path: Path, settings: Settings, out: Path) -> None:
+def follow_first_process(path: Path, settings: Settings, out: Path) -> None:
     """Do, in a process that is not the first, what all processes of a run do together; write nothing.
 
     That is to train what the first one has planned; with rounds, which train too, also to choose (the same
@@ -106,15 +116,15 @@ def follow(path: Path, settings: Settings, out: Path) -> None:
     original, data = open_network(path, settings), open_data(settings)
     task = Task(original, data, settings, record_of(original, data, settings, out))
     if handed_over(settings):
-        network, plan = Handover(task, out / "resume").taken()
+        network, plan = Handover(task, out / "resume").wait_for_plan()
     else:
-        chosen = re_estimated(task, choose(task, SILENT), SILENT)
+        chosen = re_estimate_network(task, choose(task, SILENT), SILENT)
         network, plan = chosen.network, chosen.plan
     if settings.finetune.finetune and data is not None:
-        tuned(task, network, plan, out / "resume", SILENT)
+        finetune_network(task, network, plan, out / "resume", SILENT)
 
 
-def again(path: Path, settings: Settings, out: Path) -> str:
+def command_of_run(path: Path, settings: Settings, out: Path) -> str:
     """Return the command that repeats this run."""
     usual = settle_for_model({"model": {"arch": settings.model.arch}}, None)
     return command_again(path, settings, replace(usual, model=ModelSettings()), out)

@@ -9,9 +9,9 @@ from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Round
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.controls import Case
-from kernelsimp.simplify.search import Referee
-from kernelsimp.simplify.solve import Tried
+from kernelsimp.simplify.controls import ControlCase
+from kernelsimp.simplify.search import BudgetJudge
+from kernelsimp.simplify.solve import PlanTrial
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,8 @@ class Chosen:
 
     `output_errors` are relative, by layer; `buffers_changed` took up shifts; `met` is false where an
     accuracy budget was not; `case` is what controls stand beside and `tried` one plan a cost, where the
-    road was taken. `losses` are (predicted, measured) by layer. `rounds` were tried, and `stages` are the
-    networks after each of them that was kept. `referee` judged an accuracy budget.
+    solution was taken. `losses` are (predicted, measured) by layer. `rounds` were tried, and `stages` are the
+    networks after each of them that was kept. `judge` judged an accuracy budget.
     """
 
     plan: Plan
@@ -40,9 +40,9 @@ class Chosen:
     buffers_changed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     met: bool = True
-    case: Case | None = None
-    tried: tuple[Tried, ...] = ()
+    case: ControlCase | None = None
+    tried: tuple[PlanTrial, ...] = ()
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rounds: tuple[Round, ...] = ()
     stages: Mapping[str, Network] = field(default_factory=dict)
-    referee: Referee | None = None
+    judge: BudgetJudge | None = None

@@ -11,12 +11,12 @@ from torch import nn
 
 from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.commands.inputs import check_training, open_data
-from kernelsimp.commands.measure import measured
-from kernelsimp.commands.run import DIVERGED, provenance, told, verify, write_run
+from kernelsimp.commands.measure import measure_network
+from kernelsimp.commands.run import DIVERGED, provenance, training_notes, verify, write_run
 from kernelsimp.data.sources import Data
 from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.evaluation.accuracy import checked_logits, evaluating
+from kernelsimp.evaluation.accuracy import checked_logits, evaluation_mode
 from kernelsimp.files import write_atomically
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.kernels.coding import coefficient_bits
@@ -143,7 +143,7 @@ def check_runs(fresh: Fresh, settings: Settings) -> None:
     loader = batches(fresh.data.test, preprocess_of(settings.data), settings.data.batch_size)
     images, labels = next(iter(loader))
     model, device = fresh.model.to(device_of(settings)), device_of(settings)
-    with evaluating(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         checked_logits(model, images[:2].to(device), labels.to(device)[:2])
 
 
@@ -152,10 +152,10 @@ def facts_of(
 ) -> RunFacts:
     """Measure the trained network and return everything that its report tells."""
     out = network.checkpoint.path.parent
-    plan, notes = reported(fresh.plan or plan_of(network.bank, "free"), network.bank)
-    outcome = measured(network, fresh.data, settings, watcher)
+    plan, notes = reportable_plan(fresh.plan or plan_of(network.bank, "free"), network.bank)
+    outcome = measure_network(network, fresh.data, settings, watcher)
     assert outcome is not None
-    told_of = told(trained)
+    told_of = training_notes(trained)
     return RunFacts(
         plan,
         network.bank,
@@ -173,7 +173,7 @@ def facts_of(
     )
 
 
-def reported(plan: Plan, bank: KernelBank) -> tuple[Plan, tuple[str, ...]]:
+def reportable_plan(plan: Plan, bank: KernelBank) -> tuple[Plan, tuple[str, ...]]:
     """Return the plan as a report and a later check can know it, and what must be said beside it.
 
     A Gaussian basis and prototypes have no test of membership a kernel at a time: their kernels count as

@@ -17,18 +17,20 @@ from kernelsimp.training.hold import Mode, hold, release
 from kernelsimp.training.job import epoch_batches, few_to_judge, job_of
 from kernelsimp.training.options import hold_of
 from kernelsimp.training.statistics import batch_norms, re_estimate
-from kernelsimp.training.validation import Judge
+from kernelsimp.training.validation import EpochJudge
 from kernelsimp.watch import Watcher
 
 
-def tuned(
+def finetune_network(
     task: Task, network: Network, plan: Plan, folder: Path, watcher: Watcher
 ) -> tuple[Network, Trained]:
     """Train what is not held, taught by the original; return the trained network and how it went."""
-    return _trained(task, (network, plan), (task.settings.finetune, hold_of(task.settings)), folder, watcher)
+    return _train_network(
+        task, (network, plan), (task.settings.finetune, hold_of(task.settings)), folder, watcher
+    )
 
 
-def tuned_a_little(task: Task, network: Network, plan: Plan, watcher: Watcher) -> Network:
+def finetune_briefly(task: Task, network: Network, plan: Plan, watcher: Watcher) -> Network:
     """Train a network for the epochs of one round; every simplified kernel stays in its structure.
 
     Whatever the final training holds, here values or structures are held.
@@ -43,10 +45,10 @@ def tuned_a_little(task: Task, network: Network, plan: Plan, watcher: Watcher) -
         warmup=0.0,
         resume=False,
     )
-    return _trained(task, (network, plan), (short, mode), None, watcher)[0]
+    return _train_network(task, (network, plan), (short, mode), None, watcher)[0]
 
 
-def _trained(
+def _train_network(
     task: Task,
     made: tuple[Network, Plan],
     how: tuple[FinetuneSettings, str],
@@ -67,7 +69,7 @@ def _trained(
     return network.with_weights(student.state_dict()), trained
 
 
-def re_estimated(task: Task, chosen: Chosen, watcher: Watcher) -> Chosen:
+def re_estimate_network(task: Task, chosen: Chosen, watcher: Watcher) -> Chosen:
     """Take fresh batch-norm statistics over the training images, and keep them where validation is better.
 
     Only with `--batch-norm re-estimate`, and only without --finetune, which does it at its own end. The
@@ -83,7 +85,7 @@ def re_estimated(task: Task, chosen: Chosen, watcher: Watcher) -> Chosen:
         watcher.note("batch norm is not re-estimated: that takes batch norms, train and val images")
         return chosen
     val = batches(data.val, preprocess_of(settings.data), settings.data.batch_size)
-    judge = Judge(val, task.network.module(), device)
+    judge = EpochJudge(val, task.network.module(), device)
     before = judge.mark(model)
     watcher.start("re-estimating batch norm")
     re_estimate(model, epoch_batches(data, settings, 1), device)

@@ -76,10 +76,10 @@ def _speckle_noise(images: Images, strength: Strength, dice: Dice) -> Images:
 
 
 def _gaussian_blur(images: Images, strength: Strength, dice: Dice) -> Images:  # noqa: ARG001
-    return _blurred(images, strength[0])
+    return _blur(images, strength[0])
 
 
-def _blurred(images: Images, sigma: float) -> Images:
+def _blur(images: Images, sigma: float) -> Images:
     if sigma == 0:
         return images
     return np.asarray(ndimage.gaussian_filter(images, (0, sigma, sigma, 0), mode="nearest"))
@@ -103,7 +103,7 @@ def _glass_blur(images: Images, strength: Strength, dice: Dice) -> Images:
     The border stays. This is what the published pictures show: their swap of two pixels copies one.
     """
     sigma, delta, rounds = strength[0], int(strength[1]), int(strength[2])
-    pixels = _blurred(images, sigma)
+    pixels = _blur(images, sigma)
     count, height, width = images.shape[:3]
     steps = dice.each(lambda rng: rng.integers(0, delta, (rounds, 2, height, width), endpoint=True)).astype(
         int
@@ -113,7 +113,7 @@ def _glass_blur(images: Images, strength: Strength, dice: Dice) -> Images:
     for turn in range(rounds):
         up, left = np.where(inside, steps[:, turn, 0], 0), np.where(inside, steps[:, turn, 1], 0)
         pixels = pixels[np.arange(count)[:, None, None], rows - up, columns - left]
-    return _blurred(pixels, sigma)
+    return _blur(pixels, sigma)
 
 
 def _zoom_blur(images: Images, strength: Strength, dice: Dice) -> Images:  # noqa: ARG001
@@ -122,7 +122,7 @@ def _zoom_blur(images: Images, strength: Strength, dice: Dice) -> Images:  # noq
     rows, columns = _grid(images)
     total = images.copy()
     for zoom in zooms:
-        total += _sampled(images, rows / zoom, columns / zoom)
+        total += _sample_bilinear(images, rows / zoom, columns / zoom)
     return total / np.float32(len(zooms) + 1)
 
 
@@ -195,7 +195,7 @@ def _elastic(images: Images, strength: Strength, dice: Dice) -> Images:
     homogeneous = np.concatenate([moved, np.ones((len(images), 3, 1))], axis=2)
     back = np.linalg.solve(homogeneous, np.broadcast_to(anchors, moved.shape))
     source = np.einsum("nhwk,nkc->nhwc", places, back)
-    return _sampled(
+    return _sample_bilinear(
         images,
         (2 * source[..., 0] + 1) / height - 1,
         (2 * source[..., 1] + 1) / width - 1,
@@ -249,7 +249,7 @@ def _grid(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return spread[0], spread[1]
 
 
-def _sampled(
+def _sample_bilinear(
     images: Images, rows: NDArray[np.float64], columns: NDArray[np.float64], border: str = "border"
 ) -> Images:
     """Return the images read at places on -1..1, (H, W) or (n, H, W), bilinearly."""

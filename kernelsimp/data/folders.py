@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kernelsimp.data.splits import Found, Request, Split, split_by_hash
+from kernelsimp.data.splits import FoundSplits, Request, Split, split_by_hash
 from kernelsimp.data.stores import FileStore
 from kernelsimp.errors import KernelsimpError
 
@@ -19,7 +19,7 @@ SUFFIXES = frozenset(
 VAL_NAMES = ("val", "valid", "validation")
 
 
-def load_folder(request: Request) -> Found:
+def load_folder(request: Request) -> FoundSplits:
     """List the images of a folder; folders train, val, test are the splits, else a hash of the path splits.
 
     Raises `KernelsimpError` where there is no such folder, no image in it, or train but no test.
@@ -36,10 +36,10 @@ def load_folder(request: Request) -> Found:
     left_out = len(store.files) - train.size - val.size - test.size
     note = f"--split {request.split} leaves {left_out} of {len(store.files)} images out"
     splits = [Split(store, part, request.geometry) for part in (train, val, test)]
-    return Found(splits[2], splits[0], splits[1], count, (note,) if left_out else ())
+    return FoundSplits(splits[2], splits[0], splits[1], count, (note,) if left_out else ())
 
 
-def _ready(root: Path, names: list[str], request: Request) -> Found:
+def _ready(root: Path, names: list[str], request: Request) -> FoundSplits:
     """Take the splits that the folders make; a missing val is carved out of train later."""
     val = next((name for name in VAL_NAMES if name in names), None)
     if "test" not in names:
@@ -51,7 +51,7 @@ def _ready(root: Path, names: list[str], request: Request) -> Found:
     for word in words:
         places = [i for i, file in enumerate(store.files) if file.startswith(f"{word}/")]
         splits[word] = Split(store, np.array(places, dtype=np.int64), request.geometry)
-    return Found(splits["test"], splits.get("train"), splits.get(val or ""), count)
+    return FoundSplits(splits["test"], splits.get("train"), splits.get(val or ""), count)
 
 
 def _store(root: Path, prefixes: list[str]) -> tuple[FileStore, int]:

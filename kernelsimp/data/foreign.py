@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from kernelsimp.data.images import to_image
-from kernelsimp.data.splits import Found, Request, Split
+from kernelsimp.data.splits import FoundSplits, Request, Split
 from kernelsimp.data.stores import ArrayStore, ForeignStore, Store, as_images, as_labels
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.files import tensors_only, user_function, words_of
 
 
-def load_torchvision(request: Request) -> Found:
+def load_torchvision(request: Request) -> FoundSplits:
     """Open a torchvision data set that lies on disk: ``NAME?root=DIR``, further options behind ``&``.
 
     Raises `KernelsimpError` for an unknown name, a missing root, a data set without train and test, and
@@ -39,7 +39,7 @@ def load_torchvision(request: Request) -> Found:
         warnings = (f"{where} has no labelled test split: its val is reported on and chooses nothing",)
     splits = {word: _as_split(items, where, request) for word, items in sets.items()}
     known = getattr(sets["test"], "classes", None)
-    return Found(
+    return FoundSplits(
         splits["test"], splits.get("train"), splits.get("val"), len(known) if known else None, warnings
     )
 
@@ -92,7 +92,7 @@ def _make(make: Callable[..., Any], options: Mapping[str, str], where: str, **ch
         raise KernelsimpError(f"{where}: cannot open it {root}: {reason}; {advice}") from error
 
 
-def load_callable(request: Request) -> Found:
+def load_callable(request: Request) -> FoundSplits:
     """Call the function of ``file.py:callable``; it returns {'train', 'val', 'test'} of data sets.
 
     Raises `KernelsimpError` where the file or the function is missing or fails, or returns something else;
@@ -111,7 +111,7 @@ def load_callable(request: Request) -> Found:
                 f"{request.where}: '{word}' is a {found}; expected a data set with len() and [i]"
             )
     splits = {word: _as_split(items, request.where, request) for word, items in sets.items()}
-    return Found(splits["test"], splits.get("train"), splits.get("val"))
+    return FoundSplits(splits["test"], splits.get("train"), splits.get("val"))
 
 
 def _call(text: str) -> Any:

@@ -11,14 +11,14 @@ from zipfile import is_zipfile
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsimp.data.splits import Found, Request, Split
+from kernelsimp.data.splits import FoundSplits, Request, Split
 from kernelsimp.data.stores import ArrayStore, as_images, as_labels
 from kernelsimp.errors import KernelsimpError
 
 SUFFIXES = (("_images", "_labels"), ("_x", "_y"))
 
 
-def load_npz(request: Request) -> Found:
+def load_npz(request: Request) -> FoundSplits:
     """Read the splits of an .npz file into memory.
 
     Raises `KernelsimpError` where the file is missing or damaged, has no test arrays, or holds images and
@@ -34,7 +34,7 @@ def load_npz(request: Request) -> Found:
         raise KernelsimpError(
             f"{path}: found {found}; expected test_images and test_labels (or test_x, test_y)"
         )
-    return Found(test=splits["test"], train=splits["train"], val=splits["val"])
+    return FoundSplits(test=splits["test"], train=splits["train"], val=splits["val"])
 
 
 def _read(path: Path) -> Mapping[str, NDArray[Any]]:

@@ -14,7 +14,7 @@ from kernelsimp.data.folders import load_folder
 from kernelsimp.data.foreign import load_callable, load_torchvision
 from kernelsimp.data.images import Geometry
 from kernelsimp.data.numpy_files import load_npz
-from kernelsimp.data.splits import Data, Found, Request, Split, carve, split_by_hash
+from kernelsimp.data.splits import Data, FoundSplits, Request, Split, carve, split_by_hash
 from kernelsimp.data.stores import ArrayStore, as_images, as_labels
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.settings import DataSettings
@@ -28,10 +28,10 @@ class Source:
 
     usage: str
     meaning: str
-    load: Callable[[Request], Found]
+    load: Callable[[Request], FoundSplits]
 
 
-def load_digits(request: Request) -> Found:
+def load_digits(request: Request) -> FoundSplits:
     """Load the 1,797 grey 8 x 8 digits that ship with scikit-learn; a fifth each is val and test.
 
     Raises `KernelsimpError` with the install line where scikit-learn is missing.
@@ -50,7 +50,7 @@ def load_digits(request: Request) -> Found:
     store = ArrayStore(images, as_labels(np.asarray(bunch.target), "digits"))
     names = [str(i) for i in range(len(images))]
     parts = [Split(store, part, request.geometry) for part in split_by_hash(names, "60:20:20", request.seed)]
-    return Found(test=parts[2], train=parts[0], val=parts[1])
+    return FoundSplits(test=parts[2], train=parts[0], val=parts[1])
 
 
 SOURCES: dict[str, Source] = {
@@ -91,7 +91,7 @@ def _find(text: str) -> tuple[Source, str]:
     raise KernelsimpError(f"--data {text}: unknown source '{word}'{did_you_mean(word, SOURCES)}")
 
 
-def _complete(name: str, found: Found, seed: int) -> Data:
+def _complete(name: str, found: FoundSplits, seed: int) -> Data:
     """Make the splits that are missing and check all of them."""
     if len(found.test) == 0:
         raise KernelsimpError(f"{name}: the test split is empty; expected at least one image")

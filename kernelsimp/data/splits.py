@@ -152,13 +152,13 @@ def split_by_hash(names: Sequence[str], text: str, seed: int) -> tuple[Places, P
     measured on the same images and none trains on another's test set; the seed parts train from val.
     """
     cut = read_cut(text, len(names))
-    fixed = _ranked(names, "test")
+    fixed = _rank_names(names, "test")
     test, rest = fixed[: cut.test], fixed[cut.test :]
-    order = rest[_ranked([names[i] for i in rest], str(seed))]
+    order = rest[_rank_names([names[i] for i in rest], str(seed))]
     return np.sort(order[cut.val : cut.val + cut.train]), np.sort(order[: cut.val]), np.sort(test)
 
 
-def _ranked(names: Sequence[str], key: str) -> Places:
+def _rank_names(names: Sequence[str], key: str) -> Places:
     digests = [hashlib.sha256(f"{key}\0{name}".encode()).digest() for name in names]
     return np.array(sorted(range(len(names)), key=digests.__getitem__), dtype=np.int64)
 
@@ -174,7 +174,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundSplits:
     """The splits a source has; None where it has none. `class_count` is None where only labels tell."""
 
     test: Split

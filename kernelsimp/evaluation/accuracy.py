@@ -83,7 +83,7 @@ def outputs(
     model: nn.Module, loader: Loader, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (logits (n, classes), labels (n,)) on `device` for each batch; raises as `measure` does."""
-    with evaluating(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         for images, labels in loader:
             here = labels.to(device, non_blocking=True)
             yield checked_logits(model, images.to(device, non_blocking=True), here), here
@@ -118,7 +118,7 @@ def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode, and each back into its own mode at the end."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -168,12 +168,12 @@ def paired_interval(before: Bools, after: Bools) -> tuple[float, float]:
     low1, high1 = (bound / 100 for bound in wilson(both + gained, total))
     low2, high2 = (bound / 100 for bound in wilson(both + lost, total))
     phi = _phi(both, gained, lost, neither)
-    down = _joined(p1 - low1, high2 - p2, phi)
-    up = _joined(high1 - p1, p2 - low2, phi)
+    down = _join_outcomes(p1 - low1, high2 - p2, phi)
+    up = _join_outcomes(high1 - p1, p2 - low2, phi)
     return 100 * (p1 - p2 - down), 100 * (p1 - p2 + up)
 
 
-def _joined(first: float, second: float, phi: float) -> float:
+def _join_outcomes(first: float, second: float, phi: float) -> float:
     return sqrt(max(0.0, first**2 - 2 * phi * first * second + second**2))
 
 

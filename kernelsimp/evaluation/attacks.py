@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from kernelsimp.data.splits import Split
 from kernelsimp.data.transforms import epoch_seed
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.evaluation.accuracy import checked_logits, evaluating
+from kernelsimp.evaluation.accuracy import checked_logits, evaluation_mode
 from kernelsimp.evaluation.stability import Bench
 
 PGD_STRIDE = 2.5
@@ -54,7 +54,7 @@ class _Attack:
     def logits(self, images: Tensor, labels: Tensor) -> Tensor:
         return checked_logits(self.model, self.bench.preprocess.normalise(images), labels)
 
-    def survived(self, images: Tensor, labels: Tensor, start: Tensor) -> int:
+    def count_survivors(self, images: Tensor, labels: Tensor, start: Tensor) -> int:
         """Return how many images are still right after the attack."""
         found = self(images, labels, start)
         with torch.no_grad():
@@ -91,11 +91,11 @@ def _survival(attacks: tuple[_Attack, _Attack], split: Split) -> list[float]:
     """Return accuracy in percent under FGSM, which starts at the image, and PGD, which starts beside it."""
     fgsm, pgd = attacks
     right, total = [0, 0], 0
-    with evaluating(fgsm.model):
+    with evaluation_mode(fgsm.model):
         for images, labels in fgsm.bench.raw(split):
             beside = images + pgd.radius * _noise(images, pgd.bench.seed, total)
-            right[0] += fgsm.survived(images, labels, images)
-            right[1] += pgd.survived(images, labels, beside)
+            right[0] += fgsm.count_survivors(images, labels, images)
+            right[1] += pgd.count_survivors(images, labels, beside)
             total += len(labels)
     if total == 0:
         raise KernelsimpError("no images to measure on; expected at least one batch")

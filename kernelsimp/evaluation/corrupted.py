@@ -15,7 +15,7 @@ from torch import nn
 
 from kernelsimp.data.splits import Split
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.evaluation.accuracy import Bools, checked_logits, evaluating, mcnemar, paired_interval
+from kernelsimp.evaluation.accuracy import Bools, checked_logits, evaluation_mode, mcnemar, paired_interval
 from kernelsimp.evaluation.stability import Bench
 from kernelsimp.watch import SILENT, Watcher
 
@@ -24,7 +24,7 @@ Cell = tuple[str, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Tried:
+class CorruptionTrial:
     """Which images a network gets right: unchanged (n,), and in every cell (m,)."""
 
     name: str
@@ -104,7 +104,7 @@ def _correct(models: Mapping[str, nn.Module], split: Split, bench: Bench) -> dic
     for images, labels in bench.batches(split):
         there, truth = images.to(bench.device), labels.to(bench.device)
         for name, model in models.items():
-            with evaluating(model), torch.no_grad():
+            with evaluation_mode(model), torch.no_grad():
                 right = checked_logits(model, there, truth).argmax(1) == truth
             parts[name].append(right.cpu().numpy())
     if len(split) == 0:
@@ -122,16 +122,16 @@ def scores(cells: Mapping[Cell, Bools]) -> tuple[CorruptedTop1, ...]:
     return tuple(rows)
 
 
-def corruption_change(before: Tried, after: Tried) -> CorruptionChange:
+def corruption_change(before: CorruptionTrial, after: CorruptionTrial) -> CorruptionChange:
     """Compare two networks image by image; raises `KernelsimpError` where their cells differ."""
     if list(before.cells) != list(after.cells):
         raise KernelsimpError(f"{before.name} and {after.name} saw different corruptions; expected the same")
-    cells = tuple(paired(cell, before.cells[cell], after.cells[cell]) for cell in before.cells)
-    better, worse = _moved(list(before.cells.values()), list(after.cells.values()))
+    cells = tuple(pair_changes(cell, before.cells[cell], after.cells[cell]) for cell in before.cells)
+    better, worse = _count_moved(list(before.cells.values()), list(after.cells.values()))
     return CorruptionChange(
         before.name,
         after.name,
-        paired(("clean", None), before.clean, after.clean),
+        pair_changes(("clean", None), before.clean, after.clean),
         cells,
         _mean(after.cells) - _mean(before.cells),
         relative_mce(before.cells, after.cells),
@@ -141,7 +141,7 @@ def corruption_change(before: Tried, after: Tried) -> CorruptionChange:
     )
 
 
-def paired(cell: tuple[str, int | None], before: Bools, after: Bools) -> PairedChange:
+def pair_changes(cell: tuple[str, int | None], before: Bools, after: Bools) -> PairedChange:
     """Return one comparison; raises `KernelsimpError` where the numbers of images differ."""
     interval, p = paired_interval(before, after), mcnemar(before, after)
     change = 100 * (int(after.sum()) - int(before.sum())) / before.size
@@ -162,7 +162,7 @@ def relative_mce(before: Mapping[Cell, Bools], after: Mapping[Cell, Bools]) -> f
     return 100 * fmean(ratios)
 
 
-def _moved(before: Sequence[Bools], after: Sequence[Bools]) -> tuple[int, int]:
+def _count_moved(before: Sequence[Bools], after: Sequence[Bools]) -> tuple[int, int]:
     """Return how many images are right in more cells after than before, and in fewer."""
     difference = np.sum(after, axis=0, dtype=int) - np.sum(before, axis=0, dtype=int)
     return int((difference > 0).sum()), int((difference < 0).sum())

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.evaluation.accuracy import evaluating
+from kernelsimp.evaluation.accuracy import evaluation_mode
 from kernelsimp.files import user_function, words_of
 from kernelsimp.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
-class Metric:
+class UserMetric:
     """The callable of `--metric file.py:callable`, called as `function(model, batches)`.
 
     `batches` is an iterable of (images, labels) on the network's device that may be gone through again.
@@ -29,7 +29,7 @@ class Metric:
 
         Raises `KernelsimpError` where the callable raises, or gives no finite number.
         """
-        with evaluating(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             try:
                 value = self.function(model, batches)
             except Exception as error:  # the user's code
@@ -46,7 +46,7 @@ class Metric:
         return figure
 
 
-def load_metric(spec: str) -> Metric:
+def load_metric(spec: str) -> UserMetric:
     """Return the metric that `file.py:callable` names.
 
     Raises `KernelsimpError` for another form, a missing file or function, and a file that raises.
@@ -54,9 +54,9 @@ def load_metric(spec: str) -> Metric:
     file, _, name = spec.rpartition(":")
     if not file.endswith(".py") or not name.isidentifier():
         raise KernelsimpError(f"--metric is '{spec}'; expected file.py:callable")
-    return Metric(spec, user_function(spec))
+    return UserMetric(spec, user_function(spec))
 
 
-def metric_of(settings: Settings) -> Metric | None:
+def metric_of(settings: Settings) -> UserMetric | None:
     """Return the user's metric, if one is named."""
     return load_metric(settings.plan.metric) if settings.plan.metric is not None else None

@@ -21,7 +21,7 @@ from kernelsimp.evaluation.attacks import Adversarial, adversarial, check_attack
 from kernelsimp.evaluation.corrupted import (
     CorruptedTop1,
     CorruptionChange,
-    Tried,
+    CorruptionTrial,
     corruption_change,
     measure_corrupted,
     scores,
@@ -99,7 +99,7 @@ def assess(
     for name, model in models.items():
         watcher.start(f"robustness of {name}")
         clean = measure(model, bench.batches(trial.test), bench.device)
-        tested.append(Tried(name, clean.correct, cells[name]))
+        tested.append(CorruptionTrial(name, clean.correct, cells[name]))
         results[name] = trial.of(model, clean, scores(cells[name]))
     changes = tuple(corruption_change(tested[0], other) for other in tested[1:])
     suite = f"CIFAR-10-C, {settings.cifar_c}" if settings.cifar_c else STYLE

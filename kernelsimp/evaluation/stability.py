@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, softmax
 from kernelsimp.data.splits import Split
 from kernelsimp.data.transforms import Batches, Preprocess, epoch_seed
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.evaluation.accuracy import checked_logits, evaluating, measure, outputs
+from kernelsimp.evaluation.accuracy import checked_logits, evaluation_mode, measure, outputs
 
 BINS = 15
 """Bins of equal width over confidence, as in Guo et al. 2017."""
@@ -84,7 +84,7 @@ def weight_noise(
     for level in levels:
         found = []
         for draw in range(draws):
-            noisy = _Noisy(model, _perturbed(model, level, epoch_seed(bench.seed, draw, "noise")))
+            noisy = _Noisy(model, _perturb_weights(model, level, epoch_seed(bench.seed, draw, "noise")))
             found.append(measure(noisy, bench.batches(split), bench.device).top1)
         rows.append(NoiseLevel(level, fmean(found), pstdev(found), draws))
     return tuple(rows)
@@ -96,7 +96,7 @@ def check_draws(draws: int) -> None:
         raise KernelsimpError(f"{draws} draws of weight noise; expected at least 1")
 
 
-def _perturbed(model: nn.Module, level: float, seed: int) -> dict[str, Tensor]:
+def _perturb_weights(model: nn.Module, level: float, seed: int) -> dict[str, Tensor]:
     weights = {}
     for name, weight in model.named_parameters():
         if weight.ndim < 2:
@@ -131,7 +131,7 @@ def consistency(model: nn.Module, split: Split, bench: Bench, shifts: Sequence[f
     changes: list[Callable[[Tensor], Tensor]] = [lambda images: images.flip(3)]
     for step in steps:
         for down, right in ((step, 0), (-step, 0), (0, step), (0, -step)):
-            changes.append(partial(shifted, down=down, right=right))
+            changes.append(partial(shift_images, down=down, right=right))
     same = _agreement(model, split, bench, changes)
     rows = tuple((float(step), 100 * fmean(same[1 + 4 * i : 5 + 4 * i])) for i, step in enumerate(steps))
     return Consistency(100 * same[0], rows)
@@ -145,7 +145,7 @@ def whole_pixels(shifts: Sequence[float]) -> list[int]:
     return steps
 
 
-def shifted(images: Tensor, down: int, right: int) -> Tensor:
+def shift_images(images: Tensor, down: int, right: int) -> Tensor:
     """Return images (n, C, H, W) moved down and right by whole pixels, black moving in."""
     height, width = images.shape[2:]
     out = torch.zeros_like(images)
@@ -165,7 +165,7 @@ def _agreement(
 ) -> list[float]:
     """Return for each change the share of images whose answer it leaves as it was."""
     same, total = np.zeros(len(changes)), 0
-    with evaluating(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         for images, labels in bench.raw(split):
             answers = [
                 checked_logits(model, bench.preprocess.normalise(change(images)), labels).argmax(1)

@@ -206,7 +206,7 @@ def _steps(symbols: Ints, step: float) -> Floats:
     return np.asarray(symbols * step, dtype=np.float64)
 
 
-def _spread(each: Floats, total: float) -> Floats:
+def _spread_bits(each: Floats, total: float) -> Floats:
     """Shift bits so that they add up to `total`."""
     return np.asarray(each + (total - each.sum()) / len(each))
 
@@ -224,7 +224,7 @@ def _transform(name: str, values: Floats, distortion: float) -> Coding:
     step = _search(lambda step: _share(values, _steps(written(step), step)), distortion, around)
     symbols = written(step)
     total = min(_together(symbols), _by_column(symbols)) + STEP_BITS + 1
-    each = _spread(_prices(symbols)(symbols).sum(axis=1), total)
+    each = _spread_bits(_prices(symbols)(symbols).sum(axis=1), total)
     return Coding(name, total / len(values), _share(values, _steps(symbols, step)), step, each)
 
 
@@ -252,7 +252,7 @@ def _distinct(flat: Floats, step: float) -> Coding:
     each = values * b + cells * np.log2(values) + math.log2(cells)
     total = float(each.sum()) + STEP_BITS
     distortion = _share(flat, _steps(symbols, step))
-    return Coding("distinct-values", total / len(flat), distortion, step, _spread(each, total))
+    return Coding("distinct-values", total / len(flat), distortion, step, _spread_bits(each, total))
 
 
 def _codebook(flat: Floats, distortion: float) -> Coding:
@@ -272,7 +272,7 @@ def _codebook(flat: Floats, distortion: float) -> Coding:
     levels = _lloyd(ordered, high)
     indices = _nearest(flat, levels)
     total = adaptive_bits(indices) + 32 * len(levels) + 8
-    each = _spread(_prices(indices)(indices).sum(axis=1), total)
+    each = _spread_bits(_prices(indices)(indices).sum(axis=1), total)
     return Coding("codebook", total / len(flat), _share(flat, levels[indices]), 0.0, each)
 
 
@@ -350,7 +350,9 @@ class _StructureCoder:
             each[rows] = final(part).sum(axis=1) + share[index]
             written[rows] = _steps(part, step) @ self.bases[index].T
         bits, distortion = total / len(choice), _share(self.flat, written)
-        return Coding("structure", bits, distortion, step, _spread(each, total), _public(choice), written)
+        return Coding(
+            "structure", bits, distortion, step, _spread_bits(each, total), _public(choice), written
+        )
 
 
 def _public(choice: Ints) -> Ints:

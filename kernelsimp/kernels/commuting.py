@@ -18,7 +18,7 @@ def shared_basis(projectors: list[Floats]) -> tuple[Floats, Floats]:
     Each projector is the sum of vv' over its columns. Which group a projector joins depends on the
     order in which they come; of a few orders the one with the fewest columns is kept.
     """
-    commute = _commuting(projectors)
+    commute = _commuting_pairs(projectors)
     table = list(range(len(projectors)))
     partners = commute.sum(axis=1)
     orders = [table, sorted(table, key=lambda i: partners[i]), sorted(table, key=lambda i: -partners[i])]
@@ -28,7 +28,7 @@ def shared_basis(projectors: list[Floats]) -> tuple[Floats, Floats]:
     return min(made, key=lambda pair: len(pair[0]))
 
 
-def _commuting(projectors: list[Floats]) -> NDArray[np.bool_]:
+def _commuting_pairs(projectors: list[Floats]) -> NDArray[np.bool_]:
     count = len(projectors)
     commute = np.eye(count, dtype=bool)
     for i, j in combinations(range(count), 2):
@@ -61,7 +61,7 @@ def _columns(projectors: list[Floats], groups: list[list[int]]) -> tuple[Floats,
         users = [i for i in group if np.trace(atom.T @ projectors[i] @ atom) > 0.5]
         if not users:
             continue
-        chosen = _spanning(columns, atom)
+        chosen = _spanning_columns(columns, atom)
         if chosen is None:
             chosen = np.arange(len(columns), len(columns) + atom.shape[1])
             columns = np.concatenate([columns, atom.T])
@@ -83,7 +83,7 @@ def _atoms(projectors: list[Floats], group: list[int]) -> list[Floats]:
     return atoms
 
 
-def _spanning(columns: Floats, atom: Floats) -> Ints | None:
+def _spanning_columns(columns: Floats, atom: Floats) -> Ints | None:
     """Return the numbers of orthonormal vectors among `columns` that span `atom`, or None."""
     inside = np.flatnonzero(np.square(columns @ atom).sum(axis=1) > 1 - 1e-9)
     chosen: list[int] = []

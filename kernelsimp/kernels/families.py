@@ -20,10 +20,10 @@ from kernelsimp.kernels.subspace import (
     OrbitSubspace,
     Shape,
     SignedPermutation,
-    clearing,
     from_generators,
     from_orbits,
-    moving,
+    permutation,
+    zeroing,
 )
 
 Generators = list[SignedPermutation]
@@ -52,14 +52,14 @@ def _grid(shape: Shape) -> Ints:
     return np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
 
 
-def _turned(*moves: tuple[str, float]) -> Build:
+def _grid_moves_builder(*moves: tuple[str, float]) -> Build:
     """Return a builder for grid moves (`h`, `v`, `turn`, `half`, `transpose`, `anti`) with signs."""
 
     def build(shape: Shape) -> Generators | None:
         square = shape[-1] == shape[-2]
         if not square and any(move in ("turn", "transpose", "anti") for move, _ in moves):
             return None
-        return [moving(_MOVES[move](_grid(shape)), sign) for move, sign in moves]
+        return [permutation(_MOVES[move](_grid(shape)), sign) for move, sign in moves]
 
     return build
 
@@ -74,18 +74,18 @@ _MOVES: dict[str, Callable[[Ints], Ints]] = {
 }
 
 
-def _rolled(*axes: int) -> Build:
+def _equal_lines_builder(*axes: int) -> Build:
     """Return a builder whose kernels do not change along `axes` (equal lines)."""
-    return lambda shape: [moving(np.roll(_grid(shape), 1, axis=axis)) for axis in axes]
+    return lambda shape: [permutation(np.roll(_grid(shape), 1, axis=axis)) for axis in axes]
 
 
-def _swapped(axis: int, first: int, second: int) -> Build:
+def _equal_pair_builder(axis: int, first: int, second: int) -> Build:
     """Return a builder whose lines `first` and `second` along `axis` are equal."""
 
     def build(shape: Shape) -> Generators | None:
         order = np.arange(shape[axis])
         order[[first, second]] = order[[second, first]]
-        return [moving(np.take(_grid(shape), order, axis=axis))]
+        return [permutation(np.take(_grid(shape), order, axis=axis))]
 
     return build
 
@@ -98,7 +98,7 @@ def _radial(shape: Shape) -> Generators | None:
     for value in np.unique(distance):
         ring = np.flatnonzero(distance.reshape(-1) == value)
         target[ring] = np.roll(ring, 1)
-    return [moving(target)]
+    return [permutation(target)]
 
 
 def _only(keep: Callable[[Ints, Ints], np.ndarray]) -> Build:
@@ -112,41 +112,73 @@ def _only(keep: Callable[[Ints, Ints], np.ndarray]) -> Build:
             return None
         rows, columns = np.indices(shape)
         kept = keep(2 * rows - shape[-2] + 1, 2 * columns - shape[-1] + 1)
-        return [clearing(~kept)] if kept.any() else None
+        return [zeroing(~kept)] if kept.any() else None
 
     return build
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("mirror-h", "the same when left and right are swapped", _turned(("h", 1))),
-    Family("mirror-v", "the same when top and bottom are swapped", _turned(("v", 1))),
-    Family("transpose", "the same when mirrored on the main diagonal", _turned(("transpose", 1))),
-    Family("anti-transpose", "the same when mirrored on the other diagonal", _turned(("anti", 1))),
-    Family("half-turn", "the same after half a turn", _turned(("half", 1))),
-    Family("both-mirrors", "the same under both axis mirrors", _turned(("h", 1), ("v", 1))),
-    Family("both-transposes", "the same under both diagonal mirrors", _turned(("transpose", 1), ("anti", 1))),
+    Family("mirror-h", "the same when left and right are swapped", _grid_moves_builder(("h", 1))),
+    Family("mirror-v", "the same when top and bottom are swapped", _grid_moves_builder(("v", 1))),
+    Family("transpose", "the same when mirrored on the main diagonal", _grid_moves_builder(("transpose", 1))),
     Family(
-        "full-square", "the same under every turn and mirror of the square", _turned(("turn", 1), ("h", 1))
+        "anti-transpose", "the same when mirrored on the other diagonal", _grid_moves_builder(("anti", 1))
     ),
-    Family("quarter-turn", "the same after a quarter turn", _turned(("turn", 1))),
+    Family("half-turn", "the same after half a turn", _grid_moves_builder(("half", 1))),
+    Family("both-mirrors", "the same under both axis mirrors", _grid_moves_builder(("h", 1), ("v", 1))),
+    Family(
+        "both-transposes",
+        "the same under both diagonal mirrors",
+        _grid_moves_builder(("transpose", 1), ("anti", 1)),
+    ),
+    Family(
+        "full-square",
+        "the same under every turn and mirror of the square",
+        _grid_moves_builder(("turn", 1), ("h", 1)),
+    ),
+    Family("quarter-turn", "the same after a quarter turn", _grid_moves_builder(("turn", 1))),
     Family("radial", "equal at equal distance from the centre", _radial),
-    Family("odd-h", "the negative of itself when left and right are swapped", _turned(("h", -1))),
-    Family("odd-v", "the negative of itself when top and bottom are swapped", _turned(("v", -1))),
-    Family("odd-transpose", "the negative when mirrored on the main diagonal", _turned(("transpose", -1))),
-    Family("odd-anti-transpose", "the negative when mirrored on the other diagonal", _turned(("anti", -1))),
-    Family("odd-half-turn", "the negative of itself after half a turn", _turned(("half", -1))),
-    Family("odd-h-even-v", "odd left-right, even top-bottom: Sobel's class", _turned(("h", -1), ("v", 1))),
-    Family("even-h-odd-v", "even left-right, odd top-bottom: Sobel's class", _turned(("h", 1), ("v", -1))),
+    Family("odd-h", "the negative of itself when left and right are swapped", _grid_moves_builder(("h", -1))),
+    Family("odd-v", "the negative of itself when top and bottom are swapped", _grid_moves_builder(("v", -1))),
     Family(
-        "odd-turn-even-h", "the negative after a quarter turn, even mirrors", _turned(("turn", -1), ("h", 1))
+        "odd-transpose",
+        "the negative when mirrored on the main diagonal",
+        _grid_moves_builder(("transpose", -1)),
     ),
     Family(
-        "odd-turn-odd-h", "the negative after a quarter turn, odd mirrors", _turned(("turn", -1), ("h", -1))
+        "odd-anti-transpose",
+        "the negative when mirrored on the other diagonal",
+        _grid_moves_builder(("anti", -1)),
     ),
-    Family("odd-square", "the same after a quarter turn, odd mirrors", _turned(("turn", 1), ("h", -1))),
-    Family("equal-rows", "every row is the same", _rolled(-2)),
-    Family("equal-columns", "every column is the same", _rolled(-1)),
-    Family("constant", "every cell is the same", _rolled(-2, -1)),
+    Family("odd-half-turn", "the negative of itself after half a turn", _grid_moves_builder(("half", -1))),
+    Family(
+        "odd-h-even-v",
+        "odd left-right, even top-bottom: Sobel's class",
+        _grid_moves_builder(("h", -1), ("v", 1)),
+    ),
+    Family(
+        "even-h-odd-v",
+        "even left-right, odd top-bottom: Sobel's class",
+        _grid_moves_builder(("h", 1), ("v", -1)),
+    ),
+    Family(
+        "odd-turn-even-h",
+        "the negative after a quarter turn, even mirrors",
+        _grid_moves_builder(("turn", -1), ("h", 1)),
+    ),
+    Family(
+        "odd-turn-odd-h",
+        "the negative after a quarter turn, odd mirrors",
+        _grid_moves_builder(("turn", -1), ("h", -1)),
+    ),
+    Family(
+        "odd-square",
+        "the same after a quarter turn, odd mirrors",
+        _grid_moves_builder(("turn", 1), ("h", -1)),
+    ),
+    Family("equal-rows", "every row is the same", _equal_lines_builder(-2)),
+    Family("equal-columns", "every column is the same", _equal_lines_builder(-1)),
+    Family("constant", "every cell is the same", _equal_lines_builder(-2, -1)),
     Family("centre-cell", "zero but in the centre", _only(lambda y, x: (y == 0) & (x == 0))),
     Family("centre-row", "zero but in the centre row", _only(lambda y, x: (y == 0) & (x == x))),
     Family("centre-column", "zero but in the centre column", _only(lambda y, x: (x == 0) & (y == y))),
@@ -177,11 +209,13 @@ def line_pairs(shape: Shape) -> Iterator[Family]:
     for axis, line in ((-2, "rows"), (-1, "columns")):
         for first, second in combinations(range(shape[axis]), 2):
             meaning = f"{line} {first} and {second} are the same"
-            yield Family(f"{line}-{first}-{second}", meaning, _swapped(axis, first, second))
+            yield Family(f"{line}-{first}-{second}", meaning, _equal_pair_builder(axis, first, second))
 
 
 @lru_cache(maxsize=256)
-def offered(shape: Shape, names: tuple[str, ...] | None = None, *, pairs: bool = True) -> tuple[Offered, ...]:
+def offered_families(
+    shape: Shape, names: tuple[str, ...] | None = None, *, pairs: bool = True
+) -> tuple[Offered, ...]:
     """Return the families that mean something at `shape`, each different projector once, in table order.
 
     `names` restricts the table; `pairs` adds single pairs of equal lines. A family is offered only where

@@ -43,7 +43,7 @@ class FewValues:
         return partitions.bits(self.grid[0] * self.grid[1], self.values)
 
 
-def offered(grid: Grid, values: int) -> bool:
+def is_offered(grid: Grid, values: int) -> bool:
     """Say whether so few values restrict kernels of this shape: 1 < values < cells."""
     return 1 < values < grid[0] * grid[1]
 

@@ -23,7 +23,7 @@ def gaussian_derivatives(shape: Shape, order: int) -> SpanSubspace | None:
     """
     if len(shape) != 2:
         return None
-    drawn = _drawn(shape, order)
+    drawn = _draw_derivatives(shape, order)
     cells = shape[0] * shape[1]
     if drawn.shape[1] >= cells or np.linalg.matrix_rank(drawn) < drawn.shape[1]:
         return None
@@ -31,7 +31,7 @@ def gaussian_derivatives(shape: Shape, order: int) -> SpanSubspace | None:
 
 
 @lru_cache(maxsize=64)
-def _drawn(shape: Shape, order: int) -> Floats:
+def _draw_derivatives(shape: Shape, order: int) -> Floats:
     """Return the derivatives as columns (cells, dim)."""
     sigma = max(shape) / 4
     rows, columns = (_lines(side, order, sigma) for side in shape)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.kernels.subspace import OrbitSubspace, Shape, clearing, from_generators
+from kernelsimp.kernels.subspace import OrbitSubspace, Shape, from_generators, zeroing
 
 PREFIX = "cells-"
 
@@ -34,4 +34,4 @@ def find(name: str, shape: Shape) -> OrbitSubspace:
         raise KernelsimpError(
             f"structure '{name}' is no mask of {cells} cells; expected {cells} digits 0 or 1"
         )
-    return from_generators(shape, [clearing(np.array([digit == "0" for digit in digits]))])
+    return from_generators(shape, [zeroing(np.array([digit == "0" for digit in digits]))])

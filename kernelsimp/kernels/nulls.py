@@ -97,7 +97,7 @@ class Null:
         above = self.table.numpy() >= np.log(p)
         return np.asarray(NODES[np.argmax(above, axis=1)])
 
-    def expected(self, tolerance: float, family: int) -> float:
+    def expected_share(self, tolerance: float, family: int) -> float:
         """Return the share of kernels within `tolerance` of a family that chance gives."""
         return float(self.expected_shares(tolerance)[family])
 
@@ -133,7 +133,7 @@ class Sampled:
         tail = np.log(_ANCHOR / count) + self.codimension * (flat.clamp_min(floor) / max(anchor, floor)).log()
         return torch.where(flat < anchor, tail, log_p)
 
-    def expected(self, tolerance: float) -> float:
+    def expected_share(self, tolerance: float) -> float:
         """Return the share of kernels within `tolerance` that chance gives."""
         return float((self.sorted_r <= tolerance).double().mean())
 
@@ -141,7 +141,7 @@ class Sampled:
 _ANCHOR = 50
 
 
-def sampled(name: str, residuals: Tensor, codimension: int | None = None) -> Sampled:
+def sampled_null(name: str, residuals: Tensor, codimension: int | None = None) -> Sampled:
     """Return the null that the residuals (N,) of random kernels make."""
     return Sampled(name, residuals.detach().double().flatten().sort().values, codimension)
 
@@ -190,9 +190,9 @@ def gaussian_null(name: str, covariance: Floats, subspaces: Sequence[Subspace]) 
     if not values[0] > 1e-9 * values[-1]:
         return _fallen_back(name, subspaces, "the kernels' covariance is singular")
     root = (vectors * np.sqrt(values / values.mean())) @ vectors.T
-    nodes, log_p = _solved(root, subspaces)
+    nodes, log_p = _solve_coarse(root, subspaces)
     wanted = np.log(NODES) - 0.5 * np.log1p(-np.square(NODES))
-    rows = [_spread(nodes, row, wanted) for row in log_p]
+    rows = [_interpolate_log_p(nodes, row, wanted) for row in log_p]
     return Null(name, torch.from_numpy(np.array(rows, dtype=np.float32).reshape(-1, len(NODES))))
 
 
@@ -236,7 +236,7 @@ def _coarse_nodes() -> Floats:
     return np.concatenate([np.arange(17.0, 4.2, -1.0), middle, np.arange(middle[-1] - 0.6, -11.5, -0.8)])
 
 
-def _solved(root: Floats, subspaces: Sequence[Subspace]) -> tuple[Floats, list[Floats]]:
+def _solve_coarse(root: Floats, subspaces: Sequence[Subspace]) -> tuple[Floats, list[Floats]]:
     """Return coarse nodes v (falling) and for each family log p at as many of them as matter."""
     nodes = _coarse_nodes()
     squares = 1 / (1 + np.exp(-2 * nodes))
@@ -272,7 +272,7 @@ _LARGE = 25
 """From this many cells on it pays to look whether one basis serves every t."""
 
 
-def _spread(nodes: Floats, log_p: Floats, wanted: Floats) -> NDArray[np.float32]:
+def _interpolate_log_p(nodes: Floats, log_p: Floats, wanted: Floats) -> NDArray[np.float32]:
     """Return log p at the residuals `wanted` (as v, rising) from coarse nodes (falling)."""
     v, values = nodes[: len(log_p)][::-1], log_p[::-1]
     slope = (values[1] - values[0]) / (v[1] - v[0])

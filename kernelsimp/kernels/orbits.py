@@ -67,7 +67,7 @@ def moves(grid: Grid) -> tuple[Ints, ...]:
     return tuple(found.values())
 
 
-def moved(flat: Tensor, grid: Grid) -> Tensor:
+def move_kernels(flat: Tensor, grid: Grid) -> Tensor:
     """Return every move of kernels (n, cells), (moves, n, cells)."""
     return torch.stack([flat[:, torch.from_numpy(move)] for move in moves(grid)])
 
@@ -85,7 +85,7 @@ def find(kernels: Tensor, tolerance: float = 0.1) -> Orbits:
     grid = grid_of(kernels)
     tree = len(live) > MATRIX_UP_TO and flat.shape[1] <= TREE_CELLS and tolerance < 0.5
     partner, move = (_by_tree if tree else _by_matrix)(unit, grid, tolerance)
-    return _described(flat, grid, (live, partner, move))
+    return _orbits_of_bank(flat, grid, (live, partner, move))
 
 
 def quadrature_pairs(kernels: Tensor, fitted: TemplateFit, tolerance: float = 0.1) -> Tensor:
@@ -100,13 +100,15 @@ def quadrature_pairs(kernels: Tensor, fitted: TemplateFit, tolerance: float = 0.
     rows = torch.nonzero(gabor & (fitted.residual <= tolerance))[:, 0]
     flat = rows_of(kernels)[0][rows]
     centred = flat - flat.mean(dim=1, keepdim=True)
-    left = (centred.square().sum(dim=1)[None] - (_advanced(fitted, rows) @ centred.T).square()).clamp_min(0)
+    left = (
+        centred.square().sum(dim=1)[None] - (_advance_gabors(fitted, rows) @ centred.T).square()
+    ).clamp_min(0)
     near = left <= tolerance**2 * flat.square().sum(dim=1)[None]
     pairs = torch.nonzero((near & near.T).triu(1))
     return rows[pairs]
 
 
-def _advanced(fitted: TemplateFit, rows: Tensor) -> Tensor:
+def _advance_gabors(fitted: TemplateFit, rows: Tensor) -> Tensor:
     """Redraw the Gabors of `rows` a quarter wave on, (m, cells)."""
     parameters = fitted.parameters[rows].clone()
     parameters[:, -1] += torch.pi / 2
@@ -117,10 +119,10 @@ def _by_matrix(unit: Tensor, grid: Grid, tolerance: float) -> tuple[Tensor, Tens
     """Return the best other kernel and its move by cosines of all pairs, a block of rows at a time."""
     n = len(unit)
     low = unit.float()
-    images = moved(low, grid)
+    images = move_kernels(low, grid)
     partner, move = torch.full((n,), -1), torch.zeros(n, dtype=torch.int64)
     block = max(1, BLOCK // max(n, 1))
-    for first, rows in _numbered(low, block):
+    for first, rows in _number_chunks(low, block):
         best = torch.full((len(rows),), -1.0)
         here = torch.arange(len(rows))
         for index, image in enumerate(images):
@@ -132,7 +134,7 @@ def _by_matrix(unit: Tensor, grid: Grid, tolerance: float) -> tuple[Tensor, Tens
             partner[first + here[better]], move[first + here[better]] = at[better], index
     if n < 2:
         partner[:] = -1
-    return _checked(unit, grid, (partner, move), tolerance)
+    return _check_partners(unit, grid, (partner, move), tolerance)
 
 
 def _by_tree(unit: Tensor, grid: Grid, tolerance: float) -> tuple[Tensor, Tensor]:
@@ -147,11 +149,11 @@ def _by_tree(unit: Tensor, grid: Grid, tolerance: float) -> tuple[Tensor, Tensor
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(unit.shape[1], generator=generator, dtype=torch.float64)
     direction = direction / direction.norm()
-    images = moved(unit, grid)
+    images = move_kernels(unit, grid)
     scores = images @ direction
     signs = torch.where(scores >= 0, 1.0, -1.0)
     highest = scores.abs().amax(dim=0)
-    query = _picked(images, signs, scores.abs().argmax(dim=0))
+    query = _pick_images(images, signs, scores.abs().argmax(dim=0))
     both = torch.cat([scores, -scores])
     which, owner = torch.nonzero(both >= highest - 2 * reach, as_tuple=True)
     count = len(images)
@@ -160,10 +162,10 @@ def _by_tree(unit: Tensor, grid: Grid, tolerance: float) -> tuple[Tensor, Tensor
     neighbour = _first_other(tree, query, owner, reach)
     found = neighbour >= 0
     partner = torch.where(found, owner[neighbour], -1)
-    return _checked(unit, grid, (partner, torch.full_like(partner, -1)), tolerance)
+    return _check_partners(unit, grid, (partner, torch.full_like(partner, -1)), tolerance)
 
 
-def _picked(images: Tensor, signs: Tensor, which: Tensor) -> Tensor:
+def _pick_images(images: Tensor, signs: Tensor, which: Tensor) -> Tensor:
     here = torch.arange(images.shape[1])
     return images[which, here] * signs[which, here][:, None]
 
@@ -188,12 +190,12 @@ def _first_other(tree: KDTree, query: Tensor, owner: Tensor, reach: float) -> Te
     return result
 
 
-def _checked(
+def _check_partners(
     unit: Tensor, grid: Grid, found: tuple[Tensor, Tensor], tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """Decide the move and the tolerance in float64; -1 for partners that do not hold."""
     partner = found[0]
-    others = moved(unit[partner.clamp_min(0)], grid) if len(unit) else moved(unit, grid)
+    others = move_kernels(unit[partner.clamp_min(0)], grid) if len(unit) else move_kernels(unit, grid)
     cosine = torch.einsum("nc,mnc->mn", unit, others)
     move = cosine.abs().argmax(dim=0) if len(unit) else found[1]
     image = others[move, torch.arange(len(unit))]
@@ -202,14 +204,14 @@ def _checked(
     return torch.where(holds, partner, -1), torch.where(holds, move, 0)
 
 
-def _described(flat: Tensor, grid: Grid, found: tuple[Tensor, Tensor, Tensor]) -> Orbits:
+def _orbits_of_bank(flat: Tensor, grid: Grid, found: tuple[Tensor, Tensor, Tensor]) -> Orbits:
     """Turn partners among live kernels into scales, residuals and groups of the whole bank."""
     live, near, turned = found
     n = len(flat)
     partner, move = torch.full((n,), -1), torch.zeros(n, dtype=torch.int64)
     partner[live] = torch.where(near >= 0, live[near.clamp_min(0)], -1) if len(live) else near
     move[live] = turned
-    other = moved(flat[partner.clamp_min(0)], grid)[move, torch.arange(n)] if n else flat
+    other = move_kernels(flat[partner.clamp_min(0)], grid)[move, torch.arange(n)] if n else flat
     energy = other.square().sum(dim=1)
     paired = partner >= 0
     scale = torch.where(paired & (energy > 0), (flat * other).sum(dim=1) / energy.clamp_min(1e-300), 0.0)
@@ -221,6 +223,6 @@ def _described(flat: Tensor, grid: Grid, found: tuple[Tensor, Tensor, Tensor]) -
     return Orbits(partner, move, scale, residual, torch.from_numpy(groups.astype(np.int64)), int(count))
 
 
-def _numbered(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+def _number_chunks(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
     for index, part in enumerate(chunks(rows, size)):
         yield index * size, part

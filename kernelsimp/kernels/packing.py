@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernelsimp.kernels.structures import BentSet, LowRank, find
+from kernelsimp.kernels.structures import KernelSet, LowRank, find
 from kernelsimp.kernels.subspace import OrbitSubspace, Shape
 
 Bits = NDArray[np.unsignedinteger]
@@ -145,11 +145,11 @@ def _coder(name: str, shape: Shape, dtype: torch.dtype) -> _Coder:
 def _exact(coder: _Coder, bits: Bits) -> Bools:
     """Say which kernels (n, cells) a coder gives back bit for bit, in fewer bytes."""
     parts = [bits[start : start + CHUNK] for start in range(0, len(bits), CHUNK)]
-    exact = [(_again(coder, part) == part).all(axis=1) & coder.pays(part) for part in parts]
+    exact = [(_decode_order(coder, part) == part).all(axis=1) & coder.pays(part) for part in parts]
     return np.concatenate([*exact, np.zeros(0, np.bool_)])
 
 
-def _again(coder: _Coder, bits: Bits) -> Bits:
+def _decode_order(coder: _Coder, bits: Bits) -> Bits:
     values, side = coder.write(bits)
     return coder.read(len(bits), Pool(values), Pool(side))
 
@@ -190,7 +190,7 @@ class _Orbits(_Coder):
 class _Equal(_Coder):
     """One cell of each distinct value, and beside them a byte a cell that says which value it has."""
 
-    structure: BentSet
+    structure: KernelSet
     width: int
 
     def write(self, bits: Bits) -> tuple[Bits, Bytes]:
@@ -236,9 +236,9 @@ class _Outer(_Coder):
     def write(self, bits: Bits) -> tuple[Bits, Bytes]:
         wide = _wide(bits, self.dtype).reshape(-1, *self._grid)
         pivots = self._pivots(wide)
-        kept = self._kept(pivots)
-        expected = self._expected(wide, pivots)
-        missing = (_ordered(bits, self._top) - _ordered(expected, self._top))[~kept]
+        kept = self._kept_cells(pivots)
+        expected = self._expected_bits(wide, pivots)
+        missing = (_order_bits(bits, self._top) - _order_bits(expected, self._top))[~kept]
         steps = missing.clip(-128, 127).astype(np.int8).view(np.uint8)
         return bits[kept], np.concatenate([pivots.astype(np.uint8).reshape(-1), steps])
 
@@ -247,16 +247,16 @@ class _Outer(_Coder):
         pivots = side.take(count * order).reshape(count, order).astype(np.int64)
         if (pivots >= cells).any():
             raise ValueError("a pivot lies outside its kernel")
-        kept = self._kept(pivots)
+        kept = self._kept_cells(pivots)
         if (kept.sum(axis=1) != self.structure.dim).any():
             raise ValueError("two pivots share a line")
         taken = values.take(count * self.structure.dim)
         bits = np.zeros((count, cells), taken.dtype)
         bits[kept] = taken
         wide = _wide(bits, self.dtype).reshape(count, *self._grid)
-        expected = _ordered(self._expected(wide, pivots), self._top)[~kept]
+        expected = _order_bits(self._expected_bits(wide, pivots), self._top)[~kept]
         steps = side.take(expected.size).view(np.int8)
-        bits[~kept] = _unordered(expected + steps, self._top).astype(taken.dtype)
+        bits[~kept] = _undo_order(expected + steps, self._top).astype(taken.dtype)
         return bits
 
     @property
@@ -283,14 +283,14 @@ class _Outer(_Coder):
                 left = left - left[every, :, column][:, :, None] * left[every, row][:, None] / corner
         return pivots
 
-    def _kept(self, pivots: Ints) -> Bools:
+    def _kept_cells(self, pivots: Ints) -> Bools:
         """Say which cells (n, cells) lie in a row or a column of a pivot."""
         row, column = np.divmod(pivots, self._grid[1])
         rows = (np.arange(self._grid[0])[None, None] == row[:, :, None]).any(axis=1)
         columns = (np.arange(self._grid[1])[None, None] == column[:, :, None]).any(axis=1)
         return np.asarray((rows[:, :, None] | columns[:, None, :]).reshape(len(pivots), -1))
 
-    def _expected(self, wide: Floats, pivots: Ints) -> Bits:
+    def _expected_bits(self, wide: Floats, pivots: Ints) -> Bits:
         """Return the cells (n, cells) that the products give, rounded to the dtype."""
         row, column = np.divmod(pivots, self._grid[1])
         every = np.arange(len(wide))[:, None]
@@ -316,13 +316,13 @@ def _wide(bits: Bits, dtype: torch.dtype) -> Floats:
     return tensor_of(bits, dtype).double().numpy()
 
 
-def _ordered(bits: Bits, top: int) -> Ints:
+def _order_bits(bits: Bits, top: int) -> Ints:
     """Number the values of a dtype in their order, 0 for zero: neighbours differ by one."""
     wide = bits.astype(np.uint64)
     size = (wide & np.uint64((1 << top) - 1)).astype(np.int64)
     return np.where(wide >> np.uint64(top), -size, size)
 
 
-def _unordered(places: Ints, top: int) -> NDArray[np.uint64]:
+def _undo_order(places: Ints, top: int) -> NDArray[np.uint64]:
     size = np.abs(places).astype(np.uint64)
     return np.where(places < 0, size | np.uint64(1 << top), size)

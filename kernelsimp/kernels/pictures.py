@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernelsimp.kernels import few_values, rank, template_fit
 from kernelsimp.kernels.cells import Grid, grid_of, rows_of
-from kernelsimp.kernels.families import offered
+from kernelsimp.kernels.families import offered_families
 from kernelsimp.kernels.subspace import OrbitSubspace
 from kernelsimp.kernels.template_fit import TemplateFit
 from kernelsimp.kernels.templates import by_name, parameters_of
@@ -131,7 +131,7 @@ def match(kernels: Tensor, tolerance: float = 0.1) -> Matches:
 
     Several of one dimension: the least residual, then the order of the table.
     """
-    rows = offered(grid_of(kernels))
+    rows = offered_families(grid_of(kernels))
     dims = np.array([row.subspace.dim for row in rows], dtype=np.int64)
     if not rows:
         return Matches((), dims, np.full(len(kernels), -1, dtype=np.int64))
@@ -163,7 +163,7 @@ def describe(
     direction = np.where(noun >= 0, _directions(fitted), 0)
     codes = np.stack([noun, direction, phrase], axis=1)
     kinds, place = np.unique(codes, axis=0, return_inverse=True)
-    names = [_spoken(fitted.names, matches.families, code) for code in kinds.tolist()]
+    names = [_legend(fitted.names, matches.families, code) for code in kinds.tolist()]
     return [names[index] for index in place.reshape(-1).tolist()]
 
 
@@ -264,16 +264,16 @@ def _non_linear(kernels: Tensor) -> list[tuple[int, NDArray[np.float64], float]]
     """Return (code, residual of each kernel, numbers left) of rank one and of two and three values."""
     grid = grid_of(kernels)
     found = []
-    if rank.offered(grid, 1):
+    if rank.is_offered(grid, 1):
         found.append((_RANK_ONE, rank.residual(kernels).numpy(), float(rank.dof(grid, 1))))
-    counts = [u for u in (2, 3) if few_values.offered(grid, u)]
+    counts = [u for u in (2, 3) if few_values.is_offered(grid, u)]
     for values in few_values.fit_all(kernels, counts) if counts else ():
         numbers = values.dof + values.choice_bits / CHOICE_BITS_PER_NUMBER
         found.append((_TWO if values.values == 2 else _THREE, values.residual.numpy(), numbers))
     return found
 
 
-def _spoken(templates: Sequence[str], families: Sequence[str], code: list[int]) -> str:
+def _legend(templates: Sequence[str], families: Sequence[str], code: list[int]) -> str:
     noun, direction, phrase = code
     if noun < 0:
         return (_phrase(families[phrase], alone=True) if phrase >= 0 else _OTHERS[phrase]) or NOTHING

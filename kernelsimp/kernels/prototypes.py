@@ -94,7 +94,7 @@ def find(kernels: Tensor, settings: PrototypeSettings = PrototypeSettings()) -> 
     )
 
 
-def leading(found: Prototypes, most: int) -> tuple[Tensor, Tensor]:
+def leading_prototypes(found: Prototypes, most: int) -> tuple[Tensor, Tensor]:
     """Return the centres (k, kh, kw) that cover most, and each one's share of what all cover."""
     used = found.index >= 0
     covered = torch.zeros(found.count, dtype=torch.float64)

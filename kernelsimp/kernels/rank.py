@@ -19,7 +19,7 @@ def dof(grid: Grid, rank: int) -> int:
     return rank * (grid[0] + grid[1] - rank)
 
 
-def offered(grid: Grid, rank: int) -> bool:
+def is_offered(grid: Grid, rank: int) -> bool:
     """Say whether the rank restricts kernels of this shape at all."""
     return 0 < rank < min(grid)
 
@@ -31,10 +31,10 @@ def residuals(kernels: Tensor) -> Tensor:
     head would read 0 for a true 1e-9. Zero kernels give 0, kernels that are not finite NaN. At 3x3 the
     residual at rank two is good to 1e-10 or, where the kernel is nearer than that to rank one, to that.
     """
-    measure = _three_by_three if grid_of(kernels) == (3, 3) else _decomposed
+    measure = _three_by_three if grid_of(kernels) == (3, 3) else _decompose
     parts = []
     for part in chunks(kernels, CHUNK) if len(kernels) else (kernels,):
-        scaled, _, broken = _scaled(part)
+        scaled, _, broken = _scale_kernels(part)
         parts.append(torch.where(broken[:, None], torch.nan, measure(scaled)))
     return torch.cat(parts)
 
@@ -45,12 +45,12 @@ def residual(kernels: Tensor, rank: int = 1) -> Tensor:
     Raises `KernelsimpError` for a rank below 1, as all functions here do.
     """
     _check(rank)
-    scaled, _, broken = _scaled(kernels)
-    every = _decomposed(scaled)
+    scaled, _, broken = _scale_kernels(kernels)
+    every = _decompose(scaled)
     return torch.where(broken, torch.nan, every[:, min(rank, every.shape[1]) - 1])
 
 
-def _decomposed(scaled: Tensor) -> Tensor:
+def _decompose(scaled: Tensor) -> Tensor:
     energy = torch.linalg.svdvals(scaled).square()
     tail = energy.flip(1).cumsum(1).flip(1)
     total = tail[:, :1]
@@ -91,7 +91,7 @@ def factors(kernels: Tensor, rank: int = 1) -> tuple[Tensor, Tensor]:
     Each column and its row share the singular value evenly; r is `rank`, or min(kh, kw) if that is less.
     """
     _check(rank)
-    scaled, scale, _ = _scaled(kernels)
+    scaled, scale, _ = _scale_kernels(kernels)
     left, values, right = torch.linalg.svd(scaled, full_matrices=False)
     root = (values[:, :rank] * scale[:, None]).sqrt()
     return left[:, :, :rank] * root[:, None, :], right[:, :rank] * root[:, :, None]
@@ -122,7 +122,7 @@ def _check(rank: int) -> None:
         raise KernelsimpError(f"rank {rank}; expected 1 or more")
 
 
-def _scaled(kernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _scale_kernels(kernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return kernels over their largest cell (squares must not underflow), that cell, and the broken."""
     flat, broken = rows_of(kernels)
     largest = flat.abs().amax(dim=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.kernels.folding import Scratch, cells_first
-from kernelsimp.kernels.routes import ways
+from kernelsimp.kernels.routes import residual_routes
 from kernelsimp.kernels.subspace import Subspace
 
 CHUNK_CELLS = 1 << 17
@@ -30,7 +30,7 @@ def residuals(kernels: Tensor, subspaces: Sequence[Subspace]) -> Tensor:
     dtype; NaN where a kernel is not finite, 0 where it is zero. Raises ValueError where the subspaces
     differ in shape.
     """
-    return _gathered(kernels, subspaces, mean_removed=False)
+    return _gather_residuals(kernels, subspaces, mean_removed=False)
 
 
 def mean_removed_residuals(kernels: Tensor, subspaces: Sequence[Subspace]) -> Tensor:
@@ -39,7 +39,7 @@ def mean_removed_residuals(kernels: Tensor, subspaces: Sequence[Subspace]) -> Te
     The constant lies in every even subspace, so smooth kernels match them without being symmetric. A
     kernel that is constant up to rounding reads 0.
     """
-    return _gathered(kernels, subspaces, mean_removed=True)
+    return _gather_residuals(kernels, subspaces, mean_removed=True)
 
 
 def remove_mean(flat: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def residual_chunks(
         yield engine.run(remove_mean(flat) if mean_removed else flat).T
 
 
-def _gathered(kernels: Tensor, subspaces: Sequence[Subspace], *, mean_removed: bool) -> Tensor:
+def _gather_residuals(kernels: Tensor, subspaces: Sequence[Subspace], *, mean_removed: bool) -> Tensor:
     dtype = torch.float64 if kernels.dtype == torch.float64 else torch.float32
     out = torch.empty(len(subspaces), len(kernels), dtype=dtype)
     start = 0
@@ -78,7 +78,7 @@ def _gathered(kernels: Tensor, subspaces: Sequence[Subspace], *, mean_removed: b
 
 
 class _OneByOne:
-    """Large kernels, one family at a time: they are few, and finding shared ways would take minutes."""
+    """Large kernels, one family at a time: they are few, and finding shared routes would take minutes."""
 
     def __init__(self, subspaces: tuple[Subspace, ...]) -> None:
         self.subspaces = subspaces
@@ -91,12 +91,12 @@ class _OneByOne:
 
 
 class _Engine:
-    """The ways to some families, and where in their joint output each family and the norm stand."""
+    """The routes to some families, and where in their joint output each family and the norm stand."""
 
     def __init__(self, subspaces: tuple[Subspace, ...], dtype: torch.dtype) -> None:
-        self.ways = ways(subspaces, dtype)
+        self.routes = residual_routes(subspaces, dtype)
         self.shape = subspaces[0].shape
-        order = torch.tensor([family for way in self.ways for family in way.families])
+        order = torch.tensor([family for route in self.routes for family in route.families])
         self.place = order.argsort()
         self.in_order = bool((order.diff() > 0).all())
         self.scratch = Scratch(dtype)
@@ -118,12 +118,12 @@ class _Engine:
         """Return the energies (1 + families, n), the norm first."""
         joint = scratch.take("energies", len(self.place), len(flat))
         grid, first = None, 0
-        for way in self.ways:
-            part = joint[first : first + len(way.families)]
-            if way.by_grid and grid is None:
+        for route in self.routes:
+            part = joint[first : first + len(route.families)]
+            if route.by_grid and grid is None:
                 grid = cells_first(flat, self.shape, scratch)
-            way.write(flat if grid is None or not way.by_grid else grid, part, scratch)
-            first += len(way.families)
+            route.write(flat if grid is None or not route.by_grid else grid, part, scratch)
+            first += len(route.families)
         if self.in_order:
             return joint
         return torch.index_select(joint, 0, self.place, out=scratch.take("in order", *joint.shape))

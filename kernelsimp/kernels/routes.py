@@ -1,6 +1,6 @@
-"""Ways from kernels to the energy they have outside many subspaces at once, and which way suits whom.
+"""Routes from kernels to the energy they have outside many subspaces at once, and which route suits whom.
 
-A way serves some families: it writes ||C'w||^2 for kernels flat (n, cells), or with their cells first as
+A route serves some families: it writes ||C'w||^2 for kernels flat (n, cells), or with their cells first as
 a grid (planes, kh, kw, n). Small kernels take one matrix product over a basis sorted by symmetry class,
 and another over a basis shared by the families whose projectors commute; lines that are compared, and
 large symmetric kernels, go by additions.
@@ -25,7 +25,7 @@ _COMPARE, _SUM, _FOLD = 25, 36, 64
 made of them, and symmetries folded rather than multiplied out."""
 
 
-class Way(Protocol):
+class ResidualRoute(Protocol):
     """Write the energies of `families`, in that order, to `out` (families, n)."""
 
     @property
@@ -172,8 +172,8 @@ class Pairs:
 
 
 @lru_cache(maxsize=64)
-def ways(subspaces: tuple[Subspace, ...], dtype: torch.dtype) -> tuple[Way, ...]:
-    """Return ways that together serve every subspace, all of one shape, and before them the norm.
+def residual_routes(subspaces: tuple[Subspace, ...], dtype: torch.dtype) -> tuple[ResidualRoute, ...]:
+    """Return routes that together serve every subspace, all of one shape, and before them the norm.
 
     Family number 0 is the empty subspace, whose residual energy is ||w||^2; number i + 1 is subspace i.
     Raises ValueError where the shapes differ.
@@ -187,15 +187,15 @@ def ways(subspaces: tuple[Subspace, ...], dtype: torch.dtype) -> tuple[Way, ...]
     pairs = _take_pairs(shape, complements, left) if cells >= _COMPARE else None
     supports = None
     if cells >= _FOLD:
-        symmetries: Way | None = _take_folded(shape, complements, left, dtype)
+        symmetries: ResidualRoute | None = _take_folded(shape, complements, left, dtype)
         means = _take_means(shape, complements, left)
     else:
         symmetries, means = _take_classes(shape, complements, left, dtype), None
     if cells >= _FOLD or pairs is not None:  # where cells lie first anyway
         supports = _take_supports(complements, left, dtype)
     product = _take_product(complements, left, dtype)
-    chosen: tuple[Way | None, ...] = (symmetries, means, product, supports, pairs)  # in table order
-    return tuple(way for way in chosen if way is not None)
+    chosen: tuple[ResidualRoute | None, ...] = (symmetries, means, product, supports, pairs)  # in table order
+    return tuple(route for route in chosen if route is not None)
 
 
 def _key(projector: Floats) -> bytes:

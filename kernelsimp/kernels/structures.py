@@ -54,7 +54,7 @@ GROUPS = {
 
 
 @dataclass(frozen=True)
-class BentSet:
+class KernelSet:
     """A set of kernels of `shape`; `dim` numbers are left of a kernel and `side_bits` name the rest."""
 
     name: str
@@ -93,7 +93,7 @@ class BentSet:
 
 
 @dataclass(frozen=True)
-class LowRank(BentSet):
+class LowRank(KernelSet):
     """Kernels of rank `order` or less; the flat keeps the row space, span(I kron V)."""
 
     order: int = 1
@@ -114,7 +114,7 @@ class LowRank(BentSet):
 
 
 @dataclass(frozen=True)
-class FewValued(BentSet):
+class FewValued(KernelSet):
     """Kernels of `count` distinct values or fewer; the flat keeps which cells are equal."""
 
     count: int = 2
@@ -140,7 +140,7 @@ class FewValued(BentSet):
 
 
 @dataclass(frozen=True, eq=False)
-class Templated(BentSet):
+class Templated(KernelSet):
     """Kernels a*T + b; the flat is span{T, 1}, T drawn from `shapes` (n, k), a row a kernel.
 
     Without shapes every kernel gets those that fit it best.
@@ -187,7 +187,7 @@ class Templated(BentSet):
 
 
 @dataclass(frozen=True)
-class Point(BentSet):
+class PointSet(KernelSet):
     """Kernels that are kept as they were written, each a set of its own: what a denoiser made of them."""
 
     def snap(self, kernels: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class Point(BentSet):
         return torch.zeros(len(self._rows(kernels)), cells, cells, dtype=torch.float64)
 
 
-def find(name: str, shape: Shape, shapes: NDArray[np.float32] | None = None) -> OrbitSubspace | BentSet:
+def find(name: str, shape: Shape, shapes: NDArray[np.float32] | None = None) -> OrbitSubspace | KernelSet:
     """Return the structure called `name` at `shape`: a family, `zero`, or a bent set.
 
     `shapes` (n, 4) are the shape parameters of the n kernels that a template will be asked about. Raises
@@ -215,15 +215,15 @@ def find(name: str, shape: Shape, shapes: NDArray[np.float32] | None = None) -> 
 
 
 @lru_cache(maxsize=4096)
-def _find(name: str, shape: Shape) -> OrbitSubspace | BentSet:
+def _find(name: str, shape: Shape) -> OrbitSubspace | KernelSet:
     if name.startswith(masks.PREFIX):
         return masks.find(name, shape)
     if name.startswith(DENOISED):
         denoisers.by_name(name.removeprefix(DENOISED))
-        return Point(name, shape, int(np.prod(shape)))
+        return PointSet(name, shape, int(np.prod(shape)))
     if name not in CURVED:
         return families.find(name, shape)
-    made = {item.name: item for item in bent_sets(shape)}
+    made = {item.name: item for item in kernel_sets(shape)}
     if name not in made:
         raise KernelsimpError(f"structure '{name}' is not offered for kernels of shape {shape}")
     return made[name]
@@ -243,15 +243,15 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for name in names for part in GROUPS.get(name, (name,))))
 
 
-def projectors(structure: OrbitSubspace | BentSet, kernels: Tensor) -> Tensor:
+def projectors(structure: OrbitSubspace | KernelSet, kernels: Tensor) -> Tensor:
     """Return the projector of a subspace (cells, cells), or of the flat at each of kernels (n, *shape)."""
-    if isinstance(structure, BentSet):
+    if isinstance(structure, KernelSet):
         return structure.flats(kernels)
     return torch.from_numpy(structure.projector)
 
 
 @lru_cache(maxsize=256)
-def bent_sets(shape: Shape) -> tuple[BentSet, ...]:
+def kernel_sets(shape: Shape) -> tuple[KernelSet, ...]:
     """Return the bent sets that restrict kernels of `shape`; none for kernels of three sides."""
     if len(shape) != 2:
         return ()
@@ -259,15 +259,15 @@ def bent_sets(shape: Shape) -> tuple[BentSet, ...]:
     low = (
         LowRank(name, shape, rank.dof(grid, order), order=order)
         for name, order in RANKS.items()
-        if rank.offered(grid, order)
+        if rank.is_offered(grid, order)
     )
     few = (
         FewValued(name, shape, count, partitions.bits(cells, count), count)
         for name, count in VALUES.items()
-        if few_values.offered(grid, count)
+        if few_values.is_offered(grid, count)
     )
     drawn = (
         Templated(TEMPLATE + item.name, shape, templates.degrees_of_freedom(item, grid), template=item.name)
-        for item in templates.offered(grid)
+        for item in templates.offered_templates(grid)
     )
     return (*low, *few, *drawn)

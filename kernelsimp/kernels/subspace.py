@@ -168,13 +168,13 @@ class SignedPermutation:
     sign: Floats
 
 
-def moving(target: Ints, sign: float = 1.0) -> SignedPermutation:
+def permutation(target: Ints, sign: float = 1.0) -> SignedPermutation:
     """Return the permutation that reads cell `target[i]` at cell i, all with one sign."""
     flat = np.asarray(target, dtype=np.int64).reshape(-1)
     return SignedPermutation(flat, np.full(flat.shape, sign))
 
 
-def clearing(mask: NDArray[np.bool_]) -> SignedPermutation:
+def zeroing(mask: NDArray[np.bool_]) -> SignedPermutation:
     """Return the generator under which the cells in `mask` must equal their own negative: zero."""
     flat = mask.reshape(-1)
     return SignedPermutation(np.arange(flat.size), np.where(flat, -1.0, 1.0))
@@ -192,7 +192,7 @@ def from_generators(shape: Shape, generators: Sequence[SignedPermutation]) -> Or
     for start in range(cells):
         if orbit[start] != -1:
             continue
-        members, consistent = _walk(start, generators)
+        members, consistent = _orbit_of(start, generators)
         orbit[list(members)] = count if consistent else -2
         sign[list(members)] = list(members.values())
         count += consistent
@@ -205,7 +205,7 @@ def from_orbits(shape: Shape, orbit: Ints, sign: Floats) -> OrbitSubspace:
     return OrbitSubspace(shape, orbit, sign)
 
 
-def _walk(start: int, generators: Sequence[SignedPermutation]) -> tuple[dict[int, float], bool]:
+def _orbit_of(start: int, generators: Sequence[SignedPermutation]) -> tuple[dict[int, float], bool]:
     """Return the cells reached from `start` with their signs, and whether no cell needs both signs."""
     members, queue, consistent = {start: 1.0}, [start], True
     while queue:

@@ -23,7 +23,7 @@ from kernelsimp.kernels.templates import (
     draw,
     draw_centred,
     grid_points,
-    offered,
+    offered_templates,
     parameters_of,
 )
 
@@ -88,12 +88,12 @@ def fit(kernels: Tensor, names: Sequence[str] | None = None, effort: Effort = Ef
     `names` restricts the table; raises `KernelsimpError` for an unknown name.
     """
     grid = grid_of(kernels)
-    chosen = _chosen(grid, None if names is None else tuple(names))
+    chosen = _choose_templates(grid, None if names is None else tuple(names))
     floor = 2 * float(torch.finfo(kernels.dtype).eps)
     parts = [_fit_chunk(chunk, chosen, floor, effort) for chunk in chunks(kernels, CHUNK)] if chosen else []
     if not parts:
         return _nothing(kernels, chosen)
-    return _joined(parts)
+    return _join_fits(parts)
 
 
 def from_parameters(grid: Grid, names: Sequence[str], template: Tensor, parameters: Tensor) -> TemplateFit:
@@ -144,9 +144,9 @@ def holds(kernels: Tensor, fitted: TemplateFit) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _chosen(grid: Grid, names: tuple[str, ...] | None) -> tuple[Template, ...]:
+def _choose_templates(grid: Grid, names: tuple[str, ...] | None) -> tuple[Template, ...]:
     wanted = None if names is None else {by_name(name).name for name in names}
-    return tuple(item for item in offered(grid) if wanted is None or item.name in wanted)
+    return tuple(item for item in offered_templates(grid) if wanted is None or item.name in wanted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +222,7 @@ class _Contest:
 
     def enter(self, best: TemplateFit, index: int, rows: Tensor, refined: Tensor) -> None:
         template = self.chosen[index]
-        parameters = _rounded(template, self.grid, refined)
+        parameters = _round_parameters(template, self.grid, refined)
         shape = draw(template, self.grid, parameters)
         a, b, residual = _profile(self.flat[rows], shape, self.broken[rows])
         dof = torch.tensor(degrees_of_freedom(template, self.grid))
@@ -260,7 +260,7 @@ def _refine(template: Template, grid: Grid, unit: Tensor, start: tuple[Tensor, i
     active = torch.arange(len(theta))
     for _ in range(steps):
         tried = _step(template, grid, (unit[active], theta[active]), damping[active])
-        after = _left(template, grid, unit[active], tried)
+        after = _squared_residual(template, grid, unit[active], tried)
         before = error[active]
         better = after < before
         rows = active[better]
@@ -302,7 +302,7 @@ def _cosine(template: Template, grid: Grid, unit: Tensor, theta: Tensor) -> Tens
     return (unit * draw(template, grid, _outer(template, grid, theta))).sum(dim=1)
 
 
-def _left(template: Template, grid: Grid, unit: Tensor, theta: Tensor) -> Tensor:
+def _squared_residual(template: Template, grid: Grid, unit: Tensor, theta: Tensor) -> Tensor:
     """Return the squared residual beside span{T}, not through 1 - cos^2, which is blind below 1e-16."""
     shape = draw(template, grid, _outer(template, grid, theta))
     return (unit - (unit * shape).sum(dim=1, keepdim=True) * shape).square().sum(dim=1)
@@ -310,14 +310,16 @@ def _left(template: Template, grid: Grid, unit: Tensor, theta: Tensor) -> Tensor
 
 def _inner(template: Template, grid: Grid, natural: Tensor) -> Tensor:
     """Natural units to the units of the search: logarithms of lengths that are positive."""
-    return _mapped(template, grid, natural, torch.log)
+    return _map_parameters(template, grid, natural, torch.log)
 
 
 def _outer(template: Template, grid: Grid, theta: Tensor) -> Tensor:
-    return _mapped(template, grid, theta, torch.exp)
+    return _map_parameters(template, grid, theta, torch.exp)
 
 
-def _mapped(template: Template, grid: Grid, values: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+def _map_parameters(
+    template: Template, grid: Grid, values: Tensor, change: Callable[[Tensor], Tensor]
+) -> Tensor:
     free = parameters_of(template, grid)
     columns = [change(values[:, i]) if p.scale == "log" else values[:, i] for i, p in enumerate(free)]
     return torch.stack(columns, dim=1) if columns else values
@@ -335,7 +337,7 @@ def _within(template: Template, grid: Grid, theta: Tensor) -> Tensor:
     return held
 
 
-def _rounded(template: Template, grid: Grid, natural: Tensor) -> Tensor:
+def _round_parameters(template: Template, grid: Grid, natural: Tensor) -> Tensor:
     """Wrap turns into half a circle and round to float32.
 
     Half a turn of the angle reverses the axis of variation: offset and phase change sign with it, and
@@ -367,7 +369,7 @@ def _nothing(kernels: Tensor, chosen: tuple[Template, ...]) -> TemplateFit:
     return TemplateFit(grid, names, none, parameters, torch.zeros_like(mean), mean, residual, lost)
 
 
-def _joined(parts: Sequence[TemplateFit]) -> TemplateFit:
+def _join_fits(parts: Sequence[TemplateFit]) -> TemplateFit:
     first = parts[0]
     names = ("template", "parameters", "a", "b", "residual", "bic")
     arrays = [torch.cat([getattr(part, name) for part in parts]) for name in names]

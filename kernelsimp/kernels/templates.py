@@ -119,7 +119,7 @@ def _gaussian(field: Field, p: Named) -> Tensor:
     return _bell(field, p["sigma"])
 
 
-def _oriented(field: Field, p: Named) -> Tensor:
+def _orient(field: Field, p: Named) -> Tensor:
     u, v = _across(field, p) / p["sigma"], _along(field, p) / (p["ratio"] * p["sigma"])
     return torch.exp(-(u.square() + v.square()) / 2)
 
@@ -164,7 +164,7 @@ def _slope(side: int) -> np.ndarray:
     return np.convolve(_binomial(side - 1), [-1.0, 1.0]) if side > 1 else np.zeros(1)
 
 
-def _fixed(make: Callable[[Grid], np.ndarray]) -> Draw:
+def _fixed_drawing(make: Callable[[Grid], np.ndarray]) -> Draw:
     return lambda field, p: torch.from_numpy(make(field.grid).reshape(1, -1))  # noqa: ARG005
 
 
@@ -173,7 +173,7 @@ def _sobel(axis: int) -> Draw:
         sides = [_slope(side) if i == axis else _binomial(side) for i, side in enumerate(grid)]
         return np.outer(*sides)
 
-    return _fixed(make)
+    return _fixed_drawing(make)
 
 
 def _prewitt(axis: int) -> Draw:
@@ -181,7 +181,7 @@ def _prewitt(axis: int) -> Draw:
         ramp = np.arange(grid[axis]) - (grid[axis] - 1) / 2
         return np.broadcast_to(ramp[:, None] if axis == 0 else ramp, grid).copy()
 
-    return _fixed(make)
+    return _fixed_drawing(make)
 
 
 def _laplacian(neighbours: int) -> Draw:
@@ -194,7 +194,7 @@ def _laplacian(neighbours: int) -> Draw:
         near = (x + y == 1) if neighbours == 4 else (np.maximum(x, y) == 1)
         return np.where((x == 0) & (y == 0), -float(near.sum()), near.astype(np.float64))
 
-    return _fixed(make)
+    return _fixed_drawing(make)
 
 
 _SIGMA = Parameter("sigma", 0.35, 1.0, 24, "log")
@@ -224,7 +224,7 @@ TEMPLATES: tuple[Template, ...] = (
         "oriented-gaussian",
         "a bell longer one way than the other",
         (Parameter("sigma", 0.35, 0.7, 7, "log"), Parameter("ratio", 1.0, 6.0, 6, "log"), _ANGLE),
-        _oriented,
+        _orient,
         line=False,
     ),
     Template("bar", "a straight bar", (Parameter("width", 0.5, 0.6, 5, "log"), _ANGLE, _OFFSET), _bar),
@@ -297,7 +297,7 @@ def grid_points(template: Template, grid: Grid) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def offered(grid: Grid) -> tuple[Template, ...]:
+def offered_templates(grid: Grid) -> tuple[Template, ...]:
     """Return the templates that mean something at `grid`, each fixed drawing once, in table order.
 
     Left out: those with as many parameters as cells, and those that are constant over the cells.

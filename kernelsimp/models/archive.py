@@ -30,7 +30,7 @@ class Archive:
         """Return a record's bytes; raises KeyError where there is none."""
         return self._file.read(self._names[record])
 
-    def pickled(self, record: str) -> Any:
+    def unpickle(self, record: str) -> Any:
         """Return a record that torch.save wrote, through the restricted unpickler."""
         return torch.load(io.BytesIO(self.read(record)), map_location="cpu", weights_only=True)
 
@@ -40,7 +40,7 @@ def flat(data: bytes, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
 
-def strided(storage: Tensor, sizes: Sequence[int], strides: Sequence[int], offset: int) -> Tensor:
+def strided_view(storage: Tensor, sizes: Sequence[int], strides: Sequence[int], offset: int) -> Tensor:
     """Return a view of a vector; raises `CheckpointError` where it would reach beyond the end."""
     try:
         return torch.as_strided(storage, tuple(sizes), tuple(strides), offset)

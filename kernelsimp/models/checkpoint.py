@@ -21,7 +21,7 @@ from kernelsimp.models.identify import Format, identify
 from kernelsimp.models.packed import pack
 from kernelsimp.models.reading import Raw, read_raw
 from kernelsimp.models.snapshot import file_sha256, steady
-from kernelsimp.models.wrappers import Found, common_prefix, find_state_dict, inside, rebuilt
+from kernelsimp.models.wrappers import FoundState, common_prefix, find_state_dict, rebuild_payload, value_at
 from kernelsimp.settings import ModelSettings
 
 
@@ -43,7 +43,7 @@ class Checkpoint:
     dropped: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     raw: Raw | None = field(default=None, repr=False)
-    found: Found = field(default=Found(()), repr=False)
+    found: FoundState = field(default=FoundState(()), repr=False)
     ties: tuple[tuple[str, ...], ...] = ()
     digest: str = ""
 
@@ -55,7 +55,7 @@ class Checkpoint:
     @property
     def stored_state(self) -> dict[str, Tensor]:
         """Every tensor of the state dict as it was read, in file order, under the names of the file."""
-        state = inside(self.raw.payload, self.found.keys) if self.raw else {}
+        state = value_at(self.raw.payload, self.found.keys) if self.raw else {}
         return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
     def under(self, prefix: str) -> "Checkpoint":
@@ -63,7 +63,7 @@ class Checkpoint:
         part = {name[len(prefix) :]: item for name, item in self.tensors.items() if name.startswith(prefix)}
         return replace(self, tensors=part, prefix=self.prefix + prefix)
 
-    def replaced(self, changed: Mapping[str, Tensor]) -> "Checkpoint":
+    def with_tensors(self, changed: Mapping[str, Tensor]) -> "Checkpoint":
         """Return this checkpoint with some tensors changed, cast to their stored dtypes.
 
         Tensors that share memory in the file go on sharing it, so a change of one is a change of all.
@@ -73,7 +73,7 @@ class Checkpoint:
             self._check_change(name, value)
         changed = self._spread(changed)
         tensors = dict(self.tensors)
-        for names in _sharing(self.tensors):
+        for names in _groups_by_storage(self.tensors):
             if any(name in changed for name in names):
                 _edit_together(tensors, names, changed)
         return replace(self, tensors=tensors)
@@ -92,7 +92,7 @@ class Checkpoint:
         if self.format == "safetensors":
             write_atomically(path, self._write_safetensors)
             return
-        payload = rebuilt(self.raw.payload, self.found, self._state())
+        payload = rebuild_payload(self.raw.payload, self.found, self._state())
         write_atomically(path, lambda partial: _write_torch(payload, partial, zipped=self.format == "zip"))
 
     def _state(self) -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ def load_checkpoint(path: Path, settings: ModelSettings = ModelSettings()) -> Ch
     if raw.convolutions is not None:  # an exported graph: its names are the network's own
         return Checkpoint(path, file_format, raw.payload, warnings=raw.warnings, raw=raw, digest=digest)
     found = find_state_dict(raw.payload, settings.weights, path)
-    state = inside(raw.payload, found.keys)
+    state = value_at(raw.payload, found.keys)
     named = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     prefix = common_prefix(list(named))
     return Checkpoint(
@@ -175,7 +175,7 @@ def _write_torch(payload: Any, partial: Path, *, zipped: bool) -> None:
         torch.save(payload, file, _use_new_zipfile_serialization=zipped)
 
 
-def _sharing(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+def _groups_by_storage(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
     """Yield the names of tensors that share one storage, those that stand alone included."""
     groups: dict[object, list[str]] = {}
     for name, tensor in tensors.items():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.models.checkpoint import Checkpoint
-from kernelsimp.models.digest import described, tensors_sha256
+from kernelsimp.models.digest import describe_tensors, tensors_sha256
 from kernelsimp.models.wrappers import is_training_state
 
 
@@ -28,10 +28,10 @@ class Beside:
     @property
     def words(self) -> str:
         """Shape, dtype and a digest of the content: what tells whether it is still the same."""
-        return f"{described({'': self.tensor})['']} {_digest(self.tensor)}"
+        return f"{describe_tensors({'': self.tensor})['']} {_digest(self.tensor)}"
 
 
-def narrowed(checkpoint: Checkpoint, names: list[str]) -> Checkpoint:
+def narrow_checkpoint(checkpoint: Checkpoint, names: list[str]) -> Checkpoint:
     """Return the part of a file that holds the tensors `names`, where it stands under a prefix.
 
     A file without them, or with several such parts, comes back with what fits first; the rest is `beside`.
@@ -45,7 +45,7 @@ def narrowed(checkpoint: Checkpoint, names: list[str]) -> Checkpoint:
     return checkpoint
 
 
-def beside(checkpoint: Checkpoint) -> dict[str, Beside]:
+def tensors_beside(checkpoint: Checkpoint) -> dict[str, Beside]:
     """Return every tensor of the file that is not among `checkpoint.tensors`, by its dotted place."""
     if checkpoint.raw is None:
         return {}
@@ -53,12 +53,12 @@ def beside(checkpoint: Checkpoint) -> dict[str, Beside]:
     own = {(*keys, checkpoint.prefix + name) for name in checkpoint.tensors}
     return {
         ".".join(place): Beside(tensor, training)
-        for place, tensor, training in _walk(checkpoint.raw.payload)
+        for place, tensor, training in _tensors_in(checkpoint.raw.payload)
         if place not in own
     }
 
 
-def _walk(payload: Any) -> Iterator[tuple[tuple[str, ...], Tensor, bool]]:
+def _tensors_in(payload: Any) -> Iterator[tuple[tuple[str, ...], Tensor, bool]]:
     """Yield (place, tensor, whether training left it); what stands in several places comes once."""
     waiting: list[tuple[tuple[str, ...], Any, bool]] = [((), payload, False)]
     seen: set[int] = set()

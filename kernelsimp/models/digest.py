@@ -16,7 +16,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return each tensor's shape and dtype in words by its name: `64x3x7x7 float32`, `scalar int64`."""
     return {name: _words(tensor) for name, tensor in tensors.items()}
 

@@ -79,10 +79,10 @@ def costed_modules(model: nn.Module) -> dict[str, nn.Module]:
 def _run(model: nn.Module, shape: tuple[int, ...], device: str) -> Footprints:
     names = {module.weight: name for name, module in costed_modules(model).items()}
     counter, sight = FlopCounterMode(display=False), _Sight()
-    recorder = _Recorder(names, counter, sight)
+    recorder = _FootprintRecorder(names, counter, sight)
     images = torch.zeros(1, *shape, device=device)
     sight.begin(images)
-    with torch.no_grad(), recorder.listening(model), sight, counter:
+    with torch.no_grad(), recorder.listen(model), sight, counter:
         model.eval()(images)
     return Footprints(shape, counter.get_total_flops() // 2, recorder.result(shape[1:]))
 
@@ -99,7 +99,7 @@ class _Call:
 
 
 @dataclass
-class _Recorder:
+class _FootprintRecorder:
     """Hooks on layers that read the counter before and after each call; layers are known by their weight."""
 
     names: Mapping[Any, str]
@@ -109,7 +109,7 @@ class _Recorder:
     calls: dict[str, list[_Call]] = field(default_factory=dict)
 
     @contextmanager
-    def listening(self, model: nn.Module) -> Iterator[None]:
+    def listen(self, model: nn.Module) -> Iterator[None]:
         layers = [m for m in model.modules() if getattr(m, "weight", None) in self.names]
         with ExitStack() as stack:
             for layer in layers:
@@ -131,10 +131,10 @@ class _Recorder:
         self.calls.setdefault(self.names[module.weight], []).append(call)
 
     def result(self, whole: tuple[int, ...]) -> dict[str, Footprint]:
-        return {name: _joined(calls, whole) for name, calls in self.calls.items()}
+        return {name: _join_calls(calls, whole) for name, calls in self.calls.items()}
 
 
-def _joined(calls: Sequence[_Call], whole: tuple[int, ...]) -> Footprint:
+def _join_calls(calls: Sequence[_Call], whole: tuple[int, ...]) -> Footprint:
     """Add up the calls of one layer; sizes are those of the first, the field is the widest."""
     first = calls[0]
     seen = [max(call.seen[axis] for call in calls) for axis in range(len(first.seen))]
@@ -157,13 +157,15 @@ class _Field:
     size: tuple[float, ...]
     jump: tuple[float, ...]
 
-    def windowed(self, length: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> "_Field":
+    def behind_window(
+        self, length: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+    ) -> "_Field":
         """Return the field behind a window of `length` cells: r + (k - 1) d j, and j s."""
         axes = range(len(self.size))
         size = tuple(self.size[i] + (length[i] - 1) * dilation[i] * self.jump[i] for i in axes)
         return _Field(size, tuple(self.jump[i] * stride[i] for i in axes))
 
-    def spread(self, scale: Sequence[float], length: Sequence[int]) -> "_Field":
+    def behind_resize(self, scale: Sequence[float], length: Sequence[int]) -> "_Field":
         """Return the field where maps grow by `scale`, and each new place joins up to `length` new places."""
         axes = range(len(self.size))
         jump = tuple(self.jump[i] / scale[i] for i in axes)
@@ -226,15 +228,15 @@ def _convolution(seen: _Field, args: Any) -> _Field:
     if axes != len(seen.size):
         return seen.whole()  # another number of axes than the image: no pixels to count
     if transposed:
-        return seen.spread(_each(stride, axes), weight.shape[2:])
-    return seen.windowed(weight.shape[2:], _each(stride, axes), _each(dilation, axes))
+        return seen.behind_resize(_each(stride, axes), weight.shape[2:])
+    return seen.behind_window(weight.shape[2:], _each(stride, axes), _each(dilation, axes))
 
 
 def _pool(seen: _Field, args: Any) -> _Field:
     axes = len(seen.size)
     length = _each(args[1], axes)
     stride = _each(args[2], axes) if len(args) > 2 and args[2] else length
-    return seen.windowed(length, stride, [1] * axes)
+    return seen.behind_window(length, stride, [1] * axes)
 
 
 def _mean(seen: _Field, args: Any) -> _Field:

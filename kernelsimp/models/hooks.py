@@ -88,8 +88,8 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
 
     Raises `KernelsimpError` with the network's own words where it refuses the images.
     """
-    recorder = _Recorder(model, len(images))
-    with recorder.listening():
+    recorder = _CallRecorder(model, len(images))
+    with recorder.listen():
         try:
             model(images)
         except Exception as error:
@@ -101,7 +101,7 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
     return recorder.result()
 
 
-class _Recorder:
+class _CallRecorder:
     """Hooks on every module that write down when it runs and what its output is."""
 
     def __init__(self, model: nn.Module, images: int) -> None:
@@ -116,7 +116,7 @@ class _Recorder:
         self.normed: list[tuple[str, str | None]] = []
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listen(self) -> Iterator[None]:
         handles = []
         for module in self.names:
             handles.append(module.register_forward_pre_hook(self._begin))
@@ -225,8 +225,8 @@ class Replay:
         patched = [self.modules[name] for name in old]
         own = [module.__dict__.get("forward") for module in patched]
         for name in old:
-            self.modules[name].forward = _returning(old[name])
-        handles = [self.modules[name].register_forward_hook(_storing(name, new)) for name in wanted]
+            self.modules[name].forward = _return_value(old[name])
+        handles = [self.modules[name].register_forward_hook(_store_buffer(name, new)) for name in wanted]
         try:
             yield
         finally:
@@ -238,18 +238,18 @@ class Replay:
                     module.forward = forward
 
 
-def _returning(value: Any) -> Callable[..., Any]:
-    return lambda *_, **__: _copied(value)
+def _return_value(value: Any) -> Callable[..., Any]:
+    return lambda *_, **__: _copy_tensors(value)
 
 
-def _storing(name: str, new: dict[str, Any]) -> Callable[[nn.Module, Any, Any], None]:
+def _store_buffer(name: str, new: dict[str, Any]) -> Callable[[nn.Module, Any, Any], None]:
     def store(_: nn.Module, __: Any, output: Any) -> None:
-        new[name] = _copied(output)
+        new[name] = _copy_tensors(output)
 
     return store
 
 
-def _copied(value: Any) -> Any:
+def _copy_tensors(value: Any) -> Any:
     return tree_map_only(Tensor, Tensor.clone, value)
 
 
@@ -296,7 +296,7 @@ class Observed:
 
 
 @contextmanager
-def observing(model: nn.Module) -> Iterator[dict[str, list[Observed]]]:
+def observe_convolutions(model: nn.Module) -> Iterator[dict[str, list[Observed]]]:
     """Within the block, collect every call of every convolution, by layer name.
 
     After a backward pass, `output.grad` is dL/dy of that call, (n, out, ...). Empty the dictionary after

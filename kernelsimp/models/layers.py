@@ -21,7 +21,7 @@ from kernelsimp.models.soundness import check_weights as check_weights
 from kernelsimp.models.soundness import damage as damage
 from kernelsimp.models.stored_order import canonical as canonical
 from kernelsimp.models.stored_order import layer_name as layer_name
-from kernelsimp.models.stored_order import stored as stored
+from kernelsimp.models.stored_order import stored_order as stored_order
 from kernelsimp.models.stored_order import tensor_name as tensor_name
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -167,11 +167,11 @@ def bank_from_tensors(tensors: Mapping[str, Tensor], where: str = "the checkpoin
         if reason:
             skipped.append(Skipped(name, reason))
         else:
-            layers.append(_guessed(name, tensor, _bias_of(name, tensors), widths))
+            layers.append(_guess_kind(name, tensor, _bias_of(name, tensors), widths))
     return _nonempty(KernelBank(tuple(layers), tuple(skipped)), tensors, where)
 
 
-def _guessed(name: str, weight: Tensor, bias: Tensor | None, widths: _Widths) -> LayerKernels:
+def _guess_kind(name: str, weight: Tensor, bias: Tensor | None, widths: _Widths) -> LayerKernels:
     kind: Kind = "dense"
     groups = 1
     if weight.shape[1] == 1:
@@ -274,14 +274,14 @@ def bank_from_checkpoint(checkpoint: Checkpoint) -> KernelBank:
         if reason:
             skipped.append(Skipped(name, reason))
         elif use:
-            layers.append(_used(name, tensor, use))
+            layers.append(_kernels_of_use(name, tensor, use))
         else:
-            layers.append(_guessed(name, tensor, _bias_of(name, checkpoint.tensors), widths))
+            layers.append(_guess_kind(name, tensor, _bias_of(name, checkpoint.tensors), widths))
     bank = KernelBank(tuple(layers), tuple(skipped), checkpoint.warnings)
     return _nonempty(bank, checkpoint.tensors, str(checkpoint.path))
 
 
-def _used(name: str, weight: Tensor, use: Convolution) -> LayerKernels:
+def _kernels_of_use(name: str, weight: Tensor, use: Convolution) -> LayerKernels:
     inputs = int(weight.shape[0]) if use.transposed else int(weight.shape[1]) * use.groups
     kind = kind_of(inputs, use.groups, transposed=use.transposed)
     kernels = canonical(weight, kind, use.groups)

@@ -45,7 +45,7 @@ class Network:
         Tensors that the checkpoint does not have (counters that old files lack) are left out.
         """
         known = {name: value for name, value in changed.items() if name in self.checkpoint.tensors}
-        checkpoint = self.checkpoint.replaced(known)
+        checkpoint = self.checkpoint.with_tensors(known)
         return replace(self, checkpoint=checkpoint, bank=bank_of(checkpoint, self.arch))
 
 

@@ -29,11 +29,11 @@ def export_onnx(model: nn.Module, shape: tuple[int, ...], path: Path) -> None:
     """
     if find_spec("onnx") is None:
         raise KernelsimpError("--to onnx needs the package onnx; pip install 'kernelsimp[onnx]'")
-    write_bytes(path, _traced(model.cpu().eval(), torch.zeros(1, *shape)))
+    write_bytes(path, _trace(model.cpu().eval(), torch.zeros(1, *shape)))
     _check(path, model.state_dict())
 
 
-def _traced(model: nn.Module, images: Tensor) -> bytes:
+def _trace(model: nn.Module, images: Tensor) -> bytes:
     """Return the graph that PyTorch's own tracing exporter makes; the newer one needs a further package."""
     graph: Any = io.BytesIO()  # a file object is taken, though the annotation does not say so
     try:

@@ -28,7 +28,7 @@ from kernelsimp.kernels.packing import Coded, Pool, decode, encode, tensor_of
 from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.models.foreign import short
 from kernelsimp.models.identify import PACKED
-from kernelsimp.models.stored_order import canonical, stored, tensor_name
+from kernelsimp.models.stored_order import canonical, stored_order, tensor_name
 from kernelsimp.records.plan import LayerPlan, Plan
 
 SIGNATURE = PACKED + b"1\n"
@@ -101,14 +101,15 @@ def pack(state: Mapping[str, Tensor], plan: Plan | None = None, keys: Sequence[s
             pools.add(entry["dtype"], _plain_bytes(tensor), tensor.element_size())
         entries.append(entry)
     planes = {
-        name: [_squeezed(plane, name) for plane in _planes(parts)] for name, parts in pools.parts.items()
+        name: [_compress_plane(plane, name) for plane in _planes(parts)]
+        for name, parts in pools.parts.items()
     }
     head = {
         "schema": SCHEMA,
         "keys": list(keys),
         "structures": list(structures),
         "tensors": entries,
-        "pools": {name: _described(name, pools, planes[name]) for name in planes},
+        "pools": {name: _describe_pools(name, pools, planes[name]) for name in planes},
         "sha256": tensors_sha256(state),
     }
     header = zlib.compress(json.dumps(head, separators=(",", ":")).encode(), 9)
@@ -220,7 +221,7 @@ def _layer(
     choice = menu[pools[CHOICES].take(int(kernels[0] * kernels[1]))]
     values = pools[_short(dtype)].take(int(entry["values"])).view(f"<u{dtype.itemsize}").reshape(-1)
     coded = Coded(choice, values, pools[SIDE].take(int(entry["side"])).view(np.uint8).reshape(-1))
-    return stored(decode(tuple(kernels), dtype, coded, structures), kind, groups, shape).contiguous()
+    return stored_order(decode(tuple(kernels), dtype, coded, structures), kind, groups, shape).contiguous()
 
 
 def _memory(tensor: Tensor) -> object:
@@ -260,12 +261,12 @@ def _planes(parts: Sequence[Bytes]) -> Iterator[Bytes]:
         yield np.ascontiguousarray(whole[:, place])
 
 
-def _described(name: str, pools: _Pools, planes: list[tuple[str, bytes]]) -> dict[str, Any]:
+def _describe_pools(name: str, pools: _Pools, planes: list[tuple[str, bytes]]) -> dict[str, Any]:
     count = sum(len(part) for part in pools.parts[name])
     return {"count": count, "planes": [[codec, len(data), zlib.crc32(data)] for codec, data in planes]}
 
 
-def _squeezed(plane: Bytes, pool: str) -> tuple[str, bytes]:
+def _compress_plane(plane: Bytes, pool: str) -> tuple[str, bytes]:
     """Return the shortest of what the codecs make of a plane; numbers that look random stay as they are."""
     raw = plane.tobytes()
     tried = [("raw", raw)]
@@ -294,7 +295,7 @@ def _header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
         raise CheckpointError(f"{path}: cut off after {len(data):,} bytes, in its header; fetch it again")
     if zlib.crc32(header) != crc:
         raise CheckpointError(f"{path}: its header fails its CRC check, the file is damaged; fetch it again")
-    head = json.loads(_opened("deflate", header, 1 << 28))
+    head = json.loads(_decompress("deflate", header, 1 << 28))
     if head.get("schema") != SCHEMA:
         found = str(head.get("schema"))[:60]
         raise CheckpointError(
@@ -320,8 +321,8 @@ def _pools(path: Path, head: Mapping[str, Any], data: bytes) -> dict[str, Pool]:
             part, at = data[at : at + size], at + size
             if zlib.crc32(part) != crc:
                 raise CheckpointError(f"{path}: pool '{name}' fails its CRC check; fetch the file again")
-            planes.append(np.frombuffer(bytearray(_opened(codec, part, int(pool["count"]))), np.uint8))
-        pools[name] = _joined(planes, int(pool["count"]))
+            planes.append(np.frombuffer(bytearray(_decompress(codec, part, int(pool["count"]))), np.uint8))
+        pools[name] = _join_planes(planes, int(pool["count"]))
     return pools
 
 
@@ -336,7 +337,7 @@ def _check_growth(path: Path, head: Mapping[str, Any], size: int) -> None:
         raise CheckpointError(f"{path}: {size:,} bytes that would unpack to {whole:,}; damaged or hostile")
 
 
-def _joined(planes: list[Bytes], count: int) -> Pool:
+def _join_planes(planes: list[Bytes], count: int) -> Pool:
     """Return a pool of numbers from its byte planes; complex numbers stay rows of bytes."""
     if any(plane.size != count for plane in planes):
         raise ValueError("a plane of bytes has another length than its pool")
@@ -344,7 +345,7 @@ def _joined(planes: list[Bytes], count: int) -> Pool:
     return Pool(whole.view(f"<u{len(planes)}").reshape(-1) if len(planes) in (1, 2, 4, 8) else whole)
 
 
-def _opened(codec: str, data: bytes, size: int) -> bytes:
+def _decompress(codec: str, data: bytes, size: int) -> bytes:
     """Undo a codec, to at most `size` bytes."""
     if codec == "raw":
         return data

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.errors import CheckpointError
-from kernelsimp.models.archive import Archive, flat, strided
+from kernelsimp.models.archive import Archive, flat, strided_view
 from kernelsimp.models.exported import Convolution, Exported
 from kernelsimp.models.foreign import quiet, short
 
@@ -64,20 +64,20 @@ def read_pt2(path: Path) -> Exported:
 def _weights(archive: Archive, model: str) -> Iterator[tuple[str, Tensor]]:
     for older in (f"data/weights/{model}.pt", "serialized_state_dict.pt"):
         if older in archive:
-            yield from archive.pickled(older).items()
+            yield from archive.unpickle(older).items()
             return
     table = json.loads(archive.read(f"data/weights/{model}_weights_config.json"))["config"]
     storages: dict[str, Tensor] = {}  # tied weights name one record
     for name, entry in table.items():
         record = f"data/weights/{entry['path_name']}"
         if entry.get("use_pickle"):
-            yield name, archive.pickled(record)
+            yield name, archive.unpickle(record)
             continue
         meta = entry["tensor_meta"]
         if record not in storages:
             storages[record] = flat(archive.read(record), _DTYPES[meta["dtype"]])
         sizes, strides = _integers(meta["sizes"]), _integers(meta["strides"])
-        yield name, strided(storages[record], sizes, strides, int(meta["storage_offset"]["as_int"]))
+        yield name, strided_view(storages[record], sizes, strides, int(meta["storage_offset"]["as_int"]))
 
 
 def _integers(symbols: list[dict[str, int]]) -> list[int]:

@@ -11,16 +11,16 @@ def canonical(weight: Tensor, kind: str, groups: int) -> Tensor:
     """Return a stored weight as (out, in / groups, kh, kw), a view where possible."""
     if weight.ndim == 3:
         weight = weight.unsqueeze(2)
-    return _swapped(weight, groups) if kind == "transposed" else weight
+    return _swap_in_groups(weight, groups) if kind == "transposed" else weight
 
 
-def stored(kernels: Tensor, kind: str, groups: int, shape: tuple[int, ...] | None = None) -> Tensor:
+def stored_order(kernels: Tensor, kind: str, groups: int, shape: tuple[int, ...] | None = None) -> Tensor:
     """Undo `canonical`; `shape` is the stored shape, needed for Conv1d: its grid is (1, k), stored (k,)."""
-    weight = _swapped(kernels, groups) if kind == "transposed" else kernels
+    weight = _swap_in_groups(kernels, groups) if kind == "transposed" else kernels
     return weight if shape is None else weight.reshape(shape)
 
 
-def _swapped(weight: Tensor, groups: int) -> Tensor:
+def _swap_in_groups(weight: Tensor, groups: int) -> Tensor:
     """Swap input and output inside each group: (g * a, b, ...) becomes (g * b, a, ...)."""
     outer, inner, *grid = weight.shape
     split = weight.reshape(groups, outer // groups, inner, *grid).transpose(1, 2)

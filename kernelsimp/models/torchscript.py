@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.errors import CheckpointError
-from kernelsimp.models.archive import Archive, flat, strided
+from kernelsimp.models.archive import Archive, flat, strided_view
 from kernelsimp.models.exported import Convolution, Exported
 from kernelsimp.models.foreign import quiet, short
 
@@ -74,21 +74,23 @@ def read_torchscript(path: Path) -> Exported:
 
 def _tensors(archive: Archive) -> Iterator[tuple[str, tuple[str, str], Tensor]]:
     """Yield (name, (class, attribute), tensor) of the module tree, then of the constants."""
-    yield from _walk(_Reader(archive, "data").load(), "", ())
+    yield from _tensors_in(_Reader(archive, "data").load(), "", ())
     constants = _Reader(archive, "constants").load()
     for number, value in enumerate(constants if isinstance(constants, tuple | list) else ()):
         if isinstance(value, Tensor):
             yield f"constants.c{number}", ("CONSTANTS", f"c{number}"), value
 
 
-def _walk(module: Any, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[str, tuple[str, str], Tensor]]:
+def _tensors_in(
+    module: Any, prefix: str, above: tuple[int, ...]
+) -> Iterator[tuple[str, tuple[str, str], Tensor]]:
     if not isinstance(module, _Module) or not isinstance(module.state, dict) or id(module) in above:
         return
     for name, value in module.state.items():
         if isinstance(value, Tensor):
             yield f"{prefix}{name}", (module.kind, str(name)), value
         else:
-            yield from _walk(value, f"{prefix}{name}.", (*above, id(module)))
+            yield from _tensors_in(value, f"{prefix}{name}.", (*above, id(module)))
 
 
 class _Reader(pickle.Unpickler):
@@ -122,7 +124,7 @@ class _Reader(pickle.Unpickler):
 
 
 def _rebuild(storage: Tensor, offset: int, sizes: Any, strides: Any, *_rest: Any) -> Tensor:
-    return strided(storage, sizes, strides, offset)
+    return strided_view(storage, sizes, strides, offset)
 
 
 # ---------------------------------------------------------------- the program text

@@ -50,7 +50,7 @@ _BESIDE_PREFIX = {"n_averaged"}
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundState:
     """Where the chosen state dict stands: `keys` lead to it, `dropped` names what is not written again."""
 
     keys: Keys
@@ -58,7 +58,7 @@ class Found:
     warnings: tuple[str, ...] = ()
 
 
-def find_state_dict(payload: Any, weights: str | None, path: Path) -> Found:
+def find_state_dict(payload: Any, weights: str | None, path: Path) -> FoundState:
     """Choose the state dict in `payload`; `weights` is model, ema, a key, or None for the obvious one.
 
     Raises `CheckpointError` where there is none, where several stand side by side and none is obvious, or
@@ -76,7 +76,7 @@ def find_state_dict(payload: Any, weights: str | None, path: Path) -> Found:
             f"{path}: also holds averaged weights under '{_spell(averaged[0])}'; --weights ema takes them",
         )
     other = {item for item in (plain if keys in averaged else averaged) if item != keys}
-    return Found(keys, tuple(_dropped(payload, keys, other)), remarks)
+    return FoundState(keys, tuple(_entries_to_drop(payload, keys, other)), remarks)
 
 
 def is_average(keys: Keys) -> bool:
@@ -98,22 +98,22 @@ def common_prefix(names: list[str]) -> str:
     return prefix
 
 
-def inside(payload: Any, keys: Keys) -> Any:
+def value_at(payload: Any, keys: Keys) -> Any:
     """Return what stands at the end of a path of keys."""
     for key in keys:
         payload = payload[key]
     return payload
 
 
-def rebuilt(payload: Any, found: Found, state: Mapping[str, Any]) -> Any:
+def rebuild_payload(payload: Any, found: FoundState, state: Mapping[str, Any]) -> Any:
     """Return a copy of `payload` with `state` at its place and without what is dropped.
 
     Mappings are copied by type, so an OrderedDict keeps the `_metadata` that modules read versions from.
     """
-    return _rebuilt(payload, found, state, ())
+    return _rebuild_payload(payload, found, state, ())
 
 
-def _rebuilt(payload: Any, found: Found, state: Mapping[str, Any], at: Keys) -> Any:
+def _rebuild_payload(payload: Any, found: FoundState, state: Mapping[str, Any], at: Keys) -> Any:
     if at == found.keys:
         fresh = copy.copy(payload)
         fresh.update(state)
@@ -123,7 +123,7 @@ def _rebuilt(payload: Any, found: Found, state: Mapping[str, Any], at: Keys) -> 
         if _spell((*at, str(key))) in found.dropped:
             del fresh[key]
         elif (*at, key) == found.keys[: len(at) + 1]:
-            fresh[key] = _rebuilt(payload[key], found, state, (*at, key))
+            fresh[key] = _rebuild_payload(payload[key], found, state, (*at, key))
     return fresh
 
 
@@ -185,11 +185,11 @@ def _rank(keys: Keys) -> int:
     return MODEL_KEYS.index(keys[0]) if keys and keys[0] in MODEL_KEYS else len(MODEL_KEYS) if keys else -1
 
 
-def _dropped(payload: Any, keys: Keys, other: set[Keys]) -> Iterator[str]:
+def _entries_to_drop(payload: Any, keys: Keys, other: set[Keys]) -> Iterator[str]:
     """Yield the entries along the path that hold training state or the weights that were not chosen."""
     for depth in range(len(keys)):
         at = keys[:depth]
-        for key, value in inside(payload, at).items():
+        for key, value in value_at(payload, at).items():
             here = (*at, str(key))
             if here == keys[: depth + 1]:
                 continue

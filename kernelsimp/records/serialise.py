@@ -20,22 +20,22 @@ class MisfitError(ValueError):
     """A JSON value that does not fit the record; the text names the key."""
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Return `value` as JSON values only; anything foreign as its text."""
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist())
+        return to_plain(value.tolist())
     if isinstance(value, int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
+        return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return str(value)
 
 
@@ -44,7 +44,7 @@ def json_text(data: Any) -> str:
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
-def restored(record: type[T], value: Any, where: str = "") -> T:
+def restore(record: type[T], value: Any, where: str = "") -> T:
     """Return the dataclass `record` from the JSON object `value`.
 
     Raises `MisfitError` with the key of the first missing or mistyped value.
@@ -55,7 +55,7 @@ def restored(record: type[T], value: Any, where: str = "") -> T:
         raise MisfitError(f"key '{where}' is {_spell(value)}; expected an object")
     return record(
         **{
-            item.name: _fitted(hints[item.name], value[item.name], _under(where, item.name))
+            item.name: _fit_to_hint(hints[item.name], value[item.name], _under(where, item.name))
             for item in known
             if _there(item, value, where)
         }
@@ -69,20 +69,20 @@ def _there(item: Field[Any], value: Mapping[str, Any], where: str) -> bool:
     return item.name in value
 
 
-def _fitted(hint: Any, value: Any, where: str) -> Any:
+def _fit_to_hint(hint: Any, value: Any, where: str) -> Any:
     """Return `value` as `hint` asks; a null where a number belongs is what a NaN was written as."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         inner = [item for item in get_args(hint) if item is not type(None)]
-        return None if value is None else _fitted(inner[0], value, where)
+        return None if value is None else _fit_to_hint(inner[0], value, where)
     if is_dataclass(hint) and isinstance(hint, type):
-        return restored(hint, value, where)
+        return restore(hint, value, where)
     if origin is tuple:
         return _fitted_tuple(get_args(hint), value, where)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, dict):
             raise MisfitError(f"key '{where}' is {_spell(value)}; expected an object")
-        return {key: _fitted(get_args(hint)[1], item, _under(where, key)) for key, item in value.items()}
+        return {key: _fit_to_hint(get_args(hint)[1], item, _under(where, key)) for key, item in value.items()}
     return _fitted_scalar(hint, value, where)
 
 
@@ -93,7 +93,7 @@ def _fitted_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
     if len(hints) != len(value):
         raise MisfitError(f"key '{where}' has {len(value)} items; expected {len(hints)}")
     pairs = zip(hints, value, strict=True)
-    return tuple(_fitted(hint, item, f"{where}[{place}]") for place, (hint, item) in enumerate(pairs))
+    return tuple(_fit_to_hint(hint, item, f"{where}[{place}]") for place, (hint, item) in enumerate(pairs))
 
 
 def _fitted_scalar(hint: Any, value: Any, where: str) -> Any:

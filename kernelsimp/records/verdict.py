@@ -1,7 +1,7 @@
 """What a check found, as plain data; the exit code is a property of the verdict.
 
 A finding is one crossed limit at one place. `level` error fails the check, warn only speaks. Names come
-from foreign checkpoints, so every face of a verdict passes them through `shown`.
+from foreign checkpoints, so every rendering of a verdict passes them through `shown`.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Measure:
+class RuleMeasure:
     """One rule that was examined: its value now and in the baseline (null where there is none)."""
 
     rule: str
@@ -47,7 +47,7 @@ class Verdict:
     """All findings, and every rule examined with what it measured, crossed or not."""
 
     findings: tuple[Finding, ...]
-    measures: tuple[Measure, ...] = ()
+    measures: tuple[RuleMeasure, ...] = ()
     notes: tuple[str, ...] = ()
     schema: str = SCHEMA
 
@@ -61,13 +61,13 @@ class Verdict:
         return 1 if self.errors else 0
 
 
-def joined(*parts: Iterable[Finding]) -> Verdict:
+def join_verdicts(*parts: Iterable[Finding]) -> Verdict:
     """Return the verdict over several groups of findings, errors first, else in the order given."""
     findings = [finding for part in parts for finding in part]
     return Verdict(tuple(sorted(findings, key=lambda finding: finding.level != "error")))
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     r"""Return `name` on one line and without effects: unprintable characters become \x1b, \n, \u202e.
 
     Covers ANSI codes, line ends, direction overrides and lone surrogates, which no file could be

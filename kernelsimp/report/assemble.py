@@ -34,7 +34,7 @@ from kernelsimp.records.report import (
 from kernelsimp.records.scan import Scan
 from kernelsimp.report.pictures.prototypes import prototypes_of
 from kernelsimp.report.store import family_totals
-from kernelsimp.training.survival import left_of, survived
+from kernelsimp.training.survival import count_survivors, left_of
 
 ZIP_CHUNK = 1 << 20
 
@@ -103,7 +103,7 @@ def assemble(facts: RunFacts) -> Report:
         budget_met=facts.budget_met,
         notes=facts.notes,
         pictures=_pictures(facts),
-        survived=survived(plan, kernels) if loose else None,
+        survived=count_survivors(plan, kernels) if loose else None,
     )
 
 
@@ -183,13 +183,13 @@ def _bits(plan: Plan) -> dict[str, float]:
 def _size(before: Path, after: Path) -> Size:
     return Size(
         file=after.stat().st_size,
-        zip=deflated(after),
+        zip=deflated_size(after),
         original_file=before.stat().st_size,
-        original_zip=deflated(before),
+        original_zip=deflated_size(before),
     )
 
 
-def deflated(path: Path) -> int:
+def deflated_size(path: Path) -> int:
     """Return how many bytes the file takes when deflated as a whole."""
     packer, total = zlib.compressobj(6), 0
     with path.open("rb") as file:
@@ -199,7 +199,7 @@ def deflated(path: Path) -> int:
 
 
 def _layer(layer: LayerPlan, facts: RunFacts) -> LayerReport:
-    before, after = _named(facts.before, layer.name), _named(facts.after, layer.name)
+    before, after = _layer_named(facts.before, layer.name), _layer_named(facts.after, layer.name)
     names = Counter(
         kind_of(facts.plan.structures[index]) for index in layer.choice.reshape(-1) if index != FREE
     )
@@ -220,11 +220,11 @@ def _layer(layer: LayerPlan, facts: RunFacts) -> LayerReport:
         denoised=int(facts.plan.is_denoised(layer).sum()),
         predicted_loss=facts.losses[layer.name][0] if layer.name in facts.losses else None,
         measured_loss=facts.losses[layer.name][1] if layer.name in facts.losses else None,
-        families_found=_found(layer, facts.plan.structures),
+        families_found=_count_found(layer, facts.plan.structures),
     )
 
 
-def _found(layer: LayerPlan, structures: Sequence[str]) -> dict[str, int]:
+def _count_found(layer: LayerPlan, structures: Sequence[str]) -> dict[str, int]:
     """Return how many kernels of each structure were found; a zeroed kernel never is."""
     places = layer.choice[layer.found & layer.changed]
     counts = Counter(structures[index] for index in places.tolist())
@@ -232,7 +232,7 @@ def _found(layer: LayerPlan, structures: Sequence[str]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _named(bank: KernelBank, name: str) -> LayerKernels:
+def _layer_named(bank: KernelBank, name: str) -> LayerKernels:
     return next(layer for layer in bank.layers if layer.name == name)
 
 

@@ -1,4 +1,4 @@
-"""The faces of a verdict: a table, JUnit, annotations and a step summary for GitHub, and GitLab's JSON.
+"""The renderings of a verdict: a table, JUnit, annotations and a step summary for GitHub, and GitLab's JSON.
 
 Each escapes what its reader would otherwise act on: XML and control characters, `%` and line ends in
 annotations, pipes and tags in Markdown.
@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from kernelsimp.records.verdict import Finding, Measure, Verdict, shown
+from kernelsimp.records.verdict import Finding, RuleMeasure, Verdict, printable
 from kernelsimp.report import fmt
-from kernelsimp.report.markdown import escaped, table_markdown
+from kernelsimp.report.markdown import escape_markdown, table_markdown
 from kernelsimp.report.tables.table import Table
 
 MOST_ANNOTATIONS = 10
@@ -31,11 +31,11 @@ def verdict_table(verdict: Verdict) -> Table:
 
 def finding_table(verdict: Verdict) -> Table:
     """Return one row a finding, errors first."""
-    rows = tuple((item.level, item.rule, shown(item.message)) for item in verdict.findings)
+    rows = tuple((item.level, item.rule, printable(item.message)) for item in verdict.findings)
     return Table("Findings", ("level", "rule", "what"), rows, frozenset({0, 1, 2}))
 
 
-def _row(measure: Measure) -> tuple[str, ...]:
+def _row(measure: RuleMeasure) -> tuple[str, ...]:
     outcome = MARKS[measure.outcome] + (f" ({measure.note})" if measure.note else "")
     figures = (fmt.number(measure.measured, 6), fmt.number(measure.baseline, 6))
     return (measure.rule, *figures, measure.limit, outcome)
@@ -48,27 +48,27 @@ def junit(results: Results) -> str:
     """
     root = ElementTree.Element("testsuites")
     for subject, result in results.items():
-        suite = ElementTree.SubElement(root, "testsuite", {"name": f"kernelsimp check {shown(subject)}"})
+        suite = ElementTree.SubElement(root, "testsuite", {"name": f"kernelsimp check {printable(subject)}"})
         if isinstance(result, Verdict):
             for measure in result.measures:
                 _case(suite, measure, [item for item in result.findings if item.rule == measure.rule])
         else:
             case = ElementTree.SubElement(suite, "testcase", {"classname": "kernelsimp", "name": "check"})
-            ElementTree.SubElement(case, "error", {"message": shown(result)})
-        suite.attrib.update(_counted(suite))
-    root.attrib.update(_counted(root))
+            ElementTree.SubElement(case, "error", {"message": printable(result)})
+        suite.attrib.update(_count_cases(suite))
+    root.attrib.update(_count_cases(root))
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _counted(element: ElementTree.Element) -> dict[str, str]:
+def _count_cases(element: ElementTree.Element) -> dict[str, str]:
     tags = {"tests": "testcase", "failures": "failure", "errors": "error", "skipped": "skipped"}
     return {name: str(len(element.findall(f".//{tag}"))) for name, tag in tags.items()}
 
 
-def _case(suite: ElementTree.Element, measure: Measure, findings: list[Finding]) -> None:
+def _case(suite: ElementTree.Element, measure: RuleMeasure, findings: list[Finding]) -> None:
     case = ElementTree.SubElement(suite, "testcase", {"classname": "kernelsimp", "name": measure.rule})
-    text = "\n".join(shown(item.message) for item in findings)
+    text = "\n".join(printable(item.message) for item in findings)
     if measure.outcome == "skip":
         ElementTree.SubElement(case, "skipped", {"message": measure.note})
     elif measure.outcome == "error":
@@ -111,7 +111,7 @@ def _command(level: str, title: str, message: str) -> str:
     """Return one command; properties escape `:` and `,` besides what data escapes."""
     name = "error" if level == "error" else "warning"
     safe = _data(title).replace(":", "%3A").replace(",", "%2C")
-    return f"::{name} title={safe}::{_data(shown(message))}"
+    return f"::{name} title={safe}::{_data(printable(message))}"
 
 
 def _data(text: str) -> str:
@@ -125,9 +125,13 @@ def step_summary(results: Results) -> str:
 
 def _summary(result: Verdict | str, subject: str) -> str:
     if not isinstance(result, Verdict):
-        return f"### kernelsimp check could not be done: {escaped(subject)}\n\n{escaped(result)}\n\n"
+        name, why = escape_markdown(subject), escape_markdown(result)
+        return f"### kernelsimp check could not be done: {name}\n\n{why}\n\n"
     word = "failed" if result.exit_code else "passed"
-    parts = [f"### kernelsimp check {word}: {escaped(subject)}", table_markdown(verdict_table(result))]
+    parts = [
+        f"### kernelsimp check {word}: {escape_markdown(subject)}",
+        table_markdown(verdict_table(result)),
+    ]
     if result.findings:
         parts.append(table_markdown(finding_table(result)))
     return "\n\n".join(parts) + "\n\n"
@@ -142,9 +146,9 @@ def gitlab(results: Results) -> str:
 def _issue(finding: Finding, subject: str) -> dict[str, object]:
     named = f"{finding.rule}\0{finding.where}\0{subject}".encode("utf-8", "backslashreplace")
     return {
-        "description": shown(finding.message),
+        "description": printable(finding.message),
         "check_name": f"kernelsimp {finding.rule}",
         "fingerprint": hashlib.sha256(named).hexdigest(),
         "severity": "major" if finding.level == "error" else "minor",
-        "location": {"path": shown(subject), "lines": {"begin": 1}},
+        "location": {"path": printable(subject), "lines": {"begin": 1}},
     }

@@ -53,10 +53,10 @@ def _options(settings: Settings, usual: Settings) -> Iterator[str]:
         if item.name in UNSPOKEN:
             continue
         given, otherwise = (vars(getattr(whole, item.name)) for whole in (settings, usual))
-        yield from _differing(item.name, given, otherwise)
+        yield from _options_that_differ(item.name, given, otherwise)
 
 
-def _differing(stage: str, given: Mapping[str, Any], otherwise: Mapping[str, Any]) -> Iterator[str]:
+def _options_that_differ(stage: str, given: Mapping[str, Any], otherwise: Mapping[str, Any]) -> Iterator[str]:
     for name, value in given.items():
         if value is None or value == otherwise[name] or f"{stage}.{name}" in LEFT_OUT:
             continue

@@ -3,8 +3,8 @@
 from typing import Any
 
 from kernelsimp.records.evaluation import Evaluation
-from kernelsimp.records.serialise import plain
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.serialise import to_plain
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.robustness import robustness_tables
 from kernelsimp.report.tables.table import Table
@@ -12,7 +12,7 @@ from kernelsimp.report.tables.table import Table
 
 def evaluation_json(found: Evaluation) -> dict[str, Any]:
     """Return the evaluation as JSON values under the keys of schema `kernelsimp.evaluate/1`."""
-    return {"schema": found.schema, **plain(found)}
+    return {"schema": found.schema, **to_plain(found)}
 
 
 def evaluation_tables(found: Evaluation) -> tuple[Table, ...]:
@@ -22,10 +22,10 @@ def evaluation_tables(found: Evaluation) -> tuple[Table, ...]:
 
 def _first_table(found: Evaluation) -> Table:
     heads, text = ("figure", "value", "beside it"), frozenset({0, 2})
-    accuracy, metric, data = found.accuracy, found.metric, shown(str(found.source.get("data")))
+    accuracy, metric, data = found.accuracy, found.metric, printable(str(found.source.get("data")))
     if accuracy is None:
         figures = metric.stages if metric is not None else ()
-        name = shown(metric.name) if metric is not None else ""
+        name = printable(metric.name) if metric is not None else ""
         return Table(
             "Metric", heads, tuple((name, fmt.number(item.value, 4), data) for item in figures), text
         )

@@ -1,4 +1,4 @@
-"""Numbers as words: the one place that says how a figure is spelled in every face of a report.
+"""Numbers as words: the one place that says how a figure is spelled in every rendering of a report.
 
 A figure that is not there, or not finite, is a dash.
 """

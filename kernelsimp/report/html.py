@@ -17,12 +17,12 @@ from markupsafe import Markup
 from kernelsimp.records.comparison import Comparison
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Scan
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report.pictures import figures
 from kernelsimp.report.pictures import prototypes as prototype_pictures
 from kernelsimp.report.pictures import scan as scan_pictures
 from kernelsimp.report.pictures.gallery import Gallery
-from kernelsimp.report.pictures.gallery_page import by_structure, largest, walls
+from kernelsimp.report.pictures.gallery_page import by_structure, largest, layer_pictures
 from kernelsimp.report.tables.beyond import CODED, beyond_table, coding_table
 from kernelsimp.report.tables.beyond import SAYS as BEYOND
 from kernelsimp.report.tables.comparison import SAYS as COMPARISON_SAYS
@@ -72,7 +72,7 @@ class Section:
 
 def report_html(report: Report, gallery: Gallery = Gallery(())) -> str:  # noqa: B008 - frozen
     """Return the report as one self-contained page."""
-    placed = walls(gallery)
+    placed = layer_pictures(gallery)
     return _page(
         title="Kernels simplified",
         lead=_lead(report),
@@ -93,14 +93,16 @@ def scan_html(scan: Scan) -> str:
     sections = [
         Section("Found against chance", figures.scan_chance(scan), (), figures.CHANCE),
         Section("Layers", tables=(scan_layer_table(scan),), sortable=True),
-        Section("Families", tables=_filled(scan_family_table(scan)), sortable=True),
-        Section("In words", tables=_filled(sentence_table(scan))),
+        Section("Families", tables=_tables_with_rows(scan_family_table(scan)), sortable=True),
+        Section("In words", tables=_tables_with_rows(sentence_table(scan))),
         Section("Kernels by family", scan_pictures.family_pictures(scan)),
         _prototypes([{"layer": item.name, **(item.extra.get("prototypes") or {})} for item in scan.layers]),
         Section("Colours", scan_pictures.colour_pictures(scan)),
-        Section("Beyond one kernel", tables=_filled(beyond_table(scan)), says=BEYOND, sortable=True),
-        Section("Bits a kernel", tables=_filled(coding_table(scan)), says=CODED, sortable=True),
-        Section("Skipped", tables=_filled(skipped_table(scan)), folded=True),
+        Section(
+            "Beyond one kernel", tables=_tables_with_rows(beyond_table(scan)), says=BEYOND, sortable=True
+        ),
+        Section("Bits a kernel", tables=_tables_with_rows(coding_table(scan)), says=CODED, sortable=True),
+        Section("Skipped", tables=_tables_with_rows(skipped_table(scan)), folded=True),
     ]
     return _page(
         title="Kernels scanned",
@@ -120,7 +122,7 @@ def pair_html(reports: tuple[Report, Report], names: tuple[str, str]) -> str:
     ]
     return _page(
         title="Two runs side by side",
-        lead=f"{shown(names[0])} and {shown(names[1])}. {speed_words(*reports)}",
+        lead=f"{printable(names[0])} and {printable(names[1])}. {speed_words(*reports)}",
         facts=(),
         sections=sections,
         schema=reports[0].schema,
@@ -132,11 +134,14 @@ def comparison_html(found: Comparison) -> str:
     sections = [
         Section("Layers", comparison_maps(found), (comparison_table(found),), COMPARISON_SAYS, sortable=True),
         Section("All against all", matrix_maps(found), says=matrix_words(found)),
-        Section("Notes", tables=_filled(Table("Notes", ("note",), tuple((shown(n),) for n in found.notes)))),
+        Section(
+            "Notes",
+            tables=_tables_with_rows(Table("Notes", ("note",), tuple((printable(n),) for n in found.notes))),
+        ),
     ]
     return _page(
         title="Two networks compared",
-        lead=f"What the layers of two networks give on the same images. {shown(found.sampling)}.",
+        lead=f"What the layers of two networks give on the same images. {printable(found.sampling)}.",
         facts=comparison_facts(found),
         sections=[section for section in sections if section.charts or section.tables],
         facts_below=[_settings("A", found.a), _settings("B", found.b), _settings("Settings", found.settings)],
@@ -146,16 +151,26 @@ def comparison_html(found: Comparison) -> str:
 
 def _sections(report: Report) -> list[Section]:
     return [
-        Section("Accuracy", figures.stages(report), _filled(stage_table(report))),
-        Section("Controls", figures.controls(report), _filled(control_table(report)), figures.CONTROLS),
+        Section("Accuracy", figures.stages(report), _tables_with_rows(stage_table(report))),
+        Section(
+            "Controls", figures.controls(report), _tables_with_rows(control_table(report)), figures.CONTROLS
+        ),
         Section("Found against chance", figures.chance(report), (), figures.CHANCE),
-        Section("Structures", tables=_filled(family_table(report))),
-        Section(training_word(report), figures.curves(report), _filled(training_table(report)), folded=True),
-        Section("Layers", tables=_filled(layer_table(report)), sortable=True),
+        Section("Structures", tables=_tables_with_rows(family_table(report))),
+        Section(
+            training_word(report),
+            figures.curves(report),
+            _tables_with_rows(training_table(report)),
+            folded=True,
+        ),
+        Section("Layers", tables=_tables_with_rows(layer_table(report)), sortable=True),
         _prototypes(report.pictures.get("prototypes")),
         *(Section(table.title, tables=(table,), says=says) for table, says in course_tables(report)),
         *_robustness(report),
-        *(Section(table.title, tables=_filled(table)) for table in similarity_tables(report.similarity)),
+        *(
+            Section(table.title, tables=_tables_with_rows(table))
+            for table in similarity_tables(report.similarity)
+        ),
     ]
 
 
@@ -167,11 +182,11 @@ def _prototypes(entries: object) -> Section:
 def _robustness(report: Report) -> list[Section]:
     """Return one section a table; the chart stands beside the first."""
     first, *rest = robustness_tables(report.robustness) or (Table("Robustness", (), ()),)
-    head = Section("Robustness", robustness_charts(report.robustness), _filled(first), SAYS)
-    return [head, *(Section(table.title, tables=_filled(table)) for table in rest)]
+    head = Section("Robustness", robustness_charts(report.robustness), _tables_with_rows(first), SAYS)
+    return [head, *(Section(table.title, tables=_tables_with_rows(table)) for table in rest)]
 
 
-def _filled(table: Table) -> tuple[Table, ...]:
+def _tables_with_rows(table: Table) -> tuple[Table, ...]:
     return (table,) if table.rows else ()
 
 
@@ -189,8 +204,8 @@ def _lead(report: Report) -> str:
 def _facts_below(report: Report) -> list[Table]:
     provenance = {key: value for key, value in report.provenance.items() if key != "command"}
     tables = [
-        Table("Notes", ("note",), tuple((shown(note),) for note in report.notes)),
-        Table("Buffers changed", ("buffer",), tuple((shown(name),) for name in report.buffers_changed)),
+        Table("Notes", ("note",), tuple((printable(note),) for note in report.notes)),
+        Table("Buffers changed", ("buffer",), tuple((printable(name),) for name in report.buffers_changed)),
         _settings("Provenance", provenance),
         _settings("Settings", report.settings),
     ]
@@ -200,7 +215,7 @@ def _facts_below(report: Report) -> list[Table]:
 def _command(report: Report) -> str | None:
     """Return the command that was recorded, if any."""
     recorded = report.provenance.get("command")
-    return None if recorded is None else shown(str(recorded))
+    return None if recorded is None else printable(str(recorded))
 
 
 def _settings(title: str, value: object) -> Table:

@@ -7,7 +7,7 @@ tag, a link, a table cell or a line.
 import re
 
 from kernelsimp.records.report import Report
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.comparison import similarity_tables
 from kernelsimp.report.tables.course import course_tables, training_table
@@ -23,9 +23,9 @@ MOST_LAYERS = 60
 _SPECIAL = re.compile(r"([\\`*_\[\]|~#!@])")
 
 
-def escaped(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Return `text` as Markdown that shows just these characters, on one line."""
-    safe = shown(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    safe = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\1", safe)
 
 
@@ -57,8 +57,10 @@ def section(table: Table) -> str:
 def table_markdown(table: Table, most: int = MOST_LAYERS) -> str:
     """Return a pipe table of at most `most` rows, and a line on how many are left out."""
     rule = ["---" if place in table.text else "---:" for place in range(len(table.heads))]
-    body = [[escaped(cell) for cell in row] for row in table.rows[:most]]
-    lines = [f"| {' | '.join(row)} |" for row in ([escaped(head) for head in table.heads], rule, *body)]
+    body = [[escape_markdown(cell) for cell in row] for row in table.rows[:most]]
+    lines = [
+        f"| {' | '.join(row)} |" for row in ([escape_markdown(head) for head in table.heads], rule, *body)
+    ]
     rest = len(table.rows) - most
     return "\n".join(lines) + (f"\n\n{rest:,} more rows in report.json." if rest > 0 else "")
 
@@ -105,6 +107,6 @@ def _provenance(report: Report) -> Table:
 def _list(title: str, items: tuple[str, ...]) -> str:
     if not items:
         return ""
-    lines = [f"- {escaped(item)}" for item in items[:MOST_LAYERS]]
+    lines = [f"- {escape_markdown(item)}" for item in items[:MOST_LAYERS]]
     rest = len(items) - MOST_LAYERS
     return "\n".join([f"## {title}", "", *lines, *([f"- and {rest:,} more"] if rest > 0 else [])])

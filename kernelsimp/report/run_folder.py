@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import sweep, write_text
+from kernelsimp.files import remove_partials, write_text
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import save_plan
 from kernelsimp.records.report import Epoch, Report
@@ -48,7 +48,7 @@ class RunFolder:
         """
         write_text(self.path / ".writable", "")
         (self.path / ".writable").unlink()
-        sweep(self.path)
+        remove_partials(self.path)
 
     def write_settings(self, settings: Settings) -> None:
         """Write settings.toml, which runs again as `--config`."""

@@ -12,8 +12,8 @@ from typing import Any
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.records.report import SCHEMA, Report
 from kernelsimp.records.scan import LayerScan, NullCount, Scan
-from kernelsimp.records.serialise import MisfitError, plain, restored
-from kernelsimp.records.verdict import Verdict, shown
+from kernelsimp.records.serialise import MisfitError, restore, to_plain
+from kernelsimp.records.verdict import Verdict, printable
 
 LAYER_EXTRAS = ("bits_per_kernel", "filters", "orbits", "prototypes")
 SCAN_SETTINGS = ("null", "tolerance", "fdr", "seed")
@@ -21,7 +21,7 @@ SCAN_SETTINGS = ("null", "tolerance", "fdr", "seed")
 
 def report_json(report: Report) -> dict[str, Any]:
     """Return the report as JSON values, the schema first; NaN and infinity are null."""
-    return {"schema": report.schema, **plain(report)}
+    return {"schema": report.schema, **to_plain(report)}
 
 
 def json_schema(name: str) -> dict[str, Any]:
@@ -39,10 +39,10 @@ def read_report(path: Path) -> Report:
     data = read_json(place, "report; 'kernelsimp simplify --out RUN' writes RUN/report.json")
     check_schema(place, data, SCHEMA)
     try:
-        return restored(Report, data)
+        return restore(Report, data)
     except MisfitError as error:
         raise KernelsimpError(
-            f"{place}: {shown(str(error))}; the file is damaged, render it again from its run"
+            f"{place}: {printable(str(error))}; the file is damaged, render it again from its run"
         ) from error
 
 
@@ -60,7 +60,9 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
             f"{path}: not whole JSON ({error.msg} at {place}); the file is cut off or no JSON, write it again"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise KernelsimpError(f"{path}: not JSON ({shown(str(error))[:80]}); expected a report") from error
+        raise KernelsimpError(
+            f"{path}: not JSON ({printable(str(error))[:80]}); expected a report"
+        ) from error
     if not isinstance(data, dict):
         raise KernelsimpError(f"{path}: JSON of another kind, {type(data).__name__}; expected an object")
     return data
@@ -76,7 +78,7 @@ def check_schema(path: Path, data: dict[str, Any], expected: str) -> None:
     name, _, number = found.partition("/")
     family, _, known = expected.partition("/")
     if name != family or not number.isdigit():
-        raise KernelsimpError(f"{path}: schema is '{shown(found)[:60]}'; expected '{expected}'")
+        raise KernelsimpError(f"{path}: schema is '{printable(found)[:60]}'; expected '{expected}'")
     if int(number) > int(known):
         raise KernelsimpError(
             f"{path}: schema '{found}' is newer than '{expected}', the newest this version reads; "
@@ -89,7 +91,7 @@ def scan_json(scan: Scan) -> dict[str, Any]:
     """Return the scan as JSON values under the keys of schema `kernelsimp.scan/1`."""
     return {
         "schema": scan.schema,
-        "source": plain(scan.source),
+        "source": to_plain(scan.source),
         "totals": {
             "layers": len(scan.layers),
             "kernels": sum(layer.kernels for layer in scan.layers),
@@ -98,7 +100,7 @@ def scan_json(scan: Scan) -> dict[str, Any]:
             "pointwise": int(scan.pointwise),
             "families": family_totals(scan),
         },
-        "settings": {**dict.fromkeys(SCAN_SETTINGS), **plain(scan.settings)},
+        "settings": {**dict.fromkeys(SCAN_SETTINGS), **to_plain(scan.settings)},
         "layers": [_layer_json(layer) for layer in scan.layers],
         "skipped": [{"name": name, "reason": reason} for name, reason in scan.skipped],
         "warnings": list(scan.warnings),
@@ -107,18 +109,18 @@ def scan_json(scan: Scan) -> dict[str, Any]:
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
     """Return the verdict as JSON values under the keys of schema `kernelsimp.verdict/1`."""
-    return {"schema": verdict.schema, "exit_code": verdict.exit_code, **plain(verdict)}
+    return {"schema": verdict.schema, "exit_code": verdict.exit_code, **to_plain(verdict)}
 
 
 def family_totals(scan: Scan) -> dict[str, dict[str, Any]]:
     """Return for each family its matches in all layers, and what each null expects of them."""
     return {
-        name: _summed([layer.families[name] for layer in scan.layers if name in layer.families])
+        name: _sum_families([layer.families[name] for layer in scan.layers if name in layer.families])
         for name in scan.families
     }
 
 
-def _summed(parts: list[Any]) -> dict[str, Any]:
+def _sum_families(parts: list[Any]) -> dict[str, Any]:
     observed = sum(part.observed for part in parts)
     nulls = dict.fromkeys(null for part in parts for null in part.null)
     counts = {null: [part.null[null] for part in parts if null in part.null] for null in nulls}
@@ -130,14 +132,14 @@ def _summed_null(counts: list[NullCount], observed: int) -> dict[str, Any]:
     expected = sum(count.expected for count in counts)
     found = [count.found for count in counts if count.found is not None]
     enrichment = observed / expected if expected > 0 else None
-    total: dict[str, Any] = plain(NullCount(expected, enrichment, sum(found) if found else None))
+    total: dict[str, Any] = to_plain(NullCount(expected, enrichment, sum(found) if found else None))
     return total
 
 
 def _layer_json(layer: LayerScan) -> dict[str, Any]:
     keys = ("name", "kind", "kind_source", "weight_shape", "kernels", "dead", "families", "histogram")
-    facts = {key: plain(getattr(layer, key)) for key in keys}
-    return {**facts, "sentence": layer.sentence, **dict.fromkeys(LAYER_EXTRAS), **plain(layer.extra)}
+    facts = {key: to_plain(getattr(layer, key)) for key in keys}
+    return {**facts, "sentence": layer.sentence, **dict.fromkeys(LAYER_EXTRAS), **to_plain(layer.extra)}
 
 
 def is_folder(path: Path) -> bool:

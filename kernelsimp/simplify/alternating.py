@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.simplify.moments import Moments
-from kernelsimp.simplify.projected_cg import DAMPING, Constraint, Solved, UnsolvableError, resolve
+from kernelsimp.simplify.projected_cg import DAMPING, FilterConstraint, Solved, UnsolvableError, resolve
 from kernelsimp.simplify.targets import Target
 
 TURNS = 2
@@ -37,7 +37,7 @@ def settle(solved: Solved, original: Tensor, work: tuple[Target, LayerKernels], 
 
 
 def bend(
-    solved: Solved, original: Tensor, around: Callable[[Tensor], Constraint], moments: Moments
+    solved: Solved, original: Tensor, around: Callable[[Tensor], FilterConstraint], moments: Moments
 ) -> Solved:
     """Return weights (groups, filters, D) whose objective is nowhere above that of `solved`.
 

@@ -8,7 +8,7 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.denoisers import denoise
 from kernelsimp.kernels.structures import DENOISED, find
-from kernelsimp.models.layers import stored
+from kernelsimp.models.layers import stored_order
 from kernelsimp.records.plan import FREE, STRENGTH, LayerPlan, Plan
 
 
@@ -25,13 +25,13 @@ def apply_plan(bank: KernelBank, plan: Plan) -> dict[str, Tensor]:
         if choice.changed.any():
             layer = layers[choice.name]
             kernels = snap_layer(layer.kernels, choice, plan.structures)
-            changed[f"{choice.name}.weight"] = stored(kernels, layer.kind, layer.groups)
+            changed[f"{choice.name}.weight"] = stored_order(kernels, layer.kind, layer.groups)
     return changed
 
 
 def snap_layer(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
     """Return the original kernels (out, in / groups, *grid) as the plan makes them, without any re-solve."""
-    return write_layer(denoised(kernels, layer, structures), layer, structures)
+    return write_layer(denoise_kernels(kernels, layer, structures), layer, structures)
 
 
 def write_layer(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
@@ -48,7 +48,7 @@ def write_layer(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) 
     return result
 
 
-def denoised(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
+def denoise_kernels(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Tensor:
     """Return the original kernels (out, in / groups, *grid) with those that the plan denoises replaced.
 
     Each denoiser works on all its kernels of the layer at once, with the second moment of the whole layer.

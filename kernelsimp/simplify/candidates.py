@@ -9,17 +9,17 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from kernelsimp.analysis.select import matching
+from kernelsimp.analysis.select import match_names
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
-from kernelsimp.kernels.families import ZERO, offered
-from kernelsimp.kernels.structures import CURVED, LINEAR, BentSet, Templated, bent_sets, expand
+from kernelsimp.kernels.families import ZERO, offered_families
+from kernelsimp.kernels.structures import CURVED, LINEAR, KernelSet, Templated, expand, kernel_sets
 from kernelsimp.settings import PlanSettings
 
 FREE_NAME = "free"
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class Structure:
     """One structure: `dim` numbers are left of a kernel, and `side_bits` name its parameters.
 
     `projector` (cells, cells) takes a kernel to its nearest member; None leaves it as it is.
@@ -38,16 +38,16 @@ class Candidate:
         """Return the projector of all of kernels (n, cells), or each (n, cells, cells); None where free."""
         return self.projector
 
-    def among(self, mask: Tensor) -> "Candidate":  # noqa: ARG002
+    def among(self, mask: Tensor) -> "Structure":  # noqa: ARG002
         """Return the structure for the kernels in `mask` (n,) alone, where it knows them one by one."""
         return self
 
 
 @dataclass(frozen=True, eq=False)
-class Bent(Candidate):
+class SetStructure(Structure):
     """A set that is no subspace: the nearest member of each kernel is found by itself."""
 
-    members: BentSet = field(kw_only=True)
+    members: KernelSet = field(kw_only=True)
 
     def errors(self, kernels: Tensor) -> Tensor:
         return kernels - self.members.snap(kernels.reshape(-1, *self.members.shape)).reshape(kernels.shape)
@@ -60,28 +60,28 @@ class Bent(Candidate):
         """The shape parameters of each kernel's template (n, k), where this is a template."""
         return self.members.shapes if isinstance(self.members, Templated) else None
 
-    def among(self, mask: Tensor) -> "Candidate":
+    def among(self, mask: Tensor) -> "Structure":
         if not isinstance(self.members, Templated) or self.members.shapes is None:
             return self
         return replace(self, members=replace(self.members, shapes=self.members.shapes[mask]))
 
 
-def candidates_for(layer: LayerKernels, names: tuple[str, ...] | None) -> tuple[Candidate, ...]:
+def candidates_for(layer: LayerKernels, names: tuple[str, ...] | None) -> tuple[Structure, ...]:
     """Return free, zero and the structures called `names` that the layer's grid admits.
 
     Without names it is every linear family; what is no subspace is offered by name, or by the name of its
     group. Raises `KernelsimpError` for a name that is nothing.
     """
     cells = int(torch.tensor(layer.grid).prod())
-    found = [Candidate(FREE_NAME, cells, None)]
+    found = [Structure(FREE_NAME, cells, None)]
     spelled = None if names is None else expand(names)
     if spelled is None or ZERO in spelled:
-        found.append(Candidate(ZERO, 0, torch.zeros(cells, cells, dtype=torch.float64)))
-    for item in offered(layer.grid, linear_names(names)):
+        found.append(Structure(ZERO, 0, torch.zeros(cells, cells, dtype=torch.float64)))
+    for item in offered_families(layer.grid, linear_names(names)):
         projector = torch.from_numpy(item.subspace.projector).double()
-        found.append(Candidate(item.name, item.subspace.dim, projector))
-    bent = (item for item in bent_sets(layer.grid) if spelled is not None and item.name in spelled)
-    return (*found, *(_bent(item, layer) for item in bent))
+        found.append(Structure(item.name, item.subspace.dim, projector))
+    bent = (item for item in kernel_sets(layer.grid) if spelled is not None and item.name in spelled)
+    return (*found, *(_set_candidate(item, layer) for item in bent))
 
 
 def linear_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -92,12 +92,12 @@ def linear_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return tuple(name for name in spelled if name != ZERO and name not in CURVED)
 
 
-def _bent(item: BentSet, layer: LayerKernels) -> Bent:
+def _set_candidate(item: KernelSet, layer: LayerKernels) -> SetStructure:
     """Return a bent set as a candidate; a template's shape is fitted to every kernel once."""
     if isinstance(item, Templated):
         kernels = layer.kernels.detach().cpu().reshape(-1, *layer.grid)
         item = replace(item, shapes=item.shapes_of(kernels).float())
-    return Bent(item.name, item.dim, None, item.side_bits, members=item)
+    return SetStructure(item.name, item.dim, None, item.side_bits, members=item)
 
 
 def rows_of_layer(layer: LayerKernels) -> Tensor:
@@ -111,9 +111,9 @@ def chosen_layers(bank: KernelBank, settings: PlanSettings) -> set[str]:
     Raises `KernelsimpError` for a glob that matches no layer.
     """
     names = [layer.name for layer in bank.spatial]
-    wanted = matching(names, settings.layers, "--layers") if settings.layers else set(names)
+    wanted = match_names(names, settings.layers, "--layers") if settings.layers else set(names)
     if settings.skip_layers:
-        wanted -= matching(names, settings.skip_layers, "--skip-layers")
+        wanted -= match_names(names, settings.skip_layers, "--skip-layers")
     if settings.keep_first and names:
         wanted.discard(names[0])
     return wanted

@@ -1,4 +1,4 @@
-"""What else the same degrees of freedom buy on the same road: the controls beside every result.
+"""What else the same degrees of freedom buy solved alike: the controls beside every result.
 
 Each arm changes one thing and keeps the rest: the budget, the cost, the re-solve, the images. Arms are
 networks to measure; none of them is meant to be exactly in a family.
@@ -17,15 +17,15 @@ from torch.nn.utils import parametrize
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.cells import chunks
 from kernelsimp.kernels.families import ZERO
-from kernelsimp.models.layers import bank_from_model, canonical, conv_modules, stored
+from kernelsimp.models.layers import bank_from_model, canonical, conv_modules, stored_order
 from kernelsimp.records.plan import FREE, SHAPES
-from kernelsimp.simplify.candidates import FREE_NAME, Bent, Candidate, rows_of_layer
+from kernelsimp.simplify.candidates import FREE_NAME, SetStructure, Structure, rows_of_layer
 from kernelsimp.simplify.costs import COSTS
 from kernelsimp.simplify.lagrangian import choose_for_dof, dof_share
-from kernelsimp.simplify.layerwise import Ground, Target, targets_of, walk
-from kernelsimp.simplify.plan_builder import Prepared, menus_for
-from kernelsimp.simplify.projected_cg import Constraint, Piece
-from kernelsimp.simplify.solve import Surveyed, Tried
+from kernelsimp.simplify.layerwise import CalibratedNetwork, Target, reconstruct, targets_of
+from kernelsimp.simplify.plan_builder import Prepared, cost_tables
+from kernelsimp.simplify.projected_cg import FilterConstraint, Piece
+from kernelsimp.simplify.solve import PlanTrial, Surveyed
 from kernelsimp.watch import SILENT, Watcher
 
 
@@ -39,19 +39,19 @@ class Arm:
     name: str
     dof: float
     model: nn.Module
-    constraints: Mapping[str, Constraint]
+    constraints: Mapping[str, FilterConstraint]
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
-    """What the controls stand beside: the surveyed ground, and the plan that was kept."""
+class ControlCase:
+    """What the controls stand beside: the surveyed calibrated, and the plan that was kept."""
 
     surveyed: Surveyed
-    kept: Tried
+    kept: PlanTrial
 
     @property
-    def ground(self) -> Ground:
-        return self.surveyed.ground
+    def calibrated(self) -> CalibratedNetwork:
+        return self.surveyed.calibrated
 
     @property
     def prepared(self) -> Prepared:
@@ -65,7 +65,9 @@ class Case:
     @property
     def bent(self) -> bool:
         """Whether some structure on offer is no subspace, so that kernels in it pick again after a fit."""
-        return any(isinstance(item, Bent) for offer in self.prepared.offers.values() for item in offer)
+        return any(
+            isinstance(item, SetStructure) for offer in self.prepared.offers.values() for item in offer
+        )
 
     @property
     def share(self) -> float:
@@ -73,13 +75,13 @@ class Case:
 
 
 def run_controls(
-    case: Case, names: Sequence[str] | None = None, seed: int = 0, watcher: Watcher = SILENT
+    case: ControlCase, names: Sequence[str] | None = None, seed: int = 0, watcher: Watcher = SILENT
 ) -> tuple[Arm, ...]:
     """Return the arms called `names`, or all of them, at the kept plan's degrees of freedom."""
     return tuple(CONTROLS[name](case, seed, watcher) for name in names or CONTROLS)
 
 
-def permuted_labels(case: Case, seed: int, watcher: Watcher) -> Arm:
+def permuted_labels(case: ControlCase, seed: int, watcher: Watcher) -> Arm:
     """Deal the plan's structures out again at random among the kernels of each layer."""
     shuffle = np.random.default_rng(seed)
     layers = tuple(
@@ -92,10 +94,10 @@ def permuted_labels(case: Case, seed: int, watcher: Watcher) -> Arm:
         for layer in case.kept.plan.layers
     )
     targets = targets_of(replace(case.kept.plan, layers=layers))
-    return _walked(case, ("permuted labels", case.share), targets, watcher)
+    return _reconstructed_arm(case, ("permuted labels", case.share), targets, watcher)
 
 
-def random_subspaces(case: Case, seed: int, watcher: Watcher) -> Arm:
+def random_subspaces(case: ControlCase, seed: int, watcher: Watcher) -> Arm:
     """Offer random subspaces of the structures' dimensions in their place, and choose and re-solve alike.
 
     Where a structure lets a kernel pick (which cells are equal), the kernel picks among as many of them, and
@@ -103,16 +105,16 @@ def random_subspaces(case: Case, seed: int, watcher: Watcher) -> Arm:
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def swap(candidate: Candidate, cells: int) -> Candidate:
+    def swap(candidate: Structure, cells: int) -> Structure:
         kept = candidate.name == FREE_NAME or candidate.dim == 0
-        return candidate if kept else picked(candidate, cells, generator)
+        return candidate if kept else random_rivals(candidate, cells, generator)
 
-    made: dict[tuple[str, tuple[int, ...]], Candidate] = {}
+    made: dict[tuple[str, tuple[int, ...]], Structure] = {}
     for layer in case.prepared.bank.spatial:
         for item in case.prepared.offers[layer.name]:
             if (item.name, layer.grid) not in made:
                 made[item.name, layer.grid] = swap(item, math.prod(layer.grid))
-    return _offered(
+    return _arm_of_offers(
         case,
         "random subspaces",
         lambda layer: tuple(made[item.name, layer.grid] for item in case.prepared.offers[layer.name]),
@@ -120,26 +122,26 @@ def random_subspaces(case: Case, seed: int, watcher: Watcher) -> Arm:
     )
 
 
-def cell_masks(case: Case, _: int, watcher: Watcher) -> Arm:
+def cell_masks(case: ControlCase, _: int, watcher: Watcher) -> Arm:
     """Offer every number of free cells in place of the families: unstructured pruning, re-solved."""
 
-    def offer(layer: LayerKernels) -> tuple[Candidate, ...]:
+    def offer(layer: LayerKernels) -> tuple[Structure, ...]:
         cells = math.prod(layer.grid)
         masked = (Masked(f"{k} cells", k, None, math.log2(math.comb(cells, k))) for k in range(1, cells))
         return (*_ends(cells), *masked)
 
-    return _offered(case, "cell masks", offer, watcher)
+    return _arm_of_offers(case, "cell masks", offer, watcher)
 
 
-def zeroed_kernels(case: Case, _: int, watcher: Watcher) -> Arm:
+def zeroed_kernels(case: ControlCase, _: int, watcher: Watcher) -> Arm:
     """Take whole kernels out, and nothing else."""
-    return _offered(case, "whole kernels zeroed", lambda layer: _ends(math.prod(layer.grid)), watcher)
+    return _arm_of_offers(case, "whole kernels zeroed", lambda layer: _ends(math.prod(layer.grid)), watcher)
 
 
-def equal_norm_noise(case: Case, seed: int, watcher: Watcher) -> Arm:
+def equal_norm_noise(case: ControlCase, seed: int, watcher: Watcher) -> Arm:
     """Give each simplified kernel noise of the norm of what simplifying takes away; re-solve."""
     generator = torch.Generator().manual_seed(seed)
-    layers = {layer.name: layer for layer in case.ground.bank.layers}
+    layers = {layer.name: layer for layer in case.calibrated.bank.layers}
     targets = {}
     for plan in case.kept.plan.layers:
         changed = torch.from_numpy(plan.choice != FREE).reshape(-1)
@@ -150,11 +152,11 @@ def equal_norm_noise(case: Case, seed: int, watcher: Watcher) -> Arm:
             noisy = rows + noise * size / noise.norm(dim=1, keepdim=True)
             zero = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
             piece = Piece(changed.nonzero()[:, 0], zero)
-            targets[plan.name] = _loose(Constraint(rows.shape[1], (piece,), noisy * changed[:, None]))
-    return _walked(case, ("equal-norm noise", case.share), targets, watcher)
+            targets[plan.name] = _loose(FilterConstraint(rows.shape[1], (piece,), noisy * changed[:, None]))
+    return _reconstructed_arm(case, ("equal-norm noise", case.share), targets, watcher)
 
 
-Control = Callable[[Case, int, Watcher], Arm]
+Control = Callable[[ControlCase, int, Watcher], Arm]
 
 CONTROLS: dict[str, Control] = {
     "permuted labels": permuted_labels,
@@ -167,33 +169,35 @@ CONTROLS: dict[str, Control] = {
 size alone."""
 
 
-def _ends(cells: int) -> tuple[Candidate, Candidate]:
+def _ends(cells: int) -> tuple[Structure, Structure]:
     zero = torch.zeros(cells, cells, dtype=torch.float64)
-    return Candidate(FREE_NAME, cells, None), Candidate(ZERO, 0, zero)
+    return Structure(FREE_NAME, cells, None), Structure(ZERO, 0, zero)
 
 
-def _offered(
-    case: Case, name: str, offer: Callable[[LayerKernels], tuple[Candidate, ...]], watcher: Watcher
+def _arm_of_offers(
+    case: ControlCase, name: str, offer: Callable[[LayerKernels], tuple[Structure, ...]], watcher: Watcher
 ) -> Arm:
     """Choose among other structures at the same share and cost, and re-solve."""
     bank = case.prepared.bank
     prepared = replace(case.prepared, offers={layer.name: offer(layer) for layer in bank.spatial})
-    menus = menus_for(prepared, case.cost)
-    choices = choose_for_dof(menus, case.share)
+    tables = cost_tables(prepared, case.cost)
+    choices = choose_for_dof(tables, case.share)
     targets = {
         layer.name: _target(prepared.offers[layer.name], chosen, again=case.bent)
         for layer, chosen in zip(bank.spatial, choices.structures, strict=True)
         if chosen.any()
     }
-    return _walked(case, (name, dof_share(menus, choices)), targets, watcher)
+    return _reconstructed_arm(case, (name, dof_share(tables, choices)), targets, watcher)
 
 
-def _walked(case: Case, label: tuple[str, float], targets: Mapping[str, Target], watcher: Watcher) -> Arm:
-    model = walk(case.ground, targets, watcher).model
+def _reconstructed_arm(
+    case: ControlCase, label: tuple[str, float], targets: Mapping[str, Target], watcher: Watcher
+) -> Arm:
+    model = reconstruct(case.calibrated, targets, watcher).model
     return Arm(*label, model, constraints_at(model, targets))
 
 
-def constraints_at(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, Constraint]:
+def constraints_at(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, FilterConstraint]:
     """Return what keeps each kernel of a network in the subspace in which it is now, by layer.
 
     That of a bent set goes through the fitted kernel, not through the one it came from.
@@ -202,14 +206,14 @@ def constraints_at(model: nn.Module, targets: Mapping[str, Target]) -> dict[str,
     return {name: target.constraint(kernels[name]) for name, target in targets.items()}
 
 
-def _target(offer: Sequence[Candidate], chosen: Tensor, *, again: bool) -> Target:
+def _target(offer: Sequence[Structure], chosen: Tensor, *, again: bool) -> Target:
     """Return a target whose kernels meet what was chosen on offer, up to rounding.
 
     Where the run's structures may pick `again` after a first fit, so may these.
     """
     places = torch.unique(chosen).tolist()
 
-    def meets(kernels: Tensor) -> Constraint:
+    def meets(kernels: Tensor) -> FilterConstraint:
         rows = kernels.detach().double().reshape(len(chosen), -1)
         pieces = []
         for place in places:
@@ -217,17 +221,19 @@ def _target(offer: Sequence[Candidate], chosen: Tensor, *, again: bool) -> Targe
             projectors = offer[place].among(mask).projectors(rows[mask])
             if projectors is not None:
                 pieces.append(Piece(mask.nonzero()[:, 0], projectors))
-        return Constraint(rows.shape[1], tuple(pieces))
+        return FilterConstraint(rows.shape[1], tuple(pieces))
 
-    return Target(meets, lambda kernels: _placed(meets(kernels), kernels), around=meets if again else None)
+    return Target(
+        meets, lambda kernels: _place_kernels(meets(kernels), kernels), around=meets if again else None
+    )
 
 
-def _loose(constraint: Constraint) -> Target:
+def _loose(constraint: FilterConstraint) -> Target:
     """Return a target whose kernels meet one constraint, whatever they are, up to rounding."""
-    return Target(lambda _: constraint, lambda kernels: _placed(constraint, kernels))
+    return Target(lambda _: constraint, lambda kernels: _place_kernels(constraint, kernels))
 
 
-def _placed(constraint: Constraint, kernels: Tensor) -> Tensor:
+def _place_kernels(constraint: FilterConstraint, kernels: Tensor) -> Tensor:
     placed = constraint.place(kernels.double().reshape(-1, constraint.cells))
     return placed.reshape(kernels.shape).to(kernels.dtype)
 
@@ -237,17 +243,17 @@ class _Within(nn.Module):
 
     start: Tensor
 
-    def __init__(self, weight: Tensor, layer: LayerKernels, constraint: Constraint) -> None:
+    def __init__(self, weight: Tensor, layer: LayerKernels, constraint: FilterConstraint) -> None:
         super().__init__()
         self.register_buffer("start", weight.detach().clone(), persistent=False)
         self.layout = (layer.kind, layer.groups)
         pieces = (Piece(p.index, p.projector.to(weight.dtype)) for p in constraint.pieces)
-        self.constraint = Constraint(constraint.cells, tuple(pieces)).to(weight.device)
+        self.constraint = FilterConstraint(constraint.cells, tuple(pieces)).to(weight.device)
 
     def forward(self, free: Tensor) -> Tensor:
         with torch.autocast(free.device.type, enabled=False):  # a weight is held in its own precision
             moved = self.constraint.project(canonical(free - self.start, *self.layout))
-        return self.start + stored(moved, *self.layout, tuple(free.shape))
+        return self.start + stored_order(moved, *self.layout, tuple(free.shape))
 
 
 @contextmanager
@@ -273,10 +279,10 @@ def held_arm(arm: Arm, bank: KernelBank, *, values: bool) -> Iterator[nn.Module]
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 
-def _still(constraint: Constraint) -> Constraint:
+def _still(constraint: FilterConstraint) -> FilterConstraint:
     """Return the constraint in which nothing of a constrained kernel may move."""
     zero = torch.zeros(constraint.cells, constraint.cells, dtype=torch.float64)
-    return Constraint(constraint.cells, tuple(Piece(piece.index, zero) for piece in constraint.pieces))
+    return FilterConstraint(constraint.cells, tuple(Piece(piece.index, zero) for piece in constraint.pieces))
 
 
 MOST_PICKS = 8192
@@ -288,7 +294,7 @@ CHUNK_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
-class Masked(Candidate):
+class Masked(Structure):
     """The `dim` largest cells of each kernel are kept, the others are zero."""
 
     def errors(self, kernels: Tensor) -> Tensor:
@@ -304,7 +310,7 @@ class Masked(Candidate):
 
 
 @dataclass(frozen=True, eq=False)
-class Picked(Candidate):
+class Picked(Structure):
     """Each kernel takes the nearest of some subspaces, of orthonormal `bases` (m, cells, dim)."""
 
     bases: Tensor = field(kw_only=True)
@@ -326,11 +332,11 @@ class Picked(Candidate):
         return self.bases[torch.cat(inside)]
 
 
-def picked(like: Candidate, cells: int, generator: torch.Generator) -> Candidate:
+def random_rivals(like: Structure, cells: int, generator: torch.Generator) -> Structure:
     """Return random subspaces for what `like` offers: as many of its dimension as its side bits can name."""
     count = min(MOST_PICKS, round(2**like.side_bits))
     drawn = torch.randn(count, cells, like.dim, dtype=torch.float64, generator=generator)
     bases = torch.linalg.qr(drawn)[0]
     if count == 1:  # one subspace for all kernels, so one projector
-        return Candidate(like.name, like.dim, bases[0] @ bases[0].mT)
+        return Structure(like.name, like.dim, bases[0] @ bases[0].mT)
     return Picked(like.name, like.dim, None, math.log2(count), bases=bases)

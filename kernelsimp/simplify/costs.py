@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.kernels.bank import LayerKernels
-from kernelsimp.simplify.candidates import Candidate, rows_of_layer
+from kernelsimp.simplify.candidates import Structure, rows_of_layer
 from kernelsimp.simplify.fisher import Sensitivity
 
 Cost = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -30,7 +30,7 @@ def _filter(errors: Tensor, blocks: Tensor, fisher: Tensor) -> Tensor:
     return fisher[:, :, None] * _energy(errors, blocks)
 
 
-def _mixed(errors: Tensor, blocks: Tensor, fisher: Tensor) -> Tensor:
+def _mixed_cost(errors: Tensor, blocks: Tensor, fisher: Tensor) -> Tensor:
     weighted = fisher.mean() * _energy(errors, blocks).clamp_min(0)
     return (errors.square().sum(-1) * weighted).sqrt()
 
@@ -40,7 +40,7 @@ def _energy(errors: Tensor, blocks: Tensor) -> Tensor:
     return (torch.einsum("goid,gide->goie", errors, blocks) * errors).sum(-1)
 
 
-COSTS: Mapping[str, Cost] = {"absolute": _absolute, "layer": _layer, "filter": _filter, "mixed": _mixed}
+COSTS: Mapping[str, Cost] = {"absolute": _absolute, "layer": _layer, "filter": _filter, "mixed": _mixed_cost}
 """`absolute`: ||e||^2, the same unit in every layer: measured on a ResNet, scaling it by the mean of diag H
 spares the layers with strong inputs and empties the others, and loses most of the accuracy. `layer`:
 g e'H_jj e, g the layer's mean Fisher; `filter`: g_o e'H_jj e. `mixed` is the geometric mean of the first
@@ -56,7 +56,7 @@ def check_cost(name: str) -> None:
 
 
 def cost_table(
-    layer: LayerKernels, offer: Sequence[Candidate], seen: Sensitivity | None, name: str
+    layer: LayerKernels, offer: Sequence[Structure], seen: Sensitivity | None, name: str
 ) -> Tensor:
     """Return what each structure costs each kernel, (kernels, structures), float32.
 
@@ -66,7 +66,7 @@ def cost_table(
     blocks, fisher = _metric(layer, seen)
     table = torch.empty(layer.count, len(offer))
     for place, candidate in enumerate(offer):
-        errors = _grouped(candidate.errors(kernels), layer)
+        errors = _by_filter(candidate.errors(kernels), layer)
         table[:, place] = COSTS[name](errors, blocks, fisher).reshape(-1)
     return table
 
@@ -76,13 +76,13 @@ def predicted_loss(layer: LayerKernels, errors: Tensor, seen: Sensitivity | None
     if seen is None:
         return 0.0
     blocks, fisher = _metric(layer, seen)
-    return 0.5 * float(_filter(_grouped(errors, layer), blocks, fisher).sum())
+    return 0.5 * float(_filter(_by_filter(errors, layer), blocks, fisher).sum())
 
 
 def input_energy(layer: LayerKernels, kernels: Tensor, seen: Sensitivity | None) -> Tensor:
     """Return w'H_jj w of kernels (n, cells), (n,): the mean square of what each adds to its output."""
     blocks, _ = _metric(layer, seen)
-    return _energy(_grouped(kernels, layer), blocks).reshape(-1).clamp_min(0)
+    return _energy(_by_filter(kernels, layer), blocks).reshape(-1).clamp_min(0)
 
 
 def _metric(layer: LayerKernels, seen: Sensitivity | None) -> tuple[Tensor, Tensor]:
@@ -95,6 +95,6 @@ def _metric(layer: LayerKernels, seen: Sensitivity | None) -> tuple[Tensor, Tens
     return blocks, seen.fisher.reshape(layer.groups, -1)
 
 
-def _grouped(errors: Tensor, layer: LayerKernels) -> Tensor:
+def _by_filter(errors: Tensor, layer: LayerKernels) -> Tensor:
     """Return errors (kernels, cells) as (groups, filters, in, cells)."""
     return errors.reshape(layer.groups, -1, layer.kernels.shape[1], errors.shape[-1])

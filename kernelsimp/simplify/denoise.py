@@ -18,11 +18,11 @@ from kernelsimp.kernels.denoisers import parse
 from kernelsimp.kernels.structures import DENOISED
 from kernelsimp.records.plan import FREE, STRENGTH, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.apply import denoised
+from kernelsimp.simplify.apply import denoise_kernels
 from kernelsimp.simplify.candidates import FREE_NAME, chosen_layers, rows_of_layer
 from kernelsimp.simplify.costs import input_energy, predicted_loss
 from kernelsimp.simplify.fisher import Sensitivity
-from kernelsimp.simplify.solve import Road, Surveyed, Tried, try_plan
+from kernelsimp.simplify.solve import PlanTrial, Solution, Surveyed, try_plan
 from kernelsimp.watch import SILENT, Watcher
 
 AIMS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45)
@@ -64,7 +64,7 @@ def everything_free(bank: KernelBank) -> Plan:
     )
 
 
-def denoised_by_weight(plan: Plan, bank: KernelBank, settings: PlanSettings) -> Plan:
+def denoise_by_weight(plan: Plan, bank: KernelBank, settings: PlanSettings) -> Plan:
     """Return the plan with its free kernels denoised, at the given strength or one tenth of the weights."""
     asked = denoising_of(settings)
     if asked is None:
@@ -74,43 +74,45 @@ def denoised_by_weight(plan: Plan, bank: KernelBank, settings: PlanSettings) -> 
     return _with(plan, layers, asked.name, dict.fromkeys(layers, strength))
 
 
-def denoised_road(
-    surveyed: Surveyed, road: Road, watcher: Watcher = SILENT, accept: Accept | None = None
-) -> Road:
-    """Return the road with its plan's free kernels denoised and everything else re-solved around them.
+def denoise_rest(
+    surveyed: Surveyed, solution: Solution, watcher: Watcher = SILENT, accept: Accept | None = None
+) -> Solution:
+    """Return the solution with its plan's free kernels denoised and everything else re-solved around them.
 
     Without a strength it is the greatest of `AIMS` whose network `accept` takes and whose KL on held-back
-    images stays within `MORE_KL`; where none does, the road stays as it is and says so.
+    images stays within `MORE_KL`; where none does, the solution stays as it is and says so.
     """
     prepared = surveyed.prepared
     asked = denoising_of(prepared.settings)
     if asked is None:
-        return road
-    layers = _layers(road.plan, prepared.bank, prepared.changeable)
+        return solution
+    layers = _layers(solution.plan, prepared.bank, prepared.changeable)
     if not layers:
-        return replace(road, notes=(*road.notes, NOTHING))
+        return replace(solution, notes=(*solution.notes, NOTHING))
     if asked.strength is not None:
-        tried = _tried(surveyed, road, layers, (asked.name, dict.fromkeys(layers, asked.strength)), watcher)
-        return _ended(road, tried, f"strength {asked.strength:g}")
-    allowed = road.best.distance.divergence
+        tried = _try_strength(
+            surveyed, solution, layers, (asked.name, dict.fromkeys(layers, asked.strength)), watcher
+        )
+        return _finish(solution, tried, f"strength {asked.strength:g}")
+    allowed = solution.best.distance.divergence
     allowed += max(MORE_KL * allowed, LEAST_KL)
     low, high = 0, len(AIMS)
-    best: tuple[float, Tried] | None = None
+    best: tuple[float, PlanTrial] | None = None
     while low < high:
         middle = (low + high) // 2
         strengths = {
             name: _strength(layer, asked.name, prepared.seen.get(name), AIMS[middle])
             for name, layer in layers.items()
         }
-        tried = _tried(surveyed, road, layers, (asked.name, strengths), watcher)
-        fits = tried.distance.divergence <= allowed and (accept is None or accept(tried.walked.model))
+        tried = _try_strength(surveyed, solution, layers, (asked.name, strengths), watcher)
+        fits = tried.distance.divergence <= allowed and (accept is None or accept(tried.reconstruction.model))
         low, high = (middle + 1, high) if fits else (low, middle)
         best = (AIMS[middle], tried) if fits else best
     if best is None:
         least = f"even denoising that changes outputs by {AIMS[0]:.0%} costs too much"
         note = f"{asked.name}: {least}; nothing is denoised, or give a strength: {asked.name}:0.1"
-        return replace(road, notes=(*road.notes, note))
-    return _ended(road, best[1], f"{best[0]:.0%} of each layer's output")
+        return replace(solution, notes=(*solution.notes, note))
+    return _finish(solution, best[1], f"{best[0]:.0%} of each layer's output")
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,7 @@ class _Part:
             choice=self.mask.astype(np.int16),
             parameters={STRENGTH: np.full(self.mask.shape, strength, np.float32)},
         )
-        after = denoised(self.layer.kernels, plan, (FREE_NAME, DENOISED + name))
+        after = denoise_kernels(self.layer.kernels, plan, (FREE_NAME, DENOISED + name))
         return rows_of_layer(self.layer) - after.detach().double().reshape(self.layer.count, -1)
 
 
@@ -158,15 +160,15 @@ def _strength(part: _Part, name: str, seen: Sensitivity | None, aim: float) -> f
     return strength
 
 
-def _tried(
+def _try_strength(
     surveyed: Surveyed,
-    road: Road,
+    solution: Solution,
     parts: Mapping[str, _Part],
     how: tuple[str, Mapping[str, float]],
     watcher: Watcher,
-) -> Tried:
-    plan = _with(road.plan, parts, *how)
-    predicted = dict(road.best.predicted)
+) -> PlanTrial:
+    plan = _with(solution.plan, parts, *how)
+    predicted = dict(solution.best.predicted)
     for name, part in parts.items():
         seen = surveyed.prepared.seen.get(name)
         predicted[name] = predicted.get(name, 0.0) + predicted_loss(
@@ -175,13 +177,15 @@ def _tried(
     return try_plan(surveyed, (plan, predicted), watcher)
 
 
-def _ended(road: Road, tried: Tried, strength: str) -> Road:
-    before, after = road.best.distance.divergence, tried.distance.divergence
+def _finish(solution: Solution, tried: PlanTrial, strength: str) -> Solution:
+    before, after = solution.best.distance.divergence, tried.distance.divergence
     note = (
         f"denoised {tried.plan.denoised} kernels that fit no family ({strength}); KL on held-back images "
         f"{before:.4f} before, {after:.4f} after"
     )
-    return Road(tried, (*road.tried, tried), tried.walked.tensors, (*tried.walked.notes, note))
+    return Solution(
+        tried, (*solution.tried, tried), tried.reconstruction.tensors, (*tried.reconstruction.notes, note)
+    )
 
 
 def _with(plan: Plan, parts: Mapping[str, _Part], name: str, strengths: Mapping[str, float]) -> Plan:

@@ -22,7 +22,7 @@ class Distance:
     agreement: float | None
 
 
-class Judge:
+class DistanceJudge:
     """Remembers what the original network says about `images`, and compares others with it."""
 
     def __init__(self, original: nn.Module, images: Sequence[Tensor]) -> None:

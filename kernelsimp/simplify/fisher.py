@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from kernelsimp.errors import DamagedError, KernelsimpError
 from kernelsimp.files import read_sealed, write_sealed
-from kernelsimp.models.hooks import Observed, Trace, observing
-from kernelsimp.simplify.moments import Sampling, rows_of, sampling_for, windows
+from kernelsimp.models.hooks import Observed, Trace, observe_convolutions
+from kernelsimp.simplify.moments import WindowSampling, rows_of, sampling_for, windows
 from kernelsimp.watch import SILENT, Watcher
 
 
@@ -44,7 +44,7 @@ def survey(
     generator = torch.Generator().manual_seed(seed)
     watcher.start("measuring what each layer sees", len(images))
     heard = True
-    with observing(model) as seen, torch.enable_grad():
+    with observe_convolutions(model) as seen, torch.enable_grad():
         for batch, inputs in enumerate(images):
             loss = _loss(model(inputs.clone().requires_grad_()), generator)
             heard = heard and _backward(loss)
@@ -117,7 +117,7 @@ def output_tensors(output: object) -> list[Tensor]:
 class _Sum:
     """Running sums of one layer."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: WindowSampling) -> None:
         self.sampling = sampling
         self.blocks: Tensor | None = None
         self.fisher: Tensor | None = None
@@ -142,7 +142,7 @@ class _Sum:
 
 
 @torch.no_grad()
-def _blocks(observed: Observed, sampling: Sampling, batch: int) -> tuple[Tensor, int]:
+def _blocks(observed: Observed, sampling: WindowSampling, batch: int) -> tuple[Tensor, int]:
     """Return the sum of x_j x_j' over the sampled windows, (in, cells, cells), and their number."""
     view = windows(observed.call)
     grid = observed.call[0].kernel_size

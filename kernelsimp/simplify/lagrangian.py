@@ -4,7 +4,7 @@ bits = dim * b + v * (side bits + log2(1 / how often the layer chooses it)), b t
 one per cent distortion of the original layer, v what the choice weighs. With v = 1 bits are well spent; with
 less, degrees of freedom are: structures that are long to name, and keep few numbers, are chosen more often.
 Frequencies follow from the choices, and these from the frequencies, so both are iterated, from equal
-frequencies: the outcome depends on the multiplier alone. A menu is one layer's table of costs (kernels,
+frequencies: the outcome depends on the multiplier alone. A table is one layer's table of costs (kernels,
 structures).
 """
 
@@ -31,7 +31,7 @@ HALF = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class Menu:
+class CostTable:
     """One layer: `costs` (n, structures), `dims` and `side_bits` (structures,), `bits` b, grid `cells`.
 
     Column 0 is 'free' and costs nothing. `allowed` (n,) says which kernels may be anything else, and
@@ -65,35 +65,37 @@ BY_COUNT = 0.1
 about the same is taken. With full bits, kernels become far simpler than was asked for (MobileNetV1 x0.25,
 three quarters of the kernels: KL 0.030 in place of 0.009)."""
 
-Reached = Callable[[Sequence[Menu], Choices], bool]
+Reached = Callable[[Sequence[CostTable], Choices], bool]
 
 
-def dof_share(menus: Sequence[Menu], choices: Choices) -> float:
+def dof_share(tables: Sequence[CostTable], choices: Choices) -> float:
     """Return the degrees of freedom left, as a share of all cells."""
-    left = sum(int(menu.dims[chosen].sum()) for menu, chosen in zip(menus, choices.structures, strict=True))
-    return left / sum(menu.count * menu.cells for menu in menus)
+    left = sum(
+        int(table.dims[chosen].sum()) for table, chosen in zip(tables, choices.structures, strict=True)
+    )
+    return left / sum(table.count * table.cells for table in tables)
 
 
-def simplified_share(menus: Sequence[Menu], choices: Choices) -> float:
+def simplified_share(tables: Sequence[CostTable], choices: Choices) -> float:
     """Return the share of kernels that are not free."""
     changed = sum(int((chosen != 0).sum()) for chosen in choices.structures)
-    return changed / sum(menu.count for menu in menus)
+    return changed / sum(table.count for table in tables)
 
 
-def choose_for_dof(menus: Sequence[Menu], share: float) -> Choices:
+def choose_for_dof(tables: Sequence[CostTable], share: float) -> Choices:
     """Return the choices of the least multiplier that leaves at most `share` of the degrees of freedom.
 
     Raises `KernelsimpError` where the share is no share or these structures cannot reach it.
     """
     check_share("--dof", share)
-    found = _least(menus, lambda menus, choices: dof_share(menus, choices) <= share)
-    if dof_share(menus, found) > share:
-        left = dof_share(menus, found)
+    found = _least(tables, lambda tables, choices: dof_share(tables, choices) <= share)
+    if dof_share(tables, found) > share:
+        left = dof_share(tables, found)
         raise KernelsimpError(f"--dof {share:g} is out of reach: these structures leave {left:.3f} at least")
     return found
 
 
-def choose_for_count(menus: Sequence[Menu], share: float) -> Choices:
+def choose_for_count(tables: Sequence[CostTable], share: float) -> Choices:
     """Return the choices of the least multiplier that simplifies at least `share` of the kernels.
 
     What counts here is that a kernel is simplified, not how far: the bits of its structure weigh little
@@ -101,73 +103,74 @@ def choose_for_count(menus: Sequence[Menu], share: float) -> Choices:
     """
     check_share("--simplified", share)
     found = _least(
-        [_by_count(menu) for menu in menus], lambda menus, choices: simplified_share(menus, choices) >= share
+        [_by_count(table) for table in tables],
+        lambda tables, choices: simplified_share(tables, choices) >= share,
     )
-    if simplified_share(menus, found) < share:
-        most = simplified_share(menus, found)
+    if simplified_share(tables, found) < share:
+        most = simplified_share(tables, found)
         raise KernelsimpError(f"--simplified {share:g} is out of reach: at most {most:.3f} can be")
     return found
 
 
-def _by_count(menu: Menu) -> Menu:
+def _by_count(table: CostTable) -> CostTable:
     """Return the menu in which the bits of every structure but 'free' weigh `BY_COUNT`."""
-    weight = torch.full((len(menu.dims),), BY_COUNT)
+    weight = torch.full((len(table.dims),), BY_COUNT)
     weight[0] = 1.0
-    return replace(menu, dims=menu.dims * weight, side_bits=menu.side_bits * weight)
+    return replace(table, dims=table.dims * weight, side_bits=table.side_bits * weight)
 
 
-def choices_at(menus: Sequence[Menu], multiplier: float) -> Choices:
+def choices_at(tables: Sequence[CostTable], multiplier: float) -> Choices:
     """Return the choices at one multiplier."""
-    return Choices(multiplier, tuple(_settle(menu, multiplier) for menu in menus))
+    return Choices(multiplier, tuple(_settle(table, multiplier) for table in tables))
 
 
-def choice_bits(menus: Sequence[Menu], choices: Choices) -> float:
+def choice_bits(tables: Sequence[CostTable], choices: Choices) -> float:
     """Return the bits that name all choices: n times their entropy in each layer, and side bits."""
     total = 0.0
-    for menu, chosen in zip(menus, choices.structures, strict=True):
-        counts = torch.bincount(chosen, minlength=len(menu.dims)).double()
+    for table, chosen in zip(tables, choices.structures, strict=True):
+        counts = torch.bincount(chosen, minlength=len(table.dims)).double()
         used = counts[counts > 0]
-        total += float((used * (menu.count / used).log2()).sum() + (counts * menu.side_bits).sum())
+        total += float((used * (table.count / used).log2()).sum() + (counts * table.side_bits).sum())
     return total
 
 
-def coefficient_bits(menus: Sequence[Menu]) -> float:
+def coefficient_bits(tables: Sequence[CostTable]) -> float:
     """Return b, averaged over all cells of the network."""
-    cells = [menu.count * menu.cells for menu in menus]
-    return sum(n * menu.bits for n, menu in zip(cells, menus, strict=True)) / sum(cells)
+    cells = [table.count * table.cells for table in tables]
+    return sum(n * table.bits for n, table in zip(cells, tables, strict=True)) / sum(cells)
 
 
-def _least(menus: Sequence[Menu], reached: Reached) -> Choices:
+def _least(tables: Sequence[CostTable], reached: Reached) -> Choices:
     """Return the choices of the least multiplier that has `reached`, by bisection of its logarithm."""
-    unit = _unit(menus)
+    unit = _unit(tables)
     low, high = LEAST, MOST
-    best = choices_at(menus, unit * 2**high)
+    best = choices_at(tables, unit * 2**high)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        here = choices_at(menus, unit * 2**middle)
-        if reached(menus, here):
+        here = choices_at(tables, unit * 2**middle)
+        if reached(tables, here):
             high, best = middle, here
         else:
             low = middle
     return best
 
 
-def _unit(menus: Sequence[Menu]) -> float:
+def _unit(tables: Sequence[CostTable]) -> float:
     """Return the cost a bit of giving every kernel its smallest structure."""
-    cost = sum(float(menu.costs[:, int(menu.dims.argmin())].double().sum()) for menu in menus)
-    bits = sum(menu.count * menu.cells * menu.bits for menu in menus)
+    cost = sum(float(table.costs[:, int(table.dims.argmin())].double().sum()) for table in tables)
+    bits = sum(table.count * table.cells * table.bits for table in tables)
     return cost / bits if cost > 0 and bits > 0 else 1.0
 
 
-def _settle(menu: Menu, multiplier: float) -> Tensor:
+def _settle(table: CostTable, multiplier: float) -> Tensor:
     """Iterate choices and their frequencies until these stand still, or for the most rounds."""
-    chosen = torch.zeros(menu.count, dtype=torch.int64)
-    share = torch.full((len(menu.dims),), 1 / len(menu.dims))
+    chosen = torch.zeros(table.count, dtype=torch.int64)
+    share = torch.full((len(table.dims),), 1 / len(table.dims))
     for _ in range(ROUNDS):
-        bits = menu.dims * menu.bits + menu.choice_weight * (menu.side_bits - share.log2())
-        price = menu.costs + (multiplier * bits).to(menu.costs.dtype)
-        chosen = torch.where(menu.allowed, price.argmin(1), 0)
-        counts = torch.bincount(chosen, minlength=len(menu.dims)).float() + HALF
+        bits = table.dims * table.bits + table.choice_weight * (table.side_bits - share.log2())
+        price = table.costs + (multiplier * bits).to(table.costs.dtype)
+        chosen = torch.where(table.allowed, price.argmin(1), 0)
+        counts = torch.bincount(chosen, minlength=len(table.dims)).float() + HALF
         fresh = counts / counts.sum()
         moved = float((fresh - share).abs().max())
         share = fresh

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.models.hooks import Replay, Trace, Use
-from kernelsimp.models.layers import conv_modules, stored, tensor_name
+from kernelsimp.models.layers import conv_modules, stored_order, tensor_name
 from kernelsimp.simplify.alternating import settle
 from kernelsimp.simplify.moments import Moments, pair_moments, sampling_for
-from kernelsimp.simplify.projected_cg import Constraint, UnsolvableError, resolve
+from kernelsimp.simplify.projected_cg import FilterConstraint, UnsolvableError, resolve
 from kernelsimp.simplify.targets import Target, targets_of
 from kernelsimp.watch import SILENT, Watcher
 
-__all__ = ["Fit", "Ground", "Target", "Walked", "in_float32", "targets_of", "walk"]
+__all__ = ["CalibratedNetwork", "Fit", "Reconstruction", "Target", "in_float32", "reconstruct", "targets_of"]
 
 
 @dataclass(frozen=True, eq=False)
-class Ground:
-    """What a walk stands on: the original network with its kernels, and images to look at it with.
+class CalibratedNetwork:
+    """What a reconstruction stands on: the original network with its kernels, and images to look at it with.
 
     `model` runs in float32, in evaluation mode; `images` are batches of its input, `held` batches that
     judge and are never fitted to.
@@ -55,7 +55,7 @@ class Fit:
 
 
 @dataclass(frozen=True, eq=False)
-class Walked:
+class Reconstruction:
     """The simplified network, and the tensors that differ from the original's.
 
     Weights are in the bank's dtype; biases and running means in float32, for the checkpoint to cast.
@@ -82,7 +82,7 @@ class Walked:
 
 
 @dataclass
-class _State:
+class _ReconstructionState:
     """What changes along the way."""
 
     model: nn.Module
@@ -90,44 +90,50 @@ class _State:
     fits: dict[str, Fit] = field(default_factory=dict)
 
 
-def walk(
-    ground: Ground, targets: Mapping[str, Target], watcher: Watcher = SILENT, *, fitted: bool = True
-) -> Walked:
+def reconstruct(
+    calibrated: CalibratedNetwork,
+    targets: Mapping[str, Target],
+    watcher: Watcher = SILENT,
+    *,
+    fitted: bool = True,
+) -> Reconstruction:
     """Return the network in which the layers of `targets` are what these ask for.
 
     With `fitted` false every kernel is only projected and nothing else moves. A layer whose moments are
     singular, missing or of too few rows is projected too, and its `Fit` says so.
     """
-    state = _State(copy.deepcopy(ground.model))
-    layers = {layer.name: layer for layer in ground.bank.layers}
-    now, before = (Replay(model, ground.traced, ground.images) for model in (state.model, ground.model))
-    watcher.start("re-solving layer by layer" if fitted else "projecting", len(ground.traced.uses))
-    for use in ground.traced.uses:
+    state = _ReconstructionState(copy.deepcopy(calibrated.model))
+    layers = {layer.name: layer for layer in calibrated.bank.layers}
+    now, before = (
+        Replay(model, calibrated.traced, calibrated.images) for model in (state.model, calibrated.model)
+    )
+    watcher.start("re-solving layer by layer" if fitted else "projecting", len(calibrated.traced.uses))
+    for use in calibrated.traced.uses:
         layer, target = layers[use.name], targets.get(use.name)
         if fitted and (state.tensors or target):
-            moments = _moments(use, layer, (now, before if state.tensors else None), ground)
+            moments = _moments(use, layer, (now, before if state.tensors else None), calibrated)
             _fit_layer(state, use, (layer, target), moments)
         elif target:
-            _store(state, layer, target.unfitted(layer.kernels))
+            _store(state, layer, target.nearest_kernels(layer.kernels))
         watcher.step()
-    for name in targets.keys() - {use.name for use in ground.traced.uses}:
-        _store(state, layers[name], targets[name].unfitted(layers[name].kernels))
+    for name in targets.keys() - {use.name for use in calibrated.traced.uses}:
+        _store(state, layers[name], targets[name].nearest_kernels(layers[name].kernels))
         state.fits[name] = Fit(None, trouble="never run on calibration images: only projected")
-    return Walked(state.model, state.tensors, state.fits)
+    return Reconstruction(state.model, state.tensors, state.fits)
 
 
 def _moments(
-    use: Use, layer: LayerKernels, replays: tuple[Replay, Replay | None], ground: Ground
+    use: Use, layer: LayerKernels, replays: tuple[Replay, Replay | None], calibrated: CalibratedNetwork
 ) -> Moments | None:
     now, before = replays
     original = _by_group(layer)
-    sampling = sampling_for(use, original.shape[-1], ground.count, ground.seed)
+    sampling = sampling_for(use, original.shape[-1], calibrated.count, calibrated.seed)
     was = before.inputs_of(use) if before is not None else None
     return pair_moments(now.inputs_of(use), was, original, sampling)
 
 
 def _fit_layer(
-    state: _State, use: Use, work: tuple[LayerKernels, Target | None], moments: Moments | None
+    state: _ReconstructionState, use: Use, work: tuple[LayerKernels, Target | None], moments: Moments | None
 ) -> None:
     layer, target = work
     if moments is None or (moments.same and target is None):
@@ -153,7 +159,7 @@ def _solve(
     """
     device = moments.gram.device
     original = _by_group(layer)
-    free = Constraint(layer.kernels[0, 0].numel(), ())
+    free = FilterConstraint(layer.kernels[0, 0].numel(), ())
     constraint = target.constraint(layer.kernels) if target else free
     try:
         there = original.to(device)
@@ -179,7 +185,9 @@ def _by_group(layer: LayerKernels) -> Tensor:
     return layer.kernels.detach().double().reshape(layer.groups, len(layer.kernels) // layer.groups, -1)
 
 
-def _write(state: _State, layer: LayerKernels, target: Target | None, weights: Tensor) -> Tensor:
+def _write(
+    state: _ReconstructionState, layer: LayerKernels, target: Target | None, weights: Tensor
+) -> Tensor:
     """Put new weights into the network, exactly in their structures in the stored dtype; return those.
 
     A filter whose weights did not move beyond rounding keeps its bits.
@@ -192,9 +200,9 @@ def _write(state: _State, layer: LayerKernels, target: Target | None, weights: T
     return kernels.double().reshape(weights.shape)
 
 
-def _store(state: _State, layer: LayerKernels, kernels: Tensor) -> None:
+def _store(state: _ReconstructionState, layer: LayerKernels, kernels: Tensor) -> None:
     weight: Any = conv_modules(state.model)[layer.name].weight
-    value = stored(kernels, layer.kind, layer.groups, tuple(weight.shape))
+    value = stored_order(kernels, layer.kind, layer.groups, tuple(weight.shape))
     with torch.no_grad():
         weight.copy_(value)
     state.tensors[tensor_name(layer.name)] = value.contiguous()
@@ -211,7 +219,7 @@ def _takes_shift(model: nn.Module, use: Use) -> bool:
     return norm is not None and norm.running_mean is not None
 
 
-def _shift(state: _State, use: Use, weights: tuple[Tensor, Tensor], moments: Moments) -> None:
+def _shift(state: _ReconstructionState, use: Use, weights: tuple[Tensor, Tensor], moments: Moments) -> None:
     """Let the bias, or the batch norm's running mean, take the change of the layer's mean output.
 
     b* = b + mean_before'w0 - mean'w; a running mean moves the other way.

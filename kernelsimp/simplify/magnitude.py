@@ -94,7 +94,7 @@ def magnitude_plan(
     """
     layers, origin = prunable(bank, settings), origin or bank
     sizes = [_magnitudes(layer) for layer in layers]
-    kept = dict(zip([layer.name for layer in layers], _kept(sizes, settings, share), strict=True))
+    kept = dict(zip([layer.name for layer in layers], _kept_cells(sizes, settings, share), strict=True))
     names = _Names()
     choices = [_choice(layer, kept.get(layer.name), names) for layer in bank.spatial]
     structures = names.structures
@@ -112,7 +112,7 @@ def magnitude_plan(
     return replace(plan, choice_bits=choice_bits(plan))
 
 
-def _kept(sizes: Sequence[Floats], settings: PruneSettings, share: float) -> list[Bools]:
+def _kept_cells(sizes: Sequence[Floats], settings: PruneSettings, share: float) -> list[Bools]:
     """Return which cells of each layer are kept, (out, in / groups, cells)."""
     score = GRANULARITIES[settings.granularity]
     groups = [[place] for place in range(len(sizes))]
@@ -120,14 +120,14 @@ def _kept(sizes: Sequence[Floats], settings: PruneSettings, share: float) -> lis
         groups = [list(range(len(sizes)))]
     kept: dict[int, Bools] = {}
     for group in groups:
-        units = [_guarded(score(sizes[place])) for place in group]
+        units = [_guard_largest(score(sizes[place])) for place in group]
         removed = _smallest(units, [sizes[place].size for place in group], share)
         for place, gone in zip(group, removed, strict=True):
             kept[place] = np.broadcast_to(~gone, sizes[place].shape)
     return [kept[place] for place in range(len(sizes))]
 
 
-def _guarded(scores: Floats) -> Floats:
+def _guard_largest(scores: Floats) -> Floats:
     """Return scores with the largest made infinite: a layer without any unit would cut the network."""
     guarded = scores.copy()
     guarded.flat[int(np.argmax(scores))] = np.inf

@@ -84,7 +84,7 @@ def windows(call: Call) -> Tensor:
     module: Any = call[0]
     images = call[1] if call[1].ndim == len(module.kernel_size) + 2 else call[1][None]
     transposed = isinstance(module, TRANSPOSED)
-    spread = _spread(images, module.stride) if transposed else images
+    spread = _dilate(images, module.stride) if transposed else images
     sides = _transposed_sides(module) if transposed else _sides(module)
     mode = {"zeros": "constant"}.get(module.padding_mode, module.padding_mode)
     flat_sides = [side for pair in reversed(sides) for side in pair]
@@ -116,7 +116,7 @@ def _transposed_sides(module: Any) -> list[tuple[int, int]]:
     return sides
 
 
-def _spread(images: Tensor, stride: Sequence[int]) -> Tensor:
+def _dilate(images: Tensor, stride: Sequence[int]) -> Tensor:
     """Put stride - 1 zeros between neighbouring cells."""
     lengths = [(side - 1) * step + 1 for side, step in zip(images.shape[2:], stride, strict=True)]
     spread = images.new_zeros(*images.shape[:2], *lengths)
@@ -126,7 +126,7 @@ def _spread(images: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class WindowSampling:
     """Where a layer is read: `share` of the positions of each image, from `seed`."""
 
     share: float
@@ -143,9 +143,9 @@ class Sampling:
         return image.reshape(-1), draws.topk(count, dim=1).indices.reshape(-1)
 
 
-def sampling_for(use: Use, width: int, images: int, seed: int) -> Sampling:
+def sampling_for(use: Use, width: int, images: int, seed: int) -> WindowSampling:
     """Return the sampling that gives a layer the rows of the rule, over `images` images."""
-    return Sampling(min(1.0, rows_wanted(width) / max(1, images * use.positions)), seed)
+    return WindowSampling(min(1.0, rows_wanted(width) / max(1, images * use.positions)), seed)
 
 
 def rows_of(call: Call, image: Tensor, place: Tensor) -> Tensor:
@@ -161,19 +161,19 @@ def rows_of(call: Call, image: Tensor, place: Tensor) -> Tensor:
 
 
 def pair_moments(
-    now: Iterable[list[Call]], before: Iterable[list[Call]] | None, weights: Tensor, sampling: Sampling
+    now: Iterable[list[Call]], before: Iterable[list[Call]] | None, weights: Tensor, sampling: WindowSampling
 ) -> Moments | None:
     """Return the moments of one layer over batches of calls; `before` is None where nothing changed.
 
     `weights` (groups, filters, D) are the original ones. None where the layer was never called.
     """
-    total: _Sums | None = None
+    total: _MomentSums | None = None
     for batch, (calls, originals) in enumerate(_together(now, before)):
         for number, call in enumerate(calls):
             for image, place in _parts(call, sampling, batch * 101 + number):
                 current = rows_of(call, image, place)
                 original = rows_of(originals[number], image, place) if originals is not None else None
-                total = total or _Sums.like(current, weights)
+                total = total or _MomentSums.like(current, weights)
                 total.add(current, original)
     return total.moments() if total is not None else None
 
@@ -187,7 +187,7 @@ def _together(
         yield from zip(now, before, strict=True)
 
 
-def _parts(call: Call, sampling: Sampling, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _parts(call: Call, sampling: WindowSampling, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the rows of one call in pieces that fit in memory."""
     view = windows(call)
     axes = len(call[0].kernel_size)  # type: ignore[arg-type]
@@ -199,7 +199,7 @@ def _parts(call: Call, sampling: Sampling, batch: int) -> Iterator[tuple[Tensor,
 
 
 @dataclass
-class _Sums:
+class _MomentSums:
     """Running sums in float64; those of one piece are taken in float32."""
 
     weights: Tensor
@@ -212,12 +212,12 @@ class _Sums:
     same: bool = True
 
     @staticmethod
-    def like(rows: Tensor, weights: Tensor) -> "_Sums":
+    def like(rows: Tensor, weights: Tensor) -> "_MomentSums":
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=rows.device)
 
         groups, _, width = rows.shape
-        return _Sums(
+        return _MomentSums(
             weights.to(rows.device, torch.float32),
             gram=zeros(groups, width, width),
             cross=zeros(groups, width, width),

@@ -19,7 +19,7 @@ from kernelsimp.kernels.template_fit import WIDTH
 from kernelsimp.records.plan import SHAPES, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.candidates import (
-    Candidate,
+    Structure,
     candidates_for,
     chosen_layers,
     linear_names,
@@ -29,7 +29,7 @@ from kernelsimp.simplify.costs import NEEDS_IMAGES, check_cost, cost_table, pred
 from kernelsimp.simplify.fisher import Sensitivity
 from kernelsimp.simplify.lagrangian import (
     Choices,
-    Menu,
+    CostTable,
     check_share,
     choice_bits,
     choose_for_count,
@@ -37,7 +37,7 @@ from kernelsimp.simplify.lagrangian import (
     coefficient_bits,
 )
 
-Chooser = Callable[[Sequence[Menu]], Choices]
+Chooser = Callable[[Sequence[CostTable]], Choices]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Prepared:
     """What choosing starts from: layers with the structures on offer, chance's verdict, and the survey."""
 
     bank: KernelBank
-    offers: Mapping[str, tuple[Candidate, ...]]
+    offers: Mapping[str, tuple[Structure, ...]]
     bits: Mapping[str, float]
     changeable: frozenset[str]
     seen: Mapping[str, Sensitivity]
@@ -54,7 +54,7 @@ class Prepared:
     @cached_property
     def found(self) -> Mapping[str, NDArray[np.bool_]]:
         """The kernels of each layer, flat, that chance does not explain."""
-        return {layer.name: _found(layer, self.settings) for layer in self.bank.spatial}
+        return {layer.name: _found_kernels(layer, self.settings) for layer in self.bank.spatial}
 
 
 def prepare(
@@ -94,20 +94,20 @@ def data_free_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
     return plan_for(prepare(bank, settings), "absolute", choose)[0]
 
 
-def menus_for(prepared: Prepared, cost: str) -> tuple[Menu, ...]:
+def cost_tables(prepared: Prepared, cost: str) -> tuple[CostTable, ...]:
     """Return one menu a layer, with costs by the name of `cost`."""
-    return tuple(_menu(prepared, layer, cost) for layer in prepared.bank.spatial)
+    return tuple(_cost_table(prepared, layer, cost) for layer in prepared.bank.spatial)
 
 
 def plan_for(prepared: Prepared, cost: str, choose: Chooser) -> tuple[Plan, dict[str, float]]:
     """Return the plan of one cost, and the loss it predicts of each layer, in nats an image."""
-    menus = menus_for(prepared, cost)
-    choices = choose(menus)
-    return plan_of(prepared, menus, choices, cost)
+    tables = cost_tables(prepared, cost)
+    choices = choose(tables)
+    return plan_of(prepared, tables, choices, cost)
 
 
 def plan_of(
-    prepared: Prepared, menus: Sequence[Menu], choices: Choices, cost: str
+    prepared: Prepared, tables: Sequence[CostTable], choices: Choices, cost: str
 ) -> tuple[Plan, dict[str, float]]:
     """Return choices as a plan, and the loss it predicts of each layer, in nats an image."""
     names = dict.fromkeys(item.name for offer in prepared.offers.values() for item in offer)
@@ -127,8 +127,8 @@ def plan_of(
         "simplified": settings.simplified,
         "resolve": settings.resolve,
     }
-    bits = choice_bits(menus, choices)
-    return Plan(structures, tuple(layers), rule, bits, coefficient_bits(menus)), predicted
+    bits = choice_bits(tables, choices)
+    return Plan(structures, tuple(layers), rule, bits, coefficient_bits(tables)), predicted
 
 
 def equivalent_share(plan: Plan) -> float:
@@ -136,12 +136,12 @@ def equivalent_share(plan: Plan) -> float:
     return (plan.dof_after + plan.choice_bits / plan.coefficient_bits) / plan.dof_before
 
 
-def _menu(prepared: Prepared, layer: LayerKernels, cost: str) -> Menu:
+def _cost_table(prepared: Prepared, layer: LayerKernels, cost: str) -> CostTable:
     offer = prepared.offers[layer.name]
     allowed = torch.full((layer.count,), layer.name in prepared.changeable)
     if prepared.settings.only_found:
         allowed &= torch.from_numpy(prepared.found[layer.name])
-    return Menu(
+    return CostTable(
         layer.name,
         cost_table(layer, offer, prepared.seen.get(layer.name), cost),
         dims=torch.tensor([item.dim for item in offer]),
@@ -153,7 +153,7 @@ def _menu(prepared: Prepared, layer: LayerKernels, cost: str) -> Menu:
     )
 
 
-def _errors(layer: LayerKernels, offer: Sequence[Candidate], chosen: Tensor) -> Tensor:
+def _errors(layer: LayerKernels, offer: Sequence[Structure], chosen: Tensor) -> Tensor:
     """Return w - Pw of each kernel's choice, (n, cells)."""
     kernels = rows_of_layer(layer)
     errors = torch.zeros_like(kernels)
@@ -163,7 +163,7 @@ def _errors(layer: LayerKernels, offer: Sequence[Candidate], chosen: Tensor) -> 
     return errors
 
 
-def _shapes(offer: Sequence[Candidate], chosen: Tensor, shape: tuple[int, int]) -> dict[str, Any]:
+def _shapes(offer: Sequence[Structure], chosen: Tensor, shape: tuple[int, int]) -> dict[str, Any]:
     """Return the shape parameters of the kernels that became templates, for the plan to keep."""
     kept = torch.zeros(len(chosen), WIDTH)
     drawn = False
@@ -202,7 +202,7 @@ def _layer_plan(
     )
 
 
-def _found(layer: LayerKernels, settings: PlanSettings) -> NDArray[np.bool_]:
+def _found_kernels(layer: LayerKernels, settings: PlanSettings) -> NDArray[np.bool_]:
     return found_in(examine(layer, linear_names(settings.families)), settings.fdr)
 
 

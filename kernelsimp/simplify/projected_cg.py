@@ -45,7 +45,7 @@ class Piece:
 
 
 @dataclass(frozen=True, eq=False)
-class Constraint:
+class FilterConstraint:
     """What the kernels of one layer are held to; a kernel in no piece is free, and none is in two.
 
     `offset` (kernels, cells) moves each subspace away from zero; it is itself outside of them.
@@ -71,10 +71,10 @@ class Constraint:
             result[piece.index] = moved
         return result.reshape(weights.shape)
 
-    def to(self, device: torch.device) -> "Constraint":
+    def to(self, device: torch.device) -> "FilterConstraint":
         """Return the same constraint with its tensors on `device`."""
         moved = tuple(Piece(p.index.to(device), p.projector.to(device)) for p in self.pieces)
-        return Constraint(self.cells, moved, None if self.offset is None else self.offset.to(device))
+        return FilterConstraint(self.cells, moved, None if self.offset is None else self.offset.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,9 @@ class Solved:
     steps: int
 
 
-def resolve(original: Tensor, constraint: Constraint, moments: Moments, damping: float = DAMPING) -> Solved:
+def resolve(
+    original: Tensor, constraint: FilterConstraint, moments: Moments, damping: float = DAMPING
+) -> Solved:
     """Return the weights within `constraint` whose outputs are nearest to the original ones.
 
     Projected conjugate gradients, each kernel preconditioned by its own block of the operator within its
@@ -111,7 +113,9 @@ def _check(moments: Moments) -> None:
         raise UnsolvableError("its inputs on calibration images are not finite")
 
 
-def _conjugate_gradients(start: Tensor, system: tuple[Tensor, Tensor], constraint: Constraint) -> Solved:
+def _conjugate_gradients(
+    start: Tensor, system: tuple[Tensor, Tensor], constraint: FilterConstraint
+) -> Solved:
     """Solve P A P w = P b for every filter from P start; `system` is A (groups, D, D) and b like `start`."""
     operator, target = system
     precondition = _preconditioner(operator, constraint, start.shape)
@@ -142,7 +146,7 @@ def _conjugate_gradients(start: Tensor, system: tuple[Tensor, Tensor], constrain
 
 
 def _preconditioner(
-    operator: Tensor, constraint: Constraint, shape: torch.Size
+    operator: Tensor, constraint: FilterConstraint, shape: torch.Size
 ) -> Callable[[Tensor], Tensor]:
     """Return the map that solves P A_jj P x = r for every kernel by itself, j its input.
 

@@ -1,7 +1,7 @@
 """Progressive rounds: simplify the cheapest share, re-solve, train a little, measure, go on.
 
-A way runs from 0 (nothing simplified) to 1 (the budget). Every round plans afresh on the network that the
-round before left behind: what is simplified already lies in its structure and costs nothing to keep.
+A schedule runs from 0 (nothing simplified) to 1 (the budget). Every round plans afresh on the network its
+predecessor left behind: what is simplified already lies in its structure and costs nothing to keep.
 Calibration images choose, validation images judge an accuracy budget; a round that went wrong is undone
 and taken again at half the step.
 """
@@ -21,7 +21,7 @@ from kernelsimp.records.report import Round
 from kernelsimp.simplify.apply import snap_layer
 from kernelsimp.simplify.candidates import rows_of_layer
 from kernelsimp.simplify.plan_builder import Prepared
-from kernelsimp.simplify.solve import Road
+from kernelsimp.simplify.solve import Solution
 from kernelsimp.watch import SILENT, Watcher
 
 SURPRISE = 2.0
@@ -35,7 +35,7 @@ MOST_HALVINGS = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Leg:
+class RoundResult:
     """One round as it was taken: its plan, the network after the short training, and what to say of it."""
 
     plan: Plan
@@ -44,11 +44,11 @@ class Leg:
     notes: tuple[str, ...] = ()
 
 
-class Guide(Protocol):
-    """What a way needs to know of the world: how to plan, to train, and to judge."""
+class RoundRunner(Protocol):
+    """What a schedule needs to know of the world: how to plan, to train, and to judge."""
 
-    def simplify(self, network: Network, place: float) -> tuple[Road, Network]:
-        """Return the road of the budget at `place` (0..1) of the way, and the network that it makes."""
+    def simplify(self, network: Network, place: float) -> tuple[Solution, Network]:
+        """Return the solution at `place` (0..1) of the schedule, and the network that it makes."""
 
     def tune(self, network: Network, plan: Plan) -> Network:
         """Return the network after a short training in which nothing of the plan is lost."""
@@ -56,27 +56,27 @@ class Guide(Protocol):
     def drop(self, network: Network) -> float | None:
         """Return what the network has lost on validation images, in pp; None where nothing judges that."""
 
-    def recall(self) -> tuple[Sequence[Leg], Sequence[Round]]:
-        """Return the rounds kept and all records of a way that was stopped; nothing to start a new one."""
+    def recall(self) -> tuple[Sequence[RoundResult], Sequence[Round]]:
+        """Return the rounds kept and all records of a schedule that was stopped; nothing for a new one."""
 
-    def remember(self, legs: Sequence[Leg], records: Sequence[Round]) -> None:
+    def remember(self, results: Sequence[RoundResult], records: Sequence[Round]) -> None:
         """Keep what `recall` returns: all rounds so far, the last one new."""
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
+class Schedule:
     """The rounds that were kept, and the record of all that were tried; `met` speaks of the accuracy."""
 
-    legs: tuple[Leg, ...]
+    results: tuple[RoundResult, ...]
     records: tuple[Round, ...]
     met: bool
 
 
 @dataclass
-class _Progress:
-    """Where a way is: `place` reached, the next `step`, and what the rounds kept so far say of kappa.
+class _ScheduleState:
+    """Where a schedule is: `place` reached, the next `step`, and what the rounds kept so far say of kappa.
 
-    `full` is the longest step; the way is `over` where a round of the least step was undone.
+    `full` is the longest step; the schedule is `over` where a round of the least step was undone.
     """
 
     full: float
@@ -111,7 +111,7 @@ class _Progress:
         self.predicted += record.predicted
         self.measured += record.measured
 
-    def surprised(self, predicted: float, measured: float) -> bool:
+    def is_surprising(self, predicted: float, measured: float) -> bool:
         """Say whether a round lost far more than the rounds before make one expect."""
         if not math.isfinite(measured):
             return True
@@ -119,51 +119,51 @@ class _Progress:
         return kappa is not None and measured > max(HARMLESS, SURPRISE * kappa * predicted)
 
 
-def go(
-    start: Network, guide: Guide, count: int, most_drop: float | None = None, watcher: Watcher = SILENT
-) -> Way:
-    """Go the whole way in `count` steps, or more where a round has to be taken again at half its step.
+def run_rounds(
+    start: Network, runner: RoundRunner, count: int, most_drop: float | None = None, watcher: Watcher = SILENT
+) -> Schedule:
+    """Go the whole schedule in `count` steps, or more where a round has to be taken again at half its step.
 
     A step that was halved doubles again after each round that is kept. With `most_drop`, in the units of
-    `Guide.drop`, a round beyond it is undone as well, and the way ends at the last round within it; `met`
+    `drop`, a round beyond it is undone as well, and the schedule ends at the last round within it; `met`
     is false where there is none, and the first try is returned.
     """
-    now = _Progress(1 / count, 1 / count)
-    known, told = guide.recall()
-    legs, records = list(known), list(told)
+    now = _ScheduleState(1 / count, 1 / count)
+    known, told = runner.recall()
+    results, records = list(known), list(told)
     for item in records:
         now.take(item)
-    first: Leg | None = None
+    first: RoundResult | None = None
     while now.place < 1 and not now.over:
         smallest = now.smallest
-        leg, record = _round(legs[-1].tuned if legs else start, guide, now)
-        first = first or leg
+        result, record = _round(results[-1].tuned if results else start, runner, now)
+        first = first or result
         beyond = record.drop is not None and most_drop is not None and record.drop > most_drop
         kept = not beyond and (smallest or not record.surprising)
         records.append(replace(record, round=len(records) + 1, kept=kept))
-        watcher.note(_told(records[-1]))
+        watcher.note(_round_words(records[-1]))
         if kept:
-            legs.append(leg)
+            results.append(result)
         now.take(records[-1])
-        guide.remember(legs, records)
-    return Way(tuple(legs) or ((first,) if first else ()), tuple(records), bool(legs))
+        runner.remember(results, records)
+    return Schedule(tuple(results) or ((first,) if first else ()), tuple(records), bool(results))
 
 
-def _round(network: Network, guide: Guide, now: _Progress) -> tuple[Leg, Round]:
+def _round(network: Network, runner: RoundRunner, now: _ScheduleState) -> tuple[RoundResult, Round]:
     """Take one round; a surprising one is not trained, unless it is kept whatever it lost."""
-    road, simplified = guide.simplify(network, now.aim)
-    predicted, measured = sum(road.best.predicted.values()), road.best.distance.divergence
-    surprising = now.surprised(predicted, measured)
+    solution, simplified = runner.simplify(network, now.aim)
+    predicted, measured = sum(solution.best.predicted.values()), solution.best.distance.divergence
+    surprising = now.is_surprising(predicted, measured)
     wasted = surprising and not now.smallest
-    tuned = simplified if wasted else guide.tune(simplified, road.plan)
-    drop = None if wasted else guide.drop(tuned)
-    share = road.plan.dof_after / road.plan.dof_before
+    tuned = simplified if wasted else runner.tune(simplified, solution.plan)
+    drop = None if wasted else runner.drop(tuned)
+    share = solution.plan.dof_after / solution.plan.dof_before
     kappa = measured / predicted if predicted > 0 else None
-    leg = Leg(road.plan, tuned, road.best.walked.buffers_changed, road.notes)
-    return leg, Round(0, share, predicted, measured, kappa, drop, surprising)
+    result = RoundResult(solution.plan, tuned, solution.best.reconstruction.buffers_changed, solution.notes)
+    return result, Round(0, share, predicted, measured, kappa, drop, surprising)
 
 
-def _told(record: Round) -> str:
+def _round_words(record: Round) -> str:
     kappa = "" if record.kappa is None else f", kappa {record.kappa:.2f}"
     drop = "" if record.drop is None else f", {0.0 - record.drop:+.2f} pp on validation images"
     said = f"round {record.round}: {record.dof:.1%} of the degrees of freedom, predicted loss "
@@ -176,7 +176,7 @@ def _told(record: Round) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Following(Prepared):
+class RelabelledPrepared(Prepared):
     """What a later round chooses from; whether chance explains a kernel is asked of the first network.
 
     A kernel that was simplified is exactly in its structure, which says nothing of how it got there.
@@ -190,17 +190,19 @@ class Following(Prepared):
         return dict(self.first.found)
 
 
-def following(prepared: Prepared, first: Prepared) -> Following:
+def with_first_verdicts(prepared: Prepared, first: Prepared) -> RelabelledPrepared:
     """Return `prepared` with the verdicts of chance that `first` has."""
-    return Following(**{item.name: getattr(prepared, item.name) for item in fields(prepared)}, first=first)
+    return RelabelledPrepared(
+        **{item.name: getattr(prepared, item.name) for item in fields(prepared)}, first=first
+    )
 
 
-def relabelled(plan: Plan, first: Prepared) -> Plan:
+def relabel_plan(plan: Plan, first: Prepared) -> Plan:
     """Return a later round's plan with residuals and dead kernels as they are in the first network."""
-    return replace(plan, layers=tuple(_relabelled(layer, plan.structures, first) for layer in plan.layers))
+    return replace(plan, layers=tuple(_relabel_layer(layer, plan.structures, first) for layer in plan.layers))
 
 
-def _relabelled(layer: LayerPlan, structures: Sequence[str], first: Prepared) -> LayerPlan:
+def _relabel_layer(layer: LayerPlan, structures: Sequence[str], first: Prepared) -> LayerPlan:
     kernels = next(item for item in first.bank.layers if item.name == layer.name)
     rows = rows_of_layer(kernels)
     snapped = rows_of_layer(replace(kernels, kernels=snap_layer(kernels.kernels, layer, tuple(structures))))

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from kernelsimp.errors import DamagedError, KernelsimpError
 from kernelsimp.evaluation.accuracy import measure
-from kernelsimp.evaluation.metric import Metric
+from kernelsimp.evaluation.metric import UserMetric
 from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.records.plan import LayerPlan
-from kernelsimp.simplify.distance import Distance, Judge, is_classifier
+from kernelsimp.simplify.distance import Distance, DistanceJudge, is_classifier
 from kernelsimp.simplify.lagrangian import choose_for_dof
 from kernelsimp.simplify.sensitivity import layer_losses
-from kernelsimp.simplify.solve import Road, Surveyed, Tried, travel, try_plan
+from kernelsimp.simplify.solve import PlanTrial, Solution, Surveyed, solve_at_budget, try_plan
 from kernelsimp.watch import SILENT, Watcher
 
 FIRST_SHARE, FIRST_STEP, LAST_STEP = 0.5, 0.16, 0.01
@@ -38,7 +38,7 @@ MEMORISED = 99.0
 class Trial:
     """One share that was tried: the loss in accuracy, changed answers (both pp), and KL in nats.
 
-    Where the referee goes by something else than accuracy, `accuracy_drop` is the loss in that, and
+    Where the judge goes by something else than accuracy, `accuracy_drop` is the loss in that, and
     `divergence` what its judge measures.
     """
 
@@ -58,7 +58,7 @@ class Trial:
         return max(known) if memorised else self.accuracy_drop
 
 
-class Referee:
+class BudgetJudge:
     """Measures drops against the original network on labelled batches that nothing was fitted to.
 
     A classifier is judged by accuracy, in percentage points, any network by a `metric` (higher is better)
@@ -70,14 +70,14 @@ class Referee:
         self,
         original: nn.Module,
         batches: Sequence[tuple[Tensor, Tensor]],
-        metric: Metric | None = None,
+        metric: UserMetric | None = None,
         name: str = "validation",
     ) -> None:
         if not batches:
             advice = "give some with --split, or use --dof"
             raise KernelsimpError(f"--max-drop needs {name} images; {advice}")
         self.batches, self.metric, self.name = batches, metric, name
-        self.judge = Judge(original, [images for images, _ in batches])
+        self.judge = DistanceJudge(original, [images for images, _ in batches])
         self.by_accuracy = metric is None and is_classifier(self.judge.answers[0])
         self.top1 = self._accuracy(original) if self.by_accuracy else None
         self.before = metric(original, batches) if metric is not None else self.top1
@@ -110,9 +110,9 @@ class Referee:
 
 @dataclass(frozen=True, eq=False)
 class Searched:
-    """The road of the best trial; `met` says whether it is within the budget."""
+    """The solution of the best trial; `met` says whether it is within the budget."""
 
-    road: Road
+    solution: Solution
     trials: tuple[Trial, ...]
     met: bool
     notes: tuple[str, ...] = ()
@@ -121,11 +121,11 @@ class Searched:
 def search(
     surveyed: Surveyed,
     budget: float,
-    referee: Referee,
+    judge: BudgetJudge,
     watcher: Watcher = SILENT,
     record: Path | None = None,
 ) -> Searched:
-    """Return the road with the fewest degrees of freedom whose drop stays within `budget` pp.
+    """Return the solution with the fewest degrees of freedom whose drop stays within `budget` pp.
 
     Where none does, the trial that drops least. `record` is a file of trials: those in it are not run
     again. With cost `auto`, the first trial settles which cost is used. Raises `KernelsimpError` for a
@@ -133,47 +133,49 @@ def search(
     """
     if not 0 <= budget <= 100:
         raise KernelsimpError(f"--max-drop is {budget:g}; expected percentage points from 0 to 100")
-    notes = _warn(referee, watcher)
-    trials, roads = _recorded(record), dict[float, Road]()
-    memorised = referee.memorised
+    notes = _warn(judge, watcher)
+    trials, solutions = _read_trials(record), dict[float, Solution]()
+    memorised = judge.memorised
     while (share := next_share(trials, budget, memorised=memorised)) is not None:
         known = next((trial for trial in trials if trial.share == share), None)
         if known is not None:  # the steps may lead back to where one has been
             trials.append(known)
             continue
         cost = trials[0].cost if trials else surveyed.prepared.settings.cost
-        road = roads[share] = _road_at(surveyed, share, cost, watcher)
-        trials.append(referee.trial(road.best.walked.model, share, road.best.cost))
+        solution = solutions[share] = _solution_at(surveyed, share, cost, watcher)
+        trials.append(judge.trial(solution.best.reconstruction.model, share, solution.best.cost))
         _write(record, trials)
-        watcher.note(f"at {share:.0%} of the degrees of freedom: {_told(trials[-1], referee)}")
+        watcher.note(f"at {share:.0%} of the degrees of freedom: {_trial_words(trials[-1], judge)}")
     best = best_trial(trials, budget, memorised=memorised)
-    road = roads.get(best.share) or _road_at(surveyed, best.share, best.cost, watcher)
+    solution = solutions.get(best.share) or _solution_at(surveyed, best.share, best.cost, watcher)
     met = best.drop(memorised=memorised) <= budget
     if not met:
-        saved = reverted(surveyed, road.best, lambda model: referee.drop(model) <= budget, watcher)
-        road, met = (
-            (Road(saved, (saved,), saved.walked.tensors, saved.walked.notes), True) if saved else (road, met)
+        saved = revert_worst(surveyed, solution.best, lambda model: judge.drop(model) <= budget, watcher)
+        solution, met = (
+            (Solution(saved, (saved,), saved.reconstruction.tensors, saved.reconstruction.notes), True)
+            if saved
+            else (solution, met)
         )
-    return Searched(road, tuple(trials), met, notes)
+    return Searched(solution, tuple(trials), met, notes)
 
 
-def reverted(
-    surveyed: Surveyed, tried: Tried, within: Callable[[nn.Module], bool], watcher: Watcher = SILENT
-) -> Tried | None:
+def revert_worst(
+    surveyed: Surveyed, tried: PlanTrial, within: Callable[[nn.Module], bool], watcher: Watcher = SILENT
+) -> PlanTrial | None:
     """Return a plan with the worst layers set free again, as few as bring it `within` the budget.
 
     Layers go by the loss that each causes alone, the worst first, 1, 2, 4... of them at a time. None where
     not even one layer may stay simplified.
     """
-    losses = layer_losses(surveyed.ground, tried, watcher)
+    losses = layer_losses(surveyed.calibrated, tried, watcher)
     worst = sorted(losses, key=lambda name: losses[name][1], reverse=True)
     count = 1
     while count < len(worst):
         free = frozenset(worst[:count])
-        plan = replace(tried.plan, layers=tuple(_freed(layer, free) for layer in tried.plan.layers))
+        plan = replace(tried.plan, layers=tuple(_free_structures(layer, free) for layer in tried.plan.layers))
         predicted = {name: 0.0 if name in free else loss for name, loss in tried.predicted.items()}
         again = try_plan(surveyed, (plan, predicted), watcher)
-        ok = within(again.walked.model)
+        ok = within(again.reconstruction.model)
         then = "within the budget" if ok else "still beyond it"
         watcher.note(f"{count} of {len(worst)} layers set free again, {worst[0]} first: {then}")
         if ok:
@@ -182,7 +184,7 @@ def reverted(
     return None
 
 
-def _freed(layer: LayerPlan, names: frozenset[str]) -> LayerPlan:
+def _free_structures(layer: LayerPlan, names: frozenset[str]) -> LayerPlan:
     if layer.name not in names:
         return layer
     none = np.zeros_like(layer.found)
@@ -214,31 +216,31 @@ def best_trial(trials: Sequence[Trial], budget: float, *, memorised: bool) -> Tr
     return min(trials, key=lambda trial: trial.drop(memorised=memorised))
 
 
-def _road_at(surveyed: Surveyed, share: float, cost: str, watcher: Watcher) -> Road:
-    return travel(surveyed, partial(choose_for_dof, share=share), cost, watcher)
+def _solution_at(surveyed: Surveyed, share: float, cost: str, watcher: Watcher) -> Solution:
+    return solve_at_budget(surveyed, partial(choose_for_dof, share=share), cost, watcher)
 
 
-def _warn(referee: Referee, watcher: Watcher) -> tuple[str, ...]:
-    if not referee.memorised:
+def _warn(judge: BudgetJudge, watcher: Watcher) -> tuple[str, ...]:
+    if not judge.memorised:
         return ()
     text = (
-        f"the original network has {referee.top1:.1f} % right on {referee.name} images, as if trained on "
+        f"the original network has {judge.top1:.1f} % right on {judge.name} images, as if trained on "
         "them: the budget also counts changed answers and KL; name other images with --holdout"
     )
     watcher.warn(text)
     return (text,)
 
 
-def _told(trial: Trial, referee: Referee) -> str:
-    if referee.metric is not None:
-        return f"{0.0 - trial.accuracy_drop:+.4g} in {referee.metric.name}"
-    if not referee.by_accuracy:
+def _trial_words(trial: Trial, judge: BudgetJudge) -> str:
+    if judge.metric is not None:
+        return f"{0.0 - trial.accuracy_drop:+.4g} in {judge.metric.name}"
+    if not judge.by_accuracy:
         return f"relative output error {trial.divergence:.4f}"
     drop = f"{0.0 - trial.accuracy_drop:+.2f} pp, {trial.changed_answers:.2f} % of the answers changed"
     return f"{drop}, KL {trial.divergence:.4f}"
 
 
-def _recorded(record: Path | None) -> list[Trial]:
+def _read_trials(record: Path | None) -> list[Trial]:
     if record is None or not record.exists():
         return []
     try:

@@ -12,10 +12,10 @@ from kernelsimp.records.plan import Plan
 from kernelsimp.simplify.apply import snap_layer
 from kernelsimp.simplify.candidates import rows_of_layer
 from kernelsimp.simplify.costs import predicted_loss
-from kernelsimp.simplify.distance import Judge
+from kernelsimp.simplify.distance import DistanceJudge
 from kernelsimp.simplify.fisher import Sensitivity
-from kernelsimp.simplify.layerwise import Ground
-from kernelsimp.simplify.solve import Tried
+from kernelsimp.simplify.layerwise import CalibratedNetwork
+from kernelsimp.simplify.solve import PlanTrial
 from kernelsimp.watch import SILENT, Watcher
 
 MOST_IMAGES = 64
@@ -33,36 +33,38 @@ def predicted_losses(plan: Plan, bank: KernelBank, seen: Mapping[str, Sensitivit
     return losses
 
 
-def layer_losses(ground: Ground, tried: Tried, watcher: Watcher = SILENT) -> dict[str, tuple[float, float]]:
+def layer_losses(
+    calibrated: CalibratedNetwork, tried: PlanTrial, watcher: Watcher = SILENT
+) -> dict[str, tuple[float, float]]:
     """Return (predicted, measured) loss of each layer that the plan changes, in nats an image.
 
-    Measured is KL(original || the original with this layer alone as the walk left it: its weight, and the
+    Measured is KL(original || the original with this layer alone as it was rebuilt: its weight, and the
     bias or running mean that took up its shift) on held-back calibration images; for a network that is no
     classifier, the relative output error. Predicted is the survey's, before the re-solve. Nothing where no
     images were held back.
     """
-    images = torch.cat(ground.held)[:MOST_IMAGES] if ground.held else None
+    images = torch.cat(calibrated.held)[:MOST_IMAGES] if calibrated.held else None
     changed = [layer.name for layer in tried.plan.layers if layer.changed.any()]
     if images is None or not changed:
         return {}
-    judge = Judge(ground.model, torch.split(images, len(ground.held[0])))
-    model = copy.deepcopy(ground.model)
+    judge = DistanceJudge(calibrated.model, torch.split(images, len(calibrated.held[0])))
+    model = copy.deepcopy(calibrated.model)
     watcher.start("measuring each layer's change alone", len(changed))
     losses = {}
     for name in changed:
-        names = set(_tensors_of(ground, name)) & tried.walked.tensors.keys()
+        names = set(_tensors_of(calibrated, name)) & tried.reconstruction.tensors.keys()
         with torch.no_grad():
-            _put(model, tried.walked.model, names)
+            _put(model, tried.reconstruction.model, names)
             measured = judge.distance(model).divergence
-            _put(model, ground.model, names)
+            _put(model, calibrated.model, names)
         losses[name] = (tried.predicted.get(name, 0.0), measured)
         watcher.step()
     return losses
 
 
-def _tensors_of(ground: Ground, layer: str) -> Iterator[str]:
-    """Yield the tensors that a walk may change on behalf of one layer."""
-    norms = {use.name: use.norm for use in ground.traced.uses}
+def _tensors_of(calibrated: CalibratedNetwork, layer: str) -> Iterator[str]:
+    """Yield the tensors that a reconstruction may change on behalf of one layer."""
+    norms = {use.name: use.norm for use in calibrated.traced.uses}
     prefix = f"{layer}." if layer else ""
     yield from (f"{prefix}weight", f"{prefix}bias")
     if norms.get(layer):

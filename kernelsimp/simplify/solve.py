@@ -1,4 +1,4 @@
-"""The road that every way of simplifying takes: survey, choose, re-solve, judge.
+"""What every way of simplifying does: survey, choose, re-solve, judge.
 
 What is chosen depends on calibration images alone, without labels; a part of them is held back to judge
 the three costs by KL(original || simplified).
@@ -17,9 +17,15 @@ from kernelsimp.models.hooks import trace
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.costs import COSTS
-from kernelsimp.simplify.distance import Distance, Judge
+from kernelsimp.simplify.distance import Distance, DistanceJudge
 from kernelsimp.simplify.fisher import cached_survey, survey
-from kernelsimp.simplify.layerwise import Ground, Walked, in_float32, targets_of, walk
+from kernelsimp.simplify.layerwise import (
+    CalibratedNetwork,
+    Reconstruction,
+    in_float32,
+    reconstruct,
+    targets_of,
+)
 from kernelsimp.simplify.plan_builder import Chooser, Prepared, check_prices, chooser, plan_for, prepare
 from kernelsimp.watch import SILENT, Watcher
 
@@ -30,7 +36,7 @@ BATCH = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Tried:
+class PlanTrial:
     """One plan, the network it made, and how far that is from the original.
 
     `predicted` is the loss of each layer by the survey, before any re-solve, in nats an image.
@@ -39,7 +45,7 @@ class Tried:
     cost: str
     plan: Plan
     predicted: Mapping[str, float]
-    walked: Walked
+    reconstruction: Reconstruction
     distance: Distance
 
     @property
@@ -50,11 +56,11 @@ class Tried:
 
 
 @dataclass(frozen=True, eq=False)
-class Road:
+class Solution:
     """The plan that was kept and everything that was tried. `tensors` differ from the original's."""
 
-    best: Tried
-    tried: tuple[Tried, ...]
+    best: PlanTrial
+    tried: tuple[PlanTrial, ...]
     tensors: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
 
@@ -63,10 +69,10 @@ class Road:
         return self.best.plan
 
 
-def ground_of(
+def calibrated_network(
     model: nn.Module, bank: KernelBank, images: Iterable[Tensor], seed: int, *, flip: bool = False
-) -> Ground:
-    """Return what a walk stands on; the last eighth of the image batches is held back to judge.
+) -> CalibratedNetwork:
+    """Return what a reconstruction stands on; the last eighth of the image batches is held back to judge.
 
     `images` are batches of the network's input, on its device; with `flip`, those to fit to are joined by
     their left-right mirror images. Raises `KernelsimpError` where there are none or the network refuses
@@ -81,20 +87,23 @@ def ground_of(
         fitted = torch.stack([fitted, fitted.flip(-1)], 1).flatten(0, 1)
     copy = in_float32(model)
     traced = trace(copy, fitted[:2])
-    return Ground(copy, bank, traced, torch.split(fitted, BATCH), torch.split(judged, BATCH), seed)
+    return CalibratedNetwork(copy, bank, traced, torch.split(fitted, BATCH), torch.split(judged, BATCH), seed)
 
 
 @dataclass(frozen=True, eq=False)
 class Surveyed:
     """Ground that has been looked at once: all further plans on it start from here."""
 
-    ground: Ground
+    calibrated: CalibratedNetwork
     prepared: Prepared
-    judge: Judge
+    judge: DistanceJudge
 
 
-def look(
-    ground: Ground, settings: PlanSettings, watcher: Watcher = SILENT, cache: Path | None = None
+def survey_layers(
+    calibrated: CalibratedNetwork,
+    settings: PlanSettings,
+    watcher: Watcher = SILENT,
+    cache: Path | None = None,
 ) -> Surveyed:
     """Survey the network on its calibration images and list what each kernel may become.
 
@@ -103,35 +112,43 @@ def look(
     """
     check_prices(settings)
     seen = cached_survey(
-        cache, lambda: survey(ground.model, ground.traced, ground.images, ground.seed, watcher), watcher
+        cache,
+        lambda: survey(calibrated.model, calibrated.traced, calibrated.images, calibrated.seed, watcher),
+        watcher,
     )
-    return Surveyed(ground, prepare(ground.bank, settings, seen), Judge(ground.model, ground.held))
+    return Surveyed(
+        calibrated, prepare(calibrated.bank, settings, seen), DistanceJudge(calibrated.model, calibrated.held)
+    )
 
 
-def take_road(ground: Ground, settings: PlanSettings, watcher: Watcher = SILENT) -> Road:
+def solve(calibrated: CalibratedNetwork, settings: PlanSettings, watcher: Watcher = SILENT) -> Solution:
     """Survey, choose within the settings' budget with each cost they allow, and keep the nearest network.
 
     Raises `KernelsimpError` where there is no budget or it cannot be met.
     """
     choose = chooser(settings)
-    return travel(look(ground, settings, watcher), choose, settings.cost, watcher)
+    return solve_at_budget(survey_layers(calibrated, settings, watcher), choose, settings.cost, watcher)
 
 
-def travel(surveyed: Surveyed, choose: Chooser, cost: str, watcher: Watcher = SILENT) -> Road:
+def solve_at_budget(surveyed: Surveyed, choose: Chooser, cost: str, watcher: Watcher = SILENT) -> Solution:
     """Make a plan with `cost`, or with every cost where it is `auto`; re-solve each; keep the nearest."""
     tried = tuple(
         try_plan(surveyed, plan_for(surveyed.prepared, name, choose), watcher)
         for name in (COSTS if cost == "auto" else (cost,))
     )
     best = min(tried, key=lambda item: item.distance.divergence)
-    return Road(best, tried, best.walked.tensors, best.walked.notes)
+    return Solution(best, tried, best.reconstruction.tensors, best.reconstruction.notes)
 
 
-def try_plan(surveyed: Surveyed, made: tuple[Plan, dict[str, float]], watcher: Watcher = SILENT) -> Tried:
+def try_plan(surveyed: Surveyed, made: tuple[Plan, dict[str, float]], watcher: Watcher = SILENT) -> PlanTrial:
     """Carry out a plan and measure how far the network has moved."""
     plan, predicted = made
     fitted = surveyed.prepared.settings.resolve != "none"
-    walked = walk(surveyed.ground, targets_of(plan), watcher, fitted=fitted)
-    return Tried(
-        str(plan.rule.get("cost", "none")), plan, predicted, walked, surveyed.judge.distance(walked.model)
+    reconstruction = reconstruct(surveyed.calibrated, targets_of(plan), watcher, fitted=fitted)
+    return PlanTrial(
+        str(plan.rule.get("cost", "none")),
+        plan,
+        predicted,
+        reconstruction,
+        surveyed.judge.distance(reconstruction.model),
     )

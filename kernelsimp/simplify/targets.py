@@ -1,4 +1,4 @@
-"""What the kernels of a layer must become, as the walk asks for it: constraints of a fit, and how to write.
+"""What the kernels of a layer must become: constraints of a fit, and how to write it.
 
 Kernels are (out, in / groups, *grid). A plan's layer gives one target: linear families and flats of bent
 sets are pieces of a constraint; kernels to be denoised are first free, then kept at what the denoiser makes
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from kernelsimp.kernels.structures import BENT, DENOISED, find, projectors
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
-from kernelsimp.simplify.apply import denoised, snap_layer, write_layer
-from kernelsimp.simplify.projected_cg import Constraint, Piece
+from kernelsimp.simplify.apply import denoise_kernels, snap_layer, write_layer
+from kernelsimp.simplify.projected_cg import FilterConstraint, Piece
 
-Meets = Callable[[Tensor], Constraint]
+Meets = Callable[[Tensor], FilterConstraint]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Target:
     around: Meets | None = None
     settled: Meets | None = None
 
-    def unfitted(self, kernels: Tensor) -> Tensor:
+    def nearest_kernels(self, kernels: Tensor) -> Tensor:
         """Return the original kernels as written without any fit."""
         return (self.alone or self.write)(kernels)
 
@@ -51,7 +51,7 @@ def targets_of(plan: Plan) -> dict[str, Target]:
 def _target(layer: LayerPlan, structures: tuple[str, ...]) -> Target:
     used = [structures[index] for index in np.unique(layer.choice) if index != FREE]
 
-    def around(kernels: Tensor) -> Constraint:
+    def around(kernels: Tensor) -> FilterConstraint:
         return _constraint(kernels, layer, structures)
 
     return Target(
@@ -59,13 +59,13 @@ def _target(layer: LayerPlan, structures: tuple[str, ...]) -> Target:
         write=lambda kernels: write_layer(kernels, layer, structures),
         alone=lambda kernels: snap_layer(kernels, layer, structures),
         around=around if any(name in BENT for name in used) else None,
-        settled=(lambda kernels: _settled(kernels, layer, structures))
+        settled=(lambda kernels: _settle_denoised(kernels, layer, structures))
         if any(name.startswith(DENOISED) for name in used)
         else None,
     )
 
 
-def _constraint(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Constraint:
+def _constraint(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> FilterConstraint:
     """Return what holds kernels to their families, and to the flats at these members of bent sets."""
     rows = kernels.detach().double().reshape(-1, *layer.grid)
     pieces = []
@@ -76,14 +76,14 @@ def _constraint(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) 
         place = torch.from_numpy(mask.reshape(-1)).nonzero()[:, 0]
         structure = find(structures[index], layer.grid, layer.shapes(mask))
         pieces.append(Piece(place, projectors(structure, rows[place])))
-    return Constraint(math.prod(layer.grid), tuple(pieces))
+    return FilterConstraint(math.prod(layer.grid), tuple(pieces))
 
 
-def _settled(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> Constraint:
+def _settle_denoised(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> FilterConstraint:
     """Return the constraint at these kernels with the denoised ones fixed at what becomes of them."""
     free = _constraint(kernels, layer, structures)
     marks = torch.tensor([name.startswith(DENOISED) for name in structures])
     mask = marks[torch.from_numpy(layer.choice).long()].reshape(-1)
-    made = denoised(kernels, layer, structures).detach().double().reshape(-1, free.cells)
+    made = denoise_kernels(kernels, layer, structures).detach().double().reshape(-1, free.cells)
     fixed = Piece(mask.nonzero()[:, 0], torch.zeros(free.cells, free.cells, dtype=torch.float64))
-    return Constraint(free.cells, (*free.pieces, fixed), made * mask[:, None])
+    return FilterConstraint(free.cells, (*free.pieces, fixed), made * mask[:, None])

@@ -1,6 +1,6 @@
 """The weight-space plan: every kernel within one relative residual of a family takes that family.
 
-The simple rule. It needs no data and no architecture; where both are there, the road through the layer's
+The simple rule. It needs no data and no architecture; where both are there, the solution through the layer's
 real inputs keeps far more accuracy at the same degrees of freedom.
 """
 

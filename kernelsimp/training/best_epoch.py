@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kernelsimp.errors import HoldError
 from kernelsimp.training.penalties import Pull
-from kernelsimp.training.validation import Judge, Mark
+from kernelsimp.training.validation import EpochJudge, Mark
 from kernelsimp.watch import Watcher
 
 State = dict[str, Tensor]
@@ -48,7 +48,7 @@ class Average:
 class Keeper:
     """Holds elections: `best` is the state of `best_epoch`, with the least score so far."""
 
-    def __init__(self, model: nn.Module, judge: Judge, verify: Callable[[nn.Module], None]) -> None:
+    def __init__(self, model: nn.Module, judge: EpochJudge, verify: Callable[[nn.Module], None]) -> None:
         self.model, self.judge, self._verify = model, judge, verify
         self.average: Average | None = None
         self.pull: Pull | None = None

@@ -17,7 +17,14 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.gaussian_basis import gaussian_derivatives
 from kernelsimp.kernels.subspace import Shape
-from kernelsimp.models.layers import TRANSPOSED, bank_from_model, canonical, conv_modules, kind_of, stored
+from kernelsimp.models.layers import (
+    TRANSPOSED,
+    bank_from_model,
+    canonical,
+    conv_modules,
+    kind_of,
+    stored_order,
+)
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.training.hold import projections
 from kernelsimp.training.kernel_sets import Layout, OnRows, Outer, Shared, Spanned
@@ -36,7 +43,7 @@ from kernelsimp.training.rules import (
 WEIGHT = "parametrizations.weight"
 
 
-class Constraint(nn.Module):
+class LayerConstraint(nn.Module):
     """What a constrained weight is computed by: each part works on its own kernels and passes the others."""
 
     def __init__(self, parts: list[Tied | OnRows]) -> None:
@@ -72,7 +79,7 @@ def constrain(model: nn.Module, rules: Rules, *, seed: int = 0, fresh: bool = Tr
             weight = modules[layer.name].get_parameter("weight")
             rows = rows_of_layer(layer, plan.structures)
             first = [tied[id(weight)]] if id(weight) in tied else []
-            constraint = Constraint([*first, *bent_parts(weight, layer, rows, seed)])
+            constraint = LayerConstraint([*first, *set_parts(weight, layer, rows, seed)])
             settle(weight, constraint, list(rows.values()), fresh=fresh)
             for sharer in [other for other in model.modules() if other._parameters.get("weight") is weight]:
                 parametrize.register_parametrization(sharer, "weight", constraint, unsafe=True)
@@ -81,7 +88,7 @@ def constrain(model: nn.Module, rules: Rules, *, seed: int = 0, fresh: bool = Tr
 
 def release(model: nn.Module) -> None:
     """Make every constrained weight a plain parameter again: same name, same object, exactly its value."""
-    for module in list(constrained(model).values()):
+    for module in list(constrained_modules(model).values()):
         trained = module.get_parameter(f"{WEIGHT}.original").requires_grad
         own_class(module)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
@@ -90,19 +97,19 @@ def release(model: nn.Module) -> None:
         module.get_parameter("weight").requires_grad_(trained)
 
 
-def constrained(model: nn.Module) -> dict[str, nn.Module]:
+def constrained_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules that a constraint holds, by name, shared ones under each name."""
     return {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
         if parametrize.is_parametrized(module, "weight")
-        and isinstance(module.get_submodule(f"{WEIGHT}.0"), Constraint)
+        and isinstance(module.get_submodule(f"{WEIGHT}.0"), LayerConstraint)
     }
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict that the network without constraints loads with strict=True; copies, no views."""
-    held = constrained(model)
+    held = constrained_modules(model)
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         owner = next((own for own in held if name.startswith(f"{own}." if own else "")), None)
@@ -139,23 +146,25 @@ def plan_of(bank: KernelBank, rules: Rules, seed: int = 0) -> Plan:
 
 def orbits_only(plan: Plan) -> Plan:
     """Return the plan with every family that is no set of signed orbits left free."""
-    return _keeping(plan, lambda name, grid: not _is_bent(name) and orbit_space(name, grid) is not None)
+    return _plan_keeping(
+        plan, lambda name, grid: not _is_kernel_set(name) and orbit_space(name, grid) is not None
+    )
 
 
 def held_alike(plan: Plan) -> Plan:
     """Return the plan with every family left free that `kernels.structures` cannot find by its name."""
-    return _keeping(plan, lambda name, _: name == RANK_ONE or not _is_bent(name))
+    return _plan_keeping(plan, lambda name, _: name == RANK_ONE or not _is_kernel_set(name))
 
 
 def rows_of_layer(layer: LayerPlan, structures: tuple[str, ...]) -> dict[str, Tensor]:
     """Return the kernels of each family in use, numbered in the stored layout."""
     choice = torch.from_numpy(layer.choice.astype(np.int64))[:, :, None, None]
-    flat = stored(choice, layer.kind, layer.groups).reshape(-1)
+    flat = stored_order(choice, layer.kind, layer.groups).reshape(-1)
     used = [index for index in np.unique(layer.choice).tolist() if index != FREE]
     return {structures[index]: torch.nonzero(flat == index)[:, 0] for index in used}
 
 
-def bent_parts(weight: Tensor, layer: LayerPlan, rows: dict[str, Tensor], seed: int) -> Iterator[OnRows]:
+def set_parts(weight: Tensor, layer: LayerPlan, rows: dict[str, Tensor], seed: int) -> Iterator[OnRows]:
     """Yield a part for each family in use that is no set of signed orbits."""
     for name, own in rows.items():
         order, count = gaussian_order(name), prototype_count(name)
@@ -171,7 +180,7 @@ def bent_parts(weight: Tensor, layer: LayerPlan, rows: dict[str, Tensor], seed: 
 
 
 @torch.no_grad()
-def settle(weight: Tensor, constraint: Constraint, groups: list[Tensor], *, fresh: bool) -> None:
+def settle(weight: Tensor, constraint: LayerConstraint, groups: list[Tensor], *, fresh: bool) -> None:
     """Write the free part of the nearest members into `weight`; with `fresh` groups keep their mean square.
 
     A projection onto q of d dimensions leaves q / d of the energy of random kernels, which would make the
@@ -221,16 +230,18 @@ def _share(name: str, cells: int, kernels: int) -> int:
     return -(-min(count, kernels) * cells // max(1, kernels)) if count else 0
 
 
-def _keeping(plan: Plan, keep: Callable[[str, Shape], bool]) -> Plan:
+def _plan_keeping(plan: Plan, keep: Callable[[str, Shape], bool]) -> Plan:
     """Return the plan with every kernel left free whose family is not kept at its layer's grid."""
-    return replace(plan, layers=tuple(_kept(layer, plan.structures, keep) for layer in plan.layers))
+    return replace(plan, layers=tuple(_layer_keeping(layer, plan.structures, keep) for layer in plan.layers))
 
 
-def _kept(layer: LayerPlan, structures: tuple[str, ...], keep: Callable[[str, Shape], bool]) -> LayerPlan:
+def _layer_keeping(
+    layer: LayerPlan, structures: tuple[str, ...], keep: Callable[[str, Shape], bool]
+) -> LayerPlan:
     used = [index for index in np.unique(layer.choice).tolist() if index != FREE]
     left = [index for index in used if not keep(structures[index], layer.grid)]
     return replace(layer, choice=np.where(np.isin(layer.choice, left), FREE, layer.choice).astype(np.int16))
 
 
-def _is_bent(name: str) -> bool:
+def _is_kernel_set(name: str) -> bool:
     return name == RANK_ONE or gaussian_order(name) is not None or prototype_count(name) is not None

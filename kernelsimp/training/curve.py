@@ -10,19 +10,19 @@ from kernelsimp.analysis.chance import found_in
 from kernelsimp.analysis.examine import examine
 from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.kernels.coding import structure
-from kernelsimp.kernels.families import SEVENTEEN, offered
+from kernelsimp.kernels.families import SEVENTEEN, offered_families
 from kernelsimp.training.constraints import bank_as_computed
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """One network: bits a kernel by the structure code, and kernels whose symmetry is not chance's."""
 
     bits_per_kernel: float
     found: int
 
 
-def point(model: nn.Module, fdr: float = 0.05) -> Point:
+def point(model: nn.Module, fdr: float = 0.05) -> CurvePoint:
     """Return where `model` stands, over all kernels larger than 1x1 and the seventeen linear families.
 
     Bits are those of `coding.structure` at 1 % distortion of each layer; `found` is by the ring null at
@@ -31,7 +31,7 @@ def point(model: nn.Module, fdr: float = 0.05) -> Point:
     layers = bank_as_computed(model).spatial
     kernels = sum(layer.count for layer in layers)
     bits = sum(layer_bits(layer) for layer in layers)
-    return Point(bits / max(1, kernels), sum(_found(layer, fdr) for layer in layers))
+    return CurvePoint(bits / max(1, kernels), sum(_count_found(layer, fdr) for layer in layers))
 
 
 def layer_bits(layer: LayerKernels) -> float:
@@ -42,7 +42,7 @@ def layer_bits(layer: LayerKernels) -> float:
     slices = layer.kernels.double().reshape(-1, *layer.grid[-2:])
     if not slices.any() or not slices.isfinite().all():
         return 0.0
-    families = [item.subspace for item in offered(layer.grid[-2:], SEVENTEEN)]
+    families = [item.subspace for item in offered_families(layer.grid[-2:], SEVENTEEN)]
     return structure(slices, families).bits * len(slices)
 
 
@@ -51,7 +51,7 @@ def figures_of(model: nn.Module) -> Mapping[str, float | int]:
     return vars(point(model))
 
 
-def _found(layer: LayerKernels, fdr: float) -> int:
+def _count_found(layer: LayerKernels, fdr: float) -> int:
     kernels: Tensor = layer.kernels
     if not torch.isfinite(kernels).all() or not kernels.any():
         return 0

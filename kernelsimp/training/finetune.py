@@ -23,7 +23,7 @@ from kernelsimp.training.advice import advice
 from kernelsimp.training.best_epoch import Average, Keeper, snapshot
 from kernelsimp.training.distill import objective
 from kernelsimp.training.hold import held_share, verify
-from kernelsimp.training.mixing import mixed
+from kernelsimp.training.mixing import mix_images
 from kernelsimp.training.options import check_settings, make_optimizer
 from kernelsimp.training.penalties import Pull
 from kernelsimp.training.schedule import rate
@@ -36,7 +36,7 @@ from kernelsimp.training.state import (
     taken_up,
 )
 from kernelsimp.training.statistics import re_estimate
-from kernelsimp.training.validation import Batches, Judge, Mark
+from kernelsimp.training.validation import Batches, EpochJudge, Mark
 from kernelsimp.watch import SILENT, Watcher
 
 Stop = Literal["", "nothing to train", "diverged", "early"]
@@ -108,14 +108,14 @@ def finetune(
         watcher.note("nothing to train: every parameter is held; fine-tuning is skipped")
         return Trained((), stopped="nothing to train")
     interrupts = Interrupts()
-    with advice(), interrupts.watched():
-        trained = _Run(model, job, settings, watcher).train(interrupts)
+    with advice(), interrupts.watch():
+        trained = _Finetuning(model, job, settings, watcher).train(interrupts)
     model.eval()
     verify(model)
     return trained
 
 
-class _Run:
+class _Finetuning:
     """The moving parts of one run."""
 
     def __init__(
@@ -135,19 +135,19 @@ class _Run:
         called: nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
         self.wrapped, self.optimizer = self.engine.setup(called, make_optimizer(model, settings))
         self.teacher = job.teacher.to(self.engine.device).eval() if job.teacher is not None else None
-        self.keeper = Keeper(model, Judge(job.val, self.teacher, self.engine.device), verify)
+        self.keeper = Keeper(model, EpochJudge(job.val, self.teacher, self.engine.device), verify)
         self.keeper.judge.penalty = job.penalty
         self.keeper.average = Average(model, settings.ema) if settings.ema is not None else None
         if settings.soft is not None and job.plan is not None:
             self.keeper.pull = Pull(model, job.plan, settings.soft)
-        self.progress = _Progress(total=torch.zeros((), device=self.engine.device))
+        self.progress = _TrainingProgress(total=torch.zeros((), device=self.engine.device))
         self.history: list[Epoch] = []
         self.held = 100 * (held_share(model) if job.held is None else job.held)
 
     def train(self, interrupts: Interrupts) -> Trained:
         """Run every epoch and put the best one back."""
         stopped: Stop = ""
-        if not self._resumed():
+        if not self._resume():
             self.keeper.enter_start()
         while self.progress.epoch <= self.settings.epochs and not stopped:
             if self._impatient():
@@ -240,7 +240,7 @@ class _Run:
     def _batch(self, batch: tuple[Tensor, Tensor], share: float, progress: float) -> Tensor:
         """Add the gradients of `share` times the loss of one batch; return that loss, detached."""
         images, labels = (part.to(self.engine.device, non_blocking=True) for part in batch)
-        images, mix = mixed(images, self.settings)
+        images, mix = mix_images(images, self.settings)
         if self.settings.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         logits = self.wrapped(images)
@@ -331,7 +331,7 @@ class _Run:
             }
         )
 
-    def _resumed(self) -> bool:
+    def _resume(self) -> bool:
         """Go on from the saved state, if that is wanted and there is one."""
         if self.file is None or not self.settings.resume:
             return False
@@ -340,7 +340,7 @@ class _Run:
             self.watcher.note(f"no resume state in {self.file.path.parent}: starting from the beginning")
             return False
         with taken_up(self.file.path):
-            self.progress = _Progress(**state["progress"])
+            self.progress = _TrainingProgress(**state["progress"])
             self.progress.total = self.progress.total.to(self.engine.device)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -383,7 +383,7 @@ class _Run:
 
 
 @dataclass
-class _Progress:
+class _TrainingProgress:
     """How far a run is: `batch` batches of `epoch` and `step` optimiser steps in all are done.
 
     `total` and `images` add up the epoch's loss, on the device, and its images.

@@ -17,9 +17,9 @@ from torch.nn.utils import parametrize
 
 from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.kernels import partitions
-from kernelsimp.kernels.structures import DENOISED, LowRank, Point, Templated, find
+from kernelsimp.kernels.structures import DENOISED, LowRank, PointSet, Templated, find
 from kernelsimp.kernels.subspace import OrbitSubspace
-from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored, tensor_name
+from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored_order, tensor_name
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.records.report import Survived
 from kernelsimp.training import survival
@@ -49,7 +49,7 @@ class Witness:
     values: Tensor
     trained: bool
 
-    def moved(self, weight: Tensor) -> Tensor:
+    def broken_kernels(self, weight: Tensor) -> Tensor:
         """Say for each kernel (out, in / groups) whether the stored `weight` broke the promise.
 
         Frozen kernels, and denoised ones unless they are scaled, must have the same bits after a cast to the
@@ -57,14 +57,14 @@ class Witness:
         """
         kernels = canonical(weight.detach().cpu(), self.kind, self.layer.groups)
         if self.mode == "freeze":
-            return self._altered(kernels)
+            return self._altered_kernels(kernels)
         moved = survival.outside(kernels, self.layer, self.structures)
         if self.mode == "tie":
             marks = torch.tensor([name.startswith(DENOISED) for name in self.structures])
-            moved |= self._altered(kernels) & marks[torch.from_numpy(self.layer.choice).long()]
+            moved |= self._altered_kernels(kernels) & marks[torch.from_numpy(self.layer.choice).long()]
         return moved
 
-    def _altered(self, kernels: Tensor) -> Tensor:
+    def _altered_kernels(self, kernels: Tensor) -> Tensor:
         """Say for each kernel (out, in / groups) whether it is held and has other bits than at the time."""
         held = torch.from_numpy(self.layer.changed)
         result = torch.zeros(held.shape, dtype=torch.bool)
@@ -83,11 +83,11 @@ def hold(model: nn.Module, plan: Plan, mode: Mode) -> None:
     `KernelsimpError` where the plan does not fit the model or, unless it freezes, where a kernel is not in
     its structure yet.
     """
-    if any(True for _ in _held(model)):
+    if any(True for _ in _held_modules(model)):
         raise KernelsimpError("the network is held already; call release first")
     made = [
         (module.get_parameter("weight"), _promise(module, layer, plan.structures, mode))
-        for module, layer in _chosen(model, plan)
+        for module, layer in _held_layers(model, plan)
     ]
     for weight, part in made:
         for sharer in [other for other in model.modules() if other._parameters.get("weight") is weight]:
@@ -98,7 +98,7 @@ def hold(model: nn.Module, plan: Plan, mode: Mode) -> None:
 
 def release(model: nn.Module) -> None:
     """Make every held weight a plain parameter again: same name, same object, exactly its held value."""
-    for module, _, witness in list(_held(model)):
+    for module, _, witness in list(_held_modules(model)):
         own_class(module)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         for name in [other for other in module._parameters if other != "weight"]:
@@ -108,12 +108,12 @@ def release(model: nn.Module) -> None:
 
 def witnesses(model: nn.Module) -> dict[str, Witness]:
     """Return what was promised, {layer name: Witness}, to verify a written file with after `release`."""
-    return {witness.layer.name: witness for _, _, witness in _held(model)}
+    return {witness.layer.name: witness for _, _, witness in _held_modules(model)}
 
 
 def verify(model: nn.Module) -> None:
     """Raise `HoldError` with the kernel's name if a single held bit of `model` has moved."""
-    for module, _, witness in _held(model):
+    for module, _, witness in _held_modules(model):
         _check(witness, _weight(module))
 
 
@@ -144,20 +144,20 @@ def projections(model: nn.Module, plan: Plan) -> list[tuple[nn.Parameter, Tied]]
     """
     return [
         (module.get_parameter("weight"), _projector(module, layer, plan.structures))
-        for module, layer in _chosen(model, plan)
+        for module, layer in _held_layers(model, plan)
     ]
 
 
-def survived(model: nn.Module, plan: Plan) -> Survived:
+def survival_in_model(model: nn.Module, plan: Plan) -> Survived:
     """Count how many of the plan's kernels are still in their structure, exactly and nearly."""
     kernels = {
         layer.name: canonical(_weight(module).detach().cpu(), _kind(module, layer), layer.groups)
-        for module, layer in _chosen(model, plan)
+        for module, layer in _held_layers(model, plan)
     }
-    return survival.survived(plan, kernels)
+    return survival.count_survivors(plan, kernels)
 
 
-def _chosen(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, LayerPlan]]:
+def _held_layers(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, LayerPlan]]:
     """Return (module, layer) for each layer that the plan changes, a shared weight once."""
     found: dict[int, tuple[nn.Module, LayerPlan]] = {}
     for layer in plan.layers:
@@ -167,7 +167,7 @@ def _chosen(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, LayerPlan]]:
     return list(found.values())
 
 
-def _held(model: nn.Module) -> Iterator[tuple[nn.Module, Part, Witness]]:
+def _held_modules(model: nn.Module) -> Iterator[tuple[nn.Module, Part, Witness]]:
     """Yield (module, parametrisation, witness) for each module whose weight is held here."""
     for module in model.modules():
         part = _part(module)
@@ -199,7 +199,7 @@ def _identity(module: nn.Module) -> int:
 
 
 def _check(witness: Witness, weight: Tensor) -> None:
-    moved = witness.moved(weight)
+    moved = witness.broken_kernels(weight)
     if moved.any():
         out, into = (int(i) for i in moved.nonzero()[0])
         what = "changed its value" if witness.mode == "freeze" else "left its structure"
@@ -244,16 +244,18 @@ def _promise(module: nn.Module, layer: LayerPlan, structures: tuple[str, ...], m
     witness = Witness(layer, structures, mode, kind, values, weight.requires_grad)
     part: Part
     if mode == "freeze":
-        part = Frozen(_numbered(module, layer) >= 0, weight)
+        part = Frozen(_kernel_numbers(module, layer) >= 0, weight)
     else:
         _refuse_outside(witness, weight)
         tied = mode == "tie"
-        part = _projector(module, layer, structures) if tied else Scaled(_numbered(module, layer), weight)
+        part = (
+            _projector(module, layer, structures) if tied else Scaled(_kernel_numbers(module, layer), weight)
+        )
     part.witness = witness  # a plain attribute: no cast and no device move of the network reaches it
     return part
 
 
-def _numbered(module: nn.Module, layer: LayerPlan) -> Tensor:
+def _kernel_numbers(module: nn.Module, layer: LayerPlan) -> Tensor:
     """Return, in the stored layout, which held kernel each cell belongs to, from 0; -1 where it is free."""
     weight = module.get_parameter("weight")
     held = torch.from_numpy(layer.changed)
@@ -261,7 +263,7 @@ def _numbered(module: nn.Module, layer: LayerPlan) -> Tensor:
     number[held] = torch.arange(int(held.sum()))
     cells = number.reshape(held.shape + (1,) * len(layer.grid)).expand(*held.shape, *layer.grid)
     shape = tuple(weight.shape)
-    return stored(cells, _kind(module, layer), layer.groups, shape).contiguous().to(weight.device)
+    return stored_order(cells, _kind(module, layer), layer.groups, shape).contiguous().to(weight.device)
 
 
 def _projector(module: nn.Module, layer: LayerPlan, structures: tuple[str, ...]) -> Tied:
@@ -270,7 +272,7 @@ def _projector(module: nn.Module, layer: LayerPlan, structures: tuple[str, ...])
     cells = torch.arange(weight.numel()).reshape(weight.shape)
     source, sign = orbits(canonical(cells, kind, layer.groups), kernels, layer, structures)
     shape = tuple(weight.shape)
-    source, sign = (stored(part, kind, layer.groups, shape).contiguous() for part in (source, sign))
+    source, sign = (stored_order(part, kind, layer.groups, shape).contiguous() for part in (source, sign))
     place = cells.flatten(2)[:, :, :1] // kernels[0, 0].numel()  # where each kernel stands as stored
     number = canonical(place[..., None], kind, layer.groups)[:, :, 0, 0]
     sets = _sets(weight, kernels, (layer, structures), number)
@@ -295,7 +297,7 @@ def _sets(
             yield AtRank(number[where], weight, (layer.grid[0], layer.grid[1]), item.order)
         elif isinstance(item, Templated):
             drawn.append((number[where], item.basis(kernels[where])))
-        elif isinstance(item, Point):
+        elif isinstance(item, PointSet):
             still.append(number[where])
     if drawn:
         rows, bases = zip(*drawn, strict=True)
@@ -333,7 +335,7 @@ def orbits(
 
 
 def _refuse_outside(witness: Witness, weight: Tensor) -> None:
-    moved = witness.moved(weight)
+    moved = witness.broken_kernels(weight)
     if moved.any():
         out, into = (int(i) for i in moved.nonzero()[0])
         name = witness.structures[witness.layer.choice[out, into]]

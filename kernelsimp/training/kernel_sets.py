@@ -41,17 +41,17 @@ class HeldSet(nn.Module):
             self.fixed = self.fixed.to(self.rows.device)
         return self
 
-    def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:
+    def members(self, numbers: Tensor) -> tuple[Tensor, Kept]:
         """Return kernels (m, cells) in the set from their free numbers, and what `pulled` needs of them."""
         raise NotImplementedError
 
-    def pulled(self, gradient: Tensor, kept: Kept) -> Tensor:
+    def project_gradient(self, gradient: Tensor, kept: Kept) -> Tensor:
         """Return gradients (m, cells) of kernels projected on the flats through them."""
         raise NotImplementedError
 
     def nearest(self, kernels: Tensor) -> Tensor:
         """Return the members (m, cells) nearest to kernels (m, cells)."""
-        return self.made(kernels)[0]
+        return self.members(kernels)[0]
 
     def of(self, weight: Tensor) -> Tensor:
         """Return the rows (m, cells) of a stored weight that are this set's."""
@@ -68,10 +68,10 @@ class InFlats(HeldSet):
     def __init__(self, rows: Tensor, weight: Tensor, basis: Tensor) -> None:
         super().__init__(rows, weight, basis.double())
 
-    def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:
-        return self.pulled(numbers, ()), ()
+    def members(self, numbers: Tensor) -> tuple[Tensor, Kept]:
+        return self.project_gradient(numbers, ()), ()
 
-    def pulled(self, gradient: Tensor, kept: Kept) -> Tensor:  # noqa: ARG002
+    def project_gradient(self, gradient: Tensor, kept: Kept) -> Tensor:  # noqa: ARG002
         assert self.fixed is not None
         inside = torch.bmm(gradient.double()[:, None], self.fixed)
         return torch.bmm(inside, self.fixed.mT)[:, 0]
@@ -89,7 +89,7 @@ class AtRank(HeldSet):
         super().__init__(rows, weight)
         self.grid, self.order = grid, order
 
-    def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:
+    def members(self, numbers: Tensor) -> tuple[Tensor, Kept]:
         kernels = numbers.double().reshape(-1, *self.grid)
         right, gram = _leading_rows(kernels, self.order), torch.bmm(kernels.mT, kernels)
         for _ in range(TURNS):
@@ -99,7 +99,7 @@ class AtRank(HeldSet):
         inside = torch.bmm(left, kernels)
         return torch.bmm(left.mT, inside).flatten(1), (left, _orthonormal(inside))
 
-    def pulled(self, gradient: Tensor, kept: Kept) -> Tensor:
+    def project_gradient(self, gradient: Tensor, kept: Kept) -> Tensor:
         left, right = kept  # U' and V'
         wide = gradient.double().reshape(-1, *self.grid)
         columns = torch.bmm(left.mT, torch.bmm(left, wide))
@@ -120,11 +120,11 @@ class Still(HeldSet):
         super().__init__(rows, weight)
         self.fixed = self.of(weight.detach())
 
-    def made(self, numbers: Tensor) -> tuple[Tensor, Kept]:  # noqa: ARG002
+    def members(self, numbers: Tensor) -> tuple[Tensor, Kept]:  # noqa: ARG002
         assert self.fixed is not None
         return self.fixed, ()
 
-    def pulled(self, gradient: Tensor, kept: Kept) -> Tensor:  # noqa: ARG002
+    def project_gradient(self, gradient: Tensor, kept: Kept) -> Tensor:  # noqa: ARG002
         return torch.zeros_like(gradient)
 
 
@@ -196,17 +196,17 @@ class OnRows(nn.Module):
         self.register_buffer("rows", rows.to(weight.device), persistent=False)
 
     def forward(self, free: Tensor) -> Tensor:
-        return self._on_rows(free, self.made)
+        return self._on_rows(free, self.members)
 
     def pack(self, weight: Tensor) -> Tensor:
         """Return the free part whose weight is nearest to `weight` (a, b, *grid)."""
-        return self._on_rows(weight, self.packed)
+        return self._on_rows(weight, self.coordinates)
 
-    def made(self, numbers: Tensor) -> Tensor:
+    def members(self, numbers: Tensor) -> Tensor:
         """Return kernels (m, cells) from their free numbers, in the same cells."""
         raise NotImplementedError
 
-    def packed(self, kernels: Tensor) -> Tensor:
+    def coordinates(self, kernels: Tensor) -> Tensor:
         """Return the free numbers (m, cells) of the members nearest to kernels (m, cells)."""
         raise NotImplementedError
 
@@ -226,10 +226,10 @@ class Spanned(OnRows):
         super().__init__(rows, weight)
         self.register_buffer("projector", torch.from_numpy(subspace.projector).to(weight), persistent=False)
 
-    def made(self, numbers: Tensor) -> Tensor:
+    def members(self, numbers: Tensor) -> Tensor:
         return numbers @ self.projector
 
-    def packed(self, kernels: Tensor) -> Tensor:
+    def coordinates(self, kernels: Tensor) -> Tensor:
         return kernels @ self.projector
 
 
@@ -240,12 +240,12 @@ class Outer(OnRows):
         super().__init__(rows, weight)
         self.grid = grid
 
-    def made(self, numbers: Tensor) -> Tensor:
+    def members(self, numbers: Tensor) -> Tensor:
         height, width = self.grid
         column, row = numbers[:, :height], numbers[:, height : height + width]
         return (column[:, :, None] * row[:, None, :]).flatten(1)
 
-    def packed(self, kernels: Tensor) -> Tensor:
+    def coordinates(self, kernels: Tensor) -> Tensor:
         columns, rows = rank.factors(kernels.reshape(-1, *self.grid))
         unused = kernels.new_zeros(len(kernels), self.cells - sum(self.grid))
         return torch.cat([columns[:, :, 0].to(unused), rows[:, 0].to(unused), unused], dim=1)
@@ -273,12 +273,12 @@ class Shared(OnRows):
         self.register_buffer("move", moves[found.move].to(weight.device), persistent=False)
         self.centres = nn.Parameter(found.centres.flatten(1).to(weight))
 
-    def made(self, numbers: Tensor) -> Tensor:
+    def members(self, numbers: Tensor) -> Tensor:
         turned = self.centres[self.index].gather(1, self.move)
         return numbers[:, :1] * turned + numbers[:, 1:2]
 
     @torch.no_grad()
-    def packed(self, kernels: Tensor) -> Tensor:
+    def coordinates(self, kernels: Tensor) -> Tensor:
         turned = self.centres[self.index].gather(1, self.move)
         numbers = torch.zeros_like(kernels)
         numbers[:, 1] = kernels.mean(dim=1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernelsimp.settings import FinetuneSettings
 
 
-def mixed(images: Tensor, settings: FinetuneSettings) -> tuple[Tensor, float]:
+def mix_images(images: Tensor, settings: FinetuneSettings) -> tuple[Tensor, float]:
     """Return each image (n, C, H, W) mixed with the one before it in the batch, and the share of its own.
 
     With both mixup and CutMix, each batch takes one of them at random; with neither, the images come back

@@ -118,7 +118,9 @@ class Tied(nn.Module):
     def project(self, weight: Tensor) -> Tensor:
         """Return P w, exactly in the structure; of a set that is no subspace the nearest member."""
         flat = weight.reshape(-1)
-        nearest = _spread(_pull(flat, self.own, self.others, self.goals, self.share), self.source, self.sign)
+        nearest = _spread_orbits(
+            _pull(flat, self.own, self.others, self.goals, self.share), self.source, self.sign
+        )
         for held in self.sets:
             held.put(nearest, held.nearest(held.of(flat)))
         return nearest.reshape(weight.shape)
@@ -138,7 +140,7 @@ def own_class(module: nn.Module) -> None:
     module.__class__ = type(old.__name__, old.__bases__, kept)
 
 
-def _spread(flat: Tensor, source: Tensor, sign: Tensor) -> Tensor:
+def _spread_orbits(flat: Tensor, source: Tensor, sign: Tensor) -> Tensor:
     """Copy each representative to its orbit, with the sign of the cell."""
     return flat.index_select(0, source).mul_(sign)
 
@@ -160,9 +162,9 @@ class _Spread(torch.autograd.Function):
         context: Any, free: Tensor, sets: tuple[HeldSet, ...], source: Tensor, sign: Tensor, *pull: Tensor
     ) -> Tensor:
         flat, kept = free.reshape(-1), []
-        weight = _spread(flat, source, sign)
+        weight = _spread_orbits(flat, source, sign)
         for held in sets:
-            kernels, more = held.made(held.of(flat))
+            kernels, more = held.members(held.of(flat))
             held.put(weight, kernels)
             kept.append(more)
         context.sets, context.counts = sets, [len(more) for more in kept]
@@ -175,7 +177,7 @@ class _Spread(torch.autograd.Function):
         gradient = gradients[0].reshape(-1)
         pulled = _pull(gradient, own, others, goals, share)
         for held, count in zip(context.sets, context.counts, strict=True):
-            held.put(pulled, held.pulled(held.of(gradient), tuple(kept[:count])))
+            held.put(pulled, held.project_gradient(held.of(gradient), tuple(kept[:count])))
             del kept[:count]
         return (pulled.reshape(gradients[0].shape), *(None,) * 7)
 

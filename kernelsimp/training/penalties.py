@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.kernels.families import SEVENTEEN, offered
+from kernelsimp.kernels.families import SEVENTEEN, offered_families
 from kernelsimp.kernels.subspace import Shape
 from kernelsimp.models.layers import CONVOLUTIONS
 from kernelsimp.records.plan import Plan
@@ -73,7 +73,7 @@ class PenaltySettings:
 
 
 @dataclass(frozen=True)
-class Measure:
+class PenaltyTerm:
     """One row: what is measured, in which unit, and how to build it for kernels of one grid."""
 
     meaning: str
@@ -82,7 +82,7 @@ class Measure:
 
 def _asymmetry(grid: Shape, settings: PenaltySettings) -> OfKernels:
     """Return ||(I - P) w|| / ||w|| for the nearest of the families offered at `grid`; 0 where none is."""
-    families = offered(grid, settings.families or SEVENTEEN)
+    families = offered_families(grid, settings.families or SEVENTEEN)
     if not families:
         return lambda kernels: kernels.new_zeros(len(kernels))
     outside = torch.from_numpy(np.hstack([item.subspace.complement for item in families]))
@@ -113,12 +113,16 @@ def _distinct(kernels: Tensor) -> Tensor:
     return (gaps / (gaps + GAP)).sum(dim=1)
 
 
-PENALTIES: dict[str, Measure] = {
-    "asymmetry": Measure("relative residual ||(I - P) w|| / ||w|| of the nearest family", _asymmetry),
-    "rate": Measure("bits of the symmetry-adapted coefficients", lambda grid, how: Rate(grid, how.rounding)),
-    "entropy": Measure("bits of a kernel's own values, in a soft histogram", lambda *_: value_entropy),
-    "smoothness": Measure("squared steps between neighbouring cells over the energy", lambda *_: _smoothness),
-    "distinct": Measure("soft count of distinct values, less one", lambda *_: _distinct),
+PENALTIES: dict[str, PenaltyTerm] = {
+    "asymmetry": PenaltyTerm("relative residual ||(I - P) w|| / ||w|| of the nearest family", _asymmetry),
+    "rate": PenaltyTerm(
+        "bits of the symmetry-adapted coefficients", lambda grid, how: Rate(grid, how.rounding)
+    ),
+    "entropy": PenaltyTerm("bits of a kernel's own values, in a soft histogram", lambda *_: value_entropy),
+    "smoothness": PenaltyTerm(
+        "squared steps between neighbouring cells over the energy", lambda *_: _smoothness
+    ),
+    "distinct": PenaltyTerm("soft count of distinct values, less one", lambda *_: _distinct),
 }
 """Every penalty by name."""
 
@@ -214,7 +218,7 @@ def check_penalties(weights: Mapping[str, float], settings: PenaltySettings) -> 
 
 
 def _check_families(families: tuple[str, ...], grids: Sequence[Shape]) -> None:
-    if not any(offered(grid, families) for grid in grids):
+    if not any(offered_families(grid, families) for grid in grids):
         shapes = ", ".join(sorted({"x".join(map(str, grid)) for grid in grids}))
         raise KernelsimpError(f"asymmetry: none of {', '.join(families)} is offered for kernels of {shapes}")
 

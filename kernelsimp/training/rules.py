@@ -45,7 +45,7 @@ def numbers_left(name: str, grid: Shape) -> int | None:
         return cells
     if name == RANK_ONE:
         flat = (grid[0], grid[-1])
-        return rank.dof(flat, 1) if len(grid) == 2 and rank.offered(flat, 1) else None
+        return rank.dof(flat, 1) if len(grid) == 2 and rank.is_offered(flat, 1) else None
     if order := _number(name, GAUSSIAN):
         span = gaussian_derivatives(grid, order) if order in ORDERS else None
         return None if span is None else span.dim

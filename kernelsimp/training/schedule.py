@@ -22,10 +22,10 @@ def rate(step: int, steps: int, epoch_steps: int, settings: FinetuneSettings) ->
         return settings.lr * (step + 1) / (warm + 1)
     if settings.schedule == "constant":
         return settings.lr
-    return settings.lr * _falling((step - warm) / (steps - warm))
+    return settings.lr * _cosine_fall((step - warm) / (steps - warm))
 
 
-def _falling(t: float) -> float:
+def _cosine_fall(t: float) -> float:
     """Fall from 1 to 0 along half a cosine while `t` runs from 0 to 1."""
     return 0.5 * (1 + math.cos(math.pi * t))
 
@@ -33,5 +33,5 @@ def _falling(t: float) -> float:
 def _one_cycle(t: float) -> float:
     """Rise from 1/25 to 1 over the first 30 %, then fall to 1e-4 (Smith and Topin 2018)."""
     if t < _RISE:
-        return _START + (1 - _START) * (1 - _falling(t / _RISE))
-    return _END + (1 - _END) * _falling((t - _RISE) / (1 - _RISE))
+        return _START + (1 - _START) * (1 - _cosine_fall(t / _RISE))
+    return _END + (1 - _END) * _cosine_fall((t - _RISE) / (1 - _RISE))

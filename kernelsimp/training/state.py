@@ -152,7 +152,7 @@ class Interrupts:
         self.asked = False
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watch(self) -> Iterator[None]:
         """Listen while inside; outside the main thread there is nothing to listen to."""
         if threading.current_thread() is not threading.main_thread():
             yield

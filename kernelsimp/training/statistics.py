@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kernelsimp.evaluation.accuracy import evaluating
+from kernelsimp.evaluation.accuracy import evaluation_mode
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -27,7 +27,7 @@ def re_estimate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], devi
     Only batch norms run in training mode; dropout does not.
     """
     norms = batch_norms(model)
-    with evaluating(model), _cumulative(norms):
+    with evaluation_mode(model), _cumulative(norms):
         for images, _ in batches:
             model(images.to(device, non_blocking=True))
 

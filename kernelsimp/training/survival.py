@@ -31,7 +31,7 @@ def outside(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> T
     return result
 
 
-def survived(plan: Plan, kernels: Mapping[str, Tensor]) -> Survived:
+def count_survivors(plan: Plan, kernels: Mapping[str, Tensor]) -> Survived:
     """Count the simplified kernels that are still in their structure, exactly and nearly, by structure.
 
     A layer that `kernels` has not, such as a second name of a shared weight, does not count, nor does a

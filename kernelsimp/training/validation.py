@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernelsimp.evaluation.accuracy import evaluating, wilson
+from kernelsimp.evaluation.accuracy import evaluation_mode, wilson
 from kernelsimp.training.distill import divergence
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -36,7 +36,7 @@ class Mark:
         return wilson(round(self.top1 * self.total / 100), self.total)
 
 
-class Judge:
+class EpochJudge:
     """Marks networks on one validation split, in evaluation mode and full precision."""
 
     def __init__(self, batches: Batches, teacher: nn.Module | None, device: torch.device) -> None:
@@ -79,7 +79,7 @@ class Judge:
 
     def _outputs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (logits, labels) of the validation batches, the logits in float32."""
-        with evaluating(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             for images, labels in self._batches:
                 logits = model(images.to(self._device, non_blocking=True)).float()
                 yield logits, labels.to(self._device)

@@ -28,7 +28,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Pair:
+class SeenAgainstChance:
     """What was seen of one name, what chance gives, and how much of it is found to be more."""
 
     name: str
@@ -101,7 +101,7 @@ def _fall(level: Level, span: tuple[float, float], before: float | None, y: Scal
         box(x + step * 0.2, top, step * 0.6, max(bottom - top, 2), look),
         line(middle, y(level.low), middle, y(level.high), "whisker"),
         text(middle, crown - 8, fmt.percent(level.value), "label middle strong"),
-        text(middle, 238, _cut(level.name, 14), "label middle"),
+        text(middle, 238, _cut_name(level.name, 14), "label middle"),
     ]
     if before is None:
         return parts
@@ -124,7 +124,7 @@ def dots(levels: Sequence[Level], marked: int = 0) -> Markup:
             line(left, y, right, y, "rule"),
             line(x(level.low), y, x(level.high), y, "whisker"),
             dot(x(level.value), y, "mark" if place < marked else "other"),
-            text(left - 10, y + 5, _cut(level.name, 19), "label end"),
+            text(left - 10, y + 5, _cut_name(level.name, 19), "label end"),
             text(WIDTH, y + 5, fmt.percent(level.value), "label end"),
         ]
     alt = "Accuracy: " + ", ".join(f"{level.name} {fmt.percent(level.value)}" for level in levels)
@@ -163,13 +163,13 @@ def lines(title: str, series: Sequence[Series]) -> Markup:
         points = " ".join(f"{_f(x(step))},{_f(y(value))}" for step, value in enumerate(item.values))
         parts.append(Markup('<polyline points="{}" class="{}"/>').format(points, look))
         parts += [dot(x(step), y(value), look) for step, value in enumerate(item.values)]
-        parts += [dot(66, 198 + 20 * place, look), text(78, 203 + 20 * place, _cut(item.name, 28))]
+        parts += [dot(66, 198 + 20 * place, look), text(78, 203 + 20 * place, _cut_name(item.name, 28))]
     parts += [text(x(step), 172, str(step), "label middle") for step in range(len(series[0].values))]
     ends = (f"{s.name} from {fmt.percent(s.values[0])} to {fmt.percent(s.values[-1])}" for s in series)
     return svg(320, 190 + 20 * len(series), f"{title}: {', '.join(ends)}", parts)
 
 
-def against_chance(rows: Sequence[Pair], null: str) -> Markup:
+def against_chance(rows: Sequence[SeenAgainstChance], null: str) -> Markup:
     """Return for each family a bar of the kernels seen and a mark where chance would put it.
 
     Lengths are square roots, for counts run from one to tens of thousands; families whose chance is not
@@ -186,11 +186,11 @@ def against_chance(rows: Sequence[Pair], null: str) -> Markup:
     return svg(WIDTH, height, f"Kernels seen against chance: {', '.join(named)}", parts)
 
 
-def _against(row: Pair, y: float, left: float, x: Scale) -> list[Markup]:
+def _against(row: SeenAgainstChance, y: float, left: float, x: Scale) -> list[Markup]:
     """Return one family's bars, its mark and its figures."""
     figures = f"{fmt.count(row.seen)} / {fmt.number(row.expected)} / {fmt.count(row.found)}"
     parts = [
-        text(left - 8, y + 13, _cut(row.name, 18), "label end"),
+        text(left - 8, y + 13, _cut_name(row.name, 18), "label end"),
         box(left, y + 2, x(sqrt(row.seen)) - left, 13, "mark"),
         box(left, y + 6, x(sqrt(row.found)) - left, 5, "found"),
         text(WIDTH, y + 13, figures, "label end"),
@@ -226,7 +226,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Scale:
     return lambda value: start + (end - start) * ((value - low) / (high - low))
 
 
-def _cut(name: str, most: int) -> str:
+def _cut_name(name: str, most: int) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 

@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from kernelsimp.records.report import Control, Report, Stage
 from kernelsimp.records.scan import Scan
-from kernelsimp.records.verdict import shown
-from kernelsimp.report.pictures.charts import Level, Pair, against_chance, curve, dots, waterfall
+from kernelsimp.records.verdict import printable
+from kernelsimp.report.pictures.charts import Level, SeenAgainstChance, against_chance, curve, dots, waterfall
 from kernelsimp.report.store import family_totals
 from kernelsimp.report.tables.scan import null_of
 
@@ -79,7 +79,9 @@ def _chance(totals: Mapping[str, Any], asked: str = "ring") -> Charts:
     if null is None:
         return ()
     rows = [
-        Pair(shown(name), float(total["observed"]), chance.get("expected"), chance.get("found") or 0)
+        SeenAgainstChance(
+            printable(name), float(total["observed"]), chance.get("expected"), chance.get("found") or 0
+        )
         for name, total in totals.items()
         for chance in [_null_of(total["null"], null)]
         if total["observed"] or (chance.get("expected") or 0) >= 0.5
@@ -95,7 +97,7 @@ def _null_of(counts: Mapping[str, Any], null: str) -> Mapping[str, Any]:
 
 
 def _level(stage: Stage) -> Level:
-    return Level(shown(stage.stage), stage.top1, *stage.ci95)
+    return Level(printable(stage.stage), stage.top1, *stage.ci95)
 
 
 def _arm(arm: Control, total: int) -> Level:
@@ -103,4 +105,4 @@ def _arm(arm: Control, total: int) -> Level:
     half = 196 * float(np.sqrt(max(arm.top1 / 100 * (1 - arm.top1 / 100), 0) / max(total, 1)))
     name = arm.name.removesuffix(TUNED)
     label = name if name == arm.name else f"tuned: {name}"  # long names are cut at their end
-    return Level(shown(label), arm.top1, arm.top1 - half, arm.top1 + half)
+    return Level(printable(label), arm.top1, arm.top1 - half, arm.top1 + half)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_atomically
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report.pictures.gallery import Gallery, Label, Picture
 
 LABELS: tuple[Label, ...] = ("found", "imposed", "zeroed", "denoised")
@@ -48,9 +48,8 @@ def load_gallery(path: Path) -> Gallery:
     except FileNotFoundError:
         return Gallery(())
     except _DAMAGE as error:
-        raise KernelsimpError(
-            f"{path}: pictures cannot be read ({shown(str(error))[:80]}); remove the file to render without"
-        ) from error
+        why, advice = printable(str(error))[:80], "remove the file to render without"
+        raise KernelsimpError(f"{path}: pictures cannot be read ({why}); {advice}") from error
 
 
 def _arrays(pictures: list[Picture]) -> Arrays:

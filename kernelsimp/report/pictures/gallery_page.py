@@ -10,7 +10,7 @@ from itertools import islice, zip_longest
 
 import numpy as np
 
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures.gallery import Gallery, Picture
 from kernelsimp.report.pictures.sprites import Sprite, sprite
@@ -36,7 +36,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Wall:
+class LayerPictures:
     """The pictures of one layer, and the sprite they lie in."""
 
     layer: str
@@ -54,7 +54,7 @@ class Kind:
 
 
 @dataclass(frozen=True, eq=False)
-class _Hung:
+class _SheetOfPictures:
     """A picture, where it lies, and its change relative to the kernels of its layer."""
 
     picture: Picture
@@ -63,18 +63,20 @@ class _Hung:
     change: float
 
     def shown(self) -> Shown:
-        return _placed(self.sheet, self.picture, self.box, full=True)
+        return _place_picture(self.sheet, self.picture, self.box, full=True)
 
 
-def walls(gallery: Gallery) -> list[Wall]:
+def layer_pictures(gallery: Gallery) -> list[LayerPictures]:
     """Return one wall a layer, its pictures in the gallery's order."""
     grouped: dict[str, list[Picture]] = {}
     for picture in gallery.pictures:
         grouped.setdefault(picture.layer, []).append(picture)
-    return [_wall(place, layer, pictures) for place, (layer, pictures) in enumerate(grouped.items())]
+    return [
+        _layer_pictures(place, layer, pictures) for place, (layer, pictures) in enumerate(grouped.items())
+    ]
 
 
-def largest(gallery: Gallery, placed: list[Wall]) -> list[Shown]:
+def largest(gallery: Gallery, placed: list[LayerPictures]) -> list[Shown]:
     """Return the largest changes over all layers, the structures taking turns."""
     turns = _by_family(gallery, placed).values()
     dealt = (item for turn in zip_longest(*turns) for item in turn if item is not None)
@@ -82,18 +84,18 @@ def largest(gallery: Gallery, placed: list[Wall]) -> list[Shown]:
     return [item.shown() for item in chosen]
 
 
-def by_structure(gallery: Gallery, placed: list[Wall]) -> list[Kind]:
+def by_structure(gallery: Gallery, placed: list[LayerPictures]) -> list[Kind]:
     """Return the largest changes of each structure over all layers, the commonest structures first."""
     kinds = [
-        Kind(shown(family), len(items), tuple(item.shown() for item in items[:OF_A_STRUCTURE]))
+        Kind(printable(family), len(items), tuple(item.shown() for item in items[:OF_A_STRUCTURE]))
         for family, items in _by_family(gallery, placed).items()
     ]
     return sorted(kinds, key=lambda kind: (-kind.drawn, kind.family))
 
 
-def _by_family(gallery: Gallery, placed: list[Wall]) -> dict[str, list[_Hung]]:
+def _by_family(gallery: Gallery, placed: list[LayerPictures]) -> dict[str, list[_SheetOfPictures]]:
     """Return the pictures of each structure, the largest changes first."""
-    families: dict[str, list[_Hung]] = {}
+    families: dict[str, list[_SheetOfPictures]] = {}
     for item in _hung(gallery.pictures, placed):
         families.setdefault(item.picture.family, []).append(item)
     for items in families.values():
@@ -101,7 +103,7 @@ def _by_family(gallery: Gallery, placed: list[Wall]) -> dict[str, list[_Hung]]:
     return families
 
 
-def _hung(pictures: Iterable[Picture], placed: list[Wall]) -> Iterator[_Hung]:
+def _hung(pictures: Iterable[Picture], placed: list[LayerPictures]) -> Iterator[_SheetOfPictures]:
     """Yield each picture with its place; a change is measured by its layer's root mean square norm."""
     grouped: dict[str, list[Picture]] = {}
     for picture in pictures:
@@ -110,22 +112,22 @@ def _hung(pictures: Iterable[Picture], placed: list[Wall]) -> Iterator[_Hung]:
         energies = [float(np.square(item.before, dtype=np.float64).sum()) for item in items]
         norm = float(np.sqrt(np.mean(energies))) or 1.0
         for picture, box in zip(items, placed[sheet].sheet.tiles, strict=True):
-            yield _Hung(picture, sheet, box, picture.change / norm)
+            yield _SheetOfPictures(picture, sheet, box, picture.change / norm)
 
 
-def _wall(place: int, layer: str, pictures: list[Picture]) -> Wall:
+def _layer_pictures(place: int, layer: str, pictures: list[Picture]) -> LayerPictures:
     sheet = sprite(pictures)
-    placed = [_placed(place, picture, box) for picture, box in zip(pictures, sheet.tiles, strict=True)]
-    return Wall(shown(layer), sheet, tuple(placed))
+    placed = [_place_picture(place, picture, box) for picture, box in zip(pictures, sheet.tiles, strict=True)]
+    return LayerPictures(printable(layer), sheet, tuple(placed))
 
 
-def _placed(sheet: int, picture: Picture, box: Box, *, full: bool = False) -> Shown:
+def _place_picture(sheet: int, picture: Picture, box: Box, *, full: bool = False) -> Shown:
     """Return a picture in its place; a figure and its letter stay on one line of the caption."""
     index = f"[{picture.index[0]},{picture.index[1]}]"
-    figures = ["zeroed"] if picture.label == "zeroed" else [shown(picture.family), picture.label]
+    figures = ["zeroed"] if picture.label == "zeroed" else [printable(picture.family), picture.label]
     figures += [f"r\N{NO-BREAK SPACE}{fmt.number(picture.residual, 2)}"] * (picture.residual is not None)
     figures += [f"p\N{NO-BREAK SPACE}{fmt.p_value(picture.p)}"] * (picture.p is not None)
-    name = shown(picture.layer) + index if full else index
+    name = printable(picture.layer) + index if full else index
     alt = f"{name} before, after, difference"
     boxed = " ".join(str(side) for side in box)
-    return Shown(sheet, boxed, shown(picture.family), f"{name} {', '.join(figures)}", alt)
+    return Shown(sheet, boxed, printable(picture.family), f"{name} {', '.join(figures)}", alt)

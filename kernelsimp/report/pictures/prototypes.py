@@ -12,8 +12,8 @@ import torch
 from markupsafe import Markup
 
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
-from kernelsimp.kernels.prototypes import PrototypeSettings, find, leading
-from kernelsimp.records.verdict import shown
+from kernelsimp.kernels.prototypes import PrototypeSettings, find, leading_prototypes
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures.scan import img, sheet, tile
 
@@ -51,18 +51,18 @@ def _of_layer(layer: LayerKernels) -> dict[str, Any]:
     flat = layer.kernels.detach().float().cpu().flatten(0, 1)
     places = torch.linspace(0, len(flat) - 1, min(len(flat), SAMPLE)).long()
     found = find(flat[places], PrototypeSettings(coverage=0.999, limit=FEW))
-    centres, shares = leading(found, FEW)
+    centres, shares = leading_prototypes(found, FEW)
     return {
         "layer": layer.name,
         "count": found.count,
         "coverage": found.coverage,
         "by_means_alone": found.offsets,
-        "centres": _rounded(centres),
-        "shares": _rounded(shares),
+        "centres": _round_values(centres),
+        "shares": _round_values(shares),
     }
 
 
-def _rounded(values: torch.Tensor) -> list[Any]:
+def _round_values(values: torch.Tensor) -> list[Any]:
     return list((values.double() * 1e4).round().div(1e4).tolist())
 
 
@@ -71,7 +71,7 @@ def _figures(entries: Sequence[Mapping[str, Any]]) -> Iterator[Markup]:
         centres, shares = entry.get("centres"), entry.get("shares")
         if not centres or not shares:
             continue
-        layer = shown(str(entry.get("layer", "")))
+        layer = printable(str(entry.get("layer", "")))
         each = ", ".join(fmt.share(share, digits=0) for share in shares[:4])
         drawn = f"; {len(centres)} are drawn" if len(centres) < entry["count"] else ""
         several = "prototype" if entry["count"] == 1 else "prototypes"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kernelsimp.records.scan import LayerScan, Sample, Scan
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 
 PIXELS = 416
@@ -42,22 +42,22 @@ def family_pictures(scan: Scan) -> tuple[Markup, ...]:
 
 def colour_pictures(scan: Scan) -> tuple[Markup, ...]:
     """Return the filters of a first layer that are nearly colour x kernel, drawn in colour."""
-    return tuple(figure for layer in scan.layers for figure in _coloured(layer))
+    return tuple(figure for layer in scan.layers for figure in _colour_layer(layer))
 
 
 def _figure(family: str, items: Sequence[tuple[str, Sample]]) -> Markup:
     nearest = sorted(items, key=lambda item: item[1].residual)[:MOST]
     tiles = [tile(sample.cells) for _, sample in nearest]
     said = "; ".join(
-        f"{shown(layer)}[{sample.index[0]},{sample.index[1]}] {shown(sample.name)}, "
+        f"{printable(layer)}[{sample.index[0]},{sample.index[1]}] {printable(sample.name)}, "
         f"r {fmt.number(sample.residual, 2)}, p {fmt.p_value(sample.p)}"
         for layer, sample in nearest[:3]
     )
-    caption = f"{shown(family)}: the nearest {len(nearest)}, from left to right. {said}"
-    return img(sheet(tiles), f"kernels of the family {shown(family)}", caption)
+    caption = f"{printable(family)}: the nearest {len(nearest)}, from left to right. {said}"
+    return img(sheet(tiles), f"kernels of the family {printable(family)}", caption)
 
 
-def _coloured(layer: LayerScan) -> Iterator[Markup]:
+def _colour_layer(layer: LayerScan) -> Iterator[Markup]:
     found = layer.extra.get("colour")
     if not found:
         return
@@ -67,10 +67,10 @@ def _coloured(layer: LayerScan) -> Iterator[Markup]:
         top = float(np.abs(product).max()) or 1.0
         tiles.append(np.rint(127.5 + 127.5 * product / top).astype(np.uint8))
     caption = (
-        f"{shown(layer.name)}: each filter as the nearest colour times a kernel; {found['separable']} of "
+        f"{printable(layer.name)}: each filter as the nearest colour times a kernel; {found['separable']} of "
         f"{found['filters']} are that within the tolerance."
     )
-    yield img(sheet(tiles), f"filters of {shown(layer.name)} in colour", caption)
+    yield img(sheet(tiles), f"filters of {printable(layer.name)} in colour", caption)
 
 
 def sheet(tiles: Sequence[Image_]) -> Image_:

@@ -4,8 +4,8 @@ from typing import Any
 
 from kernelsimp.analysis.alternatives import ALTERNATIVES
 from kernelsimp.records.audit import Alternative, Audit, LayerAudit
-from kernelsimp.records.serialise import plain
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.serialise import to_plain
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table
 
@@ -15,7 +15,7 @@ BY_MACS = ("FFT",)
 
 def audit_json(found: Audit) -> dict[str, Any]:
     """Return the audit as JSON values under the keys of schema `kernelsimp.audit/1`."""
-    return {"schema": found.schema, **plain(found)}
+    return {"schema": found.schema, **to_plain(found)}
 
 
 def audit_tables(found: Audit) -> tuple[Table, ...]:
@@ -35,7 +35,7 @@ def _costs(found: Audit) -> Table:
     heads = ("layer", "kind", "shape", "parameters", "share", "MACs", "share", "sees")
     rows = tuple(
         (
-            shown(layer.name),
+            printable(layer.name),
             layer.kind,
             fmt.shape(layer.weight_shape),
             fmt.count(layer.parameters),
@@ -78,7 +78,7 @@ def _width(layer: LayerAudit, *, measured: bool) -> tuple[str, ...]:
         else (fmt.DASH,) * 3
     )
     return (
-        shown(layer.name),
+        printable(layer.name),
         fmt.count(layer.patch),
         f"{fmt.number(layer.expansion, 2)} {way}",
         fmt.number(rank.effective),
@@ -97,7 +97,7 @@ def _alternatives(found: Audit) -> Table:
     rows = []
     for layer in layers:
         known = {item.name: item for item in layer.alternatives}
-        rows.append((shown(layer.name), *(_ratio(known.get(name)) for name in names)))
+        rows.append((printable(layer.name), *(_ratio(known.get(name)) for name in names)))
     return Table("Alternatives: how many times fewer weights they have", heads, tuple(rows))
 
 

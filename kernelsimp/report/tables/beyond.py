@@ -3,7 +3,7 @@
 from typing import Any
 
 from kernelsimp.records.scan import LayerScan, Scan
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table
 
@@ -38,7 +38,7 @@ def coding_table(scan: Scan) -> Table:
     ]
     names = tuple(dict.fromkeys(name for _, bits in coded for name in bits))
     rows = tuple(
-        (shown(layer.name), *(fmt.number(bits.get(name)) for name in names)) for layer, bits in coded
+        (printable(layer.name), *(fmt.number(bits.get(name)) for name in names)) for layer, bits in coded
     )
     return Table("Bits a kernel", ("layer", *names), rows)
 
@@ -49,7 +49,7 @@ def _row(layer: LayerScan) -> tuple[str, ...]:
     )
     alike = f"{fmt.count(filters.get('matching'))} of {fmt.count(filters.get('count'))}"
     return (
-        shown(layer.name),
+        printable(layer.name),
         _stride(mean),
         alike if filters else fmt.DASH,
         fmt.number(mean.get("d4_score"), 2),

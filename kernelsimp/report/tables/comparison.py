@@ -6,8 +6,8 @@ from typing import Any
 from markupsafe import Markup
 
 from kernelsimp.records.comparison import Comparison, LayerSimilarity
-from kernelsimp.records.serialise import MisfitError, plain, restored
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.serialise import MisfitError, restore, to_plain
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures.charts import Heat, heat_map
 from kernelsimp.report.tables.table import Fact, Table, figure_table
@@ -47,7 +47,7 @@ LEFT_OUT = ("a", "b", "settings", "provenance", "schema")
 
 def comparison_json(found: Comparison) -> dict[str, Any]:
     """Return the comparison as JSON values under the keys of schema `kernelsimp.compare/1`."""
-    return {"schema": found.schema, **plain(found)}
+    return {"schema": found.schema, **to_plain(found)}
 
 
 def comparison_facts(found: Comparison) -> tuple[Fact, ...]:
@@ -55,7 +55,7 @@ def comparison_facts(found: Comparison) -> tuple[Fact, ...]:
     answers = found.predictions
     named = f"of {fmt.count(answers.classes)} classes" if answers.classes else "not classifiers alike"
     lowest = min((row for row in found.layers if row.cka is not None), key=_cka, default=None)
-    least = () if lowest is None else (Fact("lowest CKA", fmt.number(lowest.cka, 4), shown(lowest.a)),)
+    least = () if lowest is None else (Fact("lowest CKA", fmt.number(lowest.cka, 4), printable(lowest.a)),)
     return (
         Fact("images", fmt.count(found.images), f"{len(found.layers):,} layers side by side"),
         Fact("same answer", fmt.share(answers.agreement, 1.0), named),
@@ -82,7 +82,7 @@ def comparison_table(found: Comparison, *, brief: bool = False) -> Table:
 
 
 def _row(row: LayerSimilarity, known: Sequence[str], *, two: bool) -> tuple[str, ...]:
-    names = (shown(row.a), shown(row.b)) if two else (shown(row.a),)
+    names = (printable(row.a), printable(row.b)) if two else (printable(row.a),)
     return (*names, fmt.count(row.n), *(_figure(row, name) or fmt.DASH for name in known))
 
 
@@ -104,7 +104,8 @@ def comparison_maps(found: Comparison) -> tuple[Markup, ...]:
     if not known or not found.layers:
         return ()
     names = tuple(
-        shown(row.a) if row.a == row.b else f"{shown(row.a)} / {shown(row.b)}" for row in found.layers
+        printable(row.a) if row.a == row.b else f"{printable(row.a)} / {printable(row.b)}"
+        for row in found.layers
     )
     values = tuple(tuple(getattr(row, name) for name in known) for row in found.layers)
     return (
@@ -124,7 +125,7 @@ def matrix_maps(found: Comparison) -> tuple[Markup, ...]:
     """Return one heat map a measure of all layers of A (rows) against all of B (columns)."""
     if found.matrix is None:
         return ()
-    rows, columns = (tuple(map(shown, names)) for names in (found.matrix.rows, found.matrix.columns))
+    rows, columns = (tuple(map(printable, names)) for names in (found.matrix.rows, found.matrix.columns))
     return tuple(
         heat_map(Heat(COLUMNS[name], rows, columns, found.matrix.values[name]))
         for name in SHARES
@@ -141,7 +142,7 @@ def comparison_tables(found: Comparison) -> tuple[Table, ...]:
 
 def in_report(stages: Mapping[str, Comparison]) -> dict[str, Any]:
     """Return comparisons of the original network with later stages, as a report holds them."""
-    return {"stages": {name: _without(plain(found)) for name, found in stages.items()}}
+    return {"stages": {name: _without(to_plain(found)) for name, found in stages.items()}}
 
 
 def _without(found: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def similarity_tables(figures: Mapping[str, Any] | None) -> tuple[Table, ...]:
 def _stages(figures: Mapping[str, Any] | None) -> dict[str, Comparison] | None:
     try:
         return {
-            name: restored(Comparison, stage) for name, stage in dict((figures or {})["stages"]).items()
+            name: restore(Comparison, stage) for name, stage in dict((figures or {})["stages"]).items()
         } or None
     except (MisfitError, KeyError, TypeError, ValueError):
         return None
@@ -170,10 +171,10 @@ def _similarity_table(stages: Mapping[str, Comparison]) -> Table:
     """Return one row a layer of the original, and its figures at each stage."""
     found = {name: {row.a: row for row in stage.layers} for name, stage in stages.items()}
     layers = dict.fromkeys(layer for rows in found.values() for layer in rows)
-    heads = tuple(f"{COLUMNS[name]}, {shown(stage)}" for stage in found for name in IN_REPORT)
+    heads = tuple(f"{COLUMNS[name]}, {printable(stage)}" for stage in found for name in IN_REPORT)
     rows = tuple(
         (
-            shown(layer),
+            printable(layer),
             *(
                 (_figure(rows[layer], name) if layer in rows else "") or fmt.DASH
                 for rows in found.values()
@@ -189,11 +190,11 @@ def _answer_table(stages: Mapping[str, Comparison]) -> Table:
     """Return how often each stage answers as the original does, and the notes of its comparison."""
     rows = tuple(
         (
-            shown(name),
+            printable(name),
             fmt.count(stage.images),
             fmt.share(stage.predictions.agreement, 1.0, 2),
             fmt.number(stage.predictions.kl),
-            shown("; ".join(stage.notes)) or fmt.DASH,
+            printable("; ".join(stage.notes)) or fmt.DASH,
         )
         for name, stage in stages.items()
     )

@@ -1,7 +1,7 @@
 """How a run went: epochs, rounds, what each layer cost alone, and the figure that stood in for accuracy."""
 
 from kernelsimp.records.report import Report
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table
 
@@ -38,14 +38,14 @@ def metric_table(report: Report) -> Table:
     first = metric.stages[0].value
     rows = tuple(
         (
-            shown(item.stage),
+            printable(item.stage),
             fmt.number(item.value, 4),
             fmt.number(item.value - first, 3) if place else fmt.DASH,
         )
         for place, item in enumerate(metric.stages)
     )
     better = "higher" if metric.higher_is_better else "lower"
-    return Table("Metric", ("stage", f"{shown(metric.name)} ({better} is better)", "change"), rows)
+    return Table("Metric", ("stage", f"{printable(metric.name)} ({better} is better)", "change"), rows)
 
 
 def round_table(report: Report) -> Table:
@@ -76,7 +76,7 @@ def sensitivity_table(report: Report) -> Table:
     measured.sort(key=lambda item: -item[2])
     rows = tuple(
         (
-            shown(name),
+            printable(name),
             fmt.number(predicted),
             fmt.number(loss),
             fmt.number(loss / predicted) if predicted else fmt.DASH,

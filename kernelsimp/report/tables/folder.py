@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kernelsimp.records.scan import ScanLine
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table
 
@@ -13,7 +13,7 @@ def folder_table(lines: Sequence[ScanLine]) -> Table:
     heads = ("checkpoint", "layers", "kernels", "matching", "found")
     rows = tuple(
         (
-            shown(line.name),
+            printable(line.name),
             *(fmt.count(n) for n in (line.layers, line.kernels, line.matching, line.found)),
         )
         for line in lines
@@ -24,5 +24,5 @@ def folder_table(lines: Sequence[ScanLine]) -> Table:
 
 def failure_table(lines: Sequence[ScanLine]) -> Table:
     """Return the checkpoints of a folder that could not be scanned, and why."""
-    rows = tuple((shown(line.name), shown(line.error)) for line in lines if line.error)
+    rows = tuple((printable(line.name), printable(line.error)) for line in lines if line.error)
     return Table("Failed", ("checkpoint", "why"), rows, frozenset({0, 1}))

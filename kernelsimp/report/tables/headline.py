@@ -1,4 +1,4 @@
-"""The figures of a run that a reader needs first, and the sentences that every face says of them."""
+"""The figures of a run that a reader needs first, and the sentences that every rendering says of them."""
 
 from kernelsimp.records.report import Report
 from kernelsimp.report import fmt

@@ -6,7 +6,7 @@ A layer that only one run has stands with a dash for the other.
 from collections.abc import Callable
 
 from kernelsimp.records.report import LayerReport, Report
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.headline import headline
 from kernelsimp.report.tables.run import layer_cells
@@ -18,7 +18,7 @@ Pair = tuple[Report, Report]
 
 def pair_tables(reports: Pair, names: Names) -> tuple[Table, ...]:
     """Return headline, stages, layers and differing settings of two reports called `names`."""
-    titles = (shown(names[0]), shown(names[1]))
+    titles = (printable(names[0]), printable(names[1]))
     tables = (
         _headlines(reports, titles),
         _stages(reports, titles),
@@ -29,7 +29,7 @@ def pair_tables(reports: Pair, names: Names) -> tuple[Table, ...]:
 
 
 def _headlines(reports: Pair, names: Names) -> Table:
-    return _joined("Headline", "figure", names, [_facts(report) for report in reports])
+    return _join_columns("Headline", "figure", names, [_facts(report) for report in reports])
 
 
 def _facts(report: Report) -> dict[str, str]:
@@ -45,8 +45,8 @@ def _stages(reports: Pair, names: Names) -> Table:
     columns = []
     for report in reports:
         stages = report.accuracy.stages if report.accuracy else ()
-        columns.append({shown(s.stage): f"{fmt.percent(s.top1)} ({fmt.right_of(s)})" for s in stages})
-    return _joined("Accuracy", "stage", names, columns)
+        columns.append({printable(s.stage): f"{fmt.percent(s.top1)} ({fmt.right_of(s)})" for s in stages})
+    return _join_columns("Accuracy", "stage", names, columns)
 
 
 def _settings(reports: Pair, names: Names) -> Table:
@@ -54,12 +54,14 @@ def _settings(reports: Pair, names: Names) -> Table:
     columns = []
     for report in reports:
         items = flat({**report.settings, "provenance": report.provenance})
-        columns.append({shown(name): shown(str(value)) for name, value in items})
+        columns.append({printable(name): printable(str(value)) for name, value in items})
     keys = [key for key in {**columns[0], **columns[1]} if columns[0].get(key) != columns[1].get(key)]
-    return _joined("Differing settings", "name", names, [{k: c[k] for k in keys if k in c} for c in columns])
+    return _join_columns(
+        "Differing settings", "name", names, [{k: c[k] for k in keys if k in c} for c in columns]
+    )
 
 
-def _joined(title: str, head: str, names: Names, columns: list[dict[str, str]]) -> Table:
+def _join_columns(title: str, head: str, names: Names, columns: list[dict[str, str]]) -> Table:
     keys = dict.fromkeys([*columns[0], *columns[1]])
     rows = tuple((key, *(column.get(key, fmt.DASH) for column in columns)) for key in keys)
     return Table(title, (head, *names), rows, frozenset({0, 1, 2}))
@@ -79,6 +81,6 @@ def _layers(reports: Pair, names: Names) -> Table:
     for name in dict.fromkeys([*known[0], *known[1]]):
         layers = [layers.get(name) for layers in known]
         cells = (spell(layer) if layer else fmt.DASH for _, spell in FIGURES for layer in layers)
-        rows.append((shown(name), *cells))
+        rows.append((printable(name), *cells))
     heads = tuple(f"{figure}, {name}" for figure, _ in FIGURES for name in names)
     return Table("Layers", ("layer", *heads), tuple(rows))

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from kernelsimp.records.plan import FREE, Plan
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table, families_text
 
@@ -21,7 +21,7 @@ def _layers(plan: Plan) -> Table:
         names = Counter(plan.structures[index] for index in layer.choice.reshape(-1) if index != FREE)
         rows.append(
             (
-                shown(layer.name),
+                printable(layer.name),
                 layer.kind,
                 fmt.count(layer.choice.size),
                 fmt.count(int((layer.changed & ~plan.is_denoised(layer)).sum())),

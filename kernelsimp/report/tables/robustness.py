@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from kernelsimp.evaluation.corrupted import CorruptionChange, PairedChange
 from kernelsimp.evaluation.robustness import Robustness, RobustnessReport
-from kernelsimp.records.serialise import MisfitError, restored
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.serialise import MisfitError, restore
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures.charts import Series, lines
 from kernelsimp.report.tables.table import Table, figure_table
@@ -43,7 +43,7 @@ def robustness_charts(figures: Mapping[str, Any] | None) -> tuple[Markup, ...]:
     if found is None:
         return ()
     series = [
-        Series(shown(name), (network.clean_top1, *_by_severity(network)))
+        Series(printable(name), (network.clean_top1, *_by_severity(network)))
         for name, network in found.models.items()
     ]
     return (lines("mean accuracy by severity, percent", series),)
@@ -51,7 +51,7 @@ def robustness_charts(figures: Mapping[str, Any] | None) -> tuple[Markup, ...]:
 
 def _read(figures: Mapping[str, Any] | None) -> RobustnessReport | None:
     try:
-        return restored(RobustnessReport, dict(figures)) if figures else None
+        return restore(RobustnessReport, dict(figures)) if figures else None
     except MisfitError:
         return None
 
@@ -66,8 +66,8 @@ def _summary(found: RobustnessReport) -> Table:
     columns = [dict(_measures(network)) for network in found.models.values()]
     rows = tuple((name, *(column.get(name, fmt.DASH) for column in columns)) for name in columns[0])
     heads = (
-        f"{shown(found.suite)}, {found.images:,} test images",
-        *(shown(name) for name in found.models),
+        f"{printable(found.suite)}, {found.images:,} test images",
+        *(printable(name) for name in found.models),
     )
     return Table("Robustness", heads, rows)
 
@@ -96,13 +96,13 @@ def _corruptions(name: str, network: Robustness) -> Table:
     severities = dict.fromkeys(severity for row in network.corruptions for severity in row.severities)
     rows = tuple(
         (
-            shown(row.corruption),
+            printable(row.corruption),
             *(fmt.percent(value, 1) for value in row.top1),
             fmt.percent(row.mean, 1),
         )
         for row in network.corruptions
     )
-    return Table(f"Corruptions {shown(name)}", ("corruption", *map(str, severities), "mean"), rows)
+    return Table(f"Corruptions {printable(name)}", ("corruption", *map(str, severities), "mean"), rows)
 
 
 def _comparison(change: CorruptionChange) -> Table:
@@ -111,16 +111,16 @@ def _comparison(change: CorruptionChange) -> Table:
     mce = "the first makes no error somewhere" if change.mce is None else "100 is as many errors as before"
     better = f"{change.images_better:,} images right more often, {change.images_worse:,} less often"
     rows = (
-        ("accuracy, unchanged pictures", fmt.points(clean.change_pp), _paired(clean)),
+        ("accuracy, unchanged pictures", fmt.points(clean.change_pp), _paired_words(clean)),
         ("mean accuracy, corrupted pictures", fmt.points(change.mean_change_pp), better),
         ("sign test over images", fmt.p_value(change.sign_p), "an image counts once"),
         ("mCE relative to the first", fmt.percent(change.mce), mce),
     )
-    title = f"Robustness {shown(change.after)} against {shown(change.before)}"
+    title = f"Robustness {printable(change.after)} against {printable(change.before)}"
     return Table(title, ("figure", "value", "beside it"), rows, frozenset({0, 2}))
 
 
-def _paired(change: PairedChange) -> str:
+def _paired_words(change: PairedChange) -> str:
     interval = fmt.interval(*change.ci95, "+.2f")
     return f"95 % interval {interval} pp, McNemar p {fmt.p_value(change.mcnemar_p)}"
 
@@ -130,9 +130,9 @@ def _cells(change: CorruptionChange) -> Table:
     by_name: dict[str, list[PairedChange]] = {}
     for cell in change.cells:
         by_name.setdefault(cell.name, []).append(cell)
-    rows = tuple((shown(name), *map(_cell, cells)) for name, cells in by_name.items())
+    rows = tuple((printable(name), *map(_cell, cells)) for name, cells in by_name.items())
     heads = [str(cell.severity) for cell in next(iter(by_name.values()), [])]
-    title = f"Change {shown(change.after)} less {shown(change.before)}"
+    title = f"Change {printable(change.after)} less {printable(change.before)}"
     return Table(title, ("corruption, pp (McNemar p)", *heads), rows)
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.kernels.structures import DENOISED
 from kernelsimp.records.report import LayerReport, Report
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table, families_text, ranked_families
 
@@ -15,7 +15,7 @@ def stage_table(report: Report) -> Table:
     stages = report.accuracy.stages if report.accuracy else ()
     rows = [
         (
-            shown(stage.stage),
+            printable(stage.stage),
             fmt.percent(stage.top1),
             fmt.right_of(stage),
             fmt.interval(*stage.ci95),
@@ -41,7 +41,7 @@ def layer_table(report: Report) -> Table:
 
 def _layer_row(layer: LayerReport, *, measured: bool) -> tuple[str, ...]:
     return (
-        shown(layer.name),
+        printable(layer.name),
         layer.kind,
         fmt.shape(layer.weight_shape),
         fmt.count(layer.kernels),
@@ -67,7 +67,7 @@ def family_table(report: Report) -> Table:
 
     Where a training held nothing, two more columns say how many are still in it, exactly and nearly.
     """
-    totals, found = _summed(report, "families"), _summed(report, "families_found")
+    totals, found = _sum_layers(report, "families"), _sum_layers(report, "families_found")
     told = bool(found) or not report.kernels.found  # reports of before this count do not tell
     ranked = ranked_families(totals)
     whole, left = report.kernels.total, report.survived
@@ -77,14 +77,14 @@ def family_table(report: Report) -> Table:
         seen = fmt.count(found.get(name, 0) if labelled else None)
         imposed = fmt.count(number - found.get(name, 0) if labelled else None)
         still = map(fmt.count, left.families.get(name, (None, None))) if left else ()
-        rows.append((shown(name), fmt.count(number), seen, imposed, fmt.share(number, whole), *still))
+        rows.append((printable(name), fmt.count(number), seen, imposed, fmt.share(number, whole), *still))
     shares = tuple(number / max(whole, 1) for _, number in ranked)
     heads = ("structure", "kernels", "found", "imposed", "share of all")
     more = ("still exactly", "within 0.1") if left else ()
     return Table("Structures", heads + more, tuple(rows), bars={4: shares})
 
 
-def _summed(report: Report, name: str) -> dict[str, int]:
+def _sum_layers(report: Report, name: str) -> dict[str, int]:
     """Return one of the layers' counts by structure, summed over the layers."""
     totals: Counter[str] = Counter()
     for layer in report.layers:
@@ -97,7 +97,7 @@ def control_table(report: Report) -> Table:
     heads = ("control", "DOF left", "top-1", "correct", "change", "McNemar p", "to the run, 95 % interval")
     rows = [
         (
-            shown(arm.name),
+            printable(arm.name),
             fmt.share(arm.dof),
             fmt.percent(arm.top1),
             fmt.count(arm.correct),

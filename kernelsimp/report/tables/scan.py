@@ -1,7 +1,7 @@
 """What a scan says, as tables: its figures, families beside chance, layers, sentences, one kernel."""
 
 from kernelsimp.records.scan import Explanation, LayerScan, Scan
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.store import family_totals
 from kernelsimp.report.tables.table import Fact, Table, families_text, pairs
@@ -53,7 +53,7 @@ def scan_family_table(scan: Scan) -> Table:
         figures = (fmt.number(total["null"].get(null, {}).get("expected")) for null in nulls)
         counts = (str(total["layers"]), fmt.count(total["observed"]), *figures)
         last = (_times(chance.get("enrichment")), fmt.count(chance.get("found")))
-        rows.append((shown(name), *counts, *last))
+        rows.append((printable(name), *counts, *last))
     return Table("Families", (*heads, f"matches / {asked}", f"found, {asked}"), tuple(rows))
 
 
@@ -67,23 +67,23 @@ def scan_family_brief(scan: Scan) -> Table:
         if total["observed"]:
             figures = (fmt.number(chance.get("expected")), _times(chance.get("enrichment")))
             found = fmt.count(chance.get("found"))
-            rows.append((shown(name), fmt.count(total["observed"]), *figures, found, null))
+            rows.append((printable(name), fmt.count(total["observed"]), *figures, found, null))
     return Table("Families", heads, tuple(rows), frozenset({0, 5}))
 
 
 def most_structured(scan: Scan) -> tuple[LayerScan, ...]:
     """Return the layers by the share of their kernels that is found, then by the share that matches."""
-    return tuple(sorted(scan.layers, key=_structured, reverse=True))
+    return tuple(sorted(scan.layers, key=_structure_shares, reverse=True))
 
 
-def _structured(layer: LayerScan) -> tuple[float, float]:
+def _structure_shares(layer: LayerScan) -> tuple[float, float]:
     count = max(layer.kernels, 1)
     return float(layer.found.sum()) / count, float((layer.best >= 0).sum()) / count
 
 
 def sentence_table(scan: Scan) -> Table:
     """Return what the kernels of each layer look like in one sentence, the most structured layers first."""
-    rows = tuple((shown(layer.name), shown(layer.sentence)) for layer in most_structured(scan))
+    rows = tuple((printable(layer.name), printable(layer.sentence)) for layer in most_structured(scan))
     return Table("In words", ("layer", "what its kernels look like"), rows, frozenset({0, 1}))
 
 
@@ -92,7 +92,7 @@ def explanation_table(explained: Explanation) -> Table:
     nulls = tuple(dict.fromkeys(null for item in explained.candidates for null in item.p))
     rows = tuple(
         (
-            shown(item.name),
+            printable(item.name),
             str(item.dim),
             fmt.number(item.residual),
             "yes" if item.matches else "",
@@ -118,7 +118,7 @@ def _scan_row(scan: Scan, layer: LayerScan) -> tuple[str, ...]:
     places = sorted(set(best[best >= 0].tolist()))
     counts = {scan.families[place]: int((best == place).sum()) for place in places}
     return (
-        shown(layer.name),
+        printable(layer.name),
         layer.kind,
         fmt.shape(layer.weight_shape),
         fmt.count(layer.kernels),

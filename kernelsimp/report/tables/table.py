@@ -1,13 +1,13 @@
 """What a report and a scan say, as tables of text: the command line, Markdown and HTML draw these same rows.
 
-Cells are plain text, unescaped; a face that draws them escapes them in its own way. Columns of figures
+Cells are plain text, unescaped; a rendering that draws them escapes them in its own way. Columns of figures
 are aligned right.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kernelsimp.records.verdict import shown
+from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 
 
@@ -15,7 +15,7 @@ from kernelsimp.report import fmt
 class Table:
     """A title, column heads, rows of as many cells; `text` columns are left-aligned, the others right.
 
-    `bars` gives for some columns a share 0..1 for each row, for faces that can draw a bar beside a figure.
+    `bars` gives for some columns a share 0..1 for each row, where a bar can be drawn beside a figure.
     """
 
     title: str
@@ -37,19 +37,19 @@ class Fact:
 def families_text(families: Mapping[str, int], most: int = 3) -> str:
     """Spell the commonest families with their counts, and how many others there are."""
     ranked = ranked_families(families)
-    named = [f"{shown(name)} {number:,}" for name, number in ranked[:most]]
+    named = [f"{printable(name)} {number:,}" for name, number in ranked[:most]]
     rest = len(ranked) - most
     return ", ".join(named) + (f", {rest} more" if rest > 0 else "")
 
 
 def figure_table(title: str, figures: Mapping[str, object] | None) -> Table:
     """Return nested figures as rows of dotted names."""
-    rows = [(shown(name), _figure(value)) for name, value in flat(figures)]
+    rows = [(printable(name), _figure(value)) for name, value in flat(figures)]
     return Table(title, ("figure", "value"), tuple(rows))
 
 
 def _figure(value: object) -> str:
-    return fmt.number(value, 4) if isinstance(value, float) else shown(str(value))
+    return fmt.number(value, 4) if isinstance(value, float) else printable(str(value))
 
 
 def ranked_families(counts: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -70,4 +70,4 @@ def flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
 
 def pairs(items: Iterable[tuple[object, object]]) -> tuple[tuple[str, str], ...]:
     """Return rows of two cells of safe text."""
-    return tuple((shown(str(name)), shown(str(value))) for name, value in items)
+    return tuple((printable(str(name)), printable(str(value))) for name, value in items)

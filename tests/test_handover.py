@@ -46,10 +46,12 @@ def task(model: Path, tmp_path: Path) -> Task:
 def test_what_is_taken_is_what_was_made(task, tmp_path, monkeypatch):
     monkeypatch.setattr(sharing, "PAUSE", 0.01)
     taken = []
-    waiting = threading.Thread(target=lambda: taken.append(Handover(task, tmp_path / "resume").taken()))
+    waiting = threading.Thread(
+        target=lambda: taken.append(Handover(task, tmp_path / "resume").wait_for_plan())
+    )
     waiting.start()
     first = Handover(task, tmp_path / "resume")
-    made = first.made(lambda: choose(task, SILENT))
+    made = first.choose_and_share(lambda: choose(task, SILENT))
     waiting.join(timeout=10)
     network, plan = taken[0]
     assert made.network.checkpoint.tensors.keys() == network.checkpoint.tensors.keys()
@@ -67,9 +69,9 @@ def test_where_planning_fails_the_others_stop(task, tmp_path):
         raise KernelsimpError("no plan")
 
     with pytest.raises(KernelsimpError, match=r"^no plan$"):
-        Handover(task, tmp_path).made(broken)
+        Handover(task, tmp_path).choose_and_share(broken)
     with pytest.raises(KernelsimpError, match=r"^the first process could not plan; it says why$"):
-        Handover(task, tmp_path).taken()
+        Handover(task, tmp_path).wait_for_plan()
 
 
 def test_files_of_other_settings_and_launches_are_not_taken(task, tmp_path, monkeypatch):
@@ -83,7 +85,7 @@ def test_files_of_other_settings_and_launches_are_not_taken(task, tmp_path, monk
 
 def test_one_process_hands_nothing_over(task, tmp_path):
     alone = replace(task.settings, finetune=replace(task.settings.finetune, devices=1))
-    made = Handover(replace(task, settings=alone), tmp_path).made(lambda: choose(task, SILENT))
+    made = Handover(replace(task, settings=alone), tmp_path).choose_and_share(lambda: choose(task, SILENT))
     assert made.plan.simplified
     assert not list(tmp_path.glob("shared-*"))
 

@@ -16,7 +16,7 @@ from kernelsimp.simplify.candidates import candidates_for, chosen_layers, rows_o
 from kernelsimp.simplify.costs import COSTS, cost_table, predicted_loss
 from kernelsimp.simplify.fisher import Sensitivity
 from kernelsimp.simplify.lagrangian import (
-    Menu,
+    CostTable,
     choice_bits,
     choices_at,
     choose_for_count,
@@ -24,7 +24,7 @@ from kernelsimp.simplify.lagrangian import (
     dof_share,
     simplified_share,
 )
-from kernelsimp.simplify.plan_builder import data_free_plan, equivalent_share, menus_for, plan_of, prepare
+from kernelsimp.simplify.plan_builder import cost_tables, data_free_plan, equivalent_share, plan_of, prepare
 
 FAMILIES = (*SEVENTEEN, "zero")
 
@@ -39,8 +39,8 @@ def bank_of_two() -> KernelBank:
     return KernelBank((layer_of("first", (8, 3, 3, 3), 0), layer_of("second", (12, 8, 5, 5), 1)))
 
 
-def menus_of(bank: KernelBank, **settings: object) -> tuple[Menu, ...]:
-    return menus_for(prepare(bank, PlanSettings(families=FAMILIES, **settings)), "absolute")  # type: ignore[arg-type]
+def menus_of(bank: KernelBank, **settings: object) -> tuple[CostTable, ...]:
+    return cost_tables(prepare(bank, PlanSettings(families=FAMILIES, **settings)), "absolute")  # type: ignore[arg-type]
 
 
 def error_of(plan: Plan, bank: KernelBank) -> float:
@@ -54,20 +54,20 @@ def error_of(plan: Plan, bank: KernelBank) -> float:
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.24, 0.05, 0.0])
 def test_a_dof_budget_is_met_and_hardly_more_than_met(share: float) -> None:
-    menus = menus_of(bank_of_two())
-    found = dof_share(menus, choose_for_dof(menus, share))
+    tables = menus_of(bank_of_two())
+    found = dof_share(tables, choose_for_dof(tables, share))
     assert share - 0.02 <= found <= share
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99, 1.0])
 def test_a_share_of_kernels_is_met_and_hardly_more_than_met(share: float) -> None:
-    menus = menus_of(bank_of_two())
-    assert share <= simplified_share(menus, choose_for_count(menus, share)) <= share + 0.05
+    tables = menus_of(bank_of_two())
+    assert share <= simplified_share(tables, choose_for_count(tables, share)) <= share + 0.05
 
 
 def test_more_multiplier_never_leaves_more_degrees_of_freedom_by_much() -> None:
-    menus = menus_of(bank_of_two())
-    shares = [dof_share(menus, choices_at(menus, 10.0**power)) for power in range(-8, 2)]
+    tables = menus_of(bank_of_two())
+    shares = [dof_share(tables, choices_at(tables, 10.0**power)) for power in range(-8, 2)]
     assert all(later <= earlier + 0.01 for earlier, later in pairwise(shares))
     assert shares[0] == 1
     assert shares[-1] == 0
@@ -79,8 +79,8 @@ def test_kernels_that_are_exactly_in_a_family_are_the_first_to_take_it() -> None
     planted.view(-1)[::7] = True
     space = find("mirror-h", (3, 3))
     layer.kernels[planted] = space.snap(layer.kernels[planted])
-    menus = menus_of(KernelBank((layer,)))
-    chosen = choose_for_count(menus, 0.15).structures[0]
+    tables = menus_of(KernelBank((layer,)))
+    chosen = choose_for_count(tables, 0.15).structures[0]
     assert torch.equal(chosen != 0, planted.view(-1))
     names = [item.name for item in candidates_for(layer, FAMILIES)]
     assert {names[i] for i in chosen[chosen != 0].tolist()} == {"mirror-h"}
@@ -92,17 +92,17 @@ def test_a_structure_that_is_often_chosen_becomes_cheaper_to_name() -> None:
     costs[:, 0] = 0
     costs[:9, 1], costs[9, 1], costs[9, 2] = 0.0, 0.11, 0.1
     dims, none = torch.tensor([9, 3, 3]), torch.zeros(3)
-    menu = Menu("one", costs, dims, none, 3.5, 9, torch.ones(10, dtype=torch.bool))
-    assert choices_at([menu], 0.1).structures[0].tolist() == [1] * 10
+    table = CostTable("one", costs, dims, none, 3.5, 9, torch.ones(10, dtype=torch.bool))
+    assert choices_at([table], 0.1).structures[0].tolist() == [1] * 10
     costs[9, 1] = 2.0
-    assert choices_at([menu], 0.1).structures[0].tolist() == [1] * 9 + [2]
+    assert choices_at([table], 0.1).structures[0].tolist() == [1] * 9 + [2]
 
 
 def test_side_bits_are_paid() -> None:
     costs = torch.tensor([[0.0, 0.1, 0.1]])
     dims, bits = torch.tensor([9, 3, 3]), torch.tensor([0.0, 8.0, 0.0])
-    menu = Menu("one", costs, dims, bits, 3.5, 9, torch.ones(1, dtype=torch.bool))
-    assert choices_at([menu], 1.0).structures[0].tolist() == [2]
+    table = CostTable("one", costs, dims, bits, 3.5, 9, torch.ones(1, dtype=torch.bool))
+    assert choices_at([table], 1.0).structures[0].tolist() == [2]
 
 
 @pytest.mark.parametrize(("weight", "chosen"), [(1.0, 2), (0.1, 1)])
@@ -110,8 +110,8 @@ def test_side_bits_count_by_the_weight_of_the_choice(weight: float, chosen: int)
     # two numbers and eight side bits, or four numbers: 15 bits or 14; 7.8 or 14 where a choice weighs little
     costs = torch.tensor([[0.0, 0.1, 0.1]])
     dims, bits = torch.tensor([9, 2, 4]), torch.tensor([0.0, 8.0, 0.0])
-    menu = Menu("one", costs, dims, bits, 3.5, 9, torch.ones(1, dtype=torch.bool), choice_weight=weight)
-    assert choices_at([menu], 1.0).structures[0].tolist() == [chosen]
+    table = CostTable("one", costs, dims, bits, 3.5, 9, torch.ones(1, dtype=torch.bool), choice_weight=weight)
+    assert choices_at([table], 1.0).structures[0].tolist() == [chosen]
 
 
 def test_light_choices_leave_less_error_at_the_same_degrees_of_freedom_and_take_longer_to_name() -> None:
@@ -127,11 +127,13 @@ def test_light_choices_leave_less_error_at_the_same_degrees_of_freedom_and_take_
 
 def test_choice_bits_are_the_entropy_of_the_choices() -> None:
     dims = torch.tensor([9, 3, 0])
-    menu = Menu("one", torch.zeros(8, 3), dims, torch.tensor([0.0, 2.0, 0.0]), 3.5, 9, torch.ones(8) > 0)
+    table = CostTable(
+        "one", torch.zeros(8, 3), dims, torch.tensor([0.0, 2.0, 0.0]), 3.5, 9, torch.ones(8) > 0
+    )
     from kernelsimp.simplify.lagrangian import Choices
 
     chosen = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
-    assert choice_bits([menu], Choices(1.0, (chosen,))) == pytest.approx(4 * 1 + 2 * 2 + 2 * 2 + 2 * 2.0)
+    assert choice_bits([table], Choices(1.0, (chosen,))) == pytest.approx(4 * 1 + 2 * 2 + 2 * 2 + 2 * 2.0)
 
 
 def test_a_plan_counts_what_its_choices_leave() -> None:
@@ -271,8 +273,8 @@ def test_a_plan_of_choices_predicts_their_loss() -> None:
     bank = KernelBank((layer_of("one", (6, 4, 3, 3), 5),))
     seen = {"one": sensitivity(bank.layers[0])}
     prepared = prepare(bank, PlanSettings(families=FAMILIES), seen)
-    menus = menus_for(prepared, "filter")
-    choices = choose_for_dof(menus, 0.3)
-    _, predicted = plan_of(prepared, menus, choices, "filter")
-    paid = menus[0].costs[torch.arange(24), choices.structures[0]].double().sum()
+    tables = cost_tables(prepared, "filter")
+    choices = choose_for_dof(tables, 0.3)
+    _, predicted = plan_of(prepared, tables, choices, "filter")
+    paid = tables[0].costs[torch.arange(24), choices.structures[0]].double().sum()
     assert predicted == pytest.approx({"one": float(paid) / 2}, rel=1e-5)

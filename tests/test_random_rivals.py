@@ -8,8 +8,8 @@ from torch import Tensor
 
 from kernelsimp.kernels.partitions import bits
 from kernelsimp.kernels.structures import find
-from kernelsimp.simplify.candidates import Candidate
-from kernelsimp.simplify.controls import MOST_PICKS, Masked, Picked, picked
+from kernelsimp.simplify.candidates import Structure
+from kernelsimp.simplify.controls import MOST_PICKS, Masked, Picked, random_rivals
 
 CELLS = 9
 
@@ -18,11 +18,11 @@ def kernels(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, CELLS, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def drawn(dim: int, side_bits: float) -> Candidate:
-    return picked(Candidate("some", dim, None, side_bits), CELLS, torch.Generator().manual_seed(0))
+def drawn(dim: int, side_bits: float) -> Structure:
+    return random_rivals(Structure("some", dim, None, side_bits), CELLS, torch.Generator().manual_seed(0))
 
 
-def share_left(item: Candidate) -> float:
+def share_left(item: Structure) -> float:
     rows = kernels(500, 1)
     return float((item.errors(rows).square().sum(1) / rows.square().sum(1)).mean())
 

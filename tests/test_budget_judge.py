@@ -8,26 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_road import FAMILIES, all_exact, network, smooth_images
+from test_solve import FAMILIES, all_exact, network, smooth_images
 from torch import Tensor, nn
 
-from kernelsimp.commands.measure import judged_again
+from kernelsimp.commands.measure import judge_memorised
 from kernelsimp.commands.task import Chosen
 from kernelsimp.data.holdout import holdout_split
 from kernelsimp.data.sources import load_data
 from kernelsimp.data.splits import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome
-from kernelsimp.evaluation.metric import Metric, load_metric
+from kernelsimp.evaluation.metric import UserMetric, load_metric
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import DataSettings, PlanSettings, Settings
-from kernelsimp.simplify.controls import Case, held_arm, run_controls
-from kernelsimp.simplify.distance import Judge, relative_error
+from kernelsimp.simplify.controls import ControlCase, held_arm, run_controls
+from kernelsimp.simplify.distance import DistanceJudge, relative_error
 from kernelsimp.simplify.lagrangian import choose_for_dof
-from kernelsimp.simplify.search import Referee, reverted, search
+from kernelsimp.simplify.search import BudgetJudge, revert_worst, search
 from kernelsimp.simplify.sensitivity import layer_losses
-from kernelsimp.simplify.solve import Surveyed, Tried, ground_of, look, travel
+from kernelsimp.simplify.solve import PlanTrial, Surveyed, calibrated_network, solve_at_budget, survey_layers
 
 # ---------------------------------------------------------------- other images
 
@@ -145,19 +145,21 @@ def test_a_metric_that_is_not_there_is_one_line(code: Path, spec: str, words: st
         load_metric(spec.format(code=code))
 
 
-# ---------------------------------------------------------------- the referee
+# ---------------------------------------------------------------- the judge
 
 
 @pytest.fixture(scope="module")
 def surveyed() -> Surveyed:
     model = network()
     settings = PlanSettings(families=FAMILIES, cost="absolute")
-    return look(ground_of(model, bank_from_model(model), torch.split(smooth_images(48), 16), 0), settings)
+    return survey_layers(
+        calibrated_network(model, bank_from_model(model), torch.split(smooth_images(48), 16), 0), settings
+    )
 
 
 @pytest.fixture(scope="module")
-def tried(surveyed: Surveyed) -> Tried:
-    return travel(surveyed, lambda menus: choose_for_dof(menus, 0.4), "absolute").best
+def tried(surveyed: Surveyed) -> PlanTrial:
+    return solve_at_budget(surveyed, lambda tables: choose_for_dof(tables, 0.4), "absolute").best
 
 
 def labelled(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -166,20 +168,24 @@ def labelled(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
         return [(images, (model(images).argmax(1) + (torch.arange(40) < 4)) % 4)]
 
 
-def test_a_metric_judges_in_place_of_accuracy(surveyed: Surveyed, tried: Tried) -> None:
+def test_a_metric_judges_in_place_of_accuracy(surveyed: Surveyed, tried: PlanTrial) -> None:
     seen: list[int] = []
 
     def figure(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         seen.append(len(list(batches)))
         return 7.0 if len(seen) == 1 else 4.5
 
-    referee = Referee(surveyed.ground.model, labelled(surveyed.ground.model), Metric("mine", figure))
-    assert not referee.memorised
-    assert referee.trial(tried.walked.model, 0.4, "absolute").accuracy_drop == 2.5
+    judge = BudgetJudge(
+        surveyed.calibrated.model, labelled(surveyed.calibrated.model), UserMetric("mine", figure)
+    )
+    assert not judge.memorised
+    assert judge.trial(tried.reconstruction.model, 0.4, "absolute").accuracy_drop == 2.5
     assert seen == [1, 1]
 
 
-def test_a_network_that_is_no_classifier_is_judged_by_its_output(surveyed: Surveyed, tried: Tried) -> None:
+def test_a_network_that_is_no_classifier_is_judged_by_its_output(
+    surveyed: Surveyed, tried: PlanTrial
+) -> None:
     class Flat(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -189,21 +195,23 @@ def test_a_network_that_is_no_classifier_is_judged_by_its_output(surveyed: Surve
             made: Tensor = self.inner(x)
             return made[:, :, None]
 
-    original, changed = Flat(surveyed.ground.model), Flat(tried.walked.model)
-    batches = labelled(surveyed.ground.model)
-    referee = Referee(original, batches)
+    original, changed = Flat(surveyed.calibrated.model), Flat(tried.reconstruction.model)
+    batches = labelled(surveyed.calibrated.model)
+    judge = BudgetJudge(original, batches)
     expected = relative_error(original, changed, [images for images, _ in batches])
     assert 0 < expected < 1
-    assert referee.drop(changed) == pytest.approx(100 * expected)
-    assert referee.drop(original) == 0
+    assert judge.drop(changed) == pytest.approx(100 * expected)
+    assert judge.drop(original) == 0
 
 
 def test_the_search_takes_a_metric(surveyed: Surveyed) -> None:
-    judge = Judge(surveyed.ground.model, [smooth_images(40, 7)])
-    metric = Metric("nearness", lambda model, _: -judge.distance(model).divergence)
-    found = search(surveyed, 3e-5, Referee(surveyed.ground.model, labelled(surveyed.ground.model), metric))
+    judge = DistanceJudge(surveyed.calibrated.model, [smooth_images(40, 7)])
+    metric = UserMetric("nearness", lambda model, _: -judge.distance(model).divergence)
+    found = search(
+        surveyed, 3e-5, BudgetJudge(surveyed.calibrated.model, labelled(surveyed.calibrated.model), metric)
+    )
     assert found.met
-    kept = judge.distance(found.road.best.walked.model).divergence
+    kept = judge.distance(found.solution.best.reconstruction.model).divergence
     assert kept <= 3e-5
     assert any(item.accuracy_drop > 3e-5 for item in found.trials)
 
@@ -212,26 +220,28 @@ def test_the_search_takes_a_metric(surveyed: Surveyed) -> None:
 
 
 def test_each_layers_loss_is_that_of_the_network_with_this_layer_alone(
-    surveyed: Surveyed, tried: Tried
+    surveyed: Surveyed, tried: PlanTrial
 ) -> None:
-    losses = layer_losses(surveyed.ground, tried)
+    losses = layer_losses(surveyed.calibrated, tried)
     assert list(losses) == [layer.name for layer in tried.plan.layers if layer.changed.any()]
     model = network()
     state = model.state_dict()
     changed = {"conv1.weight", "bn1.running_mean"}
     model.load_state_dict(
         {
-            name: tried.walked.tensors.get(name, state[name]) if name in changed else state[name]
+            name: tried.reconstruction.tensors.get(name, state[name]) if name in changed else state[name]
             for name in state
         }
     )
-    expected = Judge(surveyed.ground.model, surveyed.ground.held).distance(model).divergence
+    expected = DistanceJudge(surveyed.calibrated.model, surveyed.calibrated.held).distance(model).divergence
     assert losses["conv1"] == pytest.approx((tried.predicted["conv1"], expected))
     assert all(measured > 0 for _, measured in losses.values())
 
 
-def test_the_worst_layers_are_set_free_first_and_as_few_as_needed(surveyed: Surveyed, tried: Tried) -> None:
-    losses = layer_losses(surveyed.ground, tried)
+def test_the_worst_layers_are_set_free_first_and_as_few_as_needed(
+    surveyed: Surveyed, tried: PlanTrial
+) -> None:
+    losses = layer_losses(surveyed.calibrated, tried)
     worst = sorted(losses, key=lambda name: -losses[name][1])
     judged: list[nn.Module] = []
 
@@ -239,12 +249,12 @@ def test_the_worst_layers_are_set_free_first_and_as_few_as_needed(surveyed: Surv
         judged.append(model)
         return len(judged) == 2
 
-    saved = reverted(surveyed, tried, second)
+    saved = revert_worst(surveyed, tried, second)
     assert saved is not None
     free = {layer.name for layer in saved.plan.layers if not layer.changed.any()}
     assert free == set(worst[:2])
-    assert all_exact(saved.walked.model, saved.plan)
-    assert reverted(surveyed, tried, lambda _: False) is None
+    assert all_exact(saved.reconstruction.model, saved.plan)
+    assert revert_worst(surveyed, tried, lambda _: False) is None
 
 
 # ---------------------------------------------------------------- arms under training
@@ -252,12 +262,12 @@ def test_the_worst_layers_are_set_free_first_and_as_few_as_needed(surveyed: Surv
 
 @pytest.mark.parametrize(("values", "half"), [(True, False), (False, False), (False, True)])
 def test_a_held_arm_trains_only_what_its_control_leaves_free(
-    surveyed: Surveyed, tried: Tried, values: bool, half: bool
+    surveyed: Surveyed, tried: PlanTrial, values: bool, half: bool
 ) -> None:
-    case = Case(surveyed, tried)
+    case = ControlCase(surveyed, tried)
     for arm in run_controls(case, ["cell masks", "random subspaces", "equal-norm noise"], seed=1):
         before = {name: value.clone() for name, value in arm.model.state_dict().items()}
-        with held_arm(arm, surveyed.ground.bank, values=values) as model:
+        with held_arm(arm, surveyed.calibrated.bank, values=values) as model:
             optimiser = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
             for _ in range(3):
                 optimiser.zero_grad()
@@ -278,9 +288,9 @@ def test_a_held_arm_trains_only_what_its_control_leaves_free(
         assert any((after[name] != before[name]).any() for name in after)
 
 
-def test_a_freed_layer_counts_nothing(surveyed: Surveyed, tried: Tried) -> None:
+def test_a_freed_layer_counts_nothing(surveyed: Surveyed, tried: PlanTrial) -> None:
     calls = iter([True])
-    saved = reverted(surveyed, tried, lambda _: next(calls))
+    saved = revert_worst(surveyed, tried, lambda _: next(calls))
     assert saved is not None
     name = next(layer.name for layer in saved.plan.layers if not layer.changed.any())
     layer = saved.plan.layer(name)
@@ -310,16 +320,16 @@ def judged(right: int, moved: float, budget: float, test_top1: float, **plan: st
     with torch.no_grad():
         labels = model(images).argmax(1)
     labels[right:] = (labels[right:] + 1) % 4
-    referee = Referee(model, [(images, labels)])
+    judge = BudgetJudge(model, [(images, labels)])
     other = copy.deepcopy(model)
     with torch.no_grad():
         weight = next(item for item in other.parameters() if item.ndim == 4)
         weight.add_(moved * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-    chosen = Chosen(Plan(("free",), ()), Made(other), referee=referee)  # type: ignore[arg-type]
+    chosen = Chosen(Plan(("free",), ()), Made(other), judge=judge)  # type: ignore[arg-type]
     settings = Settings(plan=PlanSettings(max_drop=budget, **plan))  # type: ignore[arg-type]
     total = 1000
     correct = np.arange(total) < total * test_top1 / 100
-    again, notes = judged_again(settings, Outcome(correct, 0.1), chosen)
+    again, notes = judge_memorised(settings, Outcome(correct, 0.1), chosen)
     assert again.plan is chosen.plan
     assert again.network is chosen.network
     return again.met, " ".join(notes)

@@ -1,4 +1,4 @@
-"""The road on small networks: exact structures, nearer outputs, closed-form shifts, and every odd case."""
+"""Solving small networks: exact structures, nearer outputs, closed-form shifts, and every odd case."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,11 +15,11 @@ from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.simplify.apply import apply_plan
-from kernelsimp.simplify.layerwise import Ground, targets_of, walk
+from kernelsimp.simplify.layerwise import CalibratedNetwork, reconstruct, targets_of
 from kernelsimp.simplify.moments import Moments, pair_moments
 from kernelsimp.simplify.plan_builder import data_free_plan
-from kernelsimp.simplify.projected_cg import Constraint, Solved, resolve
-from kernelsimp.simplify.solve import Road, ground_of, take_road
+from kernelsimp.simplify.projected_cg import FilterConstraint, Solved, resolve
+from kernelsimp.simplify.solve import Solution, calibrated_network, solve
 from kernelsimp.training.survival import outside
 
 FAMILIES = (*SEVENTEEN, "zero")
@@ -67,9 +67,9 @@ def network() -> nn.Module:
     return settled(Residual(), smooth_images(64, 9))
 
 
-def road_of(model: nn.Module, settings: PlanSettings = HALF, images: Tensor | None = None) -> Road:
+def road_of(model: nn.Module, settings: PlanSettings = HALF, images: Tensor | None = None) -> Solution:
     batches = (smooth_images(48) if images is None else images).split(16)
-    return take_road(ground_of(model, bank_from_model(model), batches, 0), settings)
+    return solve(calibrated_network(model, bank_from_model(model), batches, 0), settings)
 
 
 def with_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
@@ -92,42 +92,46 @@ def all_exact(model: nn.Module, plan: Plan) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_every_simplified_kernel_is_exactly_in_its_family_in_the_written_dtype(dtype: torch.dtype) -> None:
     model = network().to(dtype)
-    road = road_of(model)
-    assert road.plan.simplified > 50
-    weights = {name: value for name, value in road.tensors.items() if name.endswith("weight")}
+    solution = road_of(model)
+    assert solution.plan.simplified > 50
+    weights = {name: value for name, value in solution.tensors.items() if name.endswith("weight")}
     assert {value.dtype for value in weights.values()} == {dtype}
-    made = with_tensors(network().to(dtype), {name: value.to(dtype) for name, value in road.tensors.items()})
-    assert all_exact(made, road.plan)
+    made = with_tensors(
+        network().to(dtype), {name: value.to(dtype) for name, value in solution.tensors.items()}
+    )
+    assert all_exact(made, solution.plan)
 
 
 def test_the_road_keeps_the_output_far_nearer_than_projection() -> None:
     model = network()
-    road = road_of(model)
+    solution = road_of(model)
     fresh = smooth_images(40, 5)
-    made = error_of(with_tensors(network(), dict(road.tensors)), model, fresh)
-    projected = error_of(with_tensors(network(), apply_plan(bank_from_model(model), road.plan)), model, fresh)
+    made = error_of(with_tensors(network(), dict(solution.tensors)), model, fresh)
+    projected = error_of(
+        with_tensors(network(), apply_plan(bank_from_model(model), solution.plan)), model, fresh
+    )
     assert made < 0.6 * projected
 
 
 def test_the_tensors_are_the_walked_network() -> None:
     model = network()
-    road = road_of(model)
-    made = with_tensors(network(), dict(road.tensors))
-    assert road.best.walked is not None
+    solution = road_of(model)
+    made = with_tensors(network(), dict(solution.tensors))
+    assert solution.best.reconstruction is not None
     images = smooth_images(4, 3)
     with torch.no_grad():
-        assert torch.equal(made(images), road.best.walked.model(images))
+        assert torch.equal(made(images), solution.best.reconstruction.model(images))
 
 
 def test_nothing_to_do_changes_no_tensor() -> None:
-    road = road_of(network(), replace(HALF, dof=1.0))
-    assert road.plan.simplified == 0
-    assert dict(road.tensors) == {}
+    solution = road_of(network(), replace(HALF, dof=1.0))
+    assert solution.plan.simplified == 0
+    assert dict(solution.tensors) == {}
 
 
 def test_layers_before_the_first_change_keep_their_bits() -> None:
-    road = road_of(network(), replace(HALF, dof=0.9, layers=("conv2",)))
-    assert set(road.tensors) == {
+    solution = road_of(network(), replace(HALF, dof=0.9, layers=("conv2",)))
+    assert set(solution.tensors) == {
         "conv2.weight",
         "conv2.bias",
         "deep.weight",
@@ -142,26 +146,26 @@ def test_free_filters_on_unchanged_inputs_keep_their_bits() -> None:
     plan = data_free_plan(bank, replace(HALF, dof=0.99, layers=("stem",)))
     touched = plan.layer("stem").changed.any(1)
     assert 0 < touched.sum() < 8
-    walked = walk(ground(model), targets_of(plan))
-    same = (walked.tensors["stem.weight"] == bank.layers[0].kernels).flatten(1).all(1).numpy()
+    reconstruction = reconstruct(calibrated(model), targets_of(plan))
+    same = (reconstruction.tensors["stem.weight"] == bank.layers[0].kernels).flatten(1).all(1).numpy()
     assert np.array_equal(same, ~touched)
 
 
-def ground(model: nn.Module, images: Tensor | None = None) -> Ground:
-    return ground_of(
+def calibrated(model: nn.Module, images: Tensor | None = None) -> CalibratedNetwork:
+    return calibrated_network(
         model, bank_from_model(model), (smooth_images(48) if images is None else images).split(16), 0
     )
 
 
 def test_mean_outputs_are_kept_by_the_bias_or_the_running_mean() -> None:
     model = network()
-    stood = ground(model)
-    walked = walk(stood, targets_of(data_free_plan(stood.bank, HALF)))
-    assert {"bn0.running_mean", "bn1.running_mean", "conv2.bias"} <= walked.tensors.keys()
+    stood = calibrated(model)
+    reconstruction = reconstruct(stood, targets_of(data_free_plan(stood.bank, HALF)))
+    assert {"bn0.running_mean", "bn1.running_mean", "conv2.bias"} <= reconstruction.tensors.keys()
     after = {"bn0": "bn0", "conv1": "bn1", "conv2": "conv2"}
     for name in after.values():
         means = []
-        for net in (model, walked.model):
+        for net in (model, reconstruction.model):
             seen: list[Tensor] = []
             handle = net.get_submodule(name).register_forward_hook(lambda _, __, y, seen=seen: seen.append(y))
             with torch.no_grad():
@@ -174,32 +178,34 @@ def test_mean_outputs_are_kept_by_the_bias_or_the_running_mean() -> None:
 
 def test_the_output_error_of_a_layer_is_measured_on_its_outputs() -> None:
     model = network()
-    stood = ground(model)
-    walked = walk(stood, targets_of(data_free_plan(stood.bank, replace(HALF, dof=0.9, layers=("stem",)))))
+    stood = calibrated(model)
+    reconstruction = reconstruct(
+        stood, targets_of(data_free_plan(stood.bank, replace(HALF, dof=0.9, layers=("stem",))))
+    )
     outputs = []
-    for net in (model, walked.model):
+    for net in (model, reconstruction.model):
         with torch.no_grad():
             y = torch.cat([net.get_submodule("stem")(batch) for batch in stood.images])
         outputs.append(y - y.mean((0, 2, 3), keepdim=True))
     expected = (outputs[1] - outputs[0]).norm() / outputs[0].norm()
-    assert walked.fits["stem"].output_error == pytest.approx(float(expected), rel=1e-3)
+    assert reconstruction.fits["stem"].output_error == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_without_fitting_only_the_chosen_kernels_move() -> None:
     model = network()
-    stood = ground(model)
+    stood = calibrated(model)
     plan = data_free_plan(stood.bank, HALF)
-    walked = walk(stood, targets_of(plan), fitted=False)
+    reconstruction = reconstruct(stood, targets_of(plan), fitted=False)
     projected = apply_plan(stood.bank, plan)
-    assert walked.tensors.keys() == projected.keys()
-    assert all(torch.equal(walked.tensors[name], projected[name]) for name in projected)
+    assert reconstruction.tensors.keys() == projected.keys()
+    assert all(torch.equal(reconstruction.tensors[name], projected[name]) for name in projected)
 
 
 def test_auto_tries_every_cost_and_keeps_the_least_divergence() -> None:
-    road = road_of(network(), replace(HALF, cost="auto"))
-    assert [item.cost for item in road.tried] == ["absolute", "layer", "filter", "mixed"]
-    assert road.best.distance.divergence == min(item.distance.divergence for item in road.tried)
-    assert all(item.plan.dof_after <= 0.5 * item.plan.dof_before for item in road.tried)
+    solution = road_of(network(), replace(HALF, cost="auto"))
+    assert [item.cost for item in solution.tried] == ["absolute", "layer", "filter", "mixed"]
+    assert solution.best.distance.divergence == min(item.distance.divergence for item in solution.tried)
+    assert all(item.plan.dof_after <= 0.5 * item.plan.dof_before for item in solution.tried)
 
 
 def test_the_road_is_the_same_for_the_same_seed() -> None:
@@ -239,14 +245,14 @@ class Twice(nn.Module):
 def test_shared_layers_are_changed_once_and_unused_ones_only_projected() -> None:
     torch.manual_seed(1)
     model = Twice().eval()
-    road = road_of(model)
-    assert road.notes == ("unused: never run on calibration images: only projected",)
-    assert {"again.weight", "left.weight", "unused.weight"} <= road.tensors.keys()
-    assert "again.bias" not in road.tensors
-    made = with_tensors(_twice(), {**road.tensors, "right.weight": road.tensors["left.weight"]})
-    assert all_exact(made, road.plan)
+    solution = road_of(model)
+    assert solution.notes == ("unused: never run on calibration images: only projected",)
+    assert {"again.weight", "left.weight", "unused.weight"} <= solution.tensors.keys()
+    assert "again.bias" not in solution.tensors
+    made = with_tensors(_twice(), {**solution.tensors, "right.weight": solution.tensors["left.weight"]})
+    assert all_exact(made, solution.plan)
     fresh = smooth_images(30, 4)
-    projected = apply_plan(bank_from_model(model), road.plan)
+    projected = apply_plan(bank_from_model(model), solution.plan)
     plain = with_tensors(_twice(), {**projected, "right.weight": projected["left.weight"]})
     assert error_of(made, model, fresh) < error_of(plain, model, fresh)
 
@@ -283,16 +289,18 @@ def test_other_networks_that_are_no_classifiers_come_out_nearer_too(name: str) -
     torch.manual_seed(3)
     model, images = OTHERS[name]()
     bank = bank_from_model(model.eval())
-    road = take_road(ground_of(model, bank, images.split(20), 0), replace(HALF, cost="auto"))
-    assert road.notes == ()
+    solution = solve(calibrated_network(model, bank, images.split(20), 0), replace(HALF, cost="auto"))
+    assert solution.notes == ()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
         wanted = model(images[:8])
     errors = []
-    projected = walk(ground_of(model, bank, images.split(20), 0), targets_of(road.plan), fitted=False)
-    for tensors in (road.tensors, projected.tensors):
+    projected = reconstruct(
+        calibrated_network(model, bank, images.split(20), 0), targets_of(solution.plan), fitted=False
+    )
+    for tensors in (solution.tensors, projected.tensors):
         made = with_tensors(model, {**before, **tensors})
-        assert all_exact(made, road.plan)
+        assert all_exact(made, solution.plan)
         with torch.no_grad():
             errors.append(float((made(images[:8]) - wanted).norm()))
     assert errors[0] < errors[1]
@@ -301,12 +309,12 @@ def test_other_networks_that_are_no_classifiers_come_out_nearer_too(name: str) -
 def test_too_few_images_fall_back_to_projection_and_say_so() -> None:
     torch.manual_seed(4)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 3))
-    road = road_of(model.eval(), images=smooth_images(3, side=6))
-    assert road.notes == (
+    solution = road_of(model.eval(), images=smooth_images(3, side=6))
+    assert solution.notes == (
         "0: 32 windows for 27 cells; expected 135 at least; only projected",
         "2: 8 windows for 72 cells; expected 360 at least; only projected",
     )
-    assert all_exact(with_tensors(model, dict(road.tensors)), road.plan)
+    assert all_exact(with_tensors(model, dict(solution.tensors)), solution.plan)
 
 
 def test_constant_images_fall_back_to_projection_and_say_so() -> None:
@@ -314,9 +322,12 @@ def test_constant_images_fall_back_to_projection_and_say_so() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.LazyLinear(3))
     images = torch.ones(40, 3, 12, 12)
     model(images)
-    road = road_of(model.eval(), images=images)
-    assert road.notes[0] == "0: its inputs are always the same, so there is nothing to fit to; only projected"
-    assert all(bool(value.isfinite().all()) for value in road.tensors.values())
+    solution = road_of(model.eval(), images=images)
+    assert (
+        solution.notes[0]
+        == "0: its inputs are always the same, so there is nothing to fit to; only projected"
+    )
+    assert all(bool(value.isfinite().all()) for value in solution.tensors.values())
 
 
 def test_a_layer_that_never_activates_is_projected() -> None:
@@ -325,9 +336,11 @@ def test_a_layer_that_never_activates_is_projected() -> None:
     model(smooth_images(1))
     with torch.no_grad():
         model[0].bias.fill_(-1000)  # type: ignore[union-attr, operator]
-    road = road_of(model.eval())
-    assert road.notes == ("2: its inputs are always the same, so there is nothing to fit to; only projected",)
-    assert all_exact(with_tensors(model, dict(road.tensors)), road.plan)
+    solution = road_of(model.eval())
+    assert solution.notes == (
+        "2: its inputs are always the same, so there is nothing to fit to; only projected",
+    )
+    assert all_exact(with_tensors(model, dict(solution.tensors)), solution.plan)
 
 
 def test_one_image_is_not_enough_and_says_so() -> None:
@@ -339,12 +352,12 @@ def test_one_image_is_not_enough_and_says_so() -> None:
 def test_a_device_without_memory_hands_the_layer_to_the_cpu_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stood = ground(network())
+    stood = calibrated(network())
     targets = targets_of(data_free_plan(stood.bank, HALF))
-    expected = walk(stood, targets)
+    expected = reconstruct(stood, targets)
     tried: list[str] = []
 
-    def cramped(original: Tensor, constraint: Constraint, moments: Moments) -> Solved:
+    def cramped(original: Tensor, constraint: FilterConstraint, moments: Moments) -> Solved:
         tried.append(original.device.type)
         if original.device.type == "meta":
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -364,16 +377,16 @@ def test_a_device_without_memory_hands_the_layer_to_the_cpu_and_says_so(
 
     monkeypatch.setattr("kernelsimp.simplify.layerwise.resolve", cramped)
     monkeypatch.setattr("kernelsimp.simplify.layerwise.pair_moments", on_a_device)
-    walked = walk(stood, targets)
+    reconstruction = reconstruct(stood, targets)
     assert tried[:2] == ["meta", "cpu"]
-    assert walked.fits["stem"].trouble == "meta ran out of memory, solved on the CPU"
-    assert all(torch.equal(walked.tensors[name], expected.tensors[name]) for name in expected.tensors)
+    assert reconstruction.fits["stem"].trouble == "meta ran out of memory, solved on the CPU"
+    assert all(torch.equal(reconstruction.tensors[name], expected.tensors[name]) for name in expected.tensors)
 
 
 def test_mirror_images_join_what_is_fitted_to_and_never_what_judges() -> None:
     model, images = network(), smooth_images(48)
-    plain = ground(model, images)
-    both = ground_of(model, plain.bank, images.split(16), 0, flip=True)
+    plain = calibrated(model, images)
+    both = calibrated_network(model, plain.bank, images.split(16), 0, flip=True)
     fitted, joined = torch.cat(plain.images), torch.cat(both.images)
     assert torch.equal(joined[::2], fitted)
     assert torch.equal(joined[1::2], fitted.flip(-1))
