@@ -42,10 +42,9 @@ from kernelsimp.records.plan_file import read_plan
 from kernelsimp.settings import read_toml
 from kernelsimp.training.constraints import constrain as constrain_by_rules
 from kernelsimp.training.constraints import plain_state
-from kernelsimp.training.constraints import release as free_constraints
 from kernelsimp.training.hold import Mode, survival_in_model, verify
 from kernelsimp.training.hold import hold as hold_by_plan
-from kernelsimp.training.hold import release as make_plain
+from kernelsimp.training.hold import release as release_weights
 from kernelsimp.training.penalties import PENALTIES, Penalties, PenaltySettings
 from kernelsimp.training.rules import CONSTRAINTS, Mix, Rules
 
@@ -158,8 +157,7 @@ def release(model: nn.Module) -> None:
     one held bit moved.
     """
     verify(model)
-    make_plain(model)
-    free_constraints(model)
+    release_weights(model)
 
 
 def _mode_of(folder: Path) -> str:

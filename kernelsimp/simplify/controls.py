@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.cells import chunks
@@ -26,6 +25,8 @@ from kernelsimp.simplify.layerwise import CalibratedNetwork, Target, reconstruct
 from kernelsimp.simplify.plan_builder import Prepared, cost_tables
 from kernelsimp.simplify.projected_cg import FilterConstraint, Piece
 from kernelsimp.simplify.solve import PlanTrial, Surveyed
+from kernelsimp.training.hold import release
+from kernelsimp.training.parametrisations import LayerConstraint, parametrise
 from kernelsimp.watch import SILENT, Watcher
 
 
@@ -238,13 +239,13 @@ def _place_kernels(constraint: FilterConstraint, kernels: Tensor) -> Tensor:
     return placed.reshape(kernels.shape).to(kernels.dtype)
 
 
-class _Within(nn.Module):
+class _Within(LayerConstraint):
     """Keep a convolution's weight in the shifted subspaces of a constraint, each around where it is now."""
 
     start: Tensor
 
     def __init__(self, weight: Tensor, layer: LayerKernels, constraint: FilterConstraint) -> None:
-        super().__init__()
+        super().__init__([])
         self.register_buffer("start", weight.detach().clone(), persistent=False)
         self.layout = (layer.kind, layer.groups)
         pieces = (Piece(p.index, p.projector.to(weight.dtype)) for p in constraint.pieces)
@@ -264,19 +265,15 @@ def held_arm(arm: Arm, bank: KernelBank, *, values: bool) -> Iterator[nn.Module]
     """
     layers = {layer.name: layer for layer in bank.layers}
     modules = conv_modules(arm.model)
-    held: list[nn.Module] = []
     for name, constraint in arm.constraints.items():
         weight = modules[name].get_parameter("weight")
         assert isinstance(weight, Tensor)
         part = _Within(weight, layers[name], _still(constraint) if values else constraint)
-        for sharer in [item for item in arm.model.modules() if item._parameters.get("weight") is weight]:
-            parametrize.register_parametrization(sharer, "weight", part, unsafe=True)
-            held.append(sharer)
+        parametrise(arm.model, weight, part)
     try:
         yield arm.model
     finally:
-        for module in held:
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        release(arm.model)
 
 
 def _still(constraint: FilterConstraint) -> FilterConstraint:

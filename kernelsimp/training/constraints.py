@@ -1,7 +1,7 @@
 """Constraints from the first step: layers whose kernels lie in a family because nothing else can be reached.
 
-`constrain` re-parametrises convolutions by the same ways as the holds, `release` makes their parameters
-plain again with exactly the values they had, `plain_state` writes what the unconstrained network loads.
+`constrain` re-parametrises convolutions by the same ways as the holds, and `hold.release` makes their
+parameters plain again; `plain_state` writes what the unconstrained network loads.
 Kernel coordinates are canonical, (out, in / groups).
 """
 
@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
@@ -28,7 +27,7 @@ from kernelsimp.models.layers import (
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.training.hold import projections
 from kernelsimp.training.kernel_sets import Layout, OnRows, Outer, Shared, Spanned
-from kernelsimp.training.parametrisations import Tied, own_class
+from kernelsimp.training.parametrisations import LayerConstraint, parametrisation_of, parametrise
 from kernelsimp.training.rules import (
     RANK_ONE,
     Rules,
@@ -43,25 +42,6 @@ from kernelsimp.training.rules import (
 WEIGHT = "parametrizations.weight"
 
 
-class LayerConstraint(nn.Module):
-    """What a constrained weight is computed by: each part works on its own kernels and passes the others."""
-
-    def __init__(self, parts: list[Tied | OnRows]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, free: Tensor) -> Tensor:
-        for part in self.parts:
-            free = part(free)
-        return free
-
-    def pack(self, weight: Tensor) -> Tensor:
-        """Return the free part whose weight is the member nearest to `weight`."""
-        for part in self.parts:
-            weight = part.pack(weight)  # type: ignore[operator]
-        return weight
-
-
 def constrain(model: nn.Module, rules: Rules, *, seed: int = 0, fresh: bool = True) -> Plan:
     """Hold the kernels of `model` in the families that `rules` give them, from now on.
 
@@ -69,7 +49,7 @@ def constrain(model: nn.Module, rules: Rules, *, seed: int = 0, fresh: bool = Tr
     initialisation must; without, trained weights go to their nearest members. Returns which kernel has which
     family. Raises `KernelsimpError` for rules that do not fit the network, and where it is held already.
     """
-    if any(parametrize.is_parametrized(module, "weight") for module in conv_modules(model).values()):
+    if any(parametrisation_of(module) is not None for module in conv_modules(model).values()):
         raise KernelsimpError("the network is held or constrained already; call release first")
     plan = plan_of(bank_from_model(model), rules, seed)
     tied = {id(weight): part for weight, part in projections(model, orbits_only(plan))}
@@ -81,20 +61,8 @@ def constrain(model: nn.Module, rules: Rules, *, seed: int = 0, fresh: bool = Tr
             first = [tied[id(weight)]] if id(weight) in tied else []
             constraint = LayerConstraint([*first, *set_parts(weight, layer, rows, seed)])
             settle(weight, constraint, list(rows.values()), fresh=fresh)
-            for sharer in [other for other in model.modules() if other._parameters.get("weight") is weight]:
-                parametrize.register_parametrization(sharer, "weight", constraint, unsafe=True)
+            parametrise(model, weight, constraint)
     return plan
-
-
-def release(model: nn.Module) -> None:
-    """Make every constrained weight a plain parameter again: same name, same object, exactly its value."""
-    for module in list(constrained_modules(model).values()):
-        trained = module.get_parameter(f"{WEIGHT}.original").requires_grad
-        own_class(module)
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-        for name in [other for other in module._parameters if other != "weight"]:
-            module._parameters[name] = module._parameters.pop(name)  # the weight comes first again
-        module.get_parameter("weight").requires_grad_(trained)
 
 
 def constrained_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -102,8 +70,7 @@ def constrained_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if parametrize.is_parametrized(module, "weight")
-        and isinstance(module.get_submodule(f"{WEIGHT}.0"), LayerConstraint)
+        if isinstance(parametrisation_of(module), LayerConstraint)
     }
 
 

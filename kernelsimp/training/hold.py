@@ -24,7 +24,15 @@ from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.records.report import Survived
 from kernelsimp.training import survival
 from kernelsimp.training.kernel_sets import AtRank, HeldSet, InFlats, Still
-from kernelsimp.training.parametrisations import Frozen, Scaled, Tied, own_class
+from kernelsimp.training.parametrisations import (
+    Frozen,
+    LayerConstraint,
+    Scaled,
+    Tied,
+    own_class,
+    parametrisation_of,
+    parametrise,
+)
 
 Mode = Literal["freeze", "tie", "scale"]
 """Values held bit for bit; structure held, coefficients free; shape held, one scale a kernel free."""
@@ -90,20 +98,25 @@ def hold(model: nn.Module, plan: Plan, mode: Mode) -> None:
         for module, layer in _held_layers(model, plan)
     ]
     for weight, part in made:
-        for sharer in [other for other in model.modules() if other._parameters.get("weight") is weight]:
-            parametrize.register_parametrization(sharer, "weight", part, unsafe=True)
+        parametrise(model, weight, part)
         if part.whole:
             weight.requires_grad_(False)
 
 
 def release(model: nn.Module) -> None:
-    """Make every held weight a plain parameter again: same name, same object, exactly its held value."""
-    for module, _, witness in list(_held_modules(model)):
+    """Make every held or constrained weight a plain parameter again: same name, same object, same value."""
+    for module in list(model.modules()):
+        part = parametrisation_of(module)
+        if not isinstance(part, Part | LayerConstraint):
+            continue
+        witness = getattr(part, "witness", None)
+        free = module.get_parameter("parametrizations.weight.original")
+        trained = witness.trained if isinstance(witness, Witness) else free.requires_grad
         own_class(module)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         for name in [other for other in module._parameters if other != "weight"]:
             module._parameters[name] = module._parameters.pop(name)  # the weight comes first again
-        module.get_parameter("weight").requires_grad_(witness.trained)
+        module.get_parameter("weight").requires_grad_(trained)
 
 
 def witnesses(model: nn.Module) -> dict[str, Witness]:
@@ -178,9 +191,7 @@ def _held_modules(model: nn.Module) -> Iterator[tuple[nn.Module, Part, Witness]]
 
 def _part(module: nn.Module) -> Part | None:
     """Return the parametrisation by which a module is held, if it is."""
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    part = module.get_submodule("parametrizations.weight.0")
+    part = parametrisation_of(module)
     return part if isinstance(part, Part) else None
 
 
