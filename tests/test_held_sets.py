@@ -252,7 +252,7 @@ def test_a_denoised_kernel_that_moved_under_a_tie_is_named() -> None:
     hold(model, plan, "tie")
     part = model.dense.parametrizations.weight[0]
     kept = next(held for held in part.sets if isinstance(held, Still))
-    kept.fixed = kept.fixed + 1
+    kept.values = kept.values + 1
     with pytest.raises(HoldError, match=r"dense: kernel \(\d+, \d+\), held as 'denoised-median'"):
         verify(model)
 

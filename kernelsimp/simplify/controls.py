@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.cells import chunks
 from kernelsimp.kernels.families import ZERO
-from kernelsimp.models.layers import bank_from_model, canonical, conv_modules, stored_order
+from kernelsimp.models.layers import bank_from_model, conv_modules
 from kernelsimp.records.plan import FREE, SHAPES
 from kernelsimp.simplify.candidates import FREE_NAME, SetStructure, Structure, rows_of_layer
 from kernelsimp.simplify.costs import COSTS
@@ -26,7 +26,8 @@ from kernelsimp.simplify.plan_builder import Prepared, cost_tables
 from kernelsimp.simplify.projected_cg import FilterConstraint, Piece
 from kernelsimp.simplify.solve import PlanTrial, Surveyed
 from kernelsimp.training.hold import release
-from kernelsimp.training.parametrisations import LayerConstraint, parametrise
+from kernelsimp.training.kernel_sets import InFlats
+from kernelsimp.training.parametrisations import LayerConstraint, parametrise, stored_places
 from kernelsimp.watch import SILENT, Watcher
 
 
@@ -239,24 +240,6 @@ def _place_kernels(constraint: FilterConstraint, kernels: Tensor) -> Tensor:
     return placed.reshape(kernels.shape).to(kernels.dtype)
 
 
-class _Within(LayerConstraint):
-    """Keep a convolution's weight in the shifted subspaces of a constraint, each around where it is now."""
-
-    start: Tensor
-
-    def __init__(self, weight: Tensor, layer: LayerKernels, constraint: FilterConstraint) -> None:
-        super().__init__([])
-        self.register_buffer("start", weight.detach().clone(), persistent=False)
-        self.layout = (layer.kind, layer.groups)
-        pieces = (Piece(p.index, p.projector.to(weight.dtype)) for p in constraint.pieces)
-        self.constraint = FilterConstraint(constraint.cells, tuple(pieces)).to(weight.device)
-
-    def forward(self, free: Tensor) -> Tensor:
-        with torch.autocast(free.device.type, enabled=False):  # a weight is held in its own precision
-            moved = self.constraint.project(canonical(free - self.start, *self.layout))
-        return self.start + stored_order(moved, *self.layout, tuple(free.shape))
-
-
 @contextmanager
 def held_arm(arm: Arm, bank: KernelBank, *, values: bool) -> Iterator[nn.Module]:
     """Within the block, hold the arm's constrained kernels in its network: their `values`, or subspaces.
@@ -267,19 +250,16 @@ def held_arm(arm: Arm, bank: KernelBank, *, values: bool) -> Iterator[nn.Module]
     modules = conv_modules(arm.model)
     for name, constraint in arm.constraints.items():
         weight = modules[name].get_parameter("weight")
-        assert isinstance(weight, Tensor)
-        part = _Within(weight, layers[name], _still(constraint) if values else constraint)
-        parametrise(arm.model, weight, part)
+        places = stored_places(weight, layers[name].kind, layers[name].groups).reshape(-1)
+        parts = [
+            InFlats(places[p.index], weight, p.projector[..., :0] if values else p.projector, around=True)
+            for p in constraint.pieces
+        ]
+        parametrise(arm.model, weight, LayerConstraint([*parts]))
     try:
         yield arm.model
     finally:
         release(arm.model)
-
-
-def _still(constraint: FilterConstraint) -> FilterConstraint:
-    """Return the constraint in which nothing of a constrained kernel may move."""
-    zero = torch.zeros(constraint.cells, constraint.cells, dtype=torch.float64)
-    return FilterConstraint(constraint.cells, tuple(Piece(piece.index, zero) for piece in constraint.pieces))
 
 
 MOST_PICKS = 8192

@@ -26,7 +26,7 @@ from kernelsimp.models.layers import (
 )
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.training.hold import projections
-from kernelsimp.training.kernel_sets import Layout, OnRows, Outer, Shared, Spanned
+from kernelsimp.training.kernel_sets import InFlats, Layout, OnRows, Outer, Shared
 from kernelsimp.training.parametrisations import LayerConstraint, parametrisation_of, parametrise
 from kernelsimp.training.rules import (
     RANK_ONE,
@@ -131,7 +131,9 @@ def rows_of_layer(layer: LayerPlan, structures: tuple[str, ...]) -> dict[str, Te
     return {structures[index]: torch.nonzero(flat == index)[:, 0] for index in used}
 
 
-def set_parts(weight: Tensor, layer: LayerPlan, rows: dict[str, Tensor], seed: int) -> Iterator[OnRows]:
+def set_parts(
+    weight: Tensor, layer: LayerPlan, rows: dict[str, Tensor], seed: int
+) -> Iterator[OnRows | InFlats]:
     """Yield a part for each family in use that is no set of signed orbits."""
     for name, own in rows.items():
         order, count = gaussian_order(name), prototype_count(name)
@@ -141,7 +143,7 @@ def set_parts(weight: Tensor, layer: LayerPlan, rows: dict[str, Tensor], seed: i
         elif order is not None:
             span = gaussian_derivatives(layer.grid, order)
             assert span is not None  # the rules were checked
-            yield Spanned(own, weight, span)
+            yield InFlats(own, weight, torch.from_numpy(span.basis))
         elif count is not None:
             yield Shared(own, weight, Layout(grid, count, seed))
 

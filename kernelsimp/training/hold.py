@@ -32,6 +32,7 @@ from kernelsimp.training.parametrisations import (
     own_class,
     parametrisation_of,
     parametrise,
+    stored_places,
 )
 
 Mode = Literal["freeze", "tie", "scale"]
@@ -284,9 +285,7 @@ def _projector(module: nn.Module, layer: LayerPlan, structures: tuple[str, ...])
     source, sign = orbits(canonical(cells, kind, layer.groups), kernels, layer, structures)
     shape = tuple(weight.shape)
     source, sign = (stored_order(part, kind, layer.groups, shape).contiguous() for part in (source, sign))
-    place = cells.flatten(2)[:, :, :1] // kernels[0, 0].numel()  # where each kernel stands as stored
-    number = canonical(place[..., None], kind, layer.groups)[:, :, 0, 0]
-    sets = _sets(weight, kernels, (layer, structures), number)
+    sets = _sets(weight, kernels, (layer, structures), stored_places(weight, kind, layer.groups))
     return Tied(source.to(weight.device), sign.to(weight.device, weight.dtype), sets)
 
 

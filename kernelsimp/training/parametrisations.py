@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from kernelsimp.training.kernel_sets import HeldSet, OnRows
+from kernelsimp.models.stored_order import canonical
+from kernelsimp.training.kernel_sets import HeldSet, InFlats, OnRows
 
 
 class Frozen(nn.Module):
@@ -134,7 +135,7 @@ class Tied(nn.Module):
 class LayerConstraint(nn.Module):
     """What a constrained weight is computed by: each part works on its own kernels and passes the others."""
 
-    def __init__(self, parts: list[Tied | OnRows]) -> None:
+    def __init__(self, parts: list[Tied | OnRows | InFlats]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
@@ -148,6 +149,12 @@ class LayerConstraint(nn.Module):
         for part in self.parts:
             weight = part.pack(weight)  # type: ignore[operator]
         return weight
+
+
+def stored_places(weight: Tensor, kind: str, groups: int) -> Tensor:
+    """Return (out, in / groups) where each kernel stands among those of a stored weight (a, b, *grid)."""
+    a, b = weight.shape[:2]
+    return canonical(torch.arange(a * b).reshape(a, b, 1, 1), kind, groups)[:, :, 0, 0]
 
 
 def parametrise(model: nn.Module, weight: nn.Parameter, part: nn.Module) -> None:
