@@ -6,7 +6,7 @@ buffer of the network, so the proof does not rest on the mechanism it checks. Ke
 canonical, (out, in / groups).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.kernels import partitions
 from kernelsimp.kernels.structures import DENOISED, LowRank, PointSet, Templated, find
 from kernelsimp.kernels.subspace import OrbitSubspace
-from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored_order, tensor_name
+from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored_order
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.records.report import Survived
 from kernelsimp.training import survival
@@ -121,7 +121,7 @@ def release(model: nn.Module) -> None:
 
 
 def witnesses(model: nn.Module) -> dict[str, Witness]:
-    """Return what was promised, {layer name: Witness}, to verify a written file with after `release`."""
+    """Return what was promised, {layer name: Witness}: of use after `release`, too."""
     return {witness.layer.name: witness for _, _, witness in _held_modules(model)}
 
 
@@ -129,14 +129,6 @@ def verify(model: nn.Module) -> None:
     """Raise `HoldError` with the kernel's name if a single held bit of `model` has moved."""
     for module, _, witness in _held_modules(model):
         _check(witness, _weight(module))
-
-
-def verify_tensors(promised: Mapping[str, Witness], tensors: Mapping[str, Tensor]) -> None:
-    """Raise `HoldError` unless `tensors` (as written, {name: stored weight}) keep what was `promised`."""
-    for name, witness in promised.items():
-        if tensor_name(name) not in tensors:
-            raise HoldError(f"{name}: held, but its weight is not in the file; this is a bug in kernelsimp")
-        _check(witness, tensors[tensor_name(name)])
 
 
 def held_share(model: nn.Module) -> float:
