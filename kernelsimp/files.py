@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and running Python files that users name.
+"""Writing files so that a reader never sees half of one, and running other people's code from files.
 
 Every output is written beside its final name and renamed into place; on any failure the partial
 file is removed and the old one, if there was one, stays as it was.
@@ -9,12 +9,14 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kernelsimp.error_text import kind_and_words, short
 from kernelsimp.errors import DamagedError, KernelsimpError, did_you_mean
 
 FORCE_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -123,8 +125,8 @@ def _exists(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split())[:200]
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return short(reason, 200)
 
 
 def user_function(text: str) -> Callable[..., Any]:
@@ -139,7 +141,7 @@ def user_function(text: str) -> Callable[..., Any]:
     try:
         module = run_file(path)
     except (Exception, SystemExit) as error:  # the user's code
-        raise KernelsimpError(f"{path}: {words_of(error)}; mend the file") from error
+        raise KernelsimpError(f"{path}: {kind_and_words(error, 200)}; mend the file") from error
     function = getattr(module, name, None)
     if not callable(function):
         own = {key for key, item in vars(module).items() if callable(item) and not key.startswith("_")}
@@ -192,6 +194,9 @@ def importing_from(folder: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
 
 
-def words_of(error: BaseException) -> str:
-    """Return `ValueError: its message` on one line of at most 200 characters behind the colon."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep a library's own warnings about old formats and defaults to itself within the block."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

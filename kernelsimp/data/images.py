@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
 
 LUMA = (0.299, 0.587, 0.114)
@@ -97,7 +98,7 @@ def read_image(path: Path) -> Tensor:
         with Image.open(path) as image:
             return from_pil(ImageOps.exif_transpose(image), rgb=True)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, bomb errors...
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = short(error, 200)
         raise KernelsimpError(f"{path}: cannot decode the image: {reason}; repair or remove it") from error
 
 

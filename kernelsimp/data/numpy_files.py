@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kernelsimp.data.splits import FoundSplits, Request, Split
 from kernelsimp.data.stores import ArrayStore, as_images, as_labels
+from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
 
 SUFFIXES = (("_images", "_labels"), ("_x", "_y"))
@@ -48,7 +49,7 @@ def _read(path: Path) -> Mapping[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] if key in wanted else np.empty(0) for key in archive.files}
     except Exception as error:  # zip, zlib, numpy and the system each have their own exceptions
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = short(error, 200)
         raise KernelsimpError(f"{path}: cannot read as .npz: {reason}; repair or replace it") from error
 
 

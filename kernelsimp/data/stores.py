@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernelsimp.data.images import Geometry, read_image, to_image
+from kernelsimp.error_text import kind_and_words
 from kernelsimp.errors import KernelsimpError
 
 
@@ -108,7 +109,7 @@ class ForeignStore:
         try:
             item = self.items[index]
         except Exception as error:  # it is the user's code: any exception can come
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = kind_and_words(error, 200)
             raise KernelsimpError(f"{self.name}: item {index} cannot be read: {reason}") from error
         if not isinstance(item, tuple | list) or len(item) != 2:
             found = f"{type(item).__name__}" + (f" of {len(item)}" if isinstance(item, tuple | list) else "")

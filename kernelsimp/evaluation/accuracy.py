@@ -18,6 +18,7 @@ from scipy.special import bdtr
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.records.report import Stage
 from kernelsimp.watch import SILENT, Watcher
@@ -95,7 +96,7 @@ def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     try:
         logits = model(images)
     except Exception as error:  # a network can raise anything: RuntimeError, ValueError, TypeError...
-        words = " ".join(str(error).split())[:200] or type(error).__name__
+        words = short(error, 200)
         advice = "see --input-size, --crop and --channels"
         raise KernelsimpError(f"the network cannot take images {shape}: {words}; {advice}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):

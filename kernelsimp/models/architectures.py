@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernelsimp.error_text import kind_and_words, short
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.files import importing_from, run_file, tensors_only
+from kernelsimp.files import importing_from, quiet, run_file, tensors_only
 from kernelsimp.models.checkpoint import Checkpoint, tensors_sha256
-from kernelsimp.models.foreign import kind_and_words, quiet, short
 from kernelsimp.models.layers import tied_names
 from kernelsimp.models.reading import Raw
 from kernelsimp.models.zoo import ZOO

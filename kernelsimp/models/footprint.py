@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.models.foreign import short
 from kernelsimp.models.layers import conv_modules
 
 aten = torch.ops.aten

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.models.foreign import short
 from kernelsimp.models.layers import conv_modules
 
 CACHE_BYTES = 2 << 30

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import CheckpointError
+from kernelsimp.files import quiet
 from kernelsimp.models.exported import Convolution, Exported
-from kernelsimp.models.foreign import quiet, short
 
 _OPERATORS = {"Conv": False, "ConvTranspose": True}
 """Operator -> whether it is transposed; the others (ConvInteger, QLinearConv) hold no real numbers."""

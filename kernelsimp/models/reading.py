@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import CheckpointError
-from kernelsimp.files import read_tensor_file
+from kernelsimp.files import quiet, read_tensor_file
 from kernelsimp.models.exported import Convolution, Exported
-from kernelsimp.models.foreign import quiet, short
 from kernelsimp.models.identify import Format
 from kernelsimp.models.onnx_file import read_onnx
 from kernelsimp.models.packed import read_packed

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from kernelsimp.error_text import kind_and_words, short
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import read_sealed, words_of, write_sealed
+from kernelsimp.files import read_sealed, write_sealed
 from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.settings import FinetuneSettings
 from kernelsimp.watch import SILENT, Watcher
@@ -105,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
         return dict(state)
     except Exception as error:  # torch raises more than ten kinds for a damaged file
-        words = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
+        words = short(str(error).removeprefix(f"{path}: ") or type(error).__name__)
         raise KernelsimpError(f"{path}: cannot read the resume state: {words}") from error
 
 
@@ -116,7 +117,7 @@ def taken_up(path: Path) -> Iterator[None]:
         yield
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise KernelsimpError(
-            f"{path}: no resume state of this run ({words_of(error)}); delete it to start again"
+            f"{path}: no resume state of this run ({kind_and_words(error, 200)}); delete it to start again"
         ) from error
 
 
