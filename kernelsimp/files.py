@@ -9,15 +9,22 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kernelsimp.error_text import kind_and_words, short
 from kernelsimp.errors import DamagedError, KernelsimpError, did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+T = TypeVar("T", bound="np.generic")
 
 FORCE_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """The variable of torch's that makes `weights_only` true wherever it is not."""
@@ -25,6 +32,9 @@ FORCE_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 SEAL = b"\nsha256:"
 SEALED = len(SEAL) + 64
 """What stands behind the content of a sealed file, and its length with the digest."""
+
+LARGE = 1 << 18
+"""Arrays of more entries are spilled to a file."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -106,6 +116,21 @@ def tensor_file_metadata(data: bytes) -> dict[str, str]:
     """Return the metadata of a safetensors file's bytes; raises ValueError where there is no header."""
     head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return dict(head.get("__metadata__") or {}) if isinstance(head, dict) else {}
+
+
+def spill(array: "NDArray[T]") -> "NDArray[T]":
+    """Return the array; a large one as a map of a nameless temporary file, which goes when the array goes.
+
+    A scan keeps numbers of every kernel, and a network of 10 GB has 300 million of them.
+    """
+    if array.size <= LARGE:
+        return array
+    import numpy as np
+
+    with tempfile.TemporaryFile() as file:
+        array.tofile(file)
+        file.flush()
+        return np.memmap(file, dtype=array.dtype, mode="r+", shape=array.shape)
 
 
 def key_of(*known: object) -> str:
