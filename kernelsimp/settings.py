@@ -6,7 +6,7 @@ metadata carries the help text.
 """
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -257,6 +257,22 @@ def names_code(key: str, value: Any) -> bool:
     if key.startswith("arch"):
         return bool(source) and source not in REGISTRIES
     return source.endswith(".py") or name.endswith(".py")
+
+
+def given_from(options: Mapping[str, Any], stages: Iterable[str]) -> Given:
+    """Return options by name as what was asked of each of the `stages`; one that two share goes to both.
+
+    Raises `KernelsimpError` for a name that none of them knows, with the nearest one.
+    """
+    hints = get_type_hints(Settings)
+    known = {name: {item.name for item in fields(hints[name])} for name in stages}
+    everything = set().union(*known.values())
+    for option in options:
+        if option not in everything:
+            raise KernelsimpError(f"unknown option '{option}'{did_you_mean(option, everything)}")
+    return {
+        name: {key: options[key] for key in sorted(keys & options.keys())} for name, keys in known.items()
+    }
 
 
 def settle(command_line: Given, config: str | None = None, base: Given | None = None) -> Settings:

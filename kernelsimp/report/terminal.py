@@ -1,13 +1,14 @@
 """What commands say on a terminal: the tables of `report.tables`, drawn. Nothing here prints."""
 
+import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
 
@@ -28,6 +29,15 @@ from kernelsimp.report.tables.table import Table
 
 NAME = 24
 """The first column of a table, names, is not squeezed below this many characters."""
+
+
+def as_text(parts: Iterable[RenderableType], width: int = 100) -> str:
+    """Return what a terminal of `width` columns would show, without colours."""
+    page = Console(file=io.StringIO(), width=width, highlight=False, no_color=True, soft_wrap=True)
+    with page.capture() as shown:
+        for part in parts:
+            page.print(part)
+    return shown.get().rstrip("\n")
 
 
 def draw(table: Table) -> RenderableType:
