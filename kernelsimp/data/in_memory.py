@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -84,8 +85,8 @@ def split_in_memory(images: Any) -> Split:
         and all(isinstance(part, Tensor) for part in items)
     ):
         items, labels = items
-    if isinstance(items, Tensor):
-        items = items.detach().cpu()
+    if isinstance(items, Tensor | np.ndarray):
+        items = torch.as_tensor(items).detach().cpu()
     if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")) or isinstance(items, str | dict):
         raise KernelsimpError(f"the images are a {type(images).__name__}; {EXPECTED}")
     if len(items) == 0:
