@@ -50,9 +50,9 @@ def scan(model: Model, *, watcher: Watcher = SILENT, **options: Any) -> ScanResu
 
     >>> import torch, kernelsimp as ks
     >>> _ = torch.manual_seed(0)
-    >>> scan = ks.scan(torch.nn.Conv2d(8, 16, 3), tolerance=0.3)
-    >>> list(scan), len(scan["weight"].kernels) if "weight" in scan else len(scan.kernels)
-    (['weight'], 128)
+    >>> scan = ks.scan(torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3)), tolerance=0.3)
+    >>> list(scan), len(scan["0"].kernels)
+    (['0'], 128)
     """
     settings = settle(given_from(options, ("model", "scan")))
     return ScanResult(scan_command.scan(_source(model), settings, watcher))
