@@ -21,7 +21,7 @@ from kernelsimp.commands.run import (
     write_checkpoint,
     write_run,
 )
-from kernelsimp.commands.task import Task
+from kernelsimp.commands.task import Chosen, Task
 from kernelsimp.commands.tune import finetune_network, re_estimate_network
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
@@ -58,7 +58,7 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
     task = Task(original, data, settings, record_of(original, data, settings, out))
     handover = Handover(task, out / "resume")
-    chosen = handover.choose_and_share(lambda: re_estimate_network(task, choose(task, log), log))
+    chosen = handover.choose_and_share(lambda: _scan_and_choose(task, log))
     stages = {"original": original, **chosen.stages, "simplified": chosen.network}
     training: tuple[Epoch, ...] = ()
     notes = (*original.checkpoint.warnings, *chosen.notes)
@@ -95,9 +95,15 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
         metric=measurer.record(),
         losses=chosen.losses,
         notes=(*notes, *gap, *controls_notes(controls)),
-        scan=scan_bank(original.bank, replace(settings.scan, depth="shallow"), {}, log),
+        scan=chosen.scan,
     )
     return write_run(run, facts, settings)
+
+
+def _scan_and_choose(task: Task, watcher: Watcher) -> Chosen:
+    """Scan the kernels as they came, for the report, and choose what they become."""
+    scan = scan_bank(task.network.bank, replace(task.settings.scan, depth="shallow"), {}, watcher)
+    return replace(re_estimate_network(task, choose(task, watcher), watcher), scan=scan)
 
 
 def _stages_to_compare(stages: Mapping[str, Network]) -> dict[str, Network]:

@@ -8,6 +8,7 @@ from kernelsimp.data.sources import Data
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Round
+from kernelsimp.records.scan import Scan
 from kernelsimp.settings import Settings
 from kernelsimp.simplify.controls import ControlCase
 from kernelsimp.simplify.search import BudgetJudge
@@ -31,7 +32,8 @@ class Chosen:
     `output_errors` are relative, by layer; `buffers_changed` took up shifts; `met` is false where an
     accuracy budget was not; `case` is what controls stand beside and `tried` one plan a cost, where the
     solution was taken. `losses` are (predicted, measured) by layer. `rounds` were tried, and `stages` are the
-    networks after each of them that was kept. `judge` judged an accuracy budget.
+    networks after each of them that was kept. `judge` judged an accuracy budget. `scan` is of the kernels as
+    they came.
     """
 
     plan: Plan
@@ -46,3 +48,4 @@ class Chosen:
     rounds: tuple[Round, ...] = ()
     stages: Mapping[str, Network] = field(default_factory=dict)
     judge: BudgetJudge | None = None
+    scan: Scan | None = None
