@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from kernelsimp.commands.measure import measure_module
-from kernelsimp.commands.task import Chosen, Task
+from kernelsimp.commands.task import Task
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, mcnemar, paired_interval
 from kernelsimp.records.report import Control
+from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import Settings
 from kernelsimp.simplify.controls import Arm, ControlCase, constraints_at, held_arm, run_controls
 from kernelsimp.simplify.layerwise import targets_of
@@ -76,13 +77,13 @@ def _beside(task: Task, chosen: Chosen, arms: Sequence[Arm], run: tuple[Outcome,
     for arm in arms:
         outcome = measure_module(arm.model, task.data, task.settings, watcher)
         records.append(_record(arm, outcome, kept))
-        if chosen.rounds and arm is arms[0]:
+        if chosen.schedule and arm is arms[0]:
             kept = outcome
     return records
 
 
 def _rounds_arm(chosen: Chosen, case: ControlCase) -> Iterator[Arm]:
-    if chosen.rounds:
+    if chosen.schedule:
         held = _constraints(case.kept)
         yield Arm("this plan without rounds", case.share, copy.deepcopy(case.kept.reconstruction.model), held)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from kernelsimp.commands.task import Chosen, Task
+from kernelsimp.commands.task import Task
 from kernelsimp.data.holdout import holdout_split
 from kernelsimp.data.sources import Data
 from kernelsimp.data.splits import Split
@@ -15,6 +15,7 @@ from kernelsimp.evaluation.accuracy import Outcome, measure
 from kernelsimp.evaluation.metric import metric_of
 from kernelsimp.models.network import Network, device_of
 from kernelsimp.records.report import Figure, Metric
+from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import Settings
 from kernelsimp.simplify.distance import is_classifier, relative_error
 from kernelsimp.simplify.fisher import output_tensors

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kernelsimp.commands.measure import budget_judge
 from kernelsimp.commands.rounds import check_rounds, simplify_in_rounds
-from kernelsimp.commands.task import Chosen, Task
+from kernelsimp.commands.task import Task
 from kernelsimp.data.sources import Data
 from kernelsimp.data.splits import Split
 from kernelsimp.data.transforms import batches, preprocess_of
@@ -15,6 +15,7 @@ from kernelsimp.files import key_of
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan
+from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import PlanSettings, Settings
 from kernelsimp.simplify.apply import apply_plan, check_fits
 from kernelsimp.simplify.controls import ControlCase
@@ -216,11 +217,10 @@ def chosen_from(task: Task, surveyed: Surveyed, solution: Solution) -> Chosen:
     return Chosen(
         solution.plan,
         task.network.with_weights(solution.tensors),
-        solution.best.reconstruction.output_errors,
-        solution.best.reconstruction.buffers_changed,
-        solution.notes,
-        case=ControlCase(surveyed, solution.best),
-        tried=solution.tried,
+        ControlCase(surveyed, solution.best),
+        solution.tried,
+        buffers_changed=solution.best.reconstruction.buffers_changed,
+        notes=solution.notes,
     )
 
 

@@ -1,7 +1,7 @@
 """The main story: choose, snap, hold, fine-tune, measure, report."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from kernelsimp.analysis.scan import scan_bank
@@ -12,8 +12,8 @@ from kernelsimp.commands.handover import Handover, handed_over
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
 from kernelsimp.commands.measure import StageMeasurer, judge_memorised
 from kernelsimp.commands.planner import choose
+from kernelsimp.commands.rounds import stages_of
 from kernelsimp.commands.run import (
-    DIVERGED,
     REPORTED,
     provenance,
     training_notes,
@@ -21,15 +21,15 @@ from kernelsimp.commands.run import (
     write_checkpoint,
     write_run,
 )
-from kernelsimp.commands.task import Chosen, Task
+from kernelsimp.commands.task import Task
 from kernelsimp.commands.tune import finetune_network, re_estimate_network
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import key_of
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.records.plan import Plan
-from kernelsimp.records.report import Epoch, Report
-from kernelsimp.report.assemble import RunFacts
+from kernelsimp.records.report import Report
+from kernelsimp.report.assemble import Chosen, RunFacts
 from kernelsimp.report.command import command_again
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import ModelSettings, Settings
@@ -59,14 +59,12 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     task = Task(original, data, settings, record_of(original, data, settings, out))
     handover = Handover(task, out / "resume")
     chosen = handover.choose_and_share(lambda: _scan_and_choose(task, log))
-    stages = {"original": original, **chosen.stages, "simplified": chosen.network}
-    training: tuple[Epoch, ...] = ()
-    notes = (*original.checkpoint.warnings, *chosen.notes)
+    stages = {"original": original, **stages_of(chosen.schedule), "simplified": chosen.network}
+    trained = None
     if settings.finetune.finetune and data is not None:
         stages["finetuned"], trained = finetune_network(
             task, chosen.network, chosen.plan, out / "resume", log
         )
-        training, notes = trained.history, (*notes, *training_notes(trained))
         handover.clear()
     for name in list(stages)[1:]:
         measurer.measure(name, stages[name], log)
@@ -76,28 +74,27 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     verify(chosen.plan, chosen.network.bank, written.bank, mode)
     controls = controls_beside(task, chosen, measurer.outcomes, log)
     facts = RunFacts(
-        chosen.plan,
-        original.bank,
-        written.bank,
-        (path, run.checkpoint),
-        settings=asdict(settings),
-        provenance=provenance(original, data, settings) | {"command": command_of_run(path, settings, out)},
+        chosen,
+        original,
+        written,
+        settings,
+        provenance(original, data, settings, command_of_run(path, settings, out)),
         hold=REPORTED[mode],
         outcomes=measurer.outcomes,
-        training=training,
-        output_errors=chosen.output_errors,
-        buffers_changed=chosen.buffers_changed,
+        training=trained.history if trained else (),
         controls=controls,
-        budget_met=chosen.met and DIVERGED not in notes,
         robustness=robustness_of({name: stages[name] for name in ("original", last)}, data, settings, log),
         similarity=similarity_of(_stages_to_compare(stages), data, settings, log),
-        rounds=chosen.rounds,
         metric=measurer.record(),
-        losses=chosen.losses,
-        notes=(*notes, *gap, *controls_notes(controls)),
-        scan=chosen.scan,
+        notes=(
+            *original.checkpoint.warnings,
+            *chosen.notes,
+            *training_notes(trained),
+            *gap,
+            *controls_notes(controls),
+        ),
     )
-    return write_run(run, facts, settings)
+    return write_run(run, facts)
 
 
 def _scan_and_choose(task: Task, watcher: Watcher) -> Chosen:

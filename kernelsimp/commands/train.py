@@ -12,7 +12,7 @@ from torch import nn
 from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.commands.inputs import check_training, open_data
 from kernelsimp.commands.measure import measure_network
-from kernelsimp.commands.run import DIVERGED, provenance, training_notes, verify, write_run
+from kernelsimp.commands.run import provenance, training_notes, verify, write_run
 from kernelsimp.data.sources import Data
 from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
@@ -24,7 +24,7 @@ from kernelsimp.models.architectures import build_model
 from kernelsimp.models.network import Network, device_of, open_network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Report
-from kernelsimp.report.assemble import RunFacts
+from kernelsimp.report.assemble import Chosen, RunFacts
 from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.tables.course import TRAINED
@@ -74,8 +74,8 @@ def train(settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
     save(fresh, run.checkpoint)
     network = open_network(run.checkpoint, replace(settings, model=replace(settings.model, sha256=None)))
     facts = facts_of(network, fresh, trained, settings, log)
-    verify(facts.plan, network.bank, network.bank, facts.hold)
-    return write_run(run, facts, settings)
+    verify(facts.chosen.plan, network.bank, network.bank, facts.hold)
+    return write_run(run, facts)
 
 
 def train_along(settings: Settings, out: Path) -> None:
@@ -155,21 +155,17 @@ def facts_of(
     plan, notes = reportable_plan(fresh.plan or plan_of(network.bank, "free"), network.bank)
     outcome = measure_network(network, fresh.data, settings, watcher)
     assert outcome is not None
-    told_of = training_notes(trained)
+    scan = scan_bank(network.bank, replace(settings.scan, depth="shallow"), {}, watcher)
     return RunFacts(
-        plan,
-        network.bank,
-        network.bank,
-        (network.checkpoint.path, network.checkpoint.path),
-        settings=asdict(settings),
-        provenance=provenance(network, fresh.data, settings)
-        | {"command": command_with("train", (), settings, out)},
+        Chosen(plan, network, scan=scan),
+        network,
+        network,
+        settings,
+        provenance(network, fresh.data, settings, command_with("train", (), settings, out)),
         hold="tie" if plan.simplified else "none",
         outcomes={TRAINED: outcome},
         training=trained.history,
-        notes=(*notes, *told_of),
-        budget_met=DIVERGED not in told_of,
-        scan=scan_bank(network.bank, replace(settings.scan, depth="shallow"), {}, watcher),
+        notes=(*notes, *training_notes(trained)),
     )
 
 

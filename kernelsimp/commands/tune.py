@@ -7,10 +7,11 @@ from typing import cast, get_args
 
 from torch import nn
 
-from kernelsimp.commands.task import Chosen, Task
+from kernelsimp.commands.task import Task
 from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
+from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import FinetuneSettings
 from kernelsimp.training.finetune import Trained, finetune
 from kernelsimp.training.hold import Mode, hold, release
