@@ -11,7 +11,7 @@ import torch
 from test_solve import FAMILIES, all_exact, network, smooth_images
 from torch import Tensor, nn
 
-from kernelsimp.commands.measure import judge_memorised
+from kernelsimp.commands.planner import judge_memorised
 from kernelsimp.data.holdout import holdout_split
 from kernelsimp.data.sources import load_data
 from kernelsimp.data.splits import Data

@@ -6,7 +6,7 @@ from pathlib import Path
 from kernelsimp.check import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
 from kernelsimp.check import check as verdict_on
 from kernelsimp.commands.inputs import open_data
-from kernelsimp.commands.measure import measure_network
+from kernelsimp.commands.measure import measure_module
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.checkpoint import load_checkpoint
@@ -120,5 +120,5 @@ def with_outcome(
     """
     subject, sha256 = opened
     network = open_network(path, replace(settings, model=replace(settings.model, sha256=sha256)))
-    outcome = measure_network(network, data, settings, watcher)
+    outcome = measure_module(network.module(), data, settings, watcher)
     return replace(subject, outcome=outcome, fingerprint=data.fingerprint)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kernelsimp.analysis.compare import ComparedPair, check_settings
 from kernelsimp.analysis.compare import compare as compared
+from kernelsimp.commands.inputs import batches_of
 from kernelsimp.data.sources import Data, load_data
-from kernelsimp.data.transforms import Batches, preprocess_of
+from kernelsimp.data.transforms import Batches
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.robustness import sample
 from kernelsimp.models.architectures import is_pretrained_name, recipe_of
@@ -97,9 +98,8 @@ class _Images:
 
     @property
     def loader(self) -> Batches:
-        data = self.settings.data
         part = sample(self.data.test, self.settings.compare.images, self.settings.run.seed)
-        return Batches(part, preprocess_of(data), data.batch_size, workers=data.workers)
+        return batches_of(part, self.settings, workers=self.settings.data.workers)
 
     @property
     def count(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kernelsimp import __version__
+from kernelsimp.commands.inputs import layers_by_name
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import HoldError
 from kernelsimp.kernels.bank import KernelBank
@@ -92,13 +93,12 @@ def verify(plan: Plan, simplified: KernelBank, written: KernelBank, mode: str) -
     """Raise `HoldError` naming the first kernel of the written file that left its structure or its value."""
     if mode == "none":
         return
-    before = {layer.name: layer.kernels for layer in simplified.layers}
-    after = {layer.name: layer.kernels for layer in written.layers}
+    before, after = layers_by_name(simplified), layers_by_name(written)
     for layer in plan.layers:
-        kernels = after[layer.name]
+        kernels = after[layer.name].kernels
         moved = outside(kernels, layer, plan.structures)
         if mode == "freeze":
-            changed = (kernels != before[layer.name]).flatten(2).any(2)
+            changed = (kernels != before[layer.name].kernels).flatten(2).any(2)
             moved |= changed & torch.from_numpy(layer.changed)
         if moved.any():
             out_channel, in_channel = moved.nonzero()[0].tolist()

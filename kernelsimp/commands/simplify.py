@@ -10,8 +10,8 @@ from kernelsimp.commands.controls import check_controls, controls_beside, contro
 from kernelsimp.commands.evaluate import check_robustness, robustness_of
 from kernelsimp.commands.handover import Handover, handed_over
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
-from kernelsimp.commands.measure import StageMeasurer, judge_memorised
-from kernelsimp.commands.planner import choose
+from kernelsimp.commands.measure import StageMeasurer
+from kernelsimp.commands.planner import choose, judge_memorised
 from kernelsimp.commands.rounds import stages_of
 from kernelsimp.commands.run import (
     REPORTED,

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from kernelsimp.analysis.scan import scan_bank
-from kernelsimp.commands.inputs import check_training, open_data
-from kernelsimp.commands.measure import measure_network
+from kernelsimp.commands.inputs import batches_of, check_training, layers_by_name, open_data
+from kernelsimp.commands.measure import measure_module
 from kernelsimp.commands.run import provenance, training_notes, verify, write_run
 from kernelsimp.data.sources import Data
-from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import checked_logits, evaluation_mode
 from kernelsimp.files import write_atomically
@@ -140,8 +139,7 @@ def save(fresh: Fresh, path: Path) -> None:
 
 def check_runs(fresh: Fresh, settings: Settings) -> None:
     """Raise `KernelsimpError` where the network refuses the images or has too few outputs for the labels."""
-    loader = batches(fresh.data.test, preprocess_of(settings.data), settings.data.batch_size)
-    images, labels = next(iter(loader))
+    images, labels = next(iter(batches_of(fresh.data.test, settings)))
     model, device = fresh.model.to(device_of(settings)), device_of(settings)
     with evaluation_mode(model), torch.no_grad():
         checked_logits(model, images[:2].to(device), labels.to(device)[:2])
@@ -153,8 +151,7 @@ def facts_of(
     """Measure the trained network and return everything that its report tells."""
     out = network.checkpoint.path.parent
     plan, notes = reportable_plan(fresh.plan or plan_of(network.bank, "free"), network.bank)
-    outcome = measure_network(network, fresh.data, settings, watcher)
-    assert outcome is not None
+    outcome = measure_module(network.module(), fresh.data, settings, watcher)
     scan = scan_bank(network.bank, replace(settings.scan, depth="shallow"), {}, watcher)
     return RunFacts(
         Chosen(plan, network, scan=scan),
@@ -181,7 +178,7 @@ def reportable_plan(plan: Plan, bank: KernelBank) -> tuple[Plan, tuple[str, ...]
         f"{left} kernels are held to a Gaussian basis or prototypes and are counted as free: with them"
         f" {plan.dof_after:,} numbers are left, not {known.dof_after:,}"
     )
-    layers = {layer.name: layer for layer in bank.spatial}
+    layers = layers_by_name(bank)
     bits = [
         coefficient_bits(layers[layer.name].kernels.double().reshape(-1, *layer.grid[-2:]))
         for layer in known.layers

@@ -7,8 +7,8 @@ from typing import cast, get_args
 
 from torch import nn
 
+from kernelsimp.commands.inputs import batches_of
 from kernelsimp.commands.task import Task
-from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.report.assemble import Chosen
@@ -85,8 +85,7 @@ def re_estimate_network(task: Task, chosen: Chosen, watcher: Watcher) -> Chosen:
     if not (batch_norms(model) and len(data.train) and len(data.val)):
         watcher.note("batch norm is not re-estimated: that takes batch norms, train and val images")
         return chosen
-    val = batches(data.val, preprocess_of(settings.data), settings.data.batch_size)
-    judge = EpochJudge(val, task.network.module(), device)
+    judge = EpochJudge(batches_of(data.val, settings), task.network.module(), device)
     before = judge.mark(model)
     watcher.start("re-estimating batch norm")
     re_estimate(model, epoch_batches(data, settings, 1), device)
