@@ -47,15 +47,15 @@ def check(path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT)
     limits = read_limits(gate.limits) if gate.limits else limits_beside(Path())
     if gate.max_drop is not None:
         limits = with_max(limits, "accuracy.drop_pp", gate.max_drop)
-    subject = open_subject(path, gate, settings, expected, watcher)
+    subject, pinned = open_subject(path, gate, settings, expected, watcher)
     data = open_data(settings, watcher)
     if data is None:
-        return verdict_on(expected, subject[0], limits)
+        return verdict_on(expected, subject, limits)
     try:
-        return verdict_on(expected, with_outcome(subject, path, settings, data, watcher), limits)
+        return verdict_on(expected, with_outcome(subject, path, pinned, data, watcher), limits)
     except KernelsimpError as error:
         why = f"it does not run: {error}"[:120]
-        verdict = verdict_on(expected, replace(subject[0], unmeasured=why), limits)
+        verdict = verdict_on(expected, replace(subject, unmeasured=why), limits)
         if not verdict.errors:
             raise
         return verdict
@@ -76,9 +76,9 @@ def update_baseline(
         )
     known = place if place.exists() else _run_of(path)
     source = read_baseline(known) if known else None
-    found, data = open_subject(path, gate, settings, source, watcher), open_data(settings, watcher)
-    subject = with_outcome(found, path, settings, data, watcher) if data else found[0]
-    made = baseline_from(subject, source)
+    subject, pinned = open_subject(path, gate, settings, source, watcher)
+    data = open_data(settings, watcher)
+    made = baseline_from(with_outcome(subject, path, pinned, data, watcher) if data else subject, source)
     write_baseline(made, place)
     return known, made
 
@@ -93,10 +93,11 @@ def _run_of(path: Path) -> Path | None:
 
 def open_subject(
     path: Path, gate: Gate, settings: Settings, baseline: Baseline | None, watcher: Watcher
-) -> tuple[CheckedNetwork, str]:
-    """Return the network under check by its tensors, with what else its file holds, and the file's SHA-256.
+) -> tuple[CheckedNetwork, Settings]:
+    """Return the network under check by its tensors, with what else its file holds.
 
-    Damaged weights are for the rules to find.
+    Beside it come the settings that open this very file again, by its SHA-256. Damaged weights are for the
+    rules to find.
     """
     names = [tensor_name(layer.name) for layer in baseline.layers] if baseline else []
     checkpoint = narrow_checkpoint(load_checkpoint(path, settings.model), names)
@@ -108,17 +109,15 @@ def open_subject(
         beside=tensors_beside(checkpoint),
         allow_extra=gate.allow_extra,
     )
-    return subject, checkpoint.sha256
+    return subject, replace(settings, model=replace(settings.model, sha256=checkpoint.sha256))
 
 
 def with_outcome(
-    opened: tuple[CheckedNetwork, str], path: Path, settings: Settings, data: Data, watcher: Watcher
+    subject: CheckedNetwork, path: Path, pinned: Settings, data: Data, watcher: Watcher
 ) -> CheckedNetwork:
     """Return the network under check with its outcome on the test images.
 
-    Raises `CheckpointError` where the file is another one by now.
+    Raises `CheckpointError` where the file is another one by now than the `pinned` settings name.
     """
-    subject, sha256 = opened
-    network = open_network(path, replace(settings, model=replace(settings.model, sha256=sha256)))
-    outcome = measure_module(network.module(), data, settings, watcher)
+    outcome = measure_module(open_network(path, pinned).module(), data, pinned, watcher)
     return replace(subject, outcome=outcome, fingerprint=data.fingerprint)

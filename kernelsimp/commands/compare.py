@@ -38,7 +38,7 @@ def compare(paths: tuple[Path, Path], settings: Settings, watcher: Watcher = SIL
     data = _data(settings)
     for warning in data.warnings:
         watcher.warn(warning)
-    found = _on_test(opened[0], opened[1], data, (settings, watcher))
+    found = _on_test(opened[0], opened[1], data, settings, watcher)
     notes = (*found.notes, *_recipes(archs))
     for note in notes:
         watcher.warn(note)
@@ -77,13 +77,10 @@ def similarity_of(
         return None
     plain = replace(settings, compare=replace(settings.compare, layers=None, matrix=False))
     original, *later = stages
-    return in_report(
-        {name: _on_test(stages[original], stages[name], data, (plain, watcher)) for name in later}
-    )
+    return in_report({name: _on_test(stages[original], stages[name], data, plain, watcher) for name in later})
 
 
-def _on_test(a: Network, b: Network, data: Data, how: tuple[Settings, Watcher]) -> Comparison:
-    settings, watcher = how
+def _on_test(a: Network, b: Network, data: Data, settings: Settings, watcher: Watcher) -> Comparison:
     images = _Images(data, settings)
     bout = ComparedPair(a.module(), b.module(), images, images.count, settings.run.seed)
     return compared(bout, settings.compare, watcher)

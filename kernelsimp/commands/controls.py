@@ -53,7 +53,7 @@ def controls_beside(
         return ()
     case, trained = chosen.case, measured.get("finetuned")
     arms = [*_rounds_arm(chosen, case), *_arms(task, chosen, case, watcher)]
-    records = _beside(task, chosen, arms, (kept, watcher))
+    records = _beside(task, chosen, arms, kept, watcher)
     if trained is not None:
         watcher.note(
             f"{len(arms) + 1} control arms are fine-tuned on the same schedule, each as long as ours"
@@ -65,14 +65,15 @@ def controls_beside(
         after = [
             replace(arm, name=f"{arm.name}, fine-tuned alike", dof=1.0 if free else arm.dof) for arm in arms
         ]
-        records += _beside(task, chosen, after, (trained, watcher))
+        records += _beside(task, chosen, after, trained, watcher)
     return tuple(records)
 
 
-def _beside(task: Task, chosen: Chosen, arms: Sequence[Arm], run: tuple[Outcome, Watcher]) -> list[Control]:
-    """Measure arms beside the run's outcome; after rounds the first of them, and beside it the others."""
+def _beside(
+    task: Task, chosen: Chosen, arms: Sequence[Arm], kept: Outcome, watcher: Watcher
+) -> list[Control]:
+    """Measure arms beside the run's outcome, `kept`; after rounds only the first, and beside it the others."""
     assert task.data is not None
-    kept, watcher = run
     records = []
     for arm in arms:
         outcome = measure_module(arm.model, task.data, task.settings, watcher)

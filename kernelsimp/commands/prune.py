@@ -40,8 +40,9 @@ NEARLY_EMPTY = 0.1
 
 @dataclass(eq=False)
 class _PruningState:
-    """How far the pruning is: the network now, what it went through, and the last plan."""
+    """How far the pruning of a task is: the network now, what it went through, and the last plan."""
 
+    task: Task
     network: Network
     stages: dict[str, Network]
     history: tuple[Epoch, ...] = ()
@@ -74,9 +75,10 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
     measurer.measure("original", original, watcher)  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
-    state = _PruningState(original, {"original": original}, notes=original.checkpoint.warnings)
+    task, stages = Task(original, data, settings), {"original": original}
+    state = _PruningState(task, original, stages, notes=original.checkpoint.warnings)
     for number, share in enumerate(shares, 1):
-        _iterate(Task(original, data, settings), state, (number, share), out / "resume", log)
+        _iterate(state, number, share, out / "resume", log)
         measurer.measure(list(state.stages)[-1], state.network, log)
     written = write_checkpoint(state.network, run, settings)
     verify(state.plan, state.network.bank, written.bank, "tie")
@@ -98,11 +100,9 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
     return write_run(run, facts)
 
 
-def _iterate(
-    task: Task, state: _PruningState, step: tuple[int, float], folder: Path, watcher: Watcher
-) -> None:
+def _iterate(state: _PruningState, number: int, share: float, folder: Path, watcher: Watcher) -> None:
     """Remove the smallest of what is left and, where that is due, train the rest by the whole schedule."""
-    (number, share), chosen = step, task.settings.prune
+    task, chosen = state.task, state.task.settings.prune
     watcher.start(f"pruning, iteration {number} of {chosen.iterations}")
     state.plan = magnitude_plan(state.network.bank, chosen, share, task.network.bank)
     state.network = state.network.with_weights(apply_plan(state.network.bank, state.plan))

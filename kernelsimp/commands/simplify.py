@@ -43,20 +43,12 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     Raises `HoldError` where a held kernel moved, and `KernelsimpError` for bad input.
     """
     mode = hold_of(settings)
-    if settings.finetune.finetune:
-        check_training(settings)
-    original = open_network(path, settings, watcher)
-    data = open_data(settings, watcher)
-    if settings.finetune.finetune and data is None:
-        raise KernelsimpError("--finetune needs a network and images: pass --arch and --data")
-    check_controls(settings, data)
-    check_robustness(settings, data)
-    check_similarity(settings, data)
+    original, data = _open_inputs(path, settings, watcher)
     measurer = StageMeasurer(original, data, settings)
     measurer.measure("original", original, watcher)  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
-    task = Task(original, data, settings, record_of(original, data, settings, out))
+    task = _task_of(original, data, settings, out)
     handover = Handover(task, out / "resume")
     chosen = handover.choose_and_share(lambda: _scan_and_choose(task, log))
     stages = {"original": original, **stages_of(chosen.schedule), "simplified": chosen.network}
@@ -97,6 +89,20 @@ def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILEN
     return write_run(run, facts)
 
 
+def _open_inputs(path: Path, settings: Settings, watcher: Watcher) -> tuple[Network, Data | None]:
+    """Open the network and its images; what the settings ask for and cannot get is refused here."""
+    if settings.finetune.finetune:
+        check_training(settings)
+    original = open_network(path, settings, watcher)
+    data = open_data(settings, watcher)
+    if settings.finetune.finetune and data is None:
+        raise KernelsimpError("--finetune needs a network and images: pass --arch and --data")
+    check_controls(settings, data)
+    check_robustness(settings, data)
+    check_similarity(settings, data)
+    return original, data
+
+
 def _scan_and_choose(task: Task, watcher: Watcher) -> Chosen:
     """Scan the kernels as they came, for the report, and choose what they become."""
     scan = scan_bank(task.network.bank, replace(task.settings.scan, depth="shallow"), {}, watcher)
@@ -117,7 +123,7 @@ def follow_first_process(path: Path, settings: Settings, out: Path) -> None:
     if not settings.finetune.finetune and settings.plan.rounds == 1:
         return  # nothing is done together
     original, data = open_network(path, settings), open_data(settings)
-    task = Task(original, data, settings, record_of(original, data, settings, out))
+    task = _task_of(original, data, settings, out)
     if handed_over(settings):
         network, plan = Handover(task, out / "resume").wait_for_plan()
     else:
@@ -133,10 +139,11 @@ def command_of_run(path: Path, settings: Settings, out: Path) -> str:
     return command_again(path, settings, replace(usual, model=ModelSettings()), out)
 
 
-def record_of(network: Network, data: Data | None, settings: Settings, out: Path) -> Path:
-    """Return the file of a search's trials; its name tells this network, data and plan from any other."""
+def _task_of(network: Network, data: Data | None, settings: Settings, out: Path) -> Task:
+    """Return the task of a run in `out`; its record's name tells network, data and plan from any other."""
     known = (network.checkpoint.sha256, data.fingerprint if data else "", settings.plan, settings.run.seed)
-    return out / "resume" / f"search-{key_of(*known, settings.data)}.json"
+    record = out / "resume" / f"search-{key_of(*known, settings.data)}.json"
+    return Task(network, data, settings, record)
 
 
 def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:
