@@ -13,8 +13,8 @@ from kernelsimp.evaluation.metric import metric_of
 from kernelsimp.models.network import Network, device_of
 from kernelsimp.records.report import Figure, Metric
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.distance import is_classifier, relative_error
-from kernelsimp.simplify.fisher import output_tensors
+from kernelsimp.solver.distance import is_classifier, relative_error
+from kernelsimp.solver.fisher import output_tensors
 from kernelsimp.watch import Watcher
 
 OUTPUT_ERROR = "relative output error"

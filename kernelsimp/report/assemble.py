@@ -35,10 +35,10 @@ from kernelsimp.records.scan import Scan
 from kernelsimp.report.pictures.prototypes import prototypes_of
 from kernelsimp.report.store import family_totals
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.controls import ControlCase
-from kernelsimp.simplify.rounds import Schedule
-from kernelsimp.simplify.search import BudgetJudge
-from kernelsimp.simplify.solve import PlanTrial
+from kernelsimp.solver.controls import ControlCase
+from kernelsimp.solver.rounds import Schedule
+from kernelsimp.solver.search import BudgetJudge
+from kernelsimp.solver.solve import PlanTrial
 from kernelsimp.training.survival import count_survivors, left_of
 
 ZIP_CHUNK = 1 << 20
