@@ -20,7 +20,7 @@ RUN = """
     import torch
     torch.set_num_threads(1)
     import sklearn.datasets, torchvision  # before the forks, so that each is quick
-    import kernelsimp.cli.tables, kernelsimp.commands.simplify, kernelsimp.training.engine
+    import kernelsimp.cli.present, kernelsimp.commands.simplify, kernelsimp.training.engine
     from kernelsimp.cli.main import main
     from kernelsimp.models.architectures import build_model
 

@@ -72,7 +72,7 @@ def controls_beside(
 def _beside(
     task: Task, chosen: Chosen, arms: Sequence[Arm], kept: Outcome, watcher: Watcher
 ) -> list[Control]:
-    """Measure arms beside the run's outcome, `kept`; after rounds only the first, and beside it the others."""
+    """Measure arms beside the outcome `kept`; after rounds the first alone, and beside it the others."""
     assert task.data is not None
     records = []
     for arm in arms:

@@ -1,7 +1,7 @@
 """The main story: choose, snap, hold, fine-tune, measure, report."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernelsimp.analysis.scan import scan_bank
@@ -28,8 +28,8 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import key_of
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.records.plan import Plan
-from kernelsimp.records.report import Report
-from kernelsimp.report.assemble import Chosen, RunFacts
+from kernelsimp.records.report import Epoch, Report
+from kernelsimp.report.assemble import Chosen, RunFacts, assemble
 from kernelsimp.report.command import command_again
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import ModelSettings, Settings
@@ -37,70 +37,147 @@ from kernelsimp.training.options import hold_of
 from kernelsimp.watch import SILENT, Watcher
 
 
+@dataclass(eq=False)
+class Simplified:
+    """What simplifying came to: what was chosen, and the networks of every stage, the original first."""
+
+    task: Task
+    chosen: Chosen
+    measurer: StageMeasurer
+    stages: dict[str, Network]
+    training: tuple[Epoch, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def last(self) -> Network:
+        """The network of the last stage."""
+        return list(self.stages.values())[-1]
+
+
 def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
     """Choose, snap, hold, fine-tune, measure and report; everything lands in the directory `out`.
 
     Raises `HoldError` where a held kernel moved, and `KernelsimpError` for bad input.
     """
-    mode = hold_of(settings)
-    original, data = _open_inputs(path, settings, watcher)
-    measurer = StageMeasurer(original, data, settings)
-    measurer.measure("original", original, watcher)  # before anything is written
+    return simplify_to(path, settings, out, watcher)[1]
+
+
+def simplify_to(
+    path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT
+) -> tuple[Simplified, Report]:
+    """Do the same, and return the networks of every stage beside the report."""
+    check_hold(settings)
+    original, data = open_network(path, settings, watcher), open_data(settings, watcher)
+    measurer = measure_original(original, data, settings, watcher)  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
     task = _task_of(original, data, settings, out)
     handover = Handover(task, out / "resume")
-    chosen = handover.choose_and_share(lambda: _scan_and_choose(task, log))
-    stages = {"original": original, **stages_of(chosen.schedule), "simplified": chosen.network}
-    trained = None
-    if settings.finetune.finetune and data is not None:
-        stages["finetuned"], trained = finetune_network(
-            task, chosen.network, chosen.plan, out / "resume", log
-        )
+    done = plan_and_apply(task, measurer, log, handover)
+    if settings.finetune.finetune:
+        finetune_last(done, out / "resume", log)
         handover.clear()
-    for name in list(stages)[1:]:
-        measurer.measure(name, stages[name], log)
-    chosen, gap = judge_memorised(settings, measurer.outcomes.get("original"), chosen)
-    last = list(stages)[-1]
-    written = write_checkpoint(stages[last], run, settings)
-    verify(chosen.plan, chosen.network.bank, written.bank, mode)
-    controls = controls_beside(task, chosen, measurer.outcomes, log)
-    facts = RunFacts(
-        chosen,
-        original,
-        written,
-        settings,
-        provenance(original, data, settings, command_of_run(path, settings, out)),
-        hold=REPORTED[mode],
-        outcomes=measurer.outcomes,
-        training=trained.history if trained else (),
-        controls=controls,
-        robustness=robustness_of({name: stages[name] for name in ("original", last)}, data, settings, log),
-        similarity=similarity_of(_stages_to_compare(stages), data, settings, log),
-        metric=measurer.record(),
-        notes=(
-            *original.checkpoint.warnings,
-            *chosen.notes,
-            *training_notes(trained),
-            *gap,
-            *controls_notes(controls),
-        ),
-    )
-    return write_run(run, facts)
+    measure_stages(done, log)
+    written = write_checkpoint(done.last, run, settings)
+    facts = facts_of(done, written, log, command_of_run(path, settings, out))
+    return done, write_run(run, facts)
 
 
-def _open_inputs(path: Path, settings: Settings, watcher: Watcher) -> tuple[Network, Data | None]:
-    """Open the network and its images; what the settings ask for and cannot get is refused here."""
+def simplify_in_memory(
+    original: Network, data: Data | None, settings: Settings, watcher: Watcher = SILENT
+) -> tuple[Simplified, Report]:
+    """Do the same and write nothing. Raises as `simplify` does."""
+    check_hold(settings)
+    measurer = measure_original(original, data, settings, watcher)
+    done = plan_and_apply(Task(original, data, settings), measurer, watcher)
+    if settings.finetune.finetune:
+        finetune_last(done, None, watcher)
+    return done, report_in_memory(done, watcher)
+
+
+def report_in_memory(done: Simplified, watcher: Watcher = SILENT) -> Report:
+    """Measure what was not measured yet, verify what is held, and return the report."""
+    measure_stages(done, watcher)
+    return assemble(facts_of(done, done.last, watcher, ""))
+
+
+def check_hold(settings: Settings) -> None:
+    """Raise `KernelsimpError` for holds and training that make no sense, before anything is read."""
+    hold_of(settings)
     if settings.finetune.finetune:
         check_training(settings)
-    original = open_network(path, settings, watcher)
-    data = open_data(settings, watcher)
+
+
+def measure_original(
+    original: Network, data: Data | None, settings: Settings, watcher: Watcher
+) -> StageMeasurer:
+    """Refuse what these images cannot serve, then measure the original network on the test split."""
     if settings.finetune.finetune and data is None:
         raise KernelsimpError("--finetune needs a network and images: pass --arch and --data")
     check_controls(settings, data)
     check_robustness(settings, data)
     check_similarity(settings, data)
-    return original, data
+    measurer = StageMeasurer(original, data, settings)
+    measurer.measure("original", original, watcher)
+    return measurer
+
+
+def plan_and_apply(
+    task: Task, measurer: StageMeasurer, watcher: Watcher, handover: Handover | None = None
+) -> Simplified:
+    """Scan the kernels as they came, choose what they become, and make it so."""
+
+    def made() -> Chosen:
+        return _scan_and_choose(task, watcher)
+
+    chosen = handover.choose_and_share(made) if handover else made()
+    stages = {"original": task.network, **stages_of(chosen.schedule), "simplified": chosen.network}
+    notes = (*task.network.checkpoint.warnings, *chosen.notes)
+    return Simplified(task, chosen, measurer, stages, notes=notes)
+
+
+def finetune_last(done: Simplified, folder: Path | None, watcher: Watcher) -> None:
+    """Train what is not held of the last stage, which becomes a stage of its own."""
+    network, trained = finetune_network(done.task, done.last, done.chosen.plan, folder, watcher)
+    done.stages["finetuned"] = network
+    done.training = (*done.training, *trained.history)
+    done.notes = (*done.notes, *training_notes(trained))
+
+
+def measure_stages(done: Simplified, watcher: Watcher) -> None:
+    """Measure every later stage on the test split, and judge an accuracy budget once more by it."""
+    for name in list(done.stages)[1:]:
+        done.measurer.measure(name, done.stages[name], watcher)
+    original = done.measurer.outcomes.get("original")
+    done.chosen, gap = judge_memorised(done.task.settings, original, done.chosen)
+    done.notes = (*done.notes, *gap)
+
+
+def facts_of(done: Simplified, written: Network, log: Watcher, command: str) -> RunFacts:
+    """Return everything that a report tells, with the optional measurements that the settings ask for.
+
+    Raises `HoldError` where a held kernel of `written` moved.
+    """
+    chosen, stages, settings = done.chosen, done.stages, done.task.settings
+    original, data, mode = done.task.network, done.task.data, hold_of(done.task.settings)
+    verify(chosen.plan, chosen.network.bank, written.bank, mode)
+    controls = controls_beside(done.task, chosen, done.measurer.outcomes, log)
+    ends = {"original": original, list(stages)[-1]: done.last}
+    return RunFacts(
+        chosen,
+        original,
+        written,
+        settings,
+        provenance(original, data, settings, command),
+        hold=REPORTED[mode],
+        outcomes=done.measurer.outcomes,
+        training=done.training,
+        controls=controls,
+        robustness=robustness_of(ends, data, settings, log),
+        similarity=similarity_of(_stages_to_compare(stages), data, settings, log),
+        metric=done.measurer.record(),
+        notes=(*done.notes, *controls_notes(controls)),
+    )
 
 
 def _scan_and_choose(task: Task, watcher: Watcher) -> Chosen:

@@ -1,5 +1,6 @@
 """From what a run did to its report: counts, degrees of freedom, errors and checksums, layer by layer."""
 
+import io
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.kernels.masks import kind_of
 from kernelsimp.kernels.structures import TEMPLATE
+from kernelsimp.models.checkpoint import Checkpoint
 from kernelsimp.models.network import Network
 from kernelsimp.records.held import HeldLayer, encode_shapes, hold_layer
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
@@ -108,7 +110,7 @@ def assemble(facts: RunFacts) -> Report:
         kernels=_counts(plan, facts.hold),
         dof=replace(_dof(left), planned_fraction=_dof(plan).fraction if loose else None),
         bits=_bits(left),
-        size=_size(facts.original.checkpoint.path, facts.written.checkpoint.path),
+        size=_size(facts.original.checkpoint, facts.written.checkpoint),
         layers=tuple(
             replace(_layer(layer, facts), dof=now.dof_after)
             for layer, now in zip(plan.layers, left.layers, strict=True)
@@ -204,13 +206,19 @@ def _bits(plan: Plan) -> dict[str, float]:
     }
 
 
-def _size(before: Path, after: Path) -> Size:
-    return Size(
-        file=after.stat().st_size,
-        zip=deflated_size(after),
-        original_file=before.stat().st_size,
-        original_zip=deflated_size(before),
-    )
+def _size(before: Checkpoint, after: Checkpoint) -> Size:
+    """Return the sizes of both files; what was not written is sized as `torch.save` would write it."""
+    original, original_zip = _bytes_of(before, written=before.path.is_file())
+    now, now_zip = _bytes_of(after, written=after.path.is_file() and after.path != before.path)
+    return Size(file=now, zip=now_zip, original_file=original, original_zip=original_zip)
+
+
+def _bytes_of(checkpoint: Checkpoint, *, written: bool) -> tuple[int, int]:
+    if written:
+        return checkpoint.path.stat().st_size, deflated_size(checkpoint.path)
+    page = io.BytesIO()
+    torch.save(dict(checkpoint.tensors), page)
+    return page.tell(), len(zlib.compress(page.getbuffer(), 6))
 
 
 def deflated_size(path: Path) -> int:
