@@ -62,7 +62,7 @@ def compare(paths: tuple[Path, Path], settings: Settings, watcher: Watcher = SIL
 def compare_on(a: Network, b: Network, data: Data, settings: Settings, watcher: Watcher) -> Comparison:
     """Compare two networks on the test split of `data`; raises as `compare` does."""
     check_settings(settings.compare)
-    return _on_test(a, b, data, (settings, watcher))
+    return _on_test(a, b, data, settings, watcher)
 
 
 def check_similarity(settings: Settings, data: Data | None) -> None:
