@@ -11,8 +11,7 @@ import torch
 from test_solve import FAMILIES, all_exact, network, smooth_images
 from torch import Tensor, nn
 
-from kernelsimp.commands.measure import judge_memorised
-from kernelsimp.commands.task import Chosen
+from kernelsimp.commands.planner import judge_memorised
 from kernelsimp.data.holdout import holdout_split
 from kernelsimp.data.sources import load_data
 from kernelsimp.data.splits import Data
@@ -21,6 +20,7 @@ from kernelsimp.evaluation.accuracy import Outcome
 from kernelsimp.evaluation.metric import UserMetric, load_metric
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import Plan
+from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import DataSettings, PlanSettings, Settings
 from kernelsimp.solver.controls import ControlCase, held_arm, run_controls
 from kernelsimp.solver.distance import DistanceJudge, relative_error

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from kernelsimp.commands.inputs import open_data
-from kernelsimp.commands.measure import measure_network
+from kernelsimp.commands.measure import measure_module
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.gate import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
@@ -56,15 +56,15 @@ def check(path: Model, gate: Gate, settings: Settings, watcher: Watcher = SILENT
     limits = read_limits(gate.limits) if gate.limits else limits_beside(Path())
     if gate.max_drop is not None:
         limits = with_max(limits, "accuracy.drop_pp", gate.max_drop)
-    subject = open_subject(path, gate, settings, expected, watcher)
+    subject, pinned = open_subject(path, gate, settings, expected, watcher)
     data = open_data(settings, watcher)
     if data is None or not isinstance(path, Path):
-        return verdict_on(expected, subject[0], limits)
+        return verdict_on(expected, subject, limits)
     try:
-        return verdict_on(expected, with_outcome(subject, path, settings, data, watcher), limits)
+        return verdict_on(expected, with_outcome(subject, path, pinned, data, watcher), limits)
     except KernelsimpError as error:
         why = f"it does not run: {error}"[:120]
-        verdict = verdict_on(expected, replace(subject[0], unmeasured=why), limits)
+        verdict = verdict_on(expected, replace(subject, unmeasured=why), limits)
         if not verdict.errors:
             raise
         return verdict
@@ -86,9 +86,9 @@ def update_baseline(
         )
     known = place if place.exists() else _run_of(path)
     source = read_baseline(known) if known else None
-    found, data = open_subject(path, gate, settings, source, watcher), open_data(settings, watcher)
-    subject = with_outcome(found, path, settings, data, watcher) if data else found[0]
-    made = baseline_from(subject, source)
+    subject, pinned = open_subject(path, gate, settings, source, watcher)
+    data = open_data(settings, watcher)
+    made = baseline_from(with_outcome(subject, path, pinned, data, watcher) if data else subject, source)
     write_baseline(made, place)
     return known, made
 
@@ -103,10 +103,11 @@ def _run_of(path: Path) -> Path | None:
 
 def open_subject(
     path: Model, gate: Gate, settings: Settings, baseline: Baseline | None, watcher: Watcher
-) -> tuple[CheckedNetwork, str]:
-    """Return the network under check by its tensors, with what else its file holds, and the file's SHA-256.
+) -> tuple[CheckedNetwork, Settings]:
+    """Return the network under check by its tensors, with what else its file holds.
 
-    Damaged weights are for the rules to find.
+    Beside it come the settings that open this very file again, by its SHA-256. Damaged weights are for the
+    rules to find.
     """
     names = [tensor_name(layer.name) for layer in baseline.layers] if baseline else []
     if isinstance(path, Path):
@@ -123,17 +124,15 @@ def open_subject(
         beside=tensors_beside(checkpoint),
         allow_extra=gate.allow_extra,
     )
-    return subject, checkpoint.sha256
+    return subject, replace(settings, model=replace(settings.model, sha256=checkpoint.sha256))
 
 
 def with_outcome(
-    opened: tuple[CheckedNetwork, str], path: Path, settings: Settings, data: Data, watcher: Watcher
+    subject: CheckedNetwork, path: Path, pinned: Settings, data: Data, watcher: Watcher
 ) -> CheckedNetwork:
     """Return the network under check with its outcome on the test images.
 
-    Raises `CheckpointError` where the file is another one by now.
+    Raises `CheckpointError` where the file is another one by now than the `pinned` settings name.
     """
-    subject, sha256 = opened
-    network = open_network(path, replace(settings, model=replace(settings.model, sha256=sha256)))
-    outcome = measure_network(network, data, settings, watcher)
+    outcome = measure_module(open_network(path, pinned).module(), data, pinned, watcher)
     return replace(subject, outcome=outcome, fingerprint=data.fingerprint)

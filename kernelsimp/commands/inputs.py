@@ -1,9 +1,12 @@
-"""What every command opens first: its settings and its images."""
+"""What every command opens first: its settings, its images in batches, and layers by their names."""
 
 from pathlib import Path
 
 from kernelsimp.data.sources import Data, load_data
+from kernelsimp.data.splits import Split
+from kernelsimp.data.transforms import Batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.models.architectures import recipe_of
 from kernelsimp.models.network import device_of
 from kernelsimp.records.verdict import printable
@@ -64,6 +67,19 @@ def open_data(settings: Settings, watcher: Watcher = SILENT) -> Data | None:
     for warning in data.warnings:
         watcher.warn(warning)
     return data
+
+
+def batches_of(split: Split, settings: Settings, *, workers: int = 0) -> Batches:
+    """Return a split in the settings' batches: (images, labels), normalised, in order and not augmented.
+
+    Raises `KernelsimpError` for a batch size below 1 and a preprocessing that makes no sense.
+    """
+    return Batches(split, preprocess_of(settings.data), settings.data.batch_size, workers=workers)
+
+
+def layers_by_name(bank: KernelBank) -> dict[str, LayerKernels]:
+    """Return the layers of a bank, 1x1 ones too, by their names."""
+    return {layer.name: layer for layer in bank.layers}
 
 
 def check_training(settings: Settings) -> None:

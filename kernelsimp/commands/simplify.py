@@ -1,7 +1,7 @@
 """The main story: choose, snap, hold, fine-tune, measure, report."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernelsimp.analysis.scan import scan_bank
@@ -10,10 +10,10 @@ from kernelsimp.commands.controls import check_controls, controls_beside, contro
 from kernelsimp.commands.evaluate import check_robustness, robustness_of
 from kernelsimp.commands.handover import Handover, handed_over
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
-from kernelsimp.commands.measure import StageMeasurer, judge_memorised
-from kernelsimp.commands.planner import choose
+from kernelsimp.commands.measure import StageMeasurer
+from kernelsimp.commands.planner import choose, judge_memorised
+from kernelsimp.commands.rounds import stages_of
 from kernelsimp.commands.run import (
-    DIVERGED,
     REPORTED,
     provenance,
     training_notes,
@@ -21,17 +21,15 @@ from kernelsimp.commands.run import (
     write_checkpoint,
     write_run,
 )
-from kernelsimp.commands.task import Chosen, Task
+from kernelsimp.commands.task import Task
 from kernelsimp.commands.tune import finetune_network, re_estimate_network
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import key_of
-from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.records.plan import Plan
-from kernelsimp.records.report import Epoch, Report, Size
-from kernelsimp.records.scan import Scan
-from kernelsimp.report.assemble import RunFacts, assemble, size_in_memory
+from kernelsimp.records.report import Epoch, Report
+from kernelsimp.report.assemble import Chosen, RunFacts, assemble
 from kernelsimp.report.command import command_again
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import ModelSettings, Settings
@@ -47,7 +45,6 @@ class Simplified:
     chosen: Chosen
     measurer: StageMeasurer
     stages: dict[str, Network]
-    scan: Scan
     training: tuple[Epoch, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -70,12 +67,11 @@ def simplify_to(
 ) -> tuple[Simplified, Report]:
     """Do the same, and return the networks of every stage beside the report."""
     check_hold(settings)
-    original = open_network(path, settings, watcher)
-    data = open_data(settings, watcher)
+    original, data = open_network(path, settings, watcher), open_data(settings, watcher)
     measurer = measure_original(original, data, settings, watcher)  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
-    task = Task(original, data, settings, record_of(original, data, settings, out))
+    task = _task_of(original, data, settings, out)
     handover = Handover(task, out / "resume")
     done = plan_and_apply(task, measurer, log, handover)
     if settings.finetune.finetune:
@@ -83,19 +79,14 @@ def simplify_to(
         handover.clear()
     measure_stages(done, log)
     written = write_checkpoint(done.last, run, settings)
-    verify(done.chosen.plan, done.chosen.network.bank, written.bank, hold_of(settings))
-    facts = facts_of(done, written.bank, (path, run.checkpoint), log)
-    again = {"command": command_of_run(path, settings, out)}
-    return done, write_run(run, replace(facts, provenance={**facts.provenance, **again}), settings)
+    facts = facts_of(done, written, log, command_of_run(path, settings, out))
+    return done, write_run(run, facts)
 
 
 def simplify_in_memory(
     original: Network, data: Data | None, settings: Settings, watcher: Watcher = SILENT
 ) -> tuple[Simplified, Report]:
-    """Do the same and write nothing; return the networks of every stage, and the report.
-
-    Raises as `simplify` does.
-    """
+    """Do the same and write nothing. Raises as `simplify` does."""
     check_hold(settings)
     measurer = measure_original(original, data, settings, watcher)
     done = plan_and_apply(Task(original, data, settings), measurer, watcher)
@@ -107,10 +98,7 @@ def simplify_in_memory(
 def report_in_memory(done: Simplified, watcher: Watcher = SILENT) -> Report:
     """Measure what was not measured yet, verify what is held, and return the report."""
     measure_stages(done, watcher)
-    settings, last = done.task.settings, done.last
-    verify(done.chosen.plan, done.chosen.network.bank, last.bank, hold_of(settings))
-    size = size_in_memory(done.task.network.checkpoint.tensors, last.checkpoint.tensors)
-    return assemble(facts_of(done, last.bank, size, watcher))
+    return assemble(facts_of(done, done.last, watcher, ""))
 
 
 def check_hold(settings: Settings) -> None:
@@ -140,13 +128,12 @@ def plan_and_apply(
     """Scan the kernels as they came, choose what they become, and make it so."""
 
     def made() -> Chosen:
-        return re_estimate_network(task, choose(task, watcher), watcher)
+        return _scan_and_choose(task, watcher)
 
-    scan = scan_bank(task.network.bank, replace(task.settings.scan, depth="shallow"), {}, watcher)
     chosen = handover.choose_and_share(made) if handover else made()
-    stages = {"original": task.network, **chosen.stages, "simplified": chosen.network}
+    stages = {"original": task.network, **stages_of(chosen.schedule), "simplified": chosen.network}
     notes = (*task.network.checkpoint.warnings, *chosen.notes)
-    return Simplified(task, chosen, measurer, stages, scan, notes=notes)
+    return Simplified(task, chosen, measurer, stages, notes=notes)
 
 
 def finetune_last(done: Simplified, folder: Path | None, watcher: Watcher) -> None:
@@ -166,34 +153,37 @@ def measure_stages(done: Simplified, watcher: Watcher) -> None:
     done.notes = (*done.notes, *gap)
 
 
-def facts_of(done: Simplified, after: KernelBank, files: tuple[Path, Path] | Size, log: Watcher) -> RunFacts:
-    """Return everything that a report tells, with the optional measurements that the settings ask for."""
+def facts_of(done: Simplified, written: Network, log: Watcher, command: str) -> RunFacts:
+    """Return everything that a report tells, with the optional measurements that the settings ask for.
+
+    Raises `HoldError` where a held kernel of `written` moved.
+    """
     chosen, stages, settings = done.chosen, done.stages, done.task.settings
-    original, data = done.task.network, done.task.data
+    original, data, mode = done.task.network, done.task.data, hold_of(done.task.settings)
+    verify(chosen.plan, chosen.network.bank, written.bank, mode)
     controls = controls_beside(done.task, chosen, done.measurer.outcomes, log)
     ends = {"original": original, list(stages)[-1]: done.last}
     return RunFacts(
-        chosen.plan,
-        original.bank,
-        after,
-        files,
-        settings=asdict(settings),
-        provenance=provenance(original, data, settings),
-        hold=REPORTED[hold_of(settings)],
+        chosen,
+        original,
+        written,
+        settings,
+        provenance(original, data, settings, command),
+        hold=REPORTED[mode],
         outcomes=done.measurer.outcomes,
         training=done.training,
-        output_errors=chosen.output_errors,
-        buffers_changed=chosen.buffers_changed,
         controls=controls,
-        budget_met=chosen.met and DIVERGED not in done.notes,
         robustness=robustness_of(ends, data, settings, log),
         similarity=similarity_of(_stages_to_compare(stages), data, settings, log),
-        rounds=chosen.rounds,
         metric=done.measurer.record(),
-        losses=chosen.losses,
         notes=(*done.notes, *controls_notes(controls)),
-        scan=done.scan,
     )
+
+
+def _scan_and_choose(task: Task, watcher: Watcher) -> Chosen:
+    """Scan the kernels as they came, for the report, and choose what they become."""
+    scan = scan_bank(task.network.bank, replace(task.settings.scan, depth="shallow"), {}, watcher)
+    return replace(re_estimate_network(task, choose(task, watcher), watcher), scan=scan)
 
 
 def _stages_to_compare(stages: Mapping[str, Network]) -> dict[str, Network]:
@@ -210,7 +200,7 @@ def follow_first_process(path: Path, settings: Settings, out: Path) -> None:
     if not settings.finetune.finetune and settings.plan.rounds == 1:
         return  # nothing is done together
     original, data = open_network(path, settings), open_data(settings)
-    task = Task(original, data, settings, record_of(original, data, settings, out))
+    task = _task_of(original, data, settings, out)
     if handed_over(settings):
         network, plan = Handover(task, out / "resume").wait_for_plan()
     else:
@@ -226,10 +216,11 @@ def command_of_run(path: Path, settings: Settings, out: Path) -> str:
     return command_again(path, settings, replace(usual, model=ModelSettings()), out)
 
 
-def record_of(network: Network, data: Data | None, settings: Settings, out: Path) -> Path:
-    """Return the file of a search's trials; its name tells this network, data and plan from any other."""
+def _task_of(network: Network, data: Data | None, settings: Settings, out: Path) -> Task:
+    """Return the task of a run in `out`; its record's name tells network, data and plan from any other."""
     known = (network.checkpoint.sha256, data.fingerprint if data else "", settings.plan, settings.run.seed)
-    return out / "resume" / f"search-{key_of(*known, settings.data)}.json"
+    record = out / "resume" / f"search-{key_of(*known, settings.data)}.json"
+    return Task(network, data, settings, record)
 
 
 def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:
