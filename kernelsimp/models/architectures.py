@@ -24,6 +24,7 @@ from kernelsimp.models.checkpoint import Checkpoint, tensors_sha256
 from kernelsimp.models.foreign import kind_and_words, quiet, short
 from kernelsimp.models.layers import tied_names
 from kernelsimp.models.reading import Raw
+from kernelsimp.models.reparametrised import plain_module
 from kernelsimp.models.zoo import ZOO
 from kernelsimp.settings import REGISTRIES
 
@@ -34,7 +35,7 @@ DOWNLOAD_TIMEOUT = 30.0
 
 
 def build_model(spec: str) -> nn.Module:
-    """Return the network that `spec` names, with fresh weights, in evaluation mode, unwrapped.
+    """Return the network that `spec` names, with fresh and plain weights, in evaluation mode, unwrapped.
 
     Raises `KernelsimpError` for an unknown word and for whatever the user's code raises.
     """
@@ -51,7 +52,7 @@ def build_model(spec: str) -> nn.Module:
         raise KernelsimpError(
             f"--arch {spec}: returned {kind}, expected a torch.nn.Module; return the network"
         )
-    return unwrap(built).eval()
+    return plain_module(unwrap(built).eval())
 
 
 def recipe_of(spec: str) -> str | None:

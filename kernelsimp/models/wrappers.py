@@ -106,7 +106,7 @@ def value_at(payload: Any, keys: Keys) -> Any:
 
 
 def rebuild_payload(payload: Any, found: FoundState, state: Mapping[str, Any]) -> Any:
-    """Return a copy of `payload` with `state` at its place and without what is dropped.
+    """Return a copy of `payload` with all of `state` at its place and without what is dropped.
 
     Mappings are copied by type, so an OrderedDict keeps the `_metadata` that modules read versions from.
     """
@@ -116,6 +116,7 @@ def rebuild_payload(payload: Any, found: FoundState, state: Mapping[str, Any]) -
 def _rebuild_payload(payload: Any, found: FoundState, state: Mapping[str, Any], at: Keys) -> Any:
     if at == found.keys:
         fresh = copy.copy(payload)
+        fresh.clear()
         fresh.update(state)
         return fresh
     fresh = copy.copy(payload)
