@@ -15,6 +15,7 @@ from kernelsimp.files import write_atomically, write_bytes
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
 from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.models.network import open_network
+from kernelsimp.models.storage import unreal
 from kernelsimp.records.plan_file import read_plan
 from kernelsimp.records.report import Report
 from kernelsimp.report import read_report
@@ -94,8 +95,11 @@ def _to_packed(source: ExportSource, path: Path) -> None:
 def _to_safetensors(source: ExportSource, path: Path) -> None:
     from safetensors.torch import save
 
-    # clones: the format refuses tensors that share memory
     state = source.checkpoint.stored_state
+    for name, item in state.items():
+        if item.layout != torch.strided or item.is_quantized:
+            raise KernelsimpError(f"{source.path}: '{name}' is {unreal(item)}; or export it --to torch")
+    # clones: the format refuses tensors that share memory
     write_bytes(path, save({name: item.contiguous().clone() for name, item in state.items()}))
 
 

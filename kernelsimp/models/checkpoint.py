@@ -23,6 +23,7 @@ from kernelsimp.models.packed import pack
 from kernelsimp.models.reading import Raw, read_raw
 from kernelsimp.models.reparametrised import Form, effective_weights, remarks_on
 from kernelsimp.models.snapshot import file_sha256, steady
+from kernelsimp.models.storage import tensors_with_numbers
 from kernelsimp.models.wrappers import FoundState, common_prefix, find_state_dict, rebuild_payload, value_at
 from kernelsimp.settings import ModelSettings
 
@@ -198,6 +199,7 @@ def _chosen(path: Path, raw: Raw, weights: str | None, digest: str) -> Checkpoin
     found = find_state_dict(raw.payload, weights, path)
     state = value_at(raw.payload, found.keys)
     named = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    named = tensors_with_numbers(named, path)
     prefix = common_prefix(list(named))
     named, forms = effective_weights(named)
     remarks = remarks_on(named, forms, str(path))
@@ -274,4 +276,7 @@ def _like(original: Tensor, view: Tensor) -> Tensor:
 
 
 def _same(stored: Tensor, asked: Tensor) -> bool:
-    return torch.equal(stored.detach().nan_to_num(), asked.detach().to(stored.dtype).nan_to_num())
+    have, want = stored.detach(), asked.detach().to(stored.dtype)
+    if have.is_floating_point() and have.element_size() == 1:  # float8 knows few operations
+        have, want = have.float(), want.float()
+    return torch.equal(have.nan_to_num(), want.nan_to_num())
