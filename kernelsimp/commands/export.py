@@ -16,6 +16,7 @@ from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
 from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.models.network import open_network
 from kernelsimp.models.storage import unreal
+from kernelsimp.models.wrappers import value_at
 from kernelsimp.records.plan_file import read_plan
 from kernelsimp.records.report import Report
 from kernelsimp.report import read_report
@@ -150,6 +151,6 @@ def _left_out(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Say which entries beside the weights stay behind."""
     payload, names = checkpoint.raw.payload if checkpoint.raw else {}, []
     for key in checkpoint.found.keys:
-        names += [f"'{other}'" for other in payload if other != key]
-        payload = payload[key]
+        names += [f"'{other}'" for other in payload if other != key] if isinstance(payload, dict) else []
+        payload = value_at(payload, (key,))
     return (f"left out, as no weights: {', '.join(names[:8])}",) if names else ()

@@ -5,6 +5,7 @@ writing. Tensors stay as stored (dtype, shape, memory-mapped where the file is);
 tensors, not of file bytes.
 """
 
+import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +25,17 @@ from kernelsimp.models.reading import Raw, read_raw
 from kernelsimp.models.reparametrised import Form, effective_weights, remarks_on
 from kernelsimp.models.snapshot import file_sha256, steady
 from kernelsimp.models.storage import tensors_with_numbers
-from kernelsimp.models.wrappers import FoundState, common_prefix, find_state_dict, rebuild_payload, value_at
+from kernelsimp.models.wrappers import (
+    FoundState,
+    as_tensor,
+    common_prefix,
+    find_state_dict,
+    in_the_form_of,
+    is_array,
+    names_without_wrappers,
+    rebuild_payload,
+    value_at,
+)
 from kernelsimp.settings import ModelSettings
 
 
@@ -36,7 +47,7 @@ class Checkpoint:
     them, None where they stood bare; `dropped` names the entries that `save` leaves out (optimiser state,
     the weights that were not chosen). `ties` groups names that the network reads as one tensor, though the
     file may store it more than once. `forms` says, by the file's names, which tensors are made of several
-    in the file.
+    in the file; `spelled` says how the file spells a name in which wrappers of modules stand.
     """
 
     path: Path
@@ -51,6 +62,7 @@ class Checkpoint:
     ties: tuple[tuple[str, ...], ...] = ()
     digest: str = ""
     forms: Mapping[str, Form] = field(default_factory=dict, repr=False)
+    spelled: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def sha256(self) -> str:
@@ -64,10 +76,17 @@ class Checkpoint:
         A weight that the file keeps in parts is there under its plain name.
         """
         state = value_at(self.raw.payload, self.found.keys) if self.raw else {}
-        tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+        plain = {name: key for key, name in self.spelled.items()}
+        tensors = {
+            plain.get(str(name), str(name)): as_tensor(value)
+            for name, value in state.items()
+            if is_array(value)
+        }
         owner = {part: name for name, form in self.forms.items() for part in form.parts}
         return {
-            owner.get(name, name): self.forms[owner[name]].weight if name in owner else value
+            self.spelled.get(owner.get(name, name), owner.get(name, name)): self.forms[owner[name]].weight
+            if name in owner
+            else value
             for name, value in tensors.items()
         }
 
@@ -108,16 +127,23 @@ class Checkpoint:
             return
         state = self._state(value_at(self.raw.payload, self.found.keys))
         payload = rebuild_payload(self.raw.payload, self.found, state)
+        protocol = self.raw.protocol
+        if protocol is not None:
+            write_atomically(path, lambda partial: _write_pickle(payload, partial, protocol))
+            return
         write_atomically(path, lambda partial: _write_torch(payload, partial, zipped=self.format == "zip"))
 
     @property
     def own_names(self) -> set[str]:
         """The names that the file has for the tensors of the network, parts of weights included."""
         names = {self.prefix + name for name in self.tensors}
-        return names | {part for name in names & set(self.forms) for part in self.forms[name].parts}
+        names |= {part for name in names & set(self.forms) for part in self.forms[name].parts}
+        return {self.spelled.get(name, name) for name in names}
 
     def _state(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """Return what was stored with the tensors as they are now, in the names and the order of the file."""
+        plain = {name: key for key, name in self.spelled.items()}
+        stored = {plain.get(name, name): value for name, value in stored.items()}
         written: dict[str, Tensor] = {}
         replaced: dict[str, list[str]] = {}
         for short_name, value in self.tensors.items():
@@ -134,8 +160,8 @@ class Checkpoint:
         state: dict[str, Any] = {}
         for name, value in stored.items():
             for key in replaced.get(name, [name]):
-                state[key] = written.pop(key, value)
-        return {**state, **written}
+                state[key] = in_the_form_of(value, written.pop(key, value))
+        return {self.spelled.get(name, name): value for name, value in {**state, **written}.items()}
 
     def _write_safetensors(self, partial: Path) -> None:
         from safetensors import SafetensorError
@@ -198,9 +224,13 @@ def _chosen(path: Path, raw: Raw, weights: str | None, digest: str) -> Checkpoin
     """Return the state dict that `weights` asks for of what was read, or the obvious one."""
     found = find_state_dict(raw.payload, weights, path)
     state = value_at(raw.payload, found.keys)
-    named = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    named = {
+        key: as_tensor(value) for key, value in state.items() if isinstance(key, str) and is_array(value)
+    }
     named = tensors_with_numbers(named, path)
     prefix = common_prefix(list(named))
+    spelled = names_without_wrappers(list(named), prefix)
+    named = {name: named[key] for name, key in spelled.items()}
     named, forms = effective_weights(named)
     remarks = remarks_on(named, forms, str(path))
     return Checkpoint(
@@ -215,6 +245,7 @@ def _chosen(path: Path, raw: Raw, weights: str | None, digest: str) -> Checkpoin
         found=found,
         digest=digest,
         forms=forms,
+        spelled={name: key for name, key in spelled.items() if name != key},
     )
 
 
@@ -231,6 +262,11 @@ def _write_torch(payload: Any, partial: Path, *, zipped: bool) -> None:
     # through a file object: given a name, torch would write that name into the archive
     with partial.open("wb") as file:
         torch.save(payload, file, _use_new_zipfile_serialization=zipped)
+
+
+def _write_pickle(payload: Any, partial: Path, protocol: int) -> None:
+    with partial.open("wb") as file:
+        pickle.dump(payload, file, protocol=protocol)
 
 
 def _groups_by_storage(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:

@@ -31,7 +31,7 @@ from kernelsimp.models.onnx_file import read_onnx
 from kernelsimp.models.packed import read_packed
 from kernelsimp.models.pt2 import read_pt2
 from kernelsimp.models.snapshot import private_copy
-from kernelsimp.models.stand_ins import WouldRunError, load_with_stand_ins
+from kernelsimp.models.stand_ins import WouldRunError, load_plain_pickle, load_with_stand_ins
 from kernelsimp.models.torchscript import read_torchscript
 
 
@@ -40,6 +40,7 @@ class Raw:
     """What a file holds: `payload` as it was saved, `metadata` of safetensors, and remarks.
 
     `convolutions` is how an exported graph uses its weights; None where the file holds weights alone.
+    `protocol` is that of a file of `pickle.dump`, which is written so again; None for every other.
     """
 
     format: Format
@@ -47,7 +48,10 @@ class Raw:
     metadata: Mapping[str, str] | None = None
     warnings: tuple[str, ...] = ()
     convolutions: Mapping[str, Convolution] | None = None
+    protocol: int | None = None
 
+
+_MAGIC = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
 
 EXPORTED: Mapping[Format, Callable[[Path], Exported]] = {
     "onnx": read_onnx,
@@ -71,6 +75,8 @@ def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> 
         network = EXPORTED[file_format](path)
         remarks = (*remarks, *network.warnings)
         return Raw(file_format, dict(network.tensors), warnings=remarks, convolutions=network.convolutions)
+    if file_format == "legacy" and not trust_pickle and not _by_torch(path):
+        return _read_inert(path, file_format, remarks)
     try:
         with quiet(), torch.serialization.safe_globals(_harmless()):
             payload = _load_zip(path, _strict) if file_format == "zip" else _load_legacy(path, _strict)
@@ -123,17 +129,28 @@ def unsafe_names(path: Path, file_format: Format) -> list[str]:
 
 def _read_inert(path: Path, file_format: Format, remarks: tuple[str, ...]) -> Raw:
     """Read a pickle that names more than tensors, with stand-ins; refuse one that calls a function."""
+    protocol = None if file_format == "zip" or _by_torch(path) else _head(path)[1]
     try:
         with quiet():
             load = _load_zip if file_format == "zip" else _load_legacy
-            plain = plain_data(load(path, load_with_stand_ins))
+            plain = plain_data(load(path, load_with_stand_ins if protocol is None else load_plain_pickle))
     except WouldRunError as error:
         raise CheckpointError(_refusal(path, [error.name])) from error
     except CheckpointError as error:
         raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except Exception as error:
         raise CheckpointError(_damaged(path, error)) from error
-    return Raw(file_format, plain.payload, warnings=(*remarks, *plain.remarks(str(path))))
+    return Raw(file_format, plain.payload, warnings=(*remarks, *plain.remarks(str(path))), protocol=protocol)
+
+
+def _by_torch(path: Path) -> bool:
+    """Say whether a pickle is `torch.save`'s, which begins with a number of its own, or `pickle.dump`'s."""
+    return _MAGIC in _head(path)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
 
 
 def _strict(file: Path | BinaryIO, *, mapped: bool = False) -> Any:

@@ -245,6 +245,10 @@ def _array(_kind: Any, _shape: Any, _letter: Any) -> np.ndarray[Any, Any]:
     return np.ndarray((0,), dtype="b")  # BUILD fills it
 
 
+def _array_of_bytes(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]:
+    return np.frombuffer(bytearray(data), dtype=dtype).reshape(shape, order=order)
+
+
 def _dtype(text: Any, *flags: Any) -> Any:
     if not isinstance(text, str):
         raise pickle.UnpicklingError("a dtype that is no text")
@@ -271,6 +275,8 @@ _OWN: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _dtype,
     "numpy.core.multiarray._reconstruct": _array,
     "numpy._core.multiarray._reconstruct": _array,
+    "numpy.core.numeric._frombuffer": _array_of_bytes,
+    "numpy._core.numeric._frombuffer": _array_of_bytes,
     "numpy.core.multiarray.scalar": _SCALAR,
     "numpy._core.multiarray.scalar": _SCALAR,
 }
