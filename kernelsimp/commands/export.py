@@ -15,6 +15,8 @@ from kernelsimp.files import write_atomically, write_bytes
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
 from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.models.network import open_network
+from kernelsimp.models.storage import unreal
+from kernelsimp.models.wrappers import value_at
 from kernelsimp.records.plan_file import read_plan
 from kernelsimp.records.report import Report
 from kernelsimp.report import read_report
@@ -94,8 +96,11 @@ def _to_packed(source: ExportSource, path: Path) -> None:
 def _to_safetensors(source: ExportSource, path: Path) -> None:
     from safetensors.torch import save
 
-    # clones: the format refuses tensors that share memory
     state = source.checkpoint.stored_state
+    for name, item in state.items():
+        if item.layout != torch.strided or item.is_quantized:
+            raise KernelsimpError(f"{source.path}: '{name}' is {unreal(item)}; or export it --to torch")
+    # clones: the format refuses tensors that share memory
     write_bytes(path, save({name: item.contiguous().clone() for name, item in state.items()}))
 
 
@@ -146,6 +151,6 @@ def _left_out(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Say which entries beside the weights stay behind."""
     payload, names = checkpoint.raw.payload if checkpoint.raw else {}, []
     for key in checkpoint.found.keys:
-        names += [f"'{other}'" for other in payload if other != key]
-        payload = payload[key]
+        names += [f"'{other}'" for other in payload if other != key] if isinstance(payload, dict) else []
+        payload = value_at(payload, (key,))
     return (f"left out, as no weights: {', '.join(names[:8])}",) if names else ()

@@ -56,6 +56,9 @@ def choose(task: Task, watcher: Watcher) -> Chosen:
     chosen by absolute weight error. A tolerance, and `--cost relative`, are the simple rule. Raises
     `KernelsimpError` for two budgets at once, or one that needs images and has none.
     """
+    if not task.network.bank.spatial:
+        where = task.network.checkpoint.path
+        raise KernelsimpError(f"{where}: every convolution is 1x1, so there is no kernel to simplify")
     settings = with_budget(task, watcher)
     check_rounds(replace(task, settings=settings))
     denoising_of(settings.plan)  # refuses what it cannot do before anything is measured

@@ -20,6 +20,7 @@ from kernelsimp.models.architectures import (
 )
 from kernelsimp.models.checkpoint import Checkpoint, checkpoint_in_memory, load_checkpoint
 from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, check_weights, tied_names
+from kernelsimp.models.reparametrised import plain_copy
 from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher
 
@@ -88,8 +89,8 @@ def network_in_memory(
         return _checked(Network(checkpoint, KernelBank(()), None, device), watcher)
     model = unwrap(source)
     name = type(model).__name__
-    checkpoint = replace(checkpoint_in_memory(model.state_dict(), name), ties=tied_names(model))
-    prototype = copy.deepcopy(model).cpu().eval()
+    prototype = plain_copy(model)
+    checkpoint = replace(checkpoint_in_memory(model.state_dict(), name), ties=tied_names(prototype))
     return _checked(Network(checkpoint, KernelBank(()), None, device, prototype), watcher)
 
 

@@ -23,6 +23,7 @@ from kernelsimp.models.architectures import (
 from kernelsimp.models.checkpoint import Checkpoint, checkpoint_in_memory, load_checkpoint
 from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, conv_modules, layer_name
+from kernelsimp.models.reparametrised import plain_copy
 from kernelsimp.settings import ModelSettings
 
 
@@ -59,7 +60,8 @@ def open_to_scan(model: Path | nn.Module | Mapping[str, Any], settings: ModelSet
 def _in_memory(model: nn.Module | Mapping[str, Any], settings: ModelSettings) -> Scannable:
     if isinstance(model, nn.Module):
         module = unwrap(model)
-        bank, strides, name = bank_from_model(module), strides_of(module), type(module).__name__
+        plain, name = plain_copy(module), type(module).__name__
+        bank, strides = bank_from_model(plain), strides_of(plain)
         digest = tensors_sha256({key: t for key, t in module.state_dict().items() if isinstance(t, Tensor)})
         source = {"path": name, "sha256": digest, "format": "module"}
         return Scannable(bank, source, strides, bank.warnings)

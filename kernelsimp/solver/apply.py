@@ -8,7 +8,7 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.denoisers import denoise
 from kernelsimp.kernels.structures import DENOISED, find
-from kernelsimp.models.layers import stored_order
+from kernelsimp.models.layers import stored_order, tensor_name
 from kernelsimp.records.plan import FREE, STRENGTH, LayerPlan, Plan
 
 
@@ -25,7 +25,7 @@ def apply_plan(bank: KernelBank, plan: Plan) -> dict[str, Tensor]:
         if choice.changed.any():
             layer = layers[choice.name]
             kernels = snap_layer(layer.kernels, choice, plan.structures)
-            changed[f"{choice.name}.weight"] = stored_order(kernels, layer.kind, layer.groups)
+            changed[tensor_name(choice.name)] = stored_order(kernels, layer.kind, layer.groups)
     return changed
 
 

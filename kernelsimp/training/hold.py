@@ -20,6 +20,7 @@ from kernelsimp.kernels import partitions
 from kernelsimp.kernels.structures import DENOISED, LowRank, PointSet, Templated, find
 from kernelsimp.kernels.subspace import OrbitSubspace
 from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored_order
+from kernelsimp.models.stored_order import module_name
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.records.report import Survived
 from kernelsimp.training import survival
@@ -217,7 +218,7 @@ def _check(witness: Witness, weight: Tensor) -> None:
 
 def _module(model: nn.Module, layer: LayerPlan) -> nn.Module:
     """Return the convolution that `layer` speaks of, by any name of a shared module."""
-    module = dict(model.named_modules(remove_duplicate=False)).get(layer.name)
+    module = dict(model.named_modules(remove_duplicate=False)).get(module_name(layer.name))
     if not isinstance(module, CONVOLUTIONS):
         raise KernelsimpError(f"the plan names layer '{layer.name}', which this network does not have")
     weight = module._parameters.get("weight")
