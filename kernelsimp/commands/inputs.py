@@ -63,6 +63,8 @@ def open_data(settings: Settings, watcher: Watcher = SILENT) -> Data | None:
     data = load_data(settings.data, settings.run.seed)
     for warning in data.warnings:
         watcher.warn(warning)
+    for note in data.notes:
+        watcher.note(note)
     return data
 
 

@@ -99,7 +99,7 @@ def _complete(name: str, found: FoundSplits, seed: int) -> Data:
     val = found.val
     if val is None:
         train, val = carve(train, seed)
-    data = Data(name, train, val, found.test, 0, found.warnings)
+    data = Data(name, train, val, found.test, 0, found.warnings, found.notes)
     return replace(data, classes=_count_classes(data, found.class_count))
 
 
