@@ -41,7 +41,8 @@ class DataSettings:
     """Where images come from and how they become the network's input."""
 
     data: str | None = option(
-        None, "digits, npz:FILE, imagefolder:DIR, torchvision:NAME?root=DIR, file.py:callable"
+        None,
+        "digits, npz:FILE, npy:X.npy,Y.npy, imagefolder:DIR, torchvision:NAME?root=DIR, file.py:callable",
     )
     mean: tuple[float, ...] | None = option(None, "mean of each channel, in pixel / 255; comma-separated")
     std: tuple[float, ...] | None = option(None, "standard deviation of each channel; comma-separated")
