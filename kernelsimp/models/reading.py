@@ -12,7 +12,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,6 +37,7 @@ class Raw:
     """What a file holds: `payload` as it was saved, `metadata` of safetensors, and remarks.
 
     `convolutions` is how an exported graph uses its weights; None where the file holds weights alone.
+    `unseen` says of each convolution whose weight cannot be read why.
     """
 
     format: Format
@@ -44,6 +45,7 @@ class Raw:
     metadata: Mapping[str, str] | None = None
     warnings: tuple[str, ...] = ()
     convolutions: Mapping[str, Convolution] | None = None
+    unseen: Mapping[str, str] = field(default_factory=dict)
 
 
 EXPORTED: Mapping[Format, Callable[[Path], Exported]] = {
@@ -68,7 +70,8 @@ def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> 
     if file_format in EXPORTED:
         network = EXPORTED[file_format](path)
         remarks = (*remarks, *network.warnings)
-        return Raw(file_format, dict(network.tensors), warnings=remarks, convolutions=network.convolutions)
+        uses, unseen = network.convolutions, network.unseen
+        return Raw(file_format, dict(network.tensors), warnings=remarks, convolutions=uses, unseen=unseen)
     try:
         with quiet(), torch.serialization.safe_globals(_harmless()):
             payload = _load_zip(path) if file_format == "zip" else _load_legacy(path)
