@@ -9,6 +9,7 @@ from torch import nn
 
 from kernelsimp.check import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
 from kernelsimp.check import check as verdict_on
+from kernelsimp.check.sound import graph_layers, named_as_layers
 from kernelsimp.commands.inputs import open_data
 from kernelsimp.commands.measure import measure_network
 from kernelsimp.data.sources import Data
@@ -117,11 +118,14 @@ def open_subject(
     checkpoint = narrow_checkpoint(loaded, names)
     for warning in checkpoint.warnings:
         watcher.warn(warning)
+    layers = graph_layers(checkpoint)
     subject = CheckedNetwork(
-        checkpoint.tensors,
+        named_as_layers(checkpoint.tensors, layers),
         against=gate.against,
         beside=tensors_beside(checkpoint),
         allow_extra=gate.allow_extra,
+        layers=layers,
+        unseen=checkpoint.raw.unseen if checkpoint.raw else {},
     )
     return subject, checkpoint.sha256
 
