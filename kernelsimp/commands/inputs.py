@@ -20,7 +20,7 @@ def settle_for_model(given: Given, config: str | None) -> Settings:
     return settle(given, config, recipe(name) if name else None)
 
 
-FROM_A_REPORT = ("arch", "weights")
+FROM_A_REPORT = ("arch", "weights", "output")
 """What a report may say of the network; to trust pickles is the user's alone, a digest is of other files."""
 
 

@@ -13,11 +13,11 @@ from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, measure
 from kernelsimp.evaluation.metric import metric_of
+from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.models.network import Network, device_of
 from kernelsimp.records.report import Figure, Metric
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.distance import is_classifier, relative_error
-from kernelsimp.simplify.fisher import output_tensors
+from kernelsimp.simplify.distance import relative_error
 from kernelsimp.simplify.search import BudgetJudge
 from kernelsimp.watch import Watcher
 
@@ -119,7 +119,7 @@ def classifies(network: Network, data: Data, settings: Settings) -> bool:
         output = network.module()(images.to(network.device))
     except Exception:  # measuring says what is wrong, in full
         return True
-    return is_classifier(output_tensors(output))
+    return class_scores(output) is not None
 
 
 def check_figure(settings: Settings, *, classifier: bool) -> None:
@@ -135,7 +135,10 @@ def check_figure(settings: Settings, *, classifier: bool) -> None:
     }
     for option, asked in wanted.items():
         if asked:
-            raise KernelsimpError(f"{option} is not there {what}: it trains or tests on labels of classes")
+            one = "" if classifier else "; where one of several outputs classifies, name it with --output"
+            raise KernelsimpError(
+                f"{option} is not there {what}: it trains or tests on labels of classes{one}"
+            )
 
 
 def judge_memorised(
