@@ -9,9 +9,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from kernelsimp.check import CheckedNetwork, baseline_from, check
 from kernelsimp.commands.check import Gate, open_subject, update_baseline
 from kernelsimp.commands.check import check as run_check
+from kernelsimp.gate import CheckedNetwork, baseline_from, check
 from kernelsimp.records.verdict import Verdict
 from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT

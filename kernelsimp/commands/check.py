@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from kernelsimp.check import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
-from kernelsimp.check import check as verdict_on
-from kernelsimp.check.sound import graph_layers, named_as_layers
 from kernelsimp.commands.inputs import open_data
 from kernelsimp.commands.measure import measure_network
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.gate import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
+from kernelsimp.gate import check as verdict_on
+from kernelsimp.gate.sound import graph_layers, named_as_layers
 from kernelsimp.models.checkpoint import checkpoint_in_memory, load_checkpoint
 from kernelsimp.models.contents import narrow_checkpoint, tensors_beside
 from kernelsimp.models.layers import tensor_name

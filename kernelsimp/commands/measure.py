@@ -17,8 +17,8 @@ from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.models.network import Network, device_of
 from kernelsimp.records.report import Figure, Metric
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.distance import relative_error
-from kernelsimp.simplify.search import BudgetJudge
+from kernelsimp.solver.distance import relative_error
+from kernelsimp.solver.search import BudgetJudge
 from kernelsimp.watch import Watcher
 
 OUTPUT_ERROR = "relative output error"

@@ -30,7 +30,7 @@ from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.tables.course import TRAINED
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.tolerance import choice_bits
+from kernelsimp.solver.tolerance import choice_bits
 from kernelsimp.training.constraints import constrain, held_alike, plain_state, plan_of
 from kernelsimp.training.curve import figures_of
 from kernelsimp.training.finetune import Trained, finetune

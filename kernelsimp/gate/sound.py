@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
-from kernelsimp.check.kernels import canonical_shape
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.gate.kernels import canonical_shape
 from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.models.checkpoint import Checkpoint
 from kernelsimp.models.layers import bank_from_checkpoint, bank_from_tensors, layer_name, tensor_name

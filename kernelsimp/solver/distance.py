@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from kernelsimp.evaluation.outputs import class_scores
-from kernelsimp.simplify.fisher import output_tensors
+from kernelsimp.solver.fisher import output_tensors
 
 
 @dataclass(frozen=True)
