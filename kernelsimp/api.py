@@ -12,6 +12,7 @@ changed. Errors are `KernelsimpError`, in the sentences of the command line.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from torch import Tensor, nn
 from kernelsimp.commands import check as check_command
 from kernelsimp.commands import compare as compare_command
 from kernelsimp.commands import scan as scan_command
-from kernelsimp.data.in_memory import test_in_memory
+from kernelsimp.commands import simplify as simplify_command
+from kernelsimp.commands.inputs import open_data
+from kernelsimp.commands.outputs import check_run
+from kernelsimp.data.in_memory import data_in_memory, labelled, test_in_memory
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.families import offered_families
 from kernelsimp.models.checkpoint import load_checkpoint
@@ -30,6 +34,9 @@ from kernelsimp.records.report import Report
 from kernelsimp.results import CheckResult, CompareResult, FamiliesResult, ScanResult, SimplifyResult
 from kernelsimp.settings import Settings, given_from, settle
 from kernelsimp.watch import SILENT, Watcher
+
+STAGES = ("model", "data", "scan", "plan", "finetune", "robustness", "compare", "run")
+"""The stages of settings that `simplify` reads."""
 
 Model = nn.Module | Mapping[str, Any] | str | Path
 """A network: a module, its state dict, a file, or the name of a published one."""
@@ -43,12 +50,83 @@ def scan(model: Model, *, watcher: Watcher = SILENT, **options: Any) -> ScanResu
 
     >>> import torch, kernelsimp as ks
     >>> _ = torch.manual_seed(0)
-    >>> scan = ks.scan(torch.nn.Conv2d(8, 16, 3), tolerance=0.3)
-    >>> list(scan), len(scan["weight"].kernels) if "weight" in scan else len(scan.kernels)
-    (['weight'], 128)
+    >>> scan = ks.scan(torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3)), tolerance=0.3)
+    >>> list(scan), len(scan["0"].kernels)
+    (['0'], 128)
     """
     settings = settle(given_from(options, ("model", "scan")))
     return ScanResult(scan_command.scan(_source(model), settings, watcher))
+
+
+def simplify(
+    model: Model,
+    images: Any = None,
+    *,
+    test: Any = None,
+    out: str | Path | None = None,
+    watcher: Watcher = SILENT,
+    **options: Any,
+) -> SimplifyResult:
+    """Replace near-structured kernels by the exact thing and re-solve the rest for these images.
+
+    `images` are inputs of the network, (n, C, H, W), a data set or a loader; they choose and need no labels
+    unless `finetune=True` or `max_drop` asks for these. `test` are labelled ones that are only reported on.
+    Without images, weights alone choose. Options are those of `kernelsimp simplify`: `dof`, `tolerance`,
+    `simplified`, `families`, `hold`, `finetune`... Files are written where `out` names a directory, as the
+    command writes them; that takes a file for `model` and `data=` for the images. Raises `KernelsimpError`.
+
+    >>> import torch, kernelsimp as ks
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 3))
+    >>> result = ks.simplify(net, torch.randn(32, 1, 8, 8), dof=0.5, cost="absolute")
+    >>> result.report.dof.fraction <= 0.5, type(result.model).__name__
+    (True, 'Sequential')
+    """
+    settings = settle(given_from(options, STAGES))
+    source = _source(model)
+    if out is not None:
+        if not isinstance(source, Path) or images is not None or test is not None:
+            raise KernelsimpError("out= takes a file for the model, and data= for the images")
+        return _written(source, settings, Path(out), watcher)
+    network = _network(source, settings, watcher)
+    data = data_in_memory(images, test, seed=settings.run.seed) if images is not None else None
+    if images is None and isinstance(source, Path):
+        data = open_data(settings, watcher)
+    done, report = simplify_command.simplify_in_memory(network, data, settings, watcher)
+    return SimplifyResult(report, done)
+
+
+def finetune(
+    result: SimplifyResult, images: Any, *, test: Any = None, watcher: Watcher = SILENT, **options: Any
+) -> SimplifyResult:
+    """Train what is not held of a simplified network, taught by the original.
+
+    `images` are labelled inputs: a pair (inputs, labels), a data set or a loader; a seeded tenth of them
+    chooses the best epoch. Options are those of `kernelsimp simplify --finetune`: `epochs`, `lr`, `hold`...
+    The result that is passed in stays as it is. Raises `KernelsimpError` for images without labels.
+
+    >>> import torch, kernelsimp as ks
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 3))
+    >>> images, labels = torch.randn(32, 1, 8, 8), torch.arange(32) % 3
+    >>> result = ks.simplify(net, images, dof=0.5, cost="absolute")
+    >>> len(ks.finetune(result, (images, labels), epochs=1).report.training)
+    1
+    """
+    task = result.done.task
+    data = data_in_memory(images, test, seed=task.settings.run.seed)
+    if not labelled(data.train):
+        raise KernelsimpError("fine-tuning takes labels: pass a pair (inputs, labels) or a labelled data set")
+    asked = settle(given_from({**options, "finetune": True}, ("data", "finetune", "run")))
+    settings = replace(task.settings, data=asked.data, finetune=asked.finetune, run=asked.run)
+    simplify_command.check_hold(settings)
+    measurer = simplify_command.measure_original(task.network, data, settings, watcher)
+    done = replace(
+        result.done,
+        task=replace(task, data=data, settings=settings),
+        measurer=measurer,
+        stages={**result.done.stages},
+    )
+    simplify_command.finetune_last(done, None, watcher)
+    return SimplifyResult(simplify_command.report_in_memory(done, watcher), done)
 
 
 def check(
@@ -66,6 +144,13 @@ def check(
     `baseline` is a run, its report.json, a baseline file, a report or the result of `simplify`. With a file
     and `data=`, `arch=` accuracy is measured too. Raises `KernelsimpError` where the baseline is of another
     network. The result is true where all limits hold.
+
+    >>> import torch, kernelsimp as ks
+    >>> result = ks.simplify({"conv.weight": torch.ones(2, 2, 3, 3)}, tolerance=0.1)
+    >>> bool(ks.check(result.state_dict, result))
+    True
+    >>> bool(ks.check({"conv.weight": torch.randn(2, 2, 3, 3)}, result))
+    False
     """
     gate = check_command.Gate(
         _baseline(baseline), Path(limits) if limits else None, max_drop, allow_extra=allow_extra
@@ -85,7 +170,7 @@ def compare(
 
     >>> import torch, kernelsimp as ks
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))
-    >>> [layer.cka for layer in ks.compare(net, net, torch.randn(64, 1, 8, 8)).layers]
+    >>> [round(layer.cka, 6) for layer in ks.compare(net, net, torch.randn(64, 1, 8, 8)).layers]
     [1.0, 1.0]
     """
     settings = settle(given_from(options, ("model", "data", "compare", "run")))
@@ -118,8 +203,21 @@ def load_weights(path: str | Path, **options: Any) -> dict[str, Tensor]:
 
     Wrappers and prefixes (`state_dict`, `module.`...) are off: `model.load_state_dict(load_weights(path))`.
     Options are `weights` (model, ema or a key), `sha256` and `trust_pickle`. Raises `KernelsimpError`.
+
+    >>> import tempfile, torch, kernelsimp as ks
+    >>> path = tempfile.mkdtemp() + "/model.pt"
+    >>> torch.save({"state_dict": {"module.conv.weight": torch.ones(2, 2, 3, 3)}, "epoch": 3}, path)
+    >>> list(ks.load_weights(path))
+    ['conv.weight']
     """
     return dict(load_checkpoint(Path(path), settle(given_from(options, ("model",))).model).tensors)
+
+
+def _written(path: Path, settings: Settings, out: Path, watcher: Watcher) -> SimplifyResult:
+    """Simplify a file into a run directory, as the command does."""
+    check_run(out, path, settings, None)
+    done, report = simplify_command.simplify_to(path, settings, out, watcher)
+    return SimplifyResult(report, done, out)
 
 
 def _network(source: nn.Module | Mapping[str, Any] | Path, settings: Settings, watcher: Watcher) -> Network:

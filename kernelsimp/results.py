@@ -5,16 +5,16 @@ as the command of its name.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
-from torch import nn
+from torch import Tensor, nn
 
-from kernelsimp.commands.task import Task
+from kernelsimp.commands.simplify import Simplified
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.kernels.families import Offered
-from kernelsimp.models.network import Network
 from kernelsimp.records.comparison import Comparison
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Report
@@ -74,15 +74,23 @@ class Kernels:
         return f"<{len(self):,} kernels of {', '.join(layer.name for layer in self._layers[:3])}>"
 
 
+class _OfRecord:
+    """Fields that are not its own are those of its `record`."""
+
+    record: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "record" or name.startswith("__"):  # while it is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.record, name)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerResult:
+class LayerResult(_OfRecord):
     """One layer of a scan; the fields are those of `record`."""
 
     record: LayerScan
     kernels: Kernels
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.record, name)
 
     def __repr__(self) -> str:
         return f"{self.record.name} ({self.record.kind}): {self.record.sentence}"
@@ -128,21 +136,29 @@ class ScanResult(Mapping[str, LayerResult]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SimplifyResult:
-    """A simplified network: `model` with its weights, the `plan` that made it and the `report` of its cost.
+    """A simplified network, the plan that made it and the report of what it cost.
 
-    `model` is None where weights alone were given; `state_dict` is there always.
+    `done` holds the networks of every stage; with `out` the run's files lie in that folder.
     """
 
     report: Report
-    plan: Plan
-    network: Network
-    task: Task = field(repr=False)
-    model: nn.Module | None = None
+    done: Simplified
+    out: Path | None = None
 
     @property
-    def state_dict(self) -> dict[str, Any]:
+    def plan(self) -> Plan:
+        """Which kernel became what."""
+        return self.done.chosen.plan
+
+    @property
+    def model(self) -> nn.Module:
+        """The network with its simplified weights, a new module in evaluation mode."""
+        return self.done.last.module()
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
         """The simplified weights under the network's own names."""
-        return dict(self.network.checkpoint.tensors)
+        return dict(self.done.last.checkpoint.tensors)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, the same as a run's report.json."""
@@ -156,7 +172,7 @@ class SimplifyResult:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CheckResult:
+class CheckResult(_OfRecord):
     """A verdict: `passed`, and the findings where it is not."""
 
     record: Verdict
@@ -168,9 +184,6 @@ class CheckResult:
 
     def __bool__(self) -> bool:
         return self.passed
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.record, name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as JSON values, the same as `kernelsimp check --json` writes."""
@@ -184,13 +197,10 @@ class CheckResult:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CompareResult:
+class CompareResult(_OfRecord):
     """Two networks, layer by layer; the fields are those of `record`."""
 
     record: Comparison
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.record, name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON values, the same as `kernelsimp compare --json` writes."""

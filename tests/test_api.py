@@ -26,16 +26,17 @@ def labelled(count: int = 64) -> TensorDataset:
 
 
 def test_every_docstring_has_an_example_that_runs() -> None:
-    functions = [getattr(api, name) for name in ks.__all__ if hasattr(api, name) and name in vars(api)]
+    functions = [item for item in vars(api).values() if getattr(item, "__module__", "") == api.__name__]
+    functions = [item for item in functions if item.__name__ in ks.__all__]
     assert {function.__name__ for function in functions} >= {
         *("scan", "simplify", "finetune", "check", "compare", "families", "load_weights")
     }
     finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for function in (item for item in functions if item.__module__ == "kernelsimp.api"):
+    for function in functions:
         (found,) = finder.find(function, globs={})
         assert found.examples, function.__name__
         runner.run(found)
-    assert runner.failures == 0
+    assert runner.summarize().failed == 0
 
 
 def test_names_are_there_before_anything_heavy_is_imported() -> None:
@@ -180,3 +181,47 @@ def test_images_in_memory_are_inputs_as_they_are() -> None:
             split_in_memory(bad)
     with pytest.raises(ks.KernelsimpError, match="item 0 is a ndarray, expected a tensor"):
         split_in_memory([np.zeros((3, 8, 8))]).fetch([0])
+
+
+def test_simplify_and_finetune_in_memory_write_nothing_and_change_no_argument(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    net, before = tiny_net(), tiny_state()
+    result = ks.simplify(net, inputs(), dof=0.5, cost="absolute", test=labelled())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert result.report.dof.fraction <= 0.5
+    assert [stage.stage for stage in result.report.accuracy.stages] == ["original", "simplified"]
+    assert result.report.size.file > result.report.size.zip > 0
+    assert isinstance(result.model, type(net))
+    kept = {name: value.clone() for name, value in result.state_dict.items()}
+    trained = ks.finetune(
+        result, DataLoader(labelled(), batch_size=8), epochs=2, batch_size=16, test=labelled()
+    )
+    assert [stage.stage for stage in trained.report.accuracy.stages] == [
+        "original",
+        "simplified",
+        "finetuned",
+    ]
+    assert len(trained.report.training) == 2
+    assert all(torch.equal(value, kept[name]) for name, value in result.state_dict.items())
+    assert trained.plan is result.plan
+    verdict = ks.check(trained.model, trained)
+    assert verdict.passed, verdict
+    assert "Result" in repr(trained)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ks.KernelsimpError, match="fine-tuning takes labels"):
+        ks.finetune(result, inputs())
+
+
+def test_simplify_gives_the_same_in_memory_and_as_a_run(tmp_path: Path) -> None:
+    path = write_zip({"state_dict": tiny_state()}, tmp_path / "m.pt")
+    run_of = ks.simplify(path, tolerance=0.5, out=tmp_path / "run")
+    found = ks.simplify(tiny_state(), tolerance=0.5)
+    assert (run_of.out / "report.html").is_file()
+    assert all(torch.equal(value, found.state_dict[name]) for name, value in run_of.state_dict.items())
+    assert run_of.report.kernels == found.report.kernels
+    written = torch.load(tmp_path / "run" / "m.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, found.state_dict[name]) for name, value in written.items())
+    with pytest.raises(ks.KernelsimpError, match="out= takes a file for the model"):
+        ks.simplify(tiny_net(), tolerance=0.5, out=tmp_path / "x")
+    with pytest.raises(ks.KernelsimpError, match="running it needs the network"):
+        ks.simplify(tiny_state(), inputs(), dof=0.5)

@@ -86,7 +86,7 @@ def killed(folder: Path, how: str, *moments: str) -> None:
 
 
 def test_kills_in_planning_training_and_writing_change_no_bit(tmp_path):
-    killed(tmp_path, "fork", "re-solving", "epoch 2 of 3", "scanning")
+    killed(tmp_path, "fork", "scanning", "re-solving", "epoch 2 of 3", "chosen by")
 
 
 @pytest.mark.parametrize("how", ["fork", pytest.param("new", marks=pytest.mark.slow)])
