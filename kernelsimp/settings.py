@@ -33,6 +33,7 @@ class ModelSettings:
     arch: str | None = option(None, "zoo:NAME, torchvision:NAME, file.py:callable or module:callable")
     sha256: str | None = option(None, "refuse the checkpoint unless its file has this SHA-256")
     weights: str | None = option(None, "which of several to take: model, ema, or the key of a state dict")
+    output: str | None = option(None, "which of several outputs classifies: a key, an attribute or a place")
     trust_pickle: bool = option(False, "run the code inside a fully pickled module (dangerous)")
 
 
@@ -41,7 +42,8 @@ class DataSettings:
     """Where images come from and how they become the network's input."""
 
     data: str | None = option(
-        None, "digits, npz:FILE, imagefolder:DIR, torchvision:NAME?root=DIR, file.py:callable"
+        None,
+        "digits, npz:FILE, npy:X.npy,Y.npy, imagefolder:DIR, torchvision:NAME?root=DIR, file.py:callable",
     )
     mean: tuple[float, ...] | None = option(None, "mean of each channel, in pixel / 255; comma-separated")
     std: tuple[float, ...] | None = option(None, "standard deviation of each channel; comma-separated")

@@ -13,6 +13,7 @@ from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.gate import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
 from kernelsimp.gate import check as verdict_on
+from kernelsimp.gate.sound import graph_layers, named_as_layers
 from kernelsimp.models.checkpoint import checkpoint_in_memory, load_checkpoint
 from kernelsimp.models.contents import narrow_checkpoint, tensors_beside
 from kernelsimp.models.layers import tensor_name
@@ -118,11 +119,14 @@ def open_subject(
     checkpoint = narrow_checkpoint(loaded, names)
     for warning in checkpoint.warnings:
         watcher.warn(warning)
+    layers = graph_layers(checkpoint)
     subject = CheckedNetwork(
-        checkpoint.tensors,
+        named_as_layers(checkpoint.tensors, layers),
         against=gate.against,
         beside=tensors_beside(checkpoint),
         allow_extra=gate.allow_extra,
+        layers=layers,
+        unseen=checkpoint.raw.unseen if checkpoint.raw else {},
     )
     return subject, replace(settings, model=replace(settings.model, sha256=checkpoint.sha256))
 

@@ -23,7 +23,7 @@ def settle_for_model(given: Given, config: str | None) -> Settings:
     return settle(given, config, recipe(name) if name else None)
 
 
-FROM_A_REPORT = ("arch", "weights")
+FROM_A_REPORT = ("arch", "weights", "output")
 """What a report may say of the network; to trust pickles is the user's alone, a digest is of other files."""
 
 
@@ -66,6 +66,8 @@ def open_data(settings: Settings, watcher: Watcher = SILENT) -> Data | None:
     data = load_data(settings.data, settings.run.seed)
     for warning in data.warnings:
         watcher.warn(warning)
+    for note in data.notes:
+        watcher.note(note)
     return data
 
 

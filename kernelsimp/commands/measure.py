@@ -10,11 +10,11 @@ from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, measure
 from kernelsimp.evaluation.metric import metric_of
+from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.models.network import Network, device_of
 from kernelsimp.records.report import Figure, Metric
 from kernelsimp.settings import Settings
-from kernelsimp.solver.distance import is_classifier, relative_error
-from kernelsimp.solver.fisher import output_tensors
+from kernelsimp.solver.distance import relative_error
 from kernelsimp.watch import Watcher
 
 OUTPUT_ERROR = "relative output error"
@@ -81,7 +81,7 @@ def classifies(network: Network, data: Data, settings: Settings) -> bool:
         output = network.module()(images.to(network.device))
     except Exception:  # measuring says what is wrong, in full
         return True
-    return is_classifier(output_tensors(output))
+    return class_scores(output) is not None
 
 
 def check_figure(settings: Settings, *, classifier: bool) -> None:
@@ -97,7 +97,10 @@ def check_figure(settings: Settings, *, classifier: bool) -> None:
     }
     for option, asked in wanted.items():
         if asked:
-            raise KernelsimpError(f"{option} is not there {what}: it trains or tests on labels of classes")
+            one = "" if classifier else "; where one of several outputs classifies, name it with --output"
+            raise KernelsimpError(
+                f"{option} is not there {what}: it trains or tests on labels of classes{one}"
+            )
 
 
 def measure_module(model: nn.Module, data: Data, settings: Settings, watcher: Watcher) -> Outcome:

@@ -21,6 +21,7 @@ from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.kernels.coding import coefficient_bits
 from kernelsimp.models.architectures import build_model
 from kernelsimp.models.network import Network, device_of, open_network
+from kernelsimp.models.outputs import keep_output
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Report
 from kernelsimp.report.assemble import Chosen, RunFacts
@@ -101,7 +102,7 @@ def fresh_network(settings: Settings, watcher: Watcher = SILENT) -> Fresh:
     data = open_data(settings, watcher)
     assert data is not None
     torch.manual_seed(settings.run.seed)
-    model = build_model(settings.model.arch)
+    model = keep_output(build_model(settings.model.arch), settings.model.output)
     plan = constrain(model, read_rules(words.constrain), seed=settings.run.seed) if words.constrain else None
     how = PenaltySettings(words.penalty_families, words.penalty_schedule, words.rounding)
     return Fresh(model, data, plan, Penalties(model, penalties, how) if penalties is not None else None)

@@ -154,4 +154,5 @@ def _same(items: Any, store: ArrayStore, index: int) -> bool:
         image, label = items[index]
     except Exception:  # the error comes again, with its place, when the image is asked for
         return False
-    return int(label) == int(store.labels[index]) and torch.equal(to_image(image, ""), store.images[index])
+    seen, kept = to_image(image, ""), store.images[index]
+    return int(label) == int(store.labels[index]) and seen.dtype == kept.dtype and torch.equal(seen, kept)

@@ -15,7 +15,9 @@ from kernelsimp.gate.beside import EXTRA, extra_findings, notes_outside, sort_ou
 from kernelsimp.gate.kernels import from_tensors, spatial_layers, verify_holds, zeroed_layers
 from kernelsimp.gate.measures import figures
 from kernelsimp.gate.rules import USUAL
+from kernelsimp.gate.sound import UNREAL, UNSEEN, unreal_weights, unseen_layers
 from kernelsimp.gate.tensors import added_tensors, broken_tensors, changed_tensors
+from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.models.contents import Beside
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.limits import Baseline, Limit, Limits
@@ -23,7 +25,7 @@ from kernelsimp.records.verdict import Finding, RuleMeasure, Verdict, printable
 
 COUNTED = (
     *("kernels.frozen_changed", "kernels.structure_broken", "kernels.nan", "weights.nan"),
-    *("layers.changed", "layers.zeroed", EXTRA),
+    *("layers.changed", "layers.zeroed", EXTRA, UNREAL, UNSEEN),
 )
 """Rules whose figure is the sum of what their findings measured."""
 
@@ -33,7 +35,8 @@ class CheckedNetwork:
     """The network under check: its state dict, and its outcome on test images if it was measured.
 
     `unmeasured` says why it was not, where it should have been. `beside` is what else its file holds, which
-    fails unless `allow_extra`.
+    fails unless `allow_extra`. `layers` are those of its graph where its file has one, and `unseen` the
+    convolutions of it whose weights cannot be read, with the reason.
     """
 
     tensors: Mapping[str, Tensor]
@@ -43,12 +46,21 @@ class CheckedNetwork:
     unmeasured: str = ""
     beside: Mapping[str, Beside] = field(default_factory=dict)
     allow_extra: bool = False
+    layers: tuple[LayerKernels, ...] | None = None
+    unseen: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def spatial(self) -> tuple[LayerKernels, ...]:
+        """The layers with kernels larger than 1x1 that the graph or the shapes show."""
+        if self.layers is None:
+            return spatial_layers(self.tensors)
+        return tuple(layer for layer in self.layers if not layer.pointwise)
 
 
 def check(baseline: Baseline, subject: CheckedNetwork, limits: Limits = USUAL) -> Verdict:
     """Return the verdict on a network; raises as `verify_holds` and `measure_drop` do."""
     kernels = from_tensors(baseline, subject.tensors)
-    spatial = [layer.name for layer in spatial_layers(subject.tensors)]
+    spatial = [layer.name for layer in subject.spatial]
     names = {layer.name for layer in baseline.layers}.union(spatial)
     others = sort_outside(baseline, subject.tensors, subject.beside)
     found = [
@@ -56,8 +68,11 @@ def check(baseline: Baseline, subject: CheckedNetwork, limits: Limits = USUAL) -
         *zeroed_layers(baseline, kernels),
         *changed_tensors(baseline, subject.tensors, set(map(tensor_name, names))),
         *broken_tensors(baseline, {**others.uncovered, **subject.tensors}),
+        *unseen_layers(subject.unseen),
         *twin_findings(baseline, others.uncovered | _unknown_tensors(baseline, subject.tensors)),
     ]
+    broken = {item.where for item in found if item.rule in ("kernels.nan", "weights.nan")}
+    found += unreal_weights(baseline, subject.tensors, kernels, subject.layers, broken)
     added = [
         *_added_layers(baseline, subject.tensors, spatial),
         *added_tensors(baseline, subject.tensors, set(map(tensor_name, names))),
@@ -69,6 +84,7 @@ def check(baseline: Baseline, subject: CheckedNetwork, limits: Limits = USUAL) -
         notes = (*notes, *(f"{message}, as --allow-extra allows" for message in told))
     else:
         found += added
+    hidden = tuple(item.message for item in found if item.rule == UNSEEN)
     drop = _drop(baseline, subject)
     values = {
         **{rule: sum(item.measured or 0 for item in found if item.rule == rule) for rule in COUNTED},
@@ -83,7 +99,8 @@ def check(baseline: Baseline, subject: CheckedNetwork, limits: Limits = USUAL) -
     ]
     findings = [item for measure in measures for item in _findings(measure, limits, found, drop)]
     findings.sort(key=lambda finding: finding.level != "error")
-    return Verdict(tuple(findings), tuple(measures), notes)
+    said = {finding.message for finding in findings}
+    return Verdict(tuple(findings), tuple(measures), (*notes, *(one for one in hidden if one not in said)))
 
 
 def _unknown_tensors(baseline: Baseline, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

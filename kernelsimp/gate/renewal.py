@@ -16,10 +16,10 @@ from kernelsimp.gate.kernels import (
     from_tensors,
     frozen_kernels,
     held_layer,
-    spatial_layers,
     zeroed_layers,
 )
 from kernelsimp.gate.measures import figures
+from kernelsimp.gate.sound import UNSEEN
 from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.kernels.structures import TEMPLATE
 from kernelsimp.models.digest import describe_tensors
@@ -37,30 +37,30 @@ def baseline_from(subject: CheckedNetwork, source: Baseline | None = None) -> Ba
     base = source or Baseline(("free",), (), held=False)
     base = replace(
         base,
-        layers=_layers(base, subject.tensors),
+        layers=_layers(base, subject),
         tensors=describe_tensors(subject.tensors),
         beside={place: item.words for place, item in subject.beside.items() if not item.training},
     )
     kernels = from_tensors(base, subject.tensors)
     zeroed = sum(1.0 for _ in zeroed_layers(base, kernels))
-    base = replace(base, measured={**figures(base, kernels), "layers.zeroed": zeroed})
+    counted = {"layers.zeroed": zeroed, **({UNSEEN: float(len(subject.unseen))} if subject.unseen else {})}
+    base = replace(base, measured={**figures(base, kernels), **counted})
     if subject.outcome is None:
         return base
     stages = (stage_of("baseline", subject.outcome),)
     return replace(base, stages=stages, data_fingerprint=subject.fingerprint)
 
 
-def _layers(source: Baseline, tensors: Mapping[str, Tensor]) -> tuple[BaselineLayer, ...]:
+def _layers(source: Baseline, subject: CheckedNetwork) -> tuple[BaselineLayer, ...]:
     """Return the layers that are here: those of the source renewed, others with every kernel free."""
+    tensors = subject.tensors
     kernels = from_tensors(source, tensors)
     known = {
         layer.name: _renew_layer(source, layer, kernels[layer.name])
         for layer in source.layers
         if layer.name in kernels and tuple(kernels[layer.name].shape) == canonical_shape(layer)
     }
-    fresh = {
-        layer.name: _free(layer, tensors) for layer in spatial_layers(tensors) if layer.name not in known
-    }
+    fresh = {layer.name: _free(layer, tensors) for layer in subject.spatial if layer.name not in known}
     return tuple(sorted((*known.values(), *fresh.values()), key=lambda layer: layer.name))
 
 

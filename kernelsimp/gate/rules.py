@@ -56,6 +56,11 @@ RULES: tuple[Rule, ...] = (
         "tensors other than kernels larger than 1x1 that hold NaN or +infinity",
         usual=_at_most("weights.nan", 0),
     ),
+    Rule(
+        "weights.unreal",
+        "layers that a scan refuses: mostly one weight beyond 10,000 times its layer's RMS",
+        usual=_at_most("weights.unreal", 0),
+    ),
     Rule("kernels.simplified_share", "share of kernels that lie in the structure they were given, 0..1"),
     Rule("kernels.dead_share", "share of kernels with under 1 % of their layer's mean energy, 0..1"),
     Rule("dof.fraction", "independent values left in kernels, as a share of their cells, 0..1"),
@@ -74,6 +79,11 @@ RULES: tuple[Rule, ...] = (
         "layers.zeroed",
         "layers whose kernels have all become zero",
         usual=Limit("layers.zeroed", max_delta=0),
+    ),
+    Rule(
+        "layers.unseen",
+        "convolutions of a graph whose weights cannot be read, so that no rule has seen them",
+        usual=Limit("layers.unseen", max_delta=0),
     ),
 )
 

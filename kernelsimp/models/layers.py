@@ -266,7 +266,7 @@ def bank_from_checkpoint(checkpoint: Checkpoint) -> KernelBank:
     exact = checkpoint.format != "torchscript"  # its program text may hide a use
     widths = _widths(checkpoint.tensors)
     layers: list[LayerKernels] = []
-    skipped: list[Skipped] = []
+    skipped = [Skipped(name, why) for name, why in checkpoint.raw.unseen.items()] if checkpoint.raw else []
     seen: dict[object, str] = {}
     # a graph names a tied weight once, perhaps by its second name
     places = {_place(checkpoint.tensors[name]): use for name, use in uses.items()}

@@ -20,6 +20,7 @@ from kernelsimp.models.architectures import (
 )
 from kernelsimp.models.checkpoint import Checkpoint, checkpoint_in_memory, load_checkpoint
 from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, check_weights, tied_names
+from kernelsimp.models.outputs import keep_output
 from kernelsimp.models.reparametrised import plain_copy
 from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher
@@ -29,7 +30,7 @@ from kernelsimp.watch import SILENT, Watcher
 class Network:
     """A checkpoint, its kernels, and the module that runs it: `prototype`, or what `arch` builds.
 
-    With neither, there are weights alone and nothing runs.
+    With neither, there are weights alone and nothing runs. `output` names the only output that counts.
     """
 
     checkpoint: Checkpoint
@@ -37,6 +38,7 @@ class Network:
     arch: str | None
     device: torch.device
     prototype: nn.Module | None = field(default=None, repr=False)
+    output: str | None = None
 
     @property
     def runs(self) -> bool:
@@ -49,7 +51,7 @@ class Network:
             return copy.deepcopy(self.prototype)
         if self.arch is None:
             raise KernelsimpError(f"{self.checkpoint.path}: running it needs the network: pass --arch")
-        return build_model(self.arch)
+        return keep_output(build_model(self.arch), self.output)
 
     def module(self) -> nn.Module:
         """Build the network with these weights, in evaluation mode."""
@@ -74,7 +76,8 @@ def open_network(path: Path, settings: Settings, watcher: Watcher = SILENT) -> N
     anything that cannot be read, does not fit, or holds NaN.
     """
     checkpoint, arch = load_any(path, settings)
-    return _checked(Network(checkpoint, KernelBank(()), arch, device_of(settings)), watcher)
+    bare = Network(checkpoint, KernelBank(()), arch, device_of(settings), output=settings.model.output)
+    return _checked(bare, watcher)
 
 
 def network_in_memory(

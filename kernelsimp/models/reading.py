@@ -13,7 +13,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,6 +41,7 @@ class Raw:
 
     `convolutions` is how an exported graph uses its weights; None where the file holds weights alone.
     `protocol` is that of a file of `pickle.dump`, which is written so again; None for every other.
+    `unseen` says of each convolution whose weight cannot be read why.
     """
 
     format: Format
@@ -49,6 +50,7 @@ class Raw:
     warnings: tuple[str, ...] = ()
     convolutions: Mapping[str, Convolution] | None = None
     protocol: int | None = None
+    unseen: Mapping[str, str] = field(default_factory=dict)
 
 
 _MAGIC = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
@@ -74,7 +76,8 @@ def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> 
     if file_format in EXPORTED:
         network = EXPORTED[file_format](path)
         remarks = (*remarks, *network.warnings)
-        return Raw(file_format, dict(network.tensors), warnings=remarks, convolutions=network.convolutions)
+        uses, unseen = network.convolutions, network.unseen
+        return Raw(file_format, dict(network.tensors), warnings=remarks, convolutions=uses, unseen=unseen)
     if file_format == "legacy" and not trust_pickle and not _by_torch(path):
         return _read_inert(path, file_format, remarks)
     try:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
+from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.solver.fisher import output_tensors
 
 
@@ -70,4 +71,6 @@ def is_classifier(output: Sequence[Tensor]) -> bool:
 
 @torch.no_grad()
 def _answers(model: nn.Module, images: Tensor) -> list[Tensor]:
-    return [item.double() for item in output_tensors(model(images))]
+    output = model(images)
+    scores = class_scores(output)
+    return [item.double() for item in (output_tensors(output) if scores is None else [scores])]

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_leaves
 
 from kernelsimp.errors import DamagedError, KernelsimpError
+from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.files import read_sealed, write_sealed
 from kernelsimp.models.hooks import Observed, Trace, observe_convolutions
 from kernelsimp.solver.moments import WindowSampling, rows_of, sampling_for, windows
@@ -100,9 +101,9 @@ def _backward(loss: Tensor) -> bool:
 
 def _loss(output: object, generator: torch.Generator) -> Tensor:
     """Return a scalar whose gradient's second moment is the Fisher information of the output."""
-    tensors = output_tensors(output)
-    if len(tensors) == 1 and tensors[0].ndim == 2 and tensors[0].shape[1] > 1:
-        logits = tensors[0].float()
+    tensors, scores = output_tensors(output), class_scores(output)
+    if scores is not None:
+        logits = scores.float()
         labels = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
         return cross_entropy(logits, labels.to(logits.device), reduction="sum")
     noise = [torch.randn(item.shape, generator=generator).to(item.device) for item in tensors]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.evaluation.outputs import scores_of
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch
 from kernelsimp.settings import FinetuneSettings
@@ -243,11 +244,11 @@ class _Finetuning:
         images, mix = mix_images(images, self.settings)
         if self.settings.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        logits = self.wrapped(images)
+        logits = scores_of(self.wrapped(images))
         taught = None
         if self.teacher is not None and self.settings.distill > 0:
             with torch.no_grad(), self.engine.autocast():
-                taught = self.teacher(images)
+                taught = scores_of(self.teacher(images))
             taught = taught.float()
         loss = objective(logits.float(), labels, taught, self.settings, mix)
         if self.job.penalty is not None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernelsimp.evaluation.accuracy import evaluation_mode, wilson
+from kernelsimp.evaluation.outputs import scores_of
 from kernelsimp.training.distill import divergence
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -81,5 +82,5 @@ class EpochJudge:
         """Yield (logits, labels) of the validation batches, the logits in float32."""
         with evaluation_mode(model), torch.no_grad():
             for images, labels in self._batches:
-                logits = model(images.to(self._device, non_blocking=True)).float()
+                logits = scores_of(model(images.to(self._device, non_blocking=True))).float()
                 yield logits, labels.to(self._device)
