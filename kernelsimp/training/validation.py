@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernelsimp.evaluation.accuracy import evaluation_mode, wilson
-from kernelsimp.training.distill import divergence
+from kernelsimp.evaluation.divergence import divergence
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
