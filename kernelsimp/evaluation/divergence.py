@@ -1,8 +1,16 @@
-"""How far the answers of two networks lie apart."""
+"""How far the answers of two networks lie apart, and when that tells more than labels do."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+MEMORISED = 99.0
+"""A network at or above this accuracy, in percent, has probably been trained on these images."""
+
+
+def is_memorised(top1: float) -> bool:
+    """Say whether images on which the original has `top1` percent right no longer tell networks apart."""
+    return top1 >= MEMORISED
 
 
 def divergence(teacher: Tensor, student: Tensor, reduction: str = "batchmean") -> Tensor:
