@@ -135,9 +135,8 @@ class _Part:
 
 def _layers(plan: Plan, bank: KernelBank, changeable: frozenset[str] | set[str]) -> dict[str, _Part]:
     """Return the free kernels of the layers that may change and have kernels of two sides."""
-    known = {layer.name: layer for layer in bank.spatial}
     parts = {
-        item.name: _Part(known[item.name], item.choice == FREE)
+        item.name: _Part(bank.by_name[item.name], item.choice == FREE)
         for item in plan.layers
         if item.name in changeable and len(item.grid) == 2
     }
