@@ -9,10 +9,10 @@ import reports
 import torch
 from torch import Tensor
 
-from kernelsimp.check import USUAL, CheckedNetwork, check, with_max
-from kernelsimp.check.rules import limits_from
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome
+from kernelsimp.gate import USUAL, CheckedNetwork, check, with_max
+from kernelsimp.gate.rules import limits_from
 from kernelsimp.records.limits import Baseline, Limits, baseline_of
 from kernelsimp.records.verdict import Verdict
 

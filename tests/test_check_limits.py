@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from kernelsimp.check import USUAL, limits_beside, read_limits, with_max
-from kernelsimp.check.rules import NAMES, RULES, limits_from
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.gate import USUAL, limits_beside, read_limits, with_max
+from kernelsimp.gate.rules import NAMES, RULES, limits_from
 from kernelsimp.records.limits import Limit
 
 

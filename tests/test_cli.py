@@ -160,7 +160,7 @@ def test_without_a_budget_the_usual_one_is_named(model, images, tmp_path, capsys
 def test_a_budget_that_cannot_be_met_writes_the_best_network_and_exits_1(
     model, images, tmp_path, monkeypatch
 ):
-    from kernelsimp.simplify.search import Trial
+    from kernelsimp.solver.search import Trial
 
     monkeypatch.setattr(Trial, "drop", lambda *_, **__: 50.0)
     out = tmp_path / "run"

@@ -10,7 +10,7 @@ from torch import nn
 from kernelsimp.kernels.families import find
 from kernelsimp.models.layers import bank_from_model, canonical
 from kernelsimp.records.plan import LayerPlan, Plan
-from kernelsimp.simplify.apply import apply_plan
+from kernelsimp.solver.apply import apply_plan
 from kernelsimp.training.hold import (
     held_share,
     hold,

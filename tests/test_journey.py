@@ -12,7 +12,7 @@ from builders import tiny_state
 from kernelsimp.commands import simplify
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import settle
-from kernelsimp.simplify import solve as solution
+from kernelsimp.solver import solve as solution
 from kernelsimp.watch import Watcher
 
 TESTS = Path(__file__).parent

@@ -7,8 +7,8 @@ from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import find
 from kernelsimp.records.plan_file import read_plan, save_plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.apply import apply_plan
-from kernelsimp.simplify.tolerance import weight_plan
+from kernelsimp.solver.apply import apply_plan
+from kernelsimp.solver.tolerance import weight_plan
 from kernelsimp.training.survival import outside
 
 

@@ -18,8 +18,8 @@ from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.structures import find
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.settings import PruneSettings
-from kernelsimp.simplify.apply import apply_plan
-from kernelsimp.simplify.magnitude import check_pruning, magnitude_plan, shares_left
+from kernelsimp.solver.apply import apply_plan
+from kernelsimp.solver.magnitude import check_pruning, magnitude_plan, shares_left
 
 CELLS = 16 * 9  # of the stem (12 kernels) and the depthwise layer (4)
 
@@ -164,7 +164,7 @@ def test_a_budget_out_of_reach_says_what_is_in_the_way():
 
 
 def test_too_many_masks_for_a_plan(monkeypatch):
-    monkeypatch.setattr("kernelsimp.simplify.magnitude.MOST_STRUCTURES", 3)
+    monkeypatch.setattr("kernelsimp.solver.magnitude.MOST_STRUCTURES", 3)
     with pytest.raises(
         KernelsimpError, match=r"different masks, more than a plan can name \(3\); pass --gra"
     ):

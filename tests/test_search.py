@@ -12,8 +12,8 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.search import MOST_TRIALS, BudgetJudge, Trial, best_trial, next_share, search
-from kernelsimp.simplify.solve import Surveyed, calibrated_network, survey_layers
+from kernelsimp.solver.search import MOST_TRIALS, BudgetJudge, Trial, best_trial, next_share, search
+from kernelsimp.solver.solve import Surveyed, calibrated_network, survey_layers
 from kernelsimp.training.validation import EpochJudge
 
 

@@ -14,12 +14,12 @@ from kernelsimp.kernels.families import SEVENTEEN
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.apply import apply_plan
-from kernelsimp.simplify.layerwise import CalibratedNetwork, reconstruct, targets_of
-from kernelsimp.simplify.moments import Moments, pair_moments
-from kernelsimp.simplify.plan_builder import chooser, data_free_plan
-from kernelsimp.simplify.projected_cg import FilterConstraint, Solved, resolve
-from kernelsimp.simplify.solve import Solution, calibrated_network, solve_at_budget, survey_layers
+from kernelsimp.solver.apply import apply_plan
+from kernelsimp.solver.layerwise import CalibratedNetwork, reconstruct, targets_of
+from kernelsimp.solver.moments import Moments, pair_moments
+from kernelsimp.solver.plan_builder import chooser, data_free_plan
+from kernelsimp.solver.projected_cg import FilterConstraint, Solved, resolve
+from kernelsimp.solver.solve import Solution, calibrated_network, solve_at_budget, survey_layers
 from kernelsimp.training.survival import outside
 
 FAMILIES = (*SEVENTEEN, "zero")
@@ -379,8 +379,8 @@ def test_a_device_without_memory_hands_the_layer_to_the_cpu_and_says_so(
         }
         return device_of(**away, rows=moments.rows, same=moments.same)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr("kernelsimp.simplify.layerwise.resolve", cramped)
-    monkeypatch.setattr("kernelsimp.simplify.layerwise.pair_moments", on_a_device)
+    monkeypatch.setattr("kernelsimp.solver.layerwise.resolve", cramped)
+    monkeypatch.setattr("kernelsimp.solver.layerwise.pair_moments", on_a_device)
     reconstruction = reconstruct(stood, targets)
     assert tried[:2] == ["meta", "cpu"]
     assert reconstruction.fits["stem"].trouble == "meta ran out of memory, solved on the CPU"

@@ -9,8 +9,8 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import families, partitions
 from kernelsimp.kernels.structures import BENT, KernelSet, find, kernel_sets, projectors
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.layerwise import reconstruct, targets_of
-from kernelsimp.simplify.plan_builder import data_free_plan
+from kernelsimp.solver.layerwise import reconstruct, targets_of
+from kernelsimp.solver.plan_builder import data_free_plan
 
 SHAPES = [(2, 2), (3, 3), (3, 5), (5, 5), (7, 7)]
 SETS = [item for shape in SHAPES for item in kernel_sets(shape) if item.name in BENT]
@@ -87,7 +87,7 @@ def test_what_is_not_offered_is_refused_in_these_words(name: str, shape: tuple[i
 
 
 def test_the_road_with_bent_sets_is_exact_and_nearer_than_projection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernelsimp.simplify.apply.find", find)
+    monkeypatch.setattr("kernelsimp.solver.apply.find", find)
     model = network()
     stood = calibrated(model)
     settings = PlanSettings(dof=0.45, families=(*families.SEVENTEEN, "zero", *BENT))

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kernelsimp.check import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
-from kernelsimp.check import check as verdict_on
 from kernelsimp.commands.inputs import open_data
 from kernelsimp.commands.measure import measure_network
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.gate import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
+from kernelsimp.gate import check as verdict_on
 from kernelsimp.models.checkpoint import load_checkpoint
 from kernelsimp.models.contents import narrow_checkpoint, tensors_beside
 from kernelsimp.models.layers import tensor_name

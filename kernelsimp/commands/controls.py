@@ -11,10 +11,10 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, mcnemar, paired_interval
 from kernelsimp.records.report import Control
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.controls import Arm, ControlCase, constraints_at, held_arm, run_controls
-from kernelsimp.simplify.layerwise import targets_of
-from kernelsimp.simplify.projected_cg import FilterConstraint
-from kernelsimp.simplify.solve import PlanTrial
+from kernelsimp.solver.controls import Arm, ControlCase, constraints_at, held_arm, run_controls
+from kernelsimp.solver.layerwise import targets_of
+from kernelsimp.solver.projected_cg import FilterConstraint
+from kernelsimp.solver.solve import PlanTrial
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.job import job_of
 from kernelsimp.training.options import hold_of

@@ -16,9 +16,9 @@ from kernelsimp.evaluation.metric import metric_of
 from kernelsimp.models.network import Network, device_of
 from kernelsimp.records.report import Figure, Metric
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.distance import is_classifier, relative_error
-from kernelsimp.simplify.fisher import output_tensors
-from kernelsimp.simplify.search import BudgetJudge
+from kernelsimp.solver.distance import is_classifier, relative_error
+from kernelsimp.solver.fisher import output_tensors
+from kernelsimp.solver.search import BudgetJudge
 from kernelsimp.watch import Watcher
 
 OUTPUT_ERROR = "relative output error"

@@ -16,14 +16,14 @@ from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan
 from kernelsimp.settings import PlanSettings, Settings
-from kernelsimp.simplify.apply import apply_plan, check_fits
-from kernelsimp.simplify.controls import ControlCase
-from kernelsimp.simplify.denoise import denoise_by_weight, denoise_rest, denoising_of, everything_free
-from kernelsimp.simplify.layerwise import CalibratedNetwork
-from kernelsimp.simplify.plan_builder import chooser, data_free_plan
-from kernelsimp.simplify.search import BudgetJudge, search
-from kernelsimp.simplify.sensitivity import layer_losses, predicted_losses
-from kernelsimp.simplify.solve import (
+from kernelsimp.solver.apply import apply_plan, check_fits
+from kernelsimp.solver.controls import ControlCase
+from kernelsimp.solver.denoise import denoise_by_weight, denoise_rest, denoising_of, everything_free
+from kernelsimp.solver.layerwise import CalibratedNetwork
+from kernelsimp.solver.plan_builder import chooser, data_free_plan
+from kernelsimp.solver.search import BudgetJudge, search
+from kernelsimp.solver.sensitivity import layer_losses, predicted_losses
+from kernelsimp.solver.solve import (
     Solution,
     Surveyed,
     calibrated_network,
@@ -31,7 +31,7 @@ from kernelsimp.simplify.solve import (
     survey_layers,
     try_plan,
 )
-from kernelsimp.simplify.tolerance import weight_plan
+from kernelsimp.solver.tolerance import weight_plan
 from kernelsimp.watch import Watcher
 
 NETWORK = "network"

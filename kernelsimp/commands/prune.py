@@ -23,8 +23,8 @@ from kernelsimp.report.assemble import RunFacts
 from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import Given, Settings, recipe, settle
-from kernelsimp.simplify.apply import apply_plan
-from kernelsimp.simplify.magnitude import check_pruning, magnitude_plan, shares_left
+from kernelsimp.solver.apply import apply_plan
+from kernelsimp.solver.magnitude import check_pruning, magnitude_plan, shares_left
 from kernelsimp.training.ranks import processes
 from kernelsimp.watch import SILENT, Watcher
 

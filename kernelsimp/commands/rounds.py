@@ -12,15 +12,15 @@ from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Round
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.controls import ControlCase
-from kernelsimp.simplify.denoise import denoise_rest, denoising_of
-from kernelsimp.simplify.lagrangian import choose_for_count, choose_for_dof
-from kernelsimp.simplify.layerwise import in_float32
-from kernelsimp.simplify.plan_builder import Chooser
-from kernelsimp.simplify.rounds import RoundResult, Schedule, relabel_plan, run_rounds, with_first_verdicts
-from kernelsimp.simplify.search import BudgetJudge
-from kernelsimp.simplify.sensitivity import predicted_losses
-from kernelsimp.simplify.solve import Solution, Surveyed, solve_at_budget, survey_layers, try_plan
+from kernelsimp.solver.controls import ControlCase
+from kernelsimp.solver.denoise import denoise_rest, denoising_of
+from kernelsimp.solver.lagrangian import choose_for_count, choose_for_dof
+from kernelsimp.solver.layerwise import in_float32
+from kernelsimp.solver.plan_builder import Chooser
+from kernelsimp.solver.rounds import RoundResult, Schedule, relabel_plan, run_rounds, with_first_verdicts
+from kernelsimp.solver.search import BudgetJudge
+from kernelsimp.solver.sensitivity import predicted_losses
+from kernelsimp.solver.solve import Solution, Surveyed, solve_at_budget, survey_layers, try_plan
 from kernelsimp.training.ranks import first_process
 from kernelsimp.watch import Watcher
 

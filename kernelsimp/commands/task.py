@@ -9,9 +9,9 @@ from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Round
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.controls import ControlCase
-from kernelsimp.simplify.search import BudgetJudge
-from kernelsimp.simplify.solve import PlanTrial
+from kernelsimp.solver.controls import ControlCase
+from kernelsimp.solver.search import BudgetJudge
+from kernelsimp.solver.solve import PlanTrial
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,11 @@ from kernelsimp.kernels.denoisers import parse
 from kernelsimp.kernels.structures import DENOISED
 from kernelsimp.records.plan import FREE, STRENGTH, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.apply import denoise_kernels
-from kernelsimp.simplify.candidates import FREE_NAME, chosen_layers, rows_of_layer
-from kernelsimp.simplify.costs import input_energy, predicted_loss
-from kernelsimp.simplify.fisher import Sensitivity
-from kernelsimp.simplify.solve import PlanTrial, Solution, Surveyed, try_plan
+from kernelsimp.solver.apply import denoise_kernels
+from kernelsimp.solver.candidates import FREE_NAME, chosen_layers, rows_of_layer
+from kernelsimp.solver.costs import input_energy, predicted_loss
+from kernelsimp.solver.fisher import Sensitivity
+from kernelsimp.solver.solve import PlanTrial, Solution, Surveyed, try_plan
 from kernelsimp.watch import SILENT, Watcher
 
 AIMS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45)

@@ -16,17 +16,17 @@ from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.hooks import trace
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.costs import COSTS
-from kernelsimp.simplify.distance import Distance, DistanceJudge
-from kernelsimp.simplify.fisher import cached_survey, survey
-from kernelsimp.simplify.layerwise import (
+from kernelsimp.solver.costs import COSTS
+from kernelsimp.solver.distance import Distance, DistanceJudge
+from kernelsimp.solver.fisher import cached_survey, survey
+from kernelsimp.solver.layerwise import (
     CalibratedNetwork,
     Reconstruction,
     in_float32,
     reconstruct,
     targets_of,
 )
-from kernelsimp.simplify.plan_builder import Chooser, Prepared, check_prices, plan_for, prepare
+from kernelsimp.solver.plan_builder import Chooser, Prepared, check_prices, plan_for, prepare
 from kernelsimp.watch import SILENT, Watcher
 
 HELD_BACK = 0.125

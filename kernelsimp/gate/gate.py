@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from kernelsimp.check.accuracy import ROUNDING, Drop, measure_drop
-from kernelsimp.check.beside import EXTRA, extra_findings, notes_outside, sort_outside, twin_findings
-from kernelsimp.check.kernels import from_tensors, spatial_layers, verify_holds, zeroed_layers
-from kernelsimp.check.measures import figures
-from kernelsimp.check.rules import USUAL
-from kernelsimp.check.tensors import added_tensors, broken_tensors, changed_tensors
 from kernelsimp.evaluation.accuracy import Outcome
+from kernelsimp.gate.accuracy import ROUNDING, Drop, measure_drop
+from kernelsimp.gate.beside import EXTRA, extra_findings, notes_outside, sort_outside, twin_findings
+from kernelsimp.gate.kernels import from_tensors, spatial_layers, verify_holds, zeroed_layers
+from kernelsimp.gate.measures import figures
+from kernelsimp.gate.rules import USUAL
+from kernelsimp.gate.tensors import added_tensors, broken_tensors, changed_tensors
 from kernelsimp.models.contents import Beside
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.limits import Baseline, Limit, Limits

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelsimp.check.kernels import Held, broken_kernels, canonical_shape, held_layer
+from kernelsimp.gate.kernels import Held, broken_kernels, canonical_shape, held_layer
 from kernelsimp.kernels.bank import DEAD_SHARE
 from kernelsimp.kernels.structures import find
 from kernelsimp.records.limits import Baseline

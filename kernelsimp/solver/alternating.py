@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from kernelsimp.kernels.bank import LayerKernels
-from kernelsimp.simplify.moments import Moments
-from kernelsimp.simplify.projected_cg import DAMPING, FilterConstraint, Solved, UnsolvableError, resolve
-from kernelsimp.simplify.targets import Target
+from kernelsimp.solver.moments import Moments
+from kernelsimp.solver.projected_cg import DAMPING, FilterConstraint, Solved, UnsolvableError, resolve
+from kernelsimp.solver.targets import Target
 
 TURNS = 2
 """Fits after the first one: three in all (most of what can be gained comes with the first of them)."""

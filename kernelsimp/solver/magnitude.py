@@ -17,8 +17,8 @@ from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings, PruneSettings
-from kernelsimp.simplify.candidates import FREE_NAME, chosen_layers
-from kernelsimp.simplify.plan_builder import bits_of_layer
+from kernelsimp.solver.candidates import FREE_NAME, chosen_layers
+from kernelsimp.solver.plan_builder import bits_of_layer
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

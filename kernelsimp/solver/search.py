@@ -20,10 +20,10 @@ from kernelsimp.evaluation.divergence import is_memorised
 from kernelsimp.evaluation.metric import UserMetric
 from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.records.plan import LayerPlan
-from kernelsimp.simplify.distance import Distance, DistanceJudge, is_classifier
-from kernelsimp.simplify.lagrangian import choose_for_dof
-from kernelsimp.simplify.sensitivity import layer_losses
-from kernelsimp.simplify.solve import PlanTrial, Solution, Surveyed, solve_at_budget, try_plan
+from kernelsimp.solver.distance import Distance, DistanceJudge, is_classifier
+from kernelsimp.solver.lagrangian import choose_for_dof
+from kernelsimp.solver.sensitivity import layer_losses
+from kernelsimp.solver.solve import PlanTrial, Solution, Surveyed, solve_at_budget, try_plan
 from kernelsimp.watch import SILENT, Watcher
 
 FIRST_SHARE, FIRST_STEP, LAST_STEP = 0.5, 0.16, 0.01

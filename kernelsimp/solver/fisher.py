@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from kernelsimp.errors import DamagedError, KernelsimpError
 from kernelsimp.files import read_sealed, write_sealed
 from kernelsimp.models.hooks import Observed, Trace, observe_convolutions
-from kernelsimp.simplify.moments import WindowSampling, rows_of, sampling_for, windows
+from kernelsimp.solver.moments import WindowSampling, rows_of, sampling_for, windows
 from kernelsimp.watch import SILENT, Watcher
 
 

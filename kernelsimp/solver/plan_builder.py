@@ -18,16 +18,16 @@ from kernelsimp.kernels.coding import coefficient_bits as bits_of_coefficient
 from kernelsimp.kernels.template_fit import WIDTH
 from kernelsimp.records.plan import SHAPES, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.candidates import (
+from kernelsimp.solver.candidates import (
     Structure,
     candidates_for,
     chosen_layers,
     linear_names,
     rows_of_layer,
 )
-from kernelsimp.simplify.costs import NEEDS_IMAGES, check_cost, cost_table, predicted_loss
-from kernelsimp.simplify.fisher import Sensitivity
-from kernelsimp.simplify.lagrangian import (
+from kernelsimp.solver.costs import NEEDS_IMAGES, check_cost, cost_table, predicted_loss
+from kernelsimp.solver.fisher import Sensitivity
+from kernelsimp.solver.lagrangian import (
     Choices,
     CostTable,
     check_share,

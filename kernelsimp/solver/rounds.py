@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import LayerPlan, Plan
 from kernelsimp.records.report import Round
-from kernelsimp.simplify.apply import snap_layer
-from kernelsimp.simplify.candidates import rows_of_layer
-from kernelsimp.simplify.plan_builder import Prepared
-from kernelsimp.simplify.solve import Solution
+from kernelsimp.solver.apply import snap_layer
+from kernelsimp.solver.candidates import rows_of_layer
+from kernelsimp.solver.plan_builder import Prepared
+from kernelsimp.solver.solve import Solution
 from kernelsimp.watch import SILENT, Watcher
 
 SURPRISE = 2.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.evaluation.divergence import divergence
-from kernelsimp.simplify.fisher import output_tensors
+from kernelsimp.solver.fisher import output_tensors
 
 
 @dataclass(frozen=True)

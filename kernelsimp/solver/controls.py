@@ -19,13 +19,13 @@ from kernelsimp.kernels.cells import chunks
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.models.layers import bank_from_model, canonical, conv_modules, stored_order
 from kernelsimp.records.plan import FREE, SHAPES
-from kernelsimp.simplify.candidates import FREE_NAME, SetStructure, Structure, rows_of_layer
-from kernelsimp.simplify.costs import COSTS
-from kernelsimp.simplify.lagrangian import choose_for_dof, dof_share
-from kernelsimp.simplify.layerwise import CalibratedNetwork, Target, reconstruct, targets_of
-from kernelsimp.simplify.plan_builder import Prepared, cost_tables
-from kernelsimp.simplify.projected_cg import FilterConstraint, Piece
-from kernelsimp.simplify.solve import PlanTrial, Surveyed
+from kernelsimp.solver.candidates import FREE_NAME, SetStructure, Structure, rows_of_layer
+from kernelsimp.solver.costs import COSTS
+from kernelsimp.solver.lagrangian import choose_for_dof, dof_share
+from kernelsimp.solver.layerwise import CalibratedNetwork, Target, reconstruct, targets_of
+from kernelsimp.solver.plan_builder import Prepared, cost_tables
+from kernelsimp.solver.projected_cg import FilterConstraint, Piece
+from kernelsimp.solver.solve import PlanTrial, Surveyed
 from kernelsimp.watch import SILENT, Watcher
 
 

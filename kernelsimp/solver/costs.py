@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.kernels.bank import LayerKernels
-from kernelsimp.simplify.candidates import Structure, rows_of_layer
-from kernelsimp.simplify.fisher import Sensitivity
+from kernelsimp.solver.candidates import Structure, rows_of_layer
+from kernelsimp.solver.fisher import Sensitivity
 
 Cost = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(errors, blocks (groups, in, cells, cells), fisher (groups, filters)) -> (groups, filters, in)."""

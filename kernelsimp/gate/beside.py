@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kernelsimp.check.kernels import from_tensors, verify_present, zeroed_layers
+from kernelsimp.gate.kernels import from_tensors, verify_present, zeroed_layers
 from kernelsimp.models.contents import Beside
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.limits import Baseline

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.models.hooks import Replay, Trace, Use
 from kernelsimp.models.layers import conv_modules, stored_order, tensor_name
-from kernelsimp.simplify.alternating import settle
-from kernelsimp.simplify.moments import Moments, pair_moments, sampling_for
-from kernelsimp.simplify.projected_cg import FilterConstraint, UnsolvableError, resolve
-from kernelsimp.simplify.targets import Target, targets_of
+from kernelsimp.solver.alternating import settle
+from kernelsimp.solver.moments import Moments, pair_moments, sampling_for
+from kernelsimp.solver.projected_cg import FilterConstraint, UnsolvableError, resolve
+from kernelsimp.solver.targets import Target, targets_of
 from kernelsimp.watch import SILENT, Watcher
 
 __all__ = ["CalibratedNetwork", "Fit", "Reconstruction", "Target", "in_float32", "reconstruct", "targets_of"]

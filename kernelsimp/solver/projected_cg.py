@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.simplify.moments import Moments
+from kernelsimp.solver.moments import Moments
 
 DAMPING = 0.01
 """d in units of the mean of diag G; from 1e-4 to 1e-2 at most one image of a thousand changes."""

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from kernelsimp.kernels.structures import BENT, DENOISED, find, projectors
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
-from kernelsimp.simplify.apply import denoise_kernels, snap_layer, write_layer
-from kernelsimp.simplify.projected_cg import FilterConstraint, Piece
+from kernelsimp.solver.apply import denoise_kernels, snap_layer, write_layer
+from kernelsimp.solver.projected_cg import FilterConstraint, Piece
 
 Meets = Callable[[Tensor], FilterConstraint]
 

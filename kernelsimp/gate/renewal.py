@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelsimp.check.gate import CheckedNetwork
-from kernelsimp.check.kernels import (
+from kernelsimp.evaluation.accuracy import stage as stage_of
+from kernelsimp.gate.gate import CheckedNetwork
+from kernelsimp.gate.kernels import (
     Held,
     broken_kernels,
     canonical_shape,
@@ -18,8 +19,7 @@ from kernelsimp.check.kernels import (
     spatial_layers,
     zeroed_layers,
 )
-from kernelsimp.check.measures import figures
-from kernelsimp.evaluation.accuracy import stage as stage_of
+from kernelsimp.gate.measures import figures
 from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.kernels.structures import TEMPLATE
 from kernelsimp.models.digest import describe_tensors

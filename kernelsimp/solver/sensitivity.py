@@ -9,13 +9,13 @@ from torch import nn
 
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.records.plan import Plan
-from kernelsimp.simplify.apply import snap_layer
-from kernelsimp.simplify.candidates import rows_of_layer
-from kernelsimp.simplify.costs import predicted_loss
-from kernelsimp.simplify.distance import DistanceJudge
-from kernelsimp.simplify.fisher import Sensitivity
-from kernelsimp.simplify.layerwise import CalibratedNetwork
-from kernelsimp.simplify.solve import PlanTrial
+from kernelsimp.solver.apply import snap_layer
+from kernelsimp.solver.candidates import rows_of_layer
+from kernelsimp.solver.costs import predicted_loss
+from kernelsimp.solver.distance import DistanceJudge
+from kernelsimp.solver.fisher import Sensitivity
+from kernelsimp.solver.layerwise import CalibratedNetwork
+from kernelsimp.solver.solve import PlanTrial
 from kernelsimp.watch import SILENT, Watcher
 
 MOST_IMAGES = 64
