@@ -1,6 +1,6 @@
 """Holds after a run, constraints before training, penalties during it: for your own training loop.
 
-    model.load_state_dict(torch.load("run/model.pt"))     # the checkpoint that the run wrote
+    model.load_state_dict(kernelsimp.load_weights("run/model.pt"))  # the checkpoint that the run wrote
     kernelsimp.hold(model, "run")                         # the plan and the mode are the run's
     optimizer = torch.optim.AdamW(model.parameters())
     for images, labels in loader:

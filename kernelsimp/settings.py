@@ -6,7 +6,7 @@ metadata carries the help text.
 """
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -19,6 +19,11 @@ S = TypeVar("S")
 def option(default: Any, text: str) -> Any:
     """Return a settings field with its default and the help text that the command line shows."""
     return field(default=default, metadata={"help": text})
+
+
+def in_file(default: Any, text: str) -> Any:
+    """Return a settings field that a settings file or a program sets, and no option of the command line."""
+    return field(default=default, metadata={"help": text, "in_file": True})
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class PlanSettings:
     choice_weight: float = option(
         1.0, "what a bit that names a structure weighs beside one of a coefficient; 0: the DOF alone count"
     )
-    resolve: str = option("auto", "fit the rest of each filter again: auto (where there are images) or none")
+    resolve: str = in_file("auto", "fit the rest of each filter again: auto (where there are images) or none")
     only_found: bool = option(False, "simplify only kernels whose structure chance does not explain")
     layers: tuple[str, ...] | None = option(None, "only the layers whose names match these globs")
     skip_layers: tuple[str, ...] | None = option(None, "not the layers whose names match these globs")
@@ -107,10 +112,10 @@ class FinetuneSettings:
     epochs: int = option(12, "passes over the training split")
     lr: float = option(0.01, "peak learning rate")
     optimizer: str = option("sgd", "sgd or adamw")
-    momentum: float = option(0.9, "momentum of SGD")
+    momentum: float = in_file(0.9, "momentum of SGD")
     weight_decay: float = option(1e-4, "weight decay")
     distill: float = option(0.9, "weight of distillation from the original network, 0..1; 0 turns it off")
-    temperature: float = option(4.0, "temperature of distillation")
+    temperature: float = in_file(4.0, "temperature of distillation")
     batch_norm: str = option("train", "batch norm: train, eval (statistics kept) or re-estimate (at the end)")
     precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
     schedule: str = option("cosine", "how the learning rate runs: cosine, one-cycle or constant")
@@ -134,7 +139,7 @@ class FinetuneSettings:
     channels_last: bool = option(False, "keep images and weights with channels last in memory")
     devices: int = option(1, "processes a node, one a device")
     num_nodes: int = option(1, "nodes that train together")
-    strategy: str = option("auto", "how processes work together: auto or ddp")
+    strategy: str = in_file("auto", "how processes work together: auto or ddp")
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,9 @@ class TrainSettings:
     penalty: tuple[str, ...] | None = option(
         None, "NAME:WEIGHT; asymmetry, rate, entropy, smoothness or distinct"
     )
-    penalty_families: tuple[str, ...] | None = option(None, "families of the asymmetry, comma-separated")
-    penalty_schedule: str = option("ramp", "how penalty weights run: constant, ramp, late or early")
-    rounding: str = option("noise", "how the rate rounds: noise or straight-through")
+    penalty_families: tuple[str, ...] | None = in_file(None, "families of the asymmetry, comma-separated")
+    penalty_schedule: str = in_file("ramp", "how penalty weights run: constant, ramp, late or early")
+    rounding: str = in_file("noise", "how the rate rounds: noise or straight-through")
     curve: int = option(1, "epochs between two measurements of bits and found structure; 0 is never")
 
 
@@ -252,11 +257,32 @@ CAN_NAME_CODE = (
 
 
 def names_code(key: str, value: Any) -> bool:
-    """Say whether a setting of `CAN_NAME_CODE` holds Python code: a file, or for networks a module too."""
+    """Say whether a setting of `CAN_NAME_CODE` holds Python code: a file, or for networks a module too.
+
+    A metric is always code, whatever its file is called.
+    """
     source, _, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if key == "metric":
+        return bool(value)
     if key.startswith("arch"):
         return bool(source) and source not in REGISTRIES
     return source.endswith(".py") or name.endswith(".py")
+
+
+def given_from(options: Mapping[str, Any], stages: Iterable[str]) -> Given:
+    """Return options by name as what was asked of each of the `stages`; one that two share goes to both.
+
+    Raises `KernelsimpError` for a name that none of them knows, with the nearest one.
+    """
+    hints = get_type_hints(Settings)
+    known = {name: {item.name for item in fields(hints[name])} for name in stages}
+    everything = set().union(*known.values())
+    for option in options:
+        if option not in everything:
+            raise KernelsimpError(f"unknown option '{option}'{did_you_mean(option, everything)}")
+    return {
+        name: {key: options[key] for key in sorted(keys & options.keys())} for name, keys in known.items()
+    }
 
 
 def settle(command_line: Given, config: str | None = None, base: Given | None = None) -> Settings:
@@ -313,11 +339,12 @@ def config_path(config: str) -> Path:
     return known[name]
 
 
-def help_of(stage: type[Any]) -> Iterator[tuple[str, Any, str]]:
-    """Yield (field, type, help text) for each option of a settings dataclass."""
+def help_of(stage: type[Any], *, in_file: bool = False) -> Iterator[tuple[str, Any, str]]:
+    """Yield (field, type, help text) for each option of a settings dataclass, or for what files alone set."""
     hints = get_type_hints(stage)
     for item in fields(stage):
-        yield item.name, hints[item.name], item.metadata["help"]
+        if bool(item.metadata.get("in_file")) == in_file:
+            yield item.name, hints[item.name], item.metadata["help"]
 
 
 def read_toml(path: Path) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ RUN = """
     import torch
     torch.set_num_threads(1)
     import sklearn.datasets, torchvision  # before the forks, so that each is quick
-    import kernelsimp.cli.tables, kernelsimp.commands.simplify, kernelsimp.training.engine
+    import kernelsimp.cli.present, kernelsimp.commands.simplify, kernelsimp.training.engine
     from kernelsimp.cli.main import main
     from kernelsimp.models.architectures import build_model
 
@@ -86,7 +86,7 @@ def killed(folder: Path, how: str, *moments: str) -> None:
 
 
 def test_kills_in_planning_training_and_writing_change_no_bit(tmp_path):
-    killed(tmp_path, "fork", "re-solving", "epoch 2 of 3", "scanning")
+    killed(tmp_path, "fork", "scanning", "re-solving", "epoch 2 of 3", "chosen by")
 
 
 @pytest.mark.parametrize("how", ["fork", pytest.param("new", marks=pytest.mark.slow)])

@@ -146,6 +146,8 @@ def test_what_counts_as_code() -> None:
         names_code("arch", word) for word in ("zoo:resnet20", "torchvision:alexnet", "timm:a", "x")
     )
     assert names_code("data", "a.py:f")
+    assert all(names_code("metric", word) for word in ("a.py:f", "a.pyc:f", "a.so:f", "a"))
+    assert not names_code("metric", None)
     assert not any(names_code("data", word) for word in ("digits", "npz:a.npz", "imagefolder:d", None, 3))
 
 

@@ -19,7 +19,7 @@ from kernelsimp.solver.layerwise import CalibratedNetwork, reconstruct, targets_
 from kernelsimp.solver.moments import Moments, pair_moments
 from kernelsimp.solver.plan_builder import chooser, data_free_plan
 from kernelsimp.solver.projected_cg import FilterConstraint, Solved, resolve
-from kernelsimp.solver.solve import Solution, calibrated_network, solve_at_budget, survey_layers
+from kernelsimp.solver.solve import Solution, calibrated_network, solve, solve_at_budget, survey_layers
 from kernelsimp.training.survival import outside
 
 FAMILIES = (*SEVENTEEN, "zero")

@@ -1,7 +1,11 @@
 """The gate on checkpoints."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from kernelsimp.commands.inputs import open_data
 from kernelsimp.commands.measure import measure_network
@@ -9,7 +13,7 @@ from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.gate import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
 from kernelsimp.gate import check as verdict_on
-from kernelsimp.models.checkpoint import load_checkpoint
+from kernelsimp.models.checkpoint import checkpoint_in_memory, load_checkpoint
 from kernelsimp.models.contents import narrow_checkpoint, tensors_beside
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.models.network import open_network
@@ -29,7 +33,7 @@ class Gate:
     tensors that the baseline does not have are no fault, only named.
     """
 
-    baseline: Path
+    baseline: Path | Baseline
     limits: Path | None = None
     max_drop: float | None = None
     against: str = "last"
@@ -37,19 +41,24 @@ class Gate:
     allow_extra: bool = False
 
 
-def check(path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT) -> Verdict:
+Model = Path | nn.Module | Mapping[str, Any]
+"""What is checked: a file, or a network or state dict in memory."""
+
+
+def check(path: Model, gate: Gate, settings: Settings, watcher: Watcher = SILENT) -> Verdict:
     """Verify holds, structures and, with images, accuracy.
 
     A network too damaged to run is judged by its weights. Raises `KernelsimpError` for unreadable input, for
     other test images than the baseline's, and where weights that look right do not run.
     """
-    expected = read_baseline(gate.baseline, gate.make)
+    known = gate.baseline
+    expected = known if isinstance(known, Baseline) else read_baseline(known, gate.make)
     limits = read_limits(gate.limits) if gate.limits else limits_beside(Path())
     if gate.max_drop is not None:
         limits = with_max(limits, "accuracy.drop_pp", gate.max_drop)
     subject = open_subject(path, gate, settings, expected, watcher)
     data = open_data(settings, watcher)
-    if data is None:
+    if data is None or not isinstance(path, Path):
         return verdict_on(expected, subject[0], limits)
     try:
         return verdict_on(expected, with_outcome(subject, path, settings, data, watcher), limits)
@@ -70,6 +79,7 @@ def update_baseline(
     `KernelsimpError` rather than write over a run's report.
     """
     place = gate.baseline
+    assert isinstance(place, Path)
     if place.is_dir() or is_report(place):
         raise KernelsimpError(
             f"{place}: is a run's report, not a baseline file; name another with --baseline"
@@ -92,14 +102,19 @@ def _run_of(path: Path) -> Path | None:
 
 
 def open_subject(
-    path: Path, gate: Gate, settings: Settings, baseline: Baseline | None, watcher: Watcher
+    path: Model, gate: Gate, settings: Settings, baseline: Baseline | None, watcher: Watcher
 ) -> tuple[CheckedNetwork, str]:
     """Return the network under check by its tensors, with what else its file holds, and the file's SHA-256.
 
     Damaged weights are for the rules to find.
     """
     names = [tensor_name(layer.name) for layer in baseline.layers] if baseline else []
-    checkpoint = narrow_checkpoint(load_checkpoint(path, settings.model), names)
+    if isinstance(path, Path):
+        loaded = load_checkpoint(path, settings.model)
+    else:
+        state = path.state_dict() if isinstance(path, nn.Module) else path
+        loaded = checkpoint_in_memory(state, "the network")
+    checkpoint = narrow_checkpoint(loaded, names)
     for warning in checkpoint.warnings:
         watcher.warn(warning)
     subject = CheckedNetwork(

@@ -58,6 +58,12 @@ def compare(paths: tuple[Path, Path], settings: Settings, watcher: Watcher = SIL
     )
 
 
+def compare_on(a: Network, b: Network, data: Data, settings: Settings, watcher: Watcher) -> Comparison:
+    """Compare two networks on the test split of `data`; raises as `compare` does."""
+    check_settings(settings.compare)
+    return _on_test(a, b, data, (settings, watcher))
+
+
 def check_similarity(settings: Settings, data: Data | None) -> None:
     """Raise `KernelsimpError` where similarity is asked for and cannot be measured, before any work."""
     if settings.plan.similarity and data is None:

@@ -30,7 +30,7 @@ class StageMeasurer:
     def __init__(self, original: Network, data: Data | None, settings: Settings) -> None:
         self.original, self.data, self.settings = original, data, settings
         self.metric = metric_of(settings)
-        self.classifier = data is None or classifies(original, data, settings)
+        self.classifier = data is None or not len(data.test) or classifies(original, data, settings)
         check_figure(settings, classifier=self.classifier)
         self.outcomes: dict[str, Outcome] = {}
         self.figures: dict[str, float] = {}
@@ -40,8 +40,8 @@ class StageMeasurer:
         return self.classifier and self.metric is None
 
     def measure(self, stage: str, network: Network, watcher: Watcher) -> None:
-        """Measure one stage, unless there are no images."""
-        if self.data is None:
+        """Measure one stage, unless it was measured or there are no images."""
+        if self.data is None or not len(self.data.test) or stage in self.outcomes or stage in self.figures:
             return
         if self.by_accuracy:
             self.outcomes[stage] = measure_module(network.module(), self.data, self.settings, watcher)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from kernelsimp import __version__
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import HoldError
 from kernelsimp.kernels.bank import KernelBank
@@ -25,6 +24,7 @@ from kernelsimp.report.run_folder import RunFolder
 from kernelsimp.settings import Settings
 from kernelsimp.training.finetune import Trained
 from kernelsimp.training.survival import outside
+from kernelsimp.version import __version__
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from kernelsimp.watch import Watcher
 
 
 def finetune_network(
-    task: Task, network: Network, plan: Plan, folder: Path, watcher: Watcher
+    task: Task, network: Network, plan: Plan, folder: Path | None, watcher: Watcher
 ) -> tuple[Network, Trained]:
     """Train what is not held, taught by the original; return the trained network and how it went."""
     return _train_network(

@@ -51,7 +51,7 @@ def build_model(spec: str) -> nn.Module:
         raise KernelsimpError(
             f"--arch {spec}: returned {kind}, expected a torch.nn.Module; return the network"
         )
-    return _unwrap(built).eval()
+    return unwrap(built).eval()
 
 
 def recipe_of(spec: str) -> str | None:
@@ -263,7 +263,7 @@ def _call(spec: str, build: Callable[[], object]) -> object:
         raise KernelsimpError(f"--arch {spec}: raised {kind_and_words(error)}; {advice}") from error
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """Take off DataParallel and its like and torch.compile; checkpoints lose their prefixes too."""
     while True:
         inner = getattr(model, "_orig_mod", None)

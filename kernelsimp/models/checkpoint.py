@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from kernelsimp.errors import CheckpointError, KernelsimpError, did_you_mean
 from kernelsimp.files import write_atomically
@@ -142,13 +143,29 @@ def load_checkpoint(path: Path, settings: ModelSettings = ModelSettings()) -> Ch
         raw = read_raw(path, file_format, trust_pickle=settings.trust_pickle)
     if raw.convolutions is not None:  # an exported graph: its names are the network's own
         return Checkpoint(path, file_format, raw.payload, warnings=raw.warnings, raw=raw, digest=digest)
-    found = find_state_dict(raw.payload, settings.weights, path)
+    return _chosen(path, raw, settings.weights, digest)
+
+
+def checkpoint_in_memory(state: Mapping[str, Any], name: str) -> Checkpoint:
+    """Return a state dict, wrapped or bare, as the checkpoint that `torch.save` would make of it.
+
+    Tensors are copies on the CPU; `name` stands in errors where a path would. Raises `CheckpointError` where
+    there is no state dict.
+    """
+    copied = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), dict(state))
+    chosen = _chosen(Path(name), Raw("zip", copied), None, "")
+    return replace(chosen, digest=tensors_sha256(chosen.tensors))
+
+
+def _chosen(path: Path, raw: Raw, weights: str | None, digest: str) -> Checkpoint:
+    """Return the state dict that `weights` asks for of what was read, or the obvious one."""
+    found = find_state_dict(raw.payload, weights, path)
     state = value_at(raw.payload, found.keys)
     named = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     prefix = common_prefix(list(named))
     return Checkpoint(
         path=path,
-        format=file_format,
+        format=raw.format,
         tensors={key[len(prefix) :]: value for key, value in named.items() if key.startswith(prefix)},
         prefix=prefix,
         wrapper=".".join(found.keys) or None,

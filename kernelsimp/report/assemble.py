@@ -1,5 +1,6 @@
 """From what a run did to its report: counts, degrees of freedom, errors and checksums, layer by layer."""
 
+import io
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -44,13 +45,13 @@ class RunFacts:
     """What a run did: the plan, the kernels `before` and `after`, and everything measured on the way.
 
     `outcomes` are test-set results by stage in order; `output_errors` by layer name; `files` are the
-    checkpoint before and after. `hold` is freeze, tie or none.
+    checkpoint before and after, or their sizes. `hold` is freeze, tie or none.
     """
 
     plan: Plan
     before: KernelBank
     after: KernelBank
-    files: tuple[Path, Path]
+    files: tuple[Path, Path] | Size
     settings: Mapping[str, Any]
     provenance: Mapping[str, Any]
     hold: str = "none"
@@ -85,7 +86,7 @@ def assemble(facts: RunFacts) -> Report:
         kernels=_counts(plan, facts.hold),
         dof=replace(_dof(left), planned_fraction=_dof(plan).fraction if loose else None),
         bits=_bits(left),
-        size=_size(*facts.files),
+        size=facts.files if isinstance(facts.files, Size) else _size(*facts.files),
         layers=tuple(
             replace(_layer(layer, facts), dof=now.dof_after)
             for layer, now in zip(plan.layers, left.layers, strict=True)
@@ -186,6 +187,17 @@ def _size(before: Path, after: Path) -> Size:
         original_file=before.stat().st_size,
         original_zip=deflated_size(before),
     )
+
+
+def size_in_memory(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Size:
+    """Return the sizes of two networks as `torch.save` would write them."""
+    sizes = []
+    for tensors in (before, after):
+        page = io.BytesIO()
+        torch.save(dict(tensors), page)
+        sizes.append((page.tell(), len(zlib.compress(page.getbuffer(), 6))))
+    (original, original_zip), (now, now_zip) = sizes
+    return Size(file=now, zip=now_zip, original_file=original, original_zip=original_zip)
 
 
 def deflated_size(path: Path) -> int:

@@ -1,26 +1,24 @@
-"""Drawing the report's tables on a terminal. What they say is decided in `kernelsimp.report`."""
+"""What commands say on a terminal: the tables of `report.tables`, drawn. Nothing here prints."""
 
+import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import torch
-import typer
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from kernelsimp.cli.console import emit_json, out
 from kernelsimp.kernels import pictures, templates
 from kernelsimp.kernels.denoisers import DENOISERS, denoise
 from kernelsimp.kernels.families import FAMILIES, offered_families
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Explanation, Scan, ScanLine
 from kernelsimp.records.verdict import Verdict, printable
-from kernelsimp.report import ci_formats, report_json
+from kernelsimp.report import ci_formats
 from kernelsimp.report.tables import run as run_tables
 from kernelsimp.report.tables import scan as scan_rows
 from kernelsimp.report.tables.course import metric_table, round_table, training_table
@@ -31,6 +29,15 @@ from kernelsimp.report.tables.table import Table
 
 NAME = 24
 """The first column of a table, names, is not squeezed below this many characters."""
+
+
+def as_text(parts: Iterable[RenderableType], width: int = 100) -> str:
+    """Return what a terminal of `width` columns would show, without colours."""
+    page = Console(file=io.StringIO(), width=width, highlight=False, no_color=True, soft_wrap=True)
+    with page.capture() as shown:
+        for part in parts:
+            page.print(part)
+    return shown.get().rstrip("\n")
 
 
 def draw(table: Table) -> RenderableType:
@@ -108,18 +115,6 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
         yield escape(printable(note))
 
 
-def present_run(report: Report, folder: Path, json: str | None, *, quiet: bool) -> None:
-    """Write and print what a run came to; raises `typer.Exit` 1 where its budget was not met."""
-    if json:
-        emit_json(report_json(report), json)
-    if not quiet and json != "-":
-        for table in report_tables(report):
-            out.print(table)
-        out.print(f"report: {folder}/report.html  report.md  report.json", markup=False)
-    if not report.budget_met:
-        raise typer.Exit(1)
-
-
 def verdict_tables(verdict: Verdict) -> Iterator[RenderableType]:
     """Yield every rule that was examined, and the findings."""
     yield draw(ci_formats.verdict_table(verdict))
@@ -128,7 +123,7 @@ def verdict_tables(verdict: Verdict) -> Iterator[RenderableType]:
     yield "check: FAILED" if verdict.exit_code else "check: passed"
 
 
-def family_table(shape: tuple[int, int]) -> RenderableType:
+def family_catalogue(shape: tuple[int, int]) -> RenderableType:
     """Return the families offered at `shape`: cells that are equal share a letter, '-' marks negatives."""
     rich = RichTable("family", "DOF", "cells", "meaning", box=box.SIMPLE_HEAD, pad_edge=False)
     meanings = {family.name: family.meaning for family in FAMILIES}
@@ -141,7 +136,7 @@ def family_table(shape: tuple[int, int]) -> RenderableType:
     return rich
 
 
-def template_table(shape: tuple[int, int]) -> RenderableType:
+def template_catalogue(shape: tuple[int, int]) -> RenderableType:
     """Return the templates offered at `shape`, each with an example drawn in characters."""
     rich = RichTable("template", "DOF", "example", "meaning", box=box.SIMPLE_HEAD, pad_edge=False)
     for template in templates.offered_templates(shape):
@@ -151,7 +146,7 @@ def template_table(shape: tuple[int, int]) -> RenderableType:
     return rich
 
 
-def denoiser_table(shape: tuple[int, int], strength: float = 0.3) -> RenderableType:
+def denoiser_catalogue(shape: tuple[int, int], strength: float = 0.3) -> RenderableType:
     """Return the denoisers, each with what it makes of one noisy kernel, drawn in characters."""
     noisy = _noisy(shape)
     rich = RichTable("denoiser", "example", "meaning", box=box.SIMPLE_HEAD, pad_edge=False)
