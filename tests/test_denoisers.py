@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import denoisers
-from kernelsimp.kernels.denoisers import DENOISERS, change, denoise, parse
+from kernelsimp.kernels.denoisers import DENOISERS, denoise, parse
 
 EVERY = [row.name for row in DENOISERS]
 LOCAL = [name for name in EVERY if name not in ("svd", "pca", "wiener")]
@@ -26,6 +26,11 @@ def smooth_bank(noise, count=400):
     clean = waves[:, :1, None] + waves[:, 1:2, None] * x / 2 + waves[:, 2:, None] * y / 2
     dirt = torch.randn(count, 5, 5, generator=generator, dtype=torch.float64)
     return clean, clean + noise * clean.square().mean().sqrt() * dirt
+
+
+def change(before, after):
+    """Return ||after - before|| / ||before|| over the bank, the unit of strength."""
+    return float((after.double() - before.double()).norm() / before.double().norm())
 
 
 @pytest.mark.parametrize("name", EVERY)

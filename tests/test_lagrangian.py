@@ -24,7 +24,7 @@ from kernelsimp.solver.lagrangian import (
     dof_share,
     simplified_share,
 )
-from kernelsimp.solver.plan_builder import cost_tables, data_free_plan, equivalent_share, plan_of, prepare
+from kernelsimp.solver.plan_builder import cost_tables, data_free_plan, plan_of, prepare
 
 FAMILIES = (*SEVENTEEN, "zero")
 
@@ -146,10 +146,10 @@ def test_a_plan_counts_what_its_choices_leave() -> None:
             name = plan.structures[index]
             expected = np.prod(layer.grid) if name == "free" else find(name, layer.grid).dim
             assert layer.dims[index] == expected
-    assert equivalent_share(plan) == pytest.approx(
-        (plan.dof_after * plan.coefficient_bits + plan.choice_bits) / plan.coefficient_bits / plan.dof_before
+    assert plan.equivalent_dof == pytest.approx(
+        (plan.dof_after * plan.coefficient_bits + plan.choice_bits) / plan.coefficient_bits
     )
-    assert equivalent_share(plan) > plan.dof_after / plan.dof_before
+    assert plan.equivalent_dof > plan.dof_after
 
 
 def test_the_residual_of_a_plan_is_the_relative_error_of_each_choice() -> None:

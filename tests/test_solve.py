@@ -17,9 +17,9 @@ from kernelsimp.settings import PlanSettings
 from kernelsimp.solver.apply import apply_plan
 from kernelsimp.solver.layerwise import CalibratedNetwork, reconstruct, targets_of
 from kernelsimp.solver.moments import Moments, pair_moments
-from kernelsimp.solver.plan_builder import data_free_plan
+from kernelsimp.solver.plan_builder import chooser, data_free_plan
 from kernelsimp.solver.projected_cg import FilterConstraint, Solved, resolve
-from kernelsimp.solver.solve import Solution, calibrated_network, solve
+from kernelsimp.solver.solve import Solution, calibrated_network, solve_at_budget, survey_layers
 from kernelsimp.training.survival import outside
 
 FAMILIES = (*SEVENTEEN, "zero")
@@ -70,6 +70,10 @@ def network() -> nn.Module:
 def road_of(model: nn.Module, settings: PlanSettings = HALF, images: Tensor | None = None) -> Solution:
     batches = (smooth_images(48) if images is None else images).split(16)
     return solve(calibrated_network(model, bank_from_model(model), batches, 0), settings)
+
+
+def solve(calibrated: CalibratedNetwork, settings: PlanSettings) -> Solution:
+    return solve_at_budget(survey_layers(calibrated, settings), chooser(settings), settings.cost)
 
 
 def with_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:

@@ -29,7 +29,6 @@ from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.tables.course import TRAINED
 from kernelsimp.settings import Settings
-from kernelsimp.solver.tolerance import choice_bits
 from kernelsimp.training.constraints import constrain, held_alike, plain_state, plan_of
 from kernelsimp.training.curve import figures_of
 from kernelsimp.training.finetune import Trained, finetune
@@ -187,5 +186,5 @@ def reportable_plan(plan: Plan, bank: KernelBank) -> tuple[Plan, tuple[str, ...]
     ]
     sizes = [layer.dof_before for layer in known.layers if layers[layer.name].kernels.any()]
     mean = sum(b * n for b, n in zip(bits, sizes, strict=True)) / max(1, sum(sizes))
-    known = replace(known, choice_bits=choice_bits(known), coefficient_bits=mean or 32.0)
+    known = replace(known, choice_bits=known.entropy_bits(), coefficient_bits=mean or 32.0)
     return known, ((note,) if left else ())

@@ -72,13 +72,6 @@ def denoise(kernels: Tensor, name: str, strength: float, covariance: Tensor | No
     return torch.where(broken[:, None, None], kernels, found)
 
 
-def change(before: Tensor, after: Tensor) -> float:
-    """Return ||after - before|| / ||before|| over the bank, the unit of strength."""
-    first, second = rows_of(before)[0], rows_of(after)[0]
-    whole = float(first.square().sum())
-    return float((second - first).square().sum() / whole) ** 0.5 if whole else 0.0
-
-
 def parse(text: str) -> tuple[str, float | None]:
     """Split 'NAME' or 'NAME:STRENGTH'; raises `KernelsimpError` for a bad name or number."""
     name, colon, number = text.partition(":")

@@ -193,8 +193,7 @@ def _counts(plan: Plan, hold: str) -> KernelCounts:
 
 def _dof(plan: Plan) -> Dof:
     before, after = plan.dof_before, plan.dof_after
-    equivalent = (after * plan.coefficient_bits + plan.choice_bits) / plan.coefficient_bits
-    return Dof(before, after, after / before, equivalent / before)
+    return Dof(before, after, after / before, plan.equivalent_dof / before)
 
 
 def _bits(plan: Plan) -> dict[str, float]:

@@ -18,12 +18,11 @@ def apply_plan(bank: KernelBank, plan: Plan) -> dict[str, Tensor]:
     Every chosen kernel is exactly in its family afterwards; every other kernel keeps its bits. Raises
     `KernelsimpError` where the plan was made for another network.
     """
-    layers = {layer.name: layer for layer in bank.layers}
     changed: dict[str, Tensor] = {}
     for choice in plan.layers:
-        check_fits(choice, layers)
+        check_fits(choice, bank.by_name)
         if choice.changed.any():
-            layer = layers[choice.name]
+            layer = bank.by_name[choice.name]
             kernels = snap_layer(layer.kernels, choice, plan.structures)
             changed[tensor_name(choice.name)] = stored_order(kernels, layer.kind, layer.groups)
     return changed

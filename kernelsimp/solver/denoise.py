@@ -60,7 +60,7 @@ def denoising_of(settings: PlanSettings) -> Denoising | None:
 def everything_free(bank: KernelBank) -> Plan:
     """Return the plan that leaves every kernel to itself."""
     return Plan(
-        (FREE_NAME,), tuple(_free(layer) for layer in bank.spatial), {"rule": "denoise all", "cost": "none"}
+        (FREE_NAME,), tuple(map(LayerPlan.free, bank.spatial)), {"rule": "denoise all", "cost": "none"}
     )
 
 
@@ -125,7 +125,7 @@ class _Part:
     def errors(self, name: str, strength: float) -> Tensor:
         """Return what denoising takes from every kernel, (n, cells), zero for the others."""
         plan = replace(
-            _free(self.layer),
+            LayerPlan.free(self.layer),
             choice=self.mask.astype(np.int16),
             parameters={STRENGTH: np.full(self.mask.shape, strength, np.float32)},
         )
@@ -135,9 +135,8 @@ class _Part:
 
 def _layers(plan: Plan, bank: KernelBank, changeable: frozenset[str] | set[str]) -> dict[str, _Part]:
     """Return the free kernels of the layers that may change and have kernels of two sides."""
-    known = {layer.name: layer for layer in bank.spatial}
     parts = {
-        item.name: _Part(known[item.name], item.choice == FREE)
+        item.name: _Part(bank.by_name[item.name], item.choice == FREE)
         for item in plan.layers
         if item.name in changeable and len(item.grid) == 2
     }
@@ -217,18 +216,3 @@ def _with(plan: Plan, parts: Mapping[str, _Part], name: str, strengths: Mapping[
         )
     rule = {**plan.rule, "denoise": name, "strength": max(strengths.values(), default=0.0)}
     return replace(plan, structures=structures, layers=tuple(layers), rule=rule)
-
-
-def _free(layer: LayerKernels) -> LayerPlan:
-    shape = (int(layer.kernels.shape[0]), int(layer.kernels.shape[1]))
-    return LayerPlan(
-        layer.name,
-        layer.kind,
-        layer.groups,
-        layer.grid,
-        choice=np.zeros(shape, np.int16),
-        found=np.zeros(shape, bool),
-        dead=layer.dead().numpy().reshape(shape),
-        residual=np.zeros(shape, np.float32),
-        dims=np.array([np.prod(layer.grid)], np.int16),
-    )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
 
+from kernelsimp.evaluation.divergence import divergence
 from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.solver.fisher import output_tensors
 
@@ -45,10 +45,7 @@ class DistanceJudge:
         return Distance((error / whole) ** 0.5 if whole else float("nan"), None)
 
     def _as_classifier(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Distance:
-        total = sum(
-            float(kl_div(new.log_softmax(1), old.log_softmax(1), reduction="sum", log_target=True))
-            for old, new in pairs
-        )
+        total = sum(float(divergence(old, new, "sum")) for old, new in pairs)
         same = sum(int((old.argmax(1) == new.argmax(1)).sum()) for old, new in pairs)
         return Distance(total / self.count, same / self.count)
 

@@ -19,7 +19,6 @@ from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings, PruneSettings
 from kernelsimp.solver.candidates import FREE_NAME, chosen_layers
 from kernelsimp.solver.plan_builder import bits_of_layer
-from kernelsimp.solver.tolerance import choice_bits
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -104,12 +103,17 @@ def magnitude_plan(
         "scope": settings.scope,
         "share": share,
     }
+    dims = {name: name.removeprefix(masks.PREFIX).count("1") for name in structures if name != FREE_NAME}
     made = (
-        _layer_plan(before, choice, kept.get(before.name), structures)
+        replace(
+            LayerPlan.free(before, structures, dims),
+            choice=choice,
+            residual=_residual(before, kept.get(before.name)),
+        )
         for before, choice in zip(origin.spatial, choices, strict=True)
     )
     plan = Plan(structures, tuple(made), rule, coefficient_bits=_coefficient_bits(origin))
-    return replace(plan, choice_bits=choice_bits(plan))
+    return replace(plan, choice_bits=plan.entropy_bits())
 
 
 def _kept_cells(sizes: Sequence[Floats], settings: PruneSettings, share: float) -> list[Bools]:
@@ -177,24 +181,6 @@ def _choice(layer: LayerKernels, kept: Bools | None, names: _Names) -> NDArray[n
     different, place = np.unique(kept.reshape(-1, kept.shape[2]), axis=0, return_inverse=True)
     numbers = np.array([names.number(mask) for mask in different], dtype=np.int64)
     return numbers[place.reshape(-1)].astype(np.int16).reshape(shape)
-
-
-def _layer_plan(
-    before: LayerKernels, choice: NDArray[np.int16], kept: Bools | None, structures: tuple[str, ...]
-) -> LayerPlan:
-    cells = math.prod(before.grid)
-    dims = [cells if name == FREE_NAME else name.removeprefix(masks.PREFIX).count("1") for name in structures]
-    return LayerPlan(
-        before.name,
-        before.kind,
-        before.groups,
-        before.grid,
-        choice=choice,
-        found=np.zeros(choice.shape, dtype=bool),
-        dead=before.dead().numpy(),
-        residual=_residual(before, kept),
-        dims=np.array(dims, dtype=np.int16),
-    )
 
 
 def _residual(before: LayerKernels, kept: Bools | None) -> NDArray[np.float32]:

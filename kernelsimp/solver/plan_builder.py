@@ -1,7 +1,7 @@
 """From kernels and what is known of them to a plan: menus for the chooser, choices back into a plan."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -116,7 +116,9 @@ def plan_of(
     for layer, chosen in zip(prepared.bank.spatial, choices.structures, strict=True):
         errors = _errors(layer, prepared.offers[layer.name], chosen)
         predicted[layer.name] = predicted_loss(layer, errors, prepared.seen.get(layer.name))
-        layers.append(_layer_plan(prepared, layer, (structures, chosen, errors)))
+        made = _layer_plan(layer, structures, prepared.offers[layer.name], chosen)
+        found = prepared.found[layer.name].reshape(made.choice.shape) & made.changed
+        layers.append(replace(made, found=found, residual=_residual(layer, errors)))
     settings = prepared.settings
     rule: dict[str, Any] = {
         "rule": "one multiplier",
@@ -129,11 +131,6 @@ def plan_of(
     }
     bits = choice_bits(tables, choices)
     return Plan(structures, tuple(layers), rule, bits, coefficient_bits(tables)), predicted
-
-
-def equivalent_share(plan: Plan) -> float:
-    """Return the equivalent degrees of freedom left, (DOF * b + choice bits) / b, as a share."""
-    return (plan.dof_after + plan.choice_bits / plan.coefficient_bits) / plan.dof_before
 
 
 def _cost_table(prepared: Prepared, layer: LayerKernels, cost: str) -> CostTable:
@@ -163,7 +160,7 @@ def _errors(layer: LayerKernels, offer: Sequence[Structure], chosen: Tensor) -> 
     return errors
 
 
-def _shapes(offer: Sequence[Structure], chosen: Tensor, shape: tuple[int, int]) -> dict[str, Any]:
+def _shapes(offer: Sequence[Structure], chosen: Tensor, shape: tuple[int, ...]) -> dict[str, Any]:
     """Return the shape parameters of the kernels that became templates, for the plan to keep."""
     kept = torch.zeros(len(chosen), WIDTH)
     drawn = False
@@ -177,29 +174,20 @@ def _shapes(offer: Sequence[Structure], chosen: Tensor, shape: tuple[int, int]) 
 
 
 def _layer_plan(
-    prepared: Prepared, layer: LayerKernels, made: tuple[tuple[str, ...], Tensor, Tensor]
+    layer: LayerKernels, structures: tuple[str, ...], offer: Sequence[Structure], chosen: Tensor
 ) -> LayerPlan:
-    structures, chosen, errors = made
-    offer = prepared.offers[layer.name]
+    """Return the plan of one layer, before it says what was found and how far kernels move."""
+    free = LayerPlan.free(layer, structures, {item.name: item.dim for item in offer})
     index = np.array([structures.index(item.name) for item in offer], dtype=np.int16)
-    dims = np.full(len(structures), np.prod(layer.grid), dtype=np.int16)
-    dims[index] = [item.dim for item in offer]
-    shape = layer.kernels.shape[:2]
+    choice = index[chosen.numpy()].reshape(free.choice.shape)
+    return replace(free, choice=choice, parameters=_shapes(offer, chosen, choice.shape))
+
+
+def _residual(layer: LayerKernels, errors: Tensor) -> NDArray[np.float32]:
+    """Return ||error|| / ||w|| of each kernel, (out, in / groups), from its error w - Pw, (n, cells)."""
     norms = rows_of_layer(layer).norm(dim=1)
     residual = torch.where(norms > 0, errors.norm(dim=1) / norms.clamp_min(1e-300), 0.0)
-    choice = index[chosen.numpy()].reshape(shape)
-    return LayerPlan(
-        layer.name,
-        layer.kind,
-        layer.groups,
-        layer.grid,
-        choice=choice,
-        found=prepared.found[layer.name].reshape(shape) & (choice != 0),
-        dead=layer.dead().numpy().reshape(shape),
-        residual=residual.float().numpy().reshape(shape),
-        dims=dims,
-        parameters=_shapes(offer, chosen, (int(shape[0]), int(shape[1]))),
-    )
+    return np.asarray(residual.float().numpy().reshape(layer.kernels.shape[:2]))
 
 
 def _found_kernels(layer: LayerKernels, settings: PlanSettings) -> NDArray[np.bool_]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kernelsimp.errors import DamagedError, KernelsimpError
 from kernelsimp.evaluation.accuracy import measure
+from kernelsimp.evaluation.divergence import is_memorised
 from kernelsimp.evaluation.metric import UserMetric
 from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.records.plan import LayerPlan
@@ -29,9 +30,6 @@ FIRST_SHARE, FIRST_STEP, LAST_STEP = 0.5, 0.16, 0.01
 """Where the search starts, its first step, and the step below which it stops, in shares of the DOF."""
 
 MOST_TRIALS = 24
-
-MEMORISED = 99.0
-"""A network at or above this accuracy, in percent, has probably been trained on these images."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,8 @@ class BudgetJudge:
 
     @property
     def memorised(self) -> bool:
-        """Whether labels no longer tell networks apart: the original is right on 99 % of these images."""
-        return self.top1 is not None and self.top1 >= MEMORISED
+        """Whether labels no longer tell networks apart: the original knows these images by heart."""
+        return self.top1 is not None and is_memorised(self.top1)
 
     def trial(self, model: nn.Module, share: float, cost: str) -> Trial:
         """Return how much worse `model` is than the original."""

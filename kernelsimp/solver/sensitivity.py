@@ -24,9 +24,9 @@ MOST_IMAGES = 64
 
 def predicted_losses(plan: Plan, bank: KernelBank, seen: Mapping[str, Sensitivity]) -> dict[str, float]:
     """Return what the survey predicts of each layer of a plan made elsewhere, in nats an image."""
-    layers, losses = {layer.name: layer for layer in bank.layers}, {}
+    losses = {}
     for item in plan.layers:
-        layer = layers[item.name]
+        layer = bank.by_name[item.name]
         made = replace(layer, kernels=snap_layer(layer.kernels, item, plan.structures))
         errors = rows_of_layer(layer) - rows_of_layer(made)
         losses[item.name] = predicted_loss(layer, errors, seen.get(item.name))

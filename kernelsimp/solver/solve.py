@@ -26,7 +26,7 @@ from kernelsimp.solver.layerwise import (
     reconstruct,
     targets_of,
 )
-from kernelsimp.solver.plan_builder import Chooser, Prepared, check_prices, chooser, plan_for, prepare
+from kernelsimp.solver.plan_builder import Chooser, Prepared, check_prices, plan_for, prepare
 from kernelsimp.watch import SILENT, Watcher
 
 HELD_BACK = 0.125
@@ -119,15 +119,6 @@ def survey_layers(
     return Surveyed(
         calibrated, prepare(calibrated.bank, settings, seen), DistanceJudge(calibrated.model, calibrated.held)
     )
-
-
-def solve(calibrated: CalibratedNetwork, settings: PlanSettings, watcher: Watcher = SILENT) -> Solution:
-    """Survey, choose within the settings' budget with each cost they allow, and keep the nearest network.
-
-    Raises `KernelsimpError` where there is no budget or it cannot be met.
-    """
-    choose = chooser(settings)
-    return solve_at_budget(survey_layers(calibrated, settings, watcher), choose, settings.cost, watcher)
 
 
 def solve_at_budget(surveyed: Surveyed, choose: Chooser, cost: str, watcher: Watcher = SILENT) -> Solution:

@@ -16,7 +16,7 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.kernels.families import SEVENTEEN, ZERO
 from kernelsimp.kernels.structures import CURVED, LINEAR, expand
-from kernelsimp.records.plan import LayerPlan, Plan
+from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
 
 BISECTIONS = 40
@@ -83,38 +83,22 @@ def plan_at(
     structures = ("free", *seen)
     layers = tuple(_layer_plan(layer, structures, tolerance, fdr) for layer in examined)
     plan = Plan(structures, layers, rule or {"rule": "relative tolerance", "tolerance": tolerance})
-    return replace(plan, choice_bits=choice_bits(plan))
-
-
-def choice_bits(plan: Plan) -> float:
-    """Return the bits that name every kernel's structure: n times the entropy of the choices, by layer."""
-    total = 0.0
-    for layer in plan.layers:
-        counts = np.bincount(layer.choice.reshape(-1))
-        shares = counts[counts > 0] / layer.choice.size
-        total -= layer.choice.size * float((shares * np.log2(shares)).sum())
-    return total
+    return replace(plan, choice_bits=plan.entropy_bits())
 
 
 def _layer_plan(layer: Examined, structures: tuple[str, ...], tolerance: float, fdr: float) -> LayerPlan:
     best = layer.best(tolerance)
-    index = np.array([0, *(structures.index(family.name) for family in layer.families)], dtype=np.int16)
-    dims = np.full(len(structures), np.prod(layer.layer.grid), dtype=np.int16)
-    dims[index] = _dims(layer)
+    names = [family.name for family in layer.families]
+    index = np.array([FREE, *map(structures.index, names)], dtype=np.int16)
     rows = np.arange(len(best))
     taken = best != NONE
     residual = np.where(taken, layer.residual[rows, best], 0) if layer.families else np.zeros(len(best))
-    shape = layer.layer.kernels.shape[:2]
-    return LayerPlan(
-        layer.layer.name,
-        layer.layer.kind,
-        layer.layer.groups,
-        layer.layer.grid,
-        choice=index[best + 1].reshape(shape),
-        found=(found_in(layer, fdr) & taken).reshape(shape),
-        dead=layer.dead.reshape(shape),
-        residual=residual.astype(np.float32).reshape(shape),
-        dims=dims,
+    free = LayerPlan.free(layer.layer, structures, dict(zip(names, layer.dims.tolist(), strict=True)))
+    return replace(
+        free,
+        choice=index[best + 1].reshape(free.choice.shape),
+        found=(found_in(layer, fdr) & taken).reshape(free.choice.shape),
+        residual=residual.astype(np.float32).reshape(free.choice.shape),
     )
 
 

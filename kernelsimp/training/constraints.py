@@ -179,18 +179,12 @@ def _layer_plan(
 ) -> LayerPlan:
     cells = int(np.prod(layer.grid))
     choice = np.zeros(layer.count, dtype=np.int16)
-    dims = np.full(len(structures), cells, dtype=np.int16)
+    dims = {}
     for name, own in hands:
-        index = structures.index(name)
-        choice[own] = index
-        dims[index] = (numbers_left(name, layer.grid) or cells) + _share(name, cells, len(own))
-    shape = tuple(layer.kernels.shape[:2])
-    none = np.zeros(shape, dtype=bool)
-    residual = np.zeros(shape, dtype=np.float32)
-    dead = layer.dead().cpu().numpy().reshape(shape)
-    return LayerPlan(
-        layer.name, layer.kind, layer.groups, layer.grid, choice.reshape(shape), none, dead, residual, dims
-    )
+        choice[own] = structures.index(name)
+        dims[name] = (numbers_left(name, layer.grid) or cells) + _share(name, cells, len(own))
+    free = LayerPlan.free(layer, structures, dims)
+    return replace(free, choice=choice.reshape(free.choice.shape))
 
 
 def _share(name: str, cells: int, kernels: int) -> int:
