@@ -32,7 +32,8 @@ from kernelsimp.models.network import Network, device_of, network_in_memory, ope
 from kernelsimp.records.limits import Baseline, baseline_of
 from kernelsimp.records.report import Report
 from kernelsimp.results import CheckResult, CompareResult, FamiliesResult, ScanResult, SimplifyResult
-from kernelsimp.settings import Settings, given_from, settle
+from kernelsimp.settings import Settings
+from kernelsimp.settings_file import given_from, settle
 from kernelsimp.watch import SILENT, Watcher
 
 STAGES = ("model", "data", "scan", "plan", "finetune", "robustness", "compare", "run")

@@ -39,7 +39,7 @@ from torch import nn
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan
-from kernelsimp.settings import read_toml
+from kernelsimp.settings_file import read_toml
 from kernelsimp.training.constraints import constrain as constrain_by_rules
 from kernelsimp.training.constraints import plain_state
 from kernelsimp.training.hold import Mode, survival_in_model, verify

@@ -9,7 +9,7 @@ from test_data import load, pixels, refusal
 
 from kernelsimp.data.numpy_files import place_of
 from kernelsimp.data.stores import as_images
-from kernelsimp.settings import names_code
+from kernelsimp.settings_file import names_code
 
 X, Y = pixels(20, 6, 6, 3), np.arange(20) % 4
 

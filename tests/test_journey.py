@@ -11,7 +11,7 @@ from builders import tiny_state
 
 from kernelsimp.commands import simplify
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.settings import settle
+from kernelsimp.settings_file import settle
 from kernelsimp.solver import solve as solution
 from kernelsimp.watch import Watcher
 

@@ -15,7 +15,8 @@ from kernelsimp import hold
 from kernelsimp.cli.main import run
 from kernelsimp.data.sources import load_data
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.settings import CAN_NAME_CODE, DataSettings, Settings, as_toml, names_code, settle
+from kernelsimp.settings import DataSettings, Settings
+from kernelsimp.settings_file import CAN_NAME_CODE, as_toml, names_code, settle
 
 NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
 LONG = ("--finetune", "--epochs", "1", "--batch-size", "16", "-q")

@@ -11,7 +11,8 @@ from builders import tiny_state, write_zip
 
 from kernelsimp.cli.main import run
 from kernelsimp.report.command import command_again
-from kernelsimp.settings import Settings, settle
+from kernelsimp.settings import Settings
+from kernelsimp.settings_file import settle
 
 NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
 

@@ -18,7 +18,7 @@ from kernelsimp.analysis.examine import NONE, Examined, examine
 from kernelsimp.analysis.naming import Names, names_of
 from kernelsimp.analysis.quality import quality_of
 from kernelsimp.analysis.select import deep_layers, select_layers
-from kernelsimp.analysis.shapes import Look, Shapes, Structure, near_any, shapes_of, worth
+from kernelsimp.analysis.shapes import Look, Shapes, ShapeStructure, near_any, shapes_of, worth
 from kernelsimp.analysis.threads import one_thread
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import spill
@@ -307,7 +307,7 @@ def _structure_scans(seen: Seen, best: NDArray[np.int64]) -> dict[str, FamilySca
     }
 
 
-def _structure_scan(seen: Seen, item: Structure, own: NDArray[np.bool_]) -> FamilyScan:
+def _structure_scan(seen: Seen, item: ShapeStructure, own: NDArray[np.bool_]) -> FamilyScan:
     """`found` are the kernels whose best structure it is and whose p-value stands up over the layer."""
     live, tolerance = ~seen.examined.dead, seen.settings.tolerance
     r = item.measured.residual[live]

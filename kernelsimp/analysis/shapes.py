@@ -73,7 +73,7 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class Structure:
+class ShapeStructure:
     """A structure in one layer beside chance: `null` names how the random kernels were drawn."""
 
     measured: Measured
@@ -92,7 +92,7 @@ class Shapes:
     `lines` (n,) are the partitions found by kernel, in words, for each axis where lines are enough.
     """
 
-    structures: tuple[Structure, ...] = ()
+    structures: tuple[ShapeStructure, ...] = ()
     fitted: TemplateFit | None = None
     lines: tuple[partitions.EqualLines, ...] = ()
 
@@ -115,7 +115,7 @@ def shapes_of(examined: Examined, look: Look) -> Shapes:
         ("permuted", _templates(fitted), _templates(again)),
     ]
     made = (
-        Structure(own, null, sampled_null(null, torch.from_numpy(chance.residual), own.codimension))
+        ShapeStructure(own, null, sampled_null(null, torch.from_numpy(chance.residual), own.codimension))
         for null, measured, random in pairs
         for own, chance in zip(measured, random, strict=True)
     )

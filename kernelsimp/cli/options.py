@@ -8,7 +8,8 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from kernelsimp.settings import Given, given_from, help_of
+from kernelsimp.settings import Given, help_of
+from kernelsimp.settings_file import given_from
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint file")]
 ConfigOption = Annotated[str | None, typer.Option("--config", help="settings file, or recipe:NAME")]

@@ -8,7 +8,8 @@ import typer
 from kernelsimp.cli.console import TerminalWatcher, emit_json, out, watch_command
 from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, put, with_settings
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.settings import Given, ModelSettings, ScanSettings, Settings, settle
+from kernelsimp.settings import Given, ModelSettings, ScanSettings, Settings
+from kernelsimp.settings_file import settle
 
 ScanModel = Annotated[
     str, typer.Argument(metavar="MODEL", help="a checkpoint, a folder of them, torchvision:NAME or timm:NAME")

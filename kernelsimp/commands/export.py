@@ -35,7 +35,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Form:
+class ExportForm:
     """One row: the ending of the file, how it is written, and what it is.
 
     Where it is `lossless` all tensors come back; `runs` says that the network is run to make it.
@@ -124,11 +124,13 @@ def _to_onnx(source: ExportSource, path: Path) -> None:
     export_onnx(network.module(), shape, path)
 
 
-FORMS: Mapping[str, Form] = {
-    "packed": Form(".kspack", _to_packed, "every kernel by the free numbers of its structure; lossless"),
-    "safetensors": Form(".safetensors", _to_safetensors, "plain tensors, as the file names them"),
-    "torch": Form(".pt", _to_torch, "what torch.load reads, under the keys where the weights stood"),
-    "onnx": Form(".onnx", _to_onnx, "a graph that other programs run", lossless=False, runs=True),
+FORMS: Mapping[str, ExportForm] = {
+    "packed": ExportForm(
+        ".kspack", _to_packed, "every kernel by the free numbers of its structure; lossless"
+    ),
+    "safetensors": ExportForm(".safetensors", _to_safetensors, "plain tensors, as the file names them"),
+    "torch": ExportForm(".pt", _to_torch, "what torch.load reads, under the keys where the weights stood"),
+    "onnx": ExportForm(".onnx", _to_onnx, "a graph that other programs run", lossless=False, runs=True),
 }
 """What a network can be exported to."""
 

@@ -11,7 +11,8 @@ from kernelsimp.models.architectures import recipe_of
 from kernelsimp.models.network import device_of
 from kernelsimp.records.verdict import printable
 from kernelsimp.report import read_report
-from kernelsimp.settings import Given, Settings, names_code, recipe, settle
+from kernelsimp.settings import Given, Settings
+from kernelsimp.settings_file import names_code, recipe, settle
 from kernelsimp.training.options import check_precision, check_settings
 from kernelsimp.watch import SILENT, Watcher
 

@@ -22,7 +22,8 @@ from kernelsimp.records.report import Epoch, Report
 from kernelsimp.report.assemble import DIVERGED, Chosen, RunFacts
 from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
-from kernelsimp.settings import Given, Settings, recipe, settle
+from kernelsimp.settings import Given, Settings
+from kernelsimp.settings_file import recipe, settle
 from kernelsimp.solver.apply import apply_plan
 from kernelsimp.solver.magnitude import check_pruning, magnitude_plan, shares_left
 from kernelsimp.training.ranks import processes

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kernelsimp.data.layout import Layout, read_layout
+from kernelsimp.data.layout import FolderLayout, read_layout
 from kernelsimp.data.splits import FoundSplits, Request, Split, split_by_hash
 from kernelsimp.data.stores import FileStore
 from kernelsimp.errors import KernelsimpError
@@ -36,7 +36,7 @@ def load_folder(request: Request) -> FoundSplits:
     return FoundSplits(splits[2], splits[0], splits[1], len(layout.classes), warnings, (layout.note,))
 
 
-def _ready(layout: Layout, store: FileStore, request: Request) -> FoundSplits:
+def _ready(layout: FolderLayout, store: FileStore, request: Request) -> FoundSplits:
     """Take the splits that the folders make; a missing val is carved out of train later."""
     folders = np.array([folder for folder, _, _ in layout.images])
     splits = {
@@ -53,7 +53,7 @@ def _ready(layout: Layout, store: FileStore, request: Request) -> FoundSplits:
     )
 
 
-def _store(root: Path, layout: Layout) -> FileStore:
+def _store(root: Path, layout: FolderLayout) -> FileStore:
     number = {name: i for i, name in enumerate(layout.classes)}
     labels = torch.tensor([number[name] for _, name, _ in layout.images], dtype=torch.int64)
     return FileStore(root, tuple(file for _, _, file in layout.images), labels)

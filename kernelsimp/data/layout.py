@@ -54,7 +54,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """What was decided. `splits` gives a split's word its folder, and is empty where none is a split.
 
     `images` are those that belong to a class, each as (split's folder or '', class, path below the root);
@@ -77,7 +77,7 @@ def split_word(name: str) -> str | None:
     return None
 
 
-def read_layout(root: Path) -> Layout:
+def read_layout(root: Path) -> FolderLayout:
     """Return what the folders of `root` are.
 
     Raises `KernelsimpError` where there are no images, where splits have no class folders and so no labels,
@@ -182,7 +182,7 @@ def _refuse_deeper(found: Found) -> None:
 # ---------------------------------------------------------------- what was decided, in words
 
 
-def _with_splits(found: Found, splits: dict[str, str]) -> Layout:
+def _with_splits(found: Found, splits: dict[str, str]) -> FolderLayout:
     taken = set(splits.values())
     images = [parts for parts in found.images if parts[0] in taken and len(parts) > 2]
     classes = _sorted_names(parts[1] for parts in images)
@@ -196,7 +196,7 @@ def _with_splits(found: Found, splits: dict[str, str]) -> Layout:
         *_suspicious_classes(classes),
     ]
     told = ", ".join(word if word == name else f"{word} ({name})" for word, name in splits.items())
-    return Layout(
+    return FolderLayout(
         splits,
         tuple((parts[0], parts[1], "/".join(parts)) for parts in images),
         classes,
@@ -205,7 +205,7 @@ def _with_splits(found: Found, splits: dict[str, str]) -> Layout:
     )
 
 
-def _without_splits(found: Found) -> Layout:
+def _without_splits(found: Found) -> FolderLayout:
     images = [parts for parts in found.images if len(parts) > 1]
     classes = _sorted_names(parts[0] for parts in images)
     loose = len(found.images) - len(images)
@@ -221,7 +221,7 @@ def _without_splits(found: Found) -> Layout:
         *([f"splits inside the classes {_list(inside)} are not kept apart"] if inside else []),
         *_suspicious_classes(classes),
     ]
-    return Layout(
+    return FolderLayout(
         {},
         tuple(("", parts[0], "/".join(parts)) for parts in images),
         classes,

@@ -27,7 +27,7 @@ from kernelsimp.models.layers import tied_names
 from kernelsimp.models.reading import Raw
 from kernelsimp.models.reparametrised import plain_module
 from kernelsimp.models.zoo import ZOO
-from kernelsimp.settings import REGISTRIES
+from kernelsimp.settings_file import REGISTRIES
 
 FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, file.py:callable or package.module:callable"
 

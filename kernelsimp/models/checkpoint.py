@@ -22,7 +22,7 @@ from kernelsimp.models.digest import tensors_sha256 as tensors_sha256
 from kernelsimp.models.identify import Format, identify
 from kernelsimp.models.packed import pack
 from kernelsimp.models.reading import Raw, read_raw
-from kernelsimp.models.reparametrised import Form, effective_weights, remarks_on
+from kernelsimp.models.reparametrised import Reparametrisation, effective_weights, remarks_on
 from kernelsimp.models.snapshot import file_sha256, steady
 from kernelsimp.models.storage import tensors_with_numbers
 from kernelsimp.models.wrappers import (
@@ -61,7 +61,7 @@ class Checkpoint:
     found: FoundState = field(default=FoundState(()), repr=False)
     ties: tuple[tuple[str, ...], ...] = ()
     digest: str = ""
-    forms: Mapping[str, Form] = field(default_factory=dict, repr=False)
+    forms: Mapping[str, Reparametrisation] = field(default_factory=dict, repr=False)
     spelled: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from kernelsimp.errors import CheckpointError
-from kernelsimp.models.stand_ins import Kind, Maker, StandIn
+from kernelsimp.models.stand_ins import Maker, StandIn, StandInKind
 
 _LEFT_OUT = object()
 _MOST_MODULES = 1_000_000
@@ -77,7 +77,7 @@ class _Converter:
             return self._done[id(value)]
         if isinstance(value, StandIn):
             return self._stand_in(value, place)
-        if isinstance(value, Kind | Maker):
+        if isinstance(value, StandInKind | Maker):
             return self._leave_out(value)
         if type(value) in (dict, OrderedDict):
             return self._mapping(value, place)
@@ -199,7 +199,7 @@ def _holds_tensor(item: StandIn) -> bool:
 
 
 def _is_foreign(value: Any) -> bool:
-    return isinstance(value, StandIn | Kind | Maker)
+    return isinstance(value, StandIn | StandInKind | Maker)
 
 
 def _kind_of(value: Any) -> str:

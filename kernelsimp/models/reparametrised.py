@@ -28,7 +28,7 @@ ADVICE = {
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
+class Reparametrisation:
     """How a file keeps one weight: `how`, the file's tensors it is made of, and what they make."""
 
     how: str
@@ -49,7 +49,9 @@ class Form:
         }
 
 
-def effective_weights(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Form]]:
+def effective_weights(
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Reparametrisation]]:
     """Return the tensors with parts replaced by what they make, and how the file keeps each such weight."""
     forms = dict(_forms(tensors))
     owner = {part: name for name, form in forms.items() for part in form.parts}
@@ -62,7 +64,9 @@ def effective_weights(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
     return found, forms
 
 
-def remarks_on(tensors: Mapping[str, Tensor], forms: Mapping[str, Form], where: str) -> tuple[str, ...]:
+def remarks_on(
+    tensors: Mapping[str, Tensor], forms: Mapping[str, Reparametrisation], where: str
+) -> tuple[str, ...]:
     """Say which weights were put together, what becomes of them, and which could not be."""
     told = []
     for how, count in Counter(form.how for form in forms.values()).items():
@@ -137,7 +141,7 @@ def _known_parametrisations(module: nn.Module) -> list[str]:
     ]
 
 
-def _forms(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Form]]:
+def _forms(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Reparametrisation]]:
     """Yield (plain name, form) for every weight that stands in parts that are all there."""
     grouped: dict[str, dict[str, str]] = {}
     for name in tensors:
@@ -153,7 +157,7 @@ def _forms(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Form]]:
             yield name, form
 
 
-def _form(parts: Mapping[str, Tensor], keys: Mapping[str, str]) -> Form | None:
+def _form(parts: Mapping[str, Tensor], keys: Mapping[str, str]) -> Reparametrisation | None:
     """Return what the parts of one weight make, None where they are no form that is known."""
     named = {keys[part]: value for part, value in parts.items()}
     if any(value.layout != torch.strided or value.is_meta for value in parts.values()):
@@ -163,16 +167,18 @@ def _form(parts: Mapping[str, Tensor], keys: Mapping[str, str]) -> Form | None:
     have = set(parts)
     if have == {"_g", "_v"} or have == {"original0", "original1"}:
         weight = _weight_normed(*(parts[part] for part in sorted(have)))
-        return None if weight is None else Form("weight norm", named, weight)
+        return None if weight is None else Reparametrisation("weight norm", named, weight)
     if have == {"_orig", "_mask"} and parts["_orig"].shape == parts["_mask"].shape:
-        return Form("pruning mask", named, parts["_orig"].detach() * parts["_mask"].to(parts["_orig"].dtype))
+        return Reparametrisation(
+            "pruning mask", named, parts["_orig"].detach() * parts["_mask"].to(parts["_orig"].dtype)
+        )
     if have == {"_orig", "_u", "_v"}:
         weight = _spectrally_normed(parts["_orig"], parts["_u"], parts["_v"])
     elif have == {"original", "0._u", "0._v"}:
         weight = _spectrally_normed(parts["original"], parts["0._u"], parts["0._v"])
     else:
         return None
-    return None if weight is None else Form("spectral norm", named, weight)
+    return None if weight is None else Reparametrisation("spectral norm", named, weight)
 
 
 def _weight_normed(length: Tensor, direction: Tensor) -> Tensor | None:

@@ -59,7 +59,7 @@ class WouldRunError(Exception):
         self.name = name
 
 
-class Kind(type):
+class StandInKind(type):
     """The class of stand-in classes: what REDUCE calls must be a class."""
 
     def __call__(cls, *args: Any, **named: Any) -> Any:
@@ -69,7 +69,7 @@ class Kind(type):
         return StandIn.__new__(cls, *args, **named)  # type: ignore[arg-type]
 
 
-class StandIn(metaclass=Kind):
+class StandIn(metaclass=StandInKind):
     """What stands for an object of an unknown class: its arguments, its state, its entries and its items."""
 
     __slots__ = ("args", "entries", "items", "state")
@@ -89,7 +89,7 @@ class StandIn(metaclass=Kind):
         made.args, made.state, made.entries, made.items = args, dict(named) or None, {}, []
         if args and cls.kind in ("copyreg._reconstructor", "copyreg.__newobj__"):
             inner = args[0]
-            return StandIn.__new__(inner) if isinstance(inner, Kind) else made  # type: ignore[arg-type]
+            return StandIn.__new__(inner) if isinstance(inner, StandInKind) else made  # type: ignore[arg-type]
         return made
 
     def __setstate__(self, state: Any) -> None:
@@ -136,7 +136,7 @@ class StandInUnpickler(pickle.Unpickler):
 
     def __init__(self, file: Any, **options: Any) -> None:
         super().__init__(file, **options)
-        self._kinds: dict[str, Kind] = {}
+        self._kinds: dict[str, StandInKind] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a global of the file; nothing is imported."""
@@ -150,14 +150,14 @@ class StandInUnpickler(pickle.Unpickler):
 
     def _attribute(self, owner: Any, name: Any) -> Any:
         """Stand for an attribute of a class that is stood in for; nothing is looked up."""
-        inside = isinstance(owner, Kind) and not _of_standard_library(str(getattr(owner, "kind", "")))
+        inside = isinstance(owner, StandInKind) and not _of_standard_library(str(getattr(owner, "kind", "")))
         if not inside or not isinstance(name, str):
             raise WouldRunError("builtins.getattr")
         return self._stand_in(f"{getattr(owner, 'kind', '')}.{name}")
 
-    def _stand_in(self, kind: str) -> Kind:
+    def _stand_in(self, kind: str) -> StandInKind:
         if kind not in self._kinds:
-            self._kinds[kind] = Kind("StandIn", (StandIn,), {"__slots__": (), "kind": kind})
+            self._kinds[kind] = StandInKind("StandIn", (StandIn,), {"__slots__": (), "kind": kind})
         return self._kinds[kind]
 
 

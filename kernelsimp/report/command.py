@@ -10,7 +10,8 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from kernelsimp.settings import CAN_NAME_CODE, Settings, help_of, names_code
+from kernelsimp.settings import Settings, help_of
+from kernelsimp.settings_file import CAN_NAME_CODE, names_code
 
 UNSPOKEN = ("scan", "train", "prune", "audit", "compare")
 """Stages that `simplify` reads from a settings file alone; where one was set, the run's own file is named."""

@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kernelsimp.error_text import kind_and_words, short
 from kernelsimp.errors import KernelsimpError
@@ -170,3 +170,22 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+@dataclass
+class TrainingProgress:
+    """How far a run is: `batch` batches of `epoch` and `step` optimiser steps in all are done.
+
+    `total` and `images` add up the epoch's loss, on the device, and its images.
+    """
+
+    total: Tensor
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+    def next_epoch(self) -> None:
+        self.epoch, self.batch, self.images, self.seconds = self.epoch + 1, 0, 0, 0.0
+        self.total = torch.zeros_like(self.total)
