@@ -81,7 +81,10 @@ class PlanSettings:
     )
     simplified: float | None = option(None, "simplify at least this share of the kernels, 0..1")
     max_drop: float | None = option(None, "simplify as much as loses at most this accuracy, in pp")
-    cost: str = option("auto", "what an error costs: absolute, layer, filter or mixed; auto keeps the best")
+    cost: str = option(
+        "auto",
+        "what an error costs: absolute, layer, filter, mixed or kind (filter where depthwise); or auto",
+    )
     choice_weight: float = option(
         1.0, "what a bit that names a structure weighs beside one of a coefficient; 0: the DOF alone count"
     )
@@ -162,6 +165,7 @@ class RunSettings:
 
     seed: int = option(0, "seed of everything random")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    memory: float | None = option(None, "gigabytes that may be used; the default is half of what is free")
 
 
 @dataclass(frozen=True)

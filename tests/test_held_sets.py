@@ -131,8 +131,9 @@ def test_alternating_never_raises_a_filters_objective_and_lowers_some() -> None:
     gram = mixed.mT @ mixed / 900
     zero = torch.zeros(1, 36, dtype=torch.float64)
     original = some(1, 12, 36).double() * 3
+    target = original @ gram
     moments = Moments(
-        gram[None], gram[None], zero, zero, (original @ gram * original).sum(-1), 900, same=True
+        gram[None], target, zero, torch.zeros(1, 12), (target * original).sum(-1), 900, same=True
     )
     rank = find("rank-one", (3, 3))
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.models.hooks import Replay, trace
+from kernelsimp.models.hooks import trace
 from kernelsimp.models.layers import bank_from_model, canonical
+from kernelsimp.models.replay import Replay
+from kernelsimp.shelf import Shelf
 from kernelsimp.solver.distance import DistanceJudge
 from kernelsimp.solver.fisher import Sensitivity, cached_survey, survey
 from kernelsimp.solver.moments import (
@@ -89,9 +91,9 @@ def test_moments_are_those_of_the_unfolded_inputs() -> None:
     assert found.rows == n
     assert not found.same
     assert torch.allclose(found.gram, t.mT @ t / n, atol=1e-6)
-    assert torch.allclose(found.cross, t.mT @ x / n, atol=1e-6)
+    assert torch.allclose(found.target, weights @ (x.mT @ t / n), atol=1e-6)
     assert torch.allclose(found.mean, t.mean(1), atol=1e-6)
-    assert torch.allclose(found.mean_before, x.mean(1), atol=1e-6)
+    assert torch.allclose(found.level, (x @ weights.mT).mean(1), atol=1e-6)
     assert torch.allclose(found.power, (x @ weights.mT).square().mean(1), atol=1e-6)
 
 
@@ -105,8 +107,8 @@ def test_the_error_of_moments_is_the_error_of_the_outputs(centred: bool) -> None
     assert found is not None
     change = every_row(module, now).double() @ new.mT - every_row(module, before).double() @ old.mT
     change = change - change.mean(1, keepdim=True) if centred else change
-    metric = found.centred(old) if centred else found
-    assert torch.allclose(metric.error(new, old), change.square().mean(1), rtol=1e-4)
+    metric = found.centred() if centred else found
+    assert torch.allclose(metric.error(new), change.square().mean(1), rtol=1e-4)
 
 
 def test_equal_inputs_are_known_to_be_the_same() -> None:
@@ -116,7 +118,7 @@ def test_equal_inputs_are_known_to_be_the_same() -> None:
     found = pair_moments([[(module, images)]], [[(module, images.clone())]], weights, WindowSampling(1.0, 0))
     assert found is not None
     assert found.same
-    assert torch.equal(found.gram, found.cross)
+    assert torch.equal(found.target, weights @ found.gram)
 
 
 def test_positions_are_drawn_without_replacement_and_the_same_for_both_networks() -> None:
@@ -182,11 +184,11 @@ def keeping(found: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], No
     return lambda _, inputs: found.append(inputs[0].clone())
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
-def test_a_replay_hands_out_what_each_layer_really_sees(cache_bytes: int) -> None:
+@pytest.mark.parametrize("kept_bytes", [0, 2_000, 1 << 30])
+def test_a_replay_hands_out_what_each_layer_really_sees(kept_bytes: int) -> None:
     model, images = winding()
     traced = trace(model, images[:2])
-    replay = Replay(model, traced, images.split(4), cache_bytes)
+    replay = Replay(model, traced, images.split(4), Shelf(kept_bytes))
     for use in traced.uses:
         expected: list[Tensor] = []
         twins = [model.left, model.right] if use.name == "left" else [model.get_submodule(use.name)]

@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
-from kernelsimp.watch import Watcher
+from kernelsimp.watch import Watcher, duration
 
 
 class Pipe:
@@ -53,6 +54,28 @@ out = Console(highlight=False, soft_wrap=sys.stdout is None or not sys.stdout.is
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+EVERY = 30.0
+"""Seconds between two lines on a stage's progress where there is no bar."""
+
+
+class Pace:
+    """How a stage of `total` steps gets on, in a line now and then; for logs, where no bar is drawn."""
+
+    def __init__(self, stage: str, total: int | None) -> None:
+        self._stage, self._total, self._done = stage, total, 0
+        self._began = self._told = time.monotonic()
+
+    def step(self, amount: int) -> str | None:
+        """Advance; return a line where it is time for one."""
+        self._done += amount
+        now = time.monotonic()
+        if not self._total or not 0 < self._done < self._total or now - self._told < EVERY:
+            return None
+        self._told = now
+        left = (now - self._began) * (self._total - self._done) / self._done
+        return f"{self._stage}: {self._done:,} of {self._total:,}, about {duration(left)} left"
+
+
 class TerminalWatcher(Watcher):
     """Draws a progress bar on a terminal, and plain lines for notes and stages elsewhere."""
 
@@ -61,13 +84,21 @@ class TerminalWatcher(Watcher):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._heads: tuple[str, ...] = ()
+        self._phases: tuple[str, ...] = ()
+        self._pace = Pace("", None)
+
+    def expect(self, phases: Sequence[str]) -> None:
+        """Number the stages that begin so from now on."""
+        self._phases = tuple(phases)
 
     def start(self, stage: str, total: int | None = None) -> None:
         """Begin a stage: a new bar on a terminal, one line elsewhere."""
         if self._quiet:
             return
         self.stop()
+        stage = f"{self._number(stage)}{stage}"
         if not err.is_terminal:
+            self._pace = Pace(stage, total)
             err.print(f"{escape(stage)} ...")
             return
         figures = TextColumn("{task.fields[figures]}")
@@ -84,11 +115,20 @@ class TerminalWatcher(Watcher):
 
     def step(self, amount: int = 1, **figures: float) -> None:
         """Advance the bar; figures stand behind it."""
+        if self._bar is None and not self._quiet and (line := self._pace.step(amount)):
+            err.print(escape(line))
         if self._bar is not None and self._task is not None:
             text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             self._bar.update(self._task, advance=amount)
             if text:
                 self._bar.update(self._task, figures=text)
+
+    def _number(self, stage: str) -> str:
+        """Return which of the expected phases a stage is, the most exact one, or nothing."""
+        fits = [name for name in self._phases if stage.startswith(name)]
+        if not fits:
+            return ""
+        return f"{self._phases.index(max(fits, key=len)) + 1} of {len(self._phases)}: "
 
     def row(self, **figures: float) -> None:
         """Print one row, below its heads where the columns are new; it stays when the bar goes."""

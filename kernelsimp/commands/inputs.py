@@ -1,12 +1,16 @@
 """What every command opens first: its settings, its images in batches, and layers by their names."""
 
+import math
 from pathlib import Path
+
+import torch
 
 from kernelsimp.data.sources import Data, load_data
 from kernelsimp.data.splits import Split
 from kernelsimp.data.transforms import Batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
+from kernelsimp.memory import GB, PIXELS_AT_ONCE, Room, free_bytes, resident_bytes
 from kernelsimp.models.architectures import recipe_of
 from kernelsimp.models.network import device_of
 from kernelsimp.records.verdict import printable
@@ -75,9 +79,27 @@ def open_data(settings: Settings, watcher: Watcher = SILENT) -> Data | None:
 def batches_of(split: Split, settings: Settings, *, workers: int = 0) -> Batches:
     """Return a split in the settings' batches: (images, labels), normalised, in order and not augmented.
 
-    Raises `KernelsimpError` for a batch size below 1 and a preprocessing that makes no sense.
+    On a CPU batches of large images are smaller, which costs no time there. Raises `KernelsimpError` for a
+    batch size below 1 and a preprocessing that makes no sense.
     """
-    return Batches(split, preprocess_of(settings.data), settings.data.batch_size, workers=workers)
+    size = settings.data.batch_size
+    if len(split) and size > 1 and device_of(settings).type == "cpu":
+        pixels = split.fetch([0])[0][0, 0].numel()
+        size = min(size, max(1, PIXELS_AT_ONCE // pixels))
+    return Batches(split, preprocess_of(settings.data), size, workers=workers)
+
+
+def room_of(settings: Settings, device: torch.device, folder: Path | None) -> Room:
+    """Return what stages may take: --memory, or half of what is free now; files go to `folder`.
+
+    Raises `KernelsimpError` for a --memory that is no positive number.
+    """
+    asked = settings.run.memory
+    if asked is not None and not 0 < asked < math.inf:
+        raise KernelsimpError(f"--memory is {asked:g}; expected gigabytes, such as 4")
+    used = resident_bytes() if device.type == "cpu" else torch.cuda.memory_allocated(device)
+    room = asked * GB if asked is not None else (free_bytes(device) + used) / 2
+    return Room(room, settings.data.batch_size, folder)
 
 
 def layers_by_name(bank: KernelBank) -> dict[str, LayerKernels]:

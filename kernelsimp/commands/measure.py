@@ -15,9 +15,10 @@ from kernelsimp.models.network import Network, device_of
 from kernelsimp.records.report import Figure, Metric
 from kernelsimp.settings import Settings
 from kernelsimp.solver.distance import relative_error
-from kernelsimp.watch import Watcher
+from kernelsimp.watch import Watcher, Within
 
 OUTPUT_ERROR = "relative output error"
+MEASURING = "measuring on the test split"
 
 
 class StageMeasurer:
@@ -40,9 +41,10 @@ class StageMeasurer:
         if self.data is None or not len(self.data.test) or stage in self.outcomes or stage in self.figures:
             return
         if self.by_accuracy:
-            self.outcomes[stage] = measure_module(network.module(), self.data, self.settings, watcher)
+            named = Within(watcher, stage)
+            self.outcomes[stage] = measure_module(network.module(), self.data, self.settings, named)
             return
-        watcher.start("measuring on the test split")
+        watcher.start(f"{MEASURING}, {stage}")
         if self.metric is not None:
             judged = load_split(self.data.test, self.settings)
             self.figures[stage] = self.metric(network.module(), judged)
@@ -106,5 +108,5 @@ def check_figure(settings: Settings, *, classifier: bool) -> None:
 def measure_module(model: nn.Module, data: Data, settings: Settings, watcher: Watcher) -> Outcome:
     """Return the outcome of a module, on the device of its settings, on the test split."""
     loader = batches_of(data.test, settings, workers=settings.data.workers)
-    watcher.start("measuring on the test split", len(loader))
+    watcher.start(MEASURING, len(loader))
     return measure(model, loader, device_of(settings), watcher)

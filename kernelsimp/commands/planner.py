@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from kernelsimp.commands.inputs import batches_of, layers_by_name
+from kernelsimp.commands.inputs import batches_of, layers_by_name, room_of
 from kernelsimp.commands.measure import load_split
 from kernelsimp.commands.rounds import check_rounds, simplify_in_rounds
 from kernelsimp.commands.task import Task
@@ -201,8 +201,9 @@ def calibrate(task: Task, images: Split) -> CalibratedNetwork:
     """Return the original network on its calibration images."""
     settings, network = task.settings, task.network
     inputs = (batch.to(network.device) for batch, _ in batches_of(images, settings))
+    room = room_of(settings, network.device, task.record.parent if task.record else None)
     flip = settings.data.calibration_flip
-    return calibrated_network(network.module(), network.bank, inputs, settings.run.seed, flip=flip)
+    return calibrated_network(network.module(), network.bank, inputs, settings.run.seed, room, flip=flip)
 
 
 def survey_file(task: Task, images: Split) -> Path | None:

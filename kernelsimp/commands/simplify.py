@@ -10,7 +10,7 @@ from kernelsimp.commands.controls import check_controls, controls_beside, contro
 from kernelsimp.commands.evaluate import check_robustness, robustness_of
 from kernelsimp.commands.handover import Handover, handed_over
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
-from kernelsimp.commands.measure import StageMeasurer
+from kernelsimp.commands.measure import MEASURING, StageMeasurer
 from kernelsimp.commands.planner import choose, judge_memorised
 from kernelsimp.commands.rounds import stages_of
 from kernelsimp.commands.run import (
@@ -68,6 +68,7 @@ def simplify_to(
     """Do the same, and return the networks of every stage beside the report."""
     check_hold(settings)
     original, data = open_network(path, settings, watcher), open_data(settings, watcher)
+    watcher.expect(phases_of(settings, data))
     measurer = measure_original(original, data, settings, watcher)  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
@@ -81,6 +82,23 @@ def simplify_to(
     written = write_checkpoint(done.last, run, settings)
     facts = facts_of(done, written, log, command_of_run(path, settings, out))
     return done, write_run(run, facts)
+
+
+def phases_of(settings: Settings, data: Data | None) -> tuple[str, ...]:
+    """Return what simplifying goes through that takes time, in order, by how the stages' names begin."""
+    plan = settings.plan
+    solved = data is not None and plan.tolerance is None and plan.cost != "relative"
+    test = data is not None and len(data.test) > 0
+    phases = {
+        f"{MEASURING}, original": test,
+        "scanning": True,
+        "measuring what each layer sees": solved,
+        "re-solving layer by layer": solved,
+        "measuring each layer's change alone": solved,
+        "fine-tuning": settings.finetune.finetune,
+        MEASURING: test,
+    }
+    return tuple(name for name, comes in phases.items() if comes)
 
 
 def simplify_in_memory(

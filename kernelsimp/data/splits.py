@@ -93,6 +93,7 @@ class Data:
     def calibration(self, count: int, seed: int) -> Split:
         """Return `count` seeded images that choose without labels: of train, or of val where it has more.
 
+        They come in a random order, so that the first ones of them stand for all.
         val serves only where train has fewer than `count`; fewer images than asked for are all of them.
         Raises `KernelsimpError` where both are empty: the test set never serves.
         """
@@ -103,7 +104,7 @@ class Data:
             advice = "give it training images, for instance with --split 30:0:70"
             raise KernelsimpError(f"{self.name}: no train or val images to calibrate on; {advice}")
         order = np.random.default_rng((seed, 1)).permutation(len(source))
-        return source.subset(np.sort(order[:count]))
+        return source.subset(order[:count])
 
 
 def carve(train: Split, seed: int) -> tuple[Split, Split]:

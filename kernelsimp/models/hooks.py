@@ -1,14 +1,13 @@
-"""Watch and replay a network's forward pass, one convolution at a time.
+"""Watch a network's forward and backward pass, one convolution at a time.
 
-`trace` learns the order in which convolutions run and which batch norm takes each one's output. `Replay`
-then feeds images up to a layer, hands out that layer's inputs and stops; a module that had finished before
-the layer began is not run again on the way to the next one, because nothing upstream of it has changed
-since. Layers must therefore be visited in the order of the trace, and be changed only once visited.
+`trace` learns the order in which convolutions run and which batch norm takes each one's output; `replay` goes
+that way again. `tap_convolutions` sees every input and gradient as it comes, and keeps none.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,18 +18,9 @@ from torch.utils._pytree import tree_map_only
 from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.layers import conv_modules
-from kernelsimp.models.stored_order import module_name
-
-CACHE_BYTES = 2 << 30
-"""What a replay may keep of the outputs of finished modules; beyond it, it runs from the start each time."""
-
 
 Call = tuple[nn.Module, Tensor]
 """A convolution module and what it was given; modules that share a weight are one layer."""
-
-
-class _Reached(BaseException):
-    """Stops a forward pass once the layer has been called; not an Exception, so that no network eats it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +72,11 @@ class Trace:
         }
         return {name: size for name, size in kept.items() if counts[name] == 1}
 
+    @property
+    def largest_output(self) -> float:
+        """The bytes of the largest output of a module, an image."""
+        return max((span.bytes for span in self.spans), default=0.0)
+
 
 @torch.no_grad()
 def trace(model: nn.Module, images: Tensor) -> Trace:
@@ -130,7 +125,7 @@ class _CallRecorder:
 
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.clock += 1
-        weight = _weight_of(module)
+        weight = weight_of(module)
         layer = None if weight is None else self.convolutions.get(weight)
         parent = self.open[-1] if self.open else None
         self.spans.append(_Span(self.names[module], layer, parent, self.clock))
@@ -143,7 +138,7 @@ class _CallRecorder:
         self.clock += 1
         span = self.spans[self.open.pop()]
         span.end = self.clock
-        span.bytes = sum(item.nbytes for item in _tensors(output)) / self.images
+        span.bytes = sum(item.nbytes for item in tensors_in(output)) / self.images
         if span.layer is not None and isinstance(output, Tensor):
             self.outputs.append((span.layer, output))  # kept alive, so that identity means identity
             self.shapes.setdefault(span.layer, []).append(int(output[0, 0].numel()))
@@ -164,97 +159,8 @@ class _CallRecorder:
         return norm if set(sources) == {layer} else None
 
 
-class Replay:
-    """Hand out the inputs of one convolution after another, over the same batches of images.
-
-    `use` in `inputs_of` follows the order of the trace. With more than `cache_bytes` to keep, every layer
-    is reached from the images again.
-    """
-
-    def __init__(
-        self, model: nn.Module, traced: Trace, images: Sequence[Tensor], cache_bytes: int = CACHE_BYTES
-    ) -> None:
-        self.model, self.traced, self.images = model, traced, images
-        self.modules = dict(model.named_modules())
-        self.scale = sum(len(batch) for batch in images)
-        self.limit = cache_bytes
-        self.kept: list[dict[str, Any]] = [{} for _ in images]
-
-    @torch.no_grad()
-    def inputs_of(self, use: Use) -> Iterator[list[Call]]:
-        """Yield, for each batch, every call of the layer in one forward pass."""
-        keep = self.traced.finished_before(use.name)
-        if sum(keep.values()) * self.scale > self.limit:
-            keep = {}
-        for place, images in enumerate(self.images):
-            found: list[Call] = []
-            self.kept[place] = self._run(use, images, (self.kept[place], set(keep)), found)
-            yield found
-
-    def _run(
-        self, use: Use, images: Tensor, memory: tuple[dict[str, Any], set[str]], found: list[Call]
-    ) -> dict[str, Any]:
-        """Run until the layer's last call; return the outputs to keep for the next layer."""
-        old, keep = memory
-        new = {name: value for name, value in old.items() if name in keep}
-        layer = _weight_of(self.modules[module_name(use.name)])
-
-        def on_call(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            last = len(found) + 1 == use.calls
-            found.append((module, inputs[0] if last else inputs[0].clone()))  # what follows may work in place
-            if last:
-                raise _Reached
-
-        twins = [module for module in self.modules.values() if _weight_of(module) is layer]
-        handles = [module.register_forward_pre_hook(on_call) for module in twins]
-        try:
-            with self._shortcuts(old, keep - old.keys(), new):
-                self.model(images)
-        except _Reached:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        return new
-
-    @contextmanager
-    def _shortcuts(self, old: dict[str, Any], wanted: set[str], new: dict[str, Any]) -> Iterator[None]:
-        """Let modules in `old` return what they returned before, and store the outputs of `wanted`.
-
-        Copies on both ways: what follows may work in place.
-        """
-        patched = [self.modules[name] for name in old]
-        own = [module.__dict__.get("forward") for module in patched]
-        for name in old:
-            self.modules[name].forward = _return_value(old[name])
-        handles = [self.modules[name].register_forward_hook(_store_buffer(name, new)) for name in wanted]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for module, forward in zip(patched, own, strict=True):
-                del module.forward
-                if forward is not None:
-                    module.forward = forward
-
-
-def _return_value(value: Any) -> Callable[..., Any]:
-    return lambda *_, **__: _copy_tensors(value)
-
-
-def _store_buffer(name: str, new: dict[str, Any]) -> Callable[[nn.Module, Any, Any], None]:
-    def store(_: nn.Module, __: Any, output: Any) -> None:
-        new[name] = _copy_tensors(output)
-
-    return store
-
-
-def _copy_tensors(value: Any) -> Any:
-    return tree_map_only(Tensor, Tensor.clone, value)
-
-
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return all tensors of a nested value, in order."""
     found: list[Tensor] = []
     tree_map_only(Tensor, found.append, value)
     return found
@@ -262,11 +168,12 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def layers_by_weight(model: nn.Module) -> dict[Tensor, str]:
     """Return {weight: layer name} of the plain convolutions; modules that share a weight share the name."""
-    weights = ((_weight_of(module), name) for name, module in conv_modules(model).items())
+    weights = ((weight_of(module), name) for name, module in conv_modules(model).items())
     return {weight: name for weight, name in weights if weight is not None}
 
 
-def _weight_of(module: nn.Module) -> Tensor | None:
+def weight_of(module: nn.Module) -> Tensor | None:
+    """Return the module's own parameter called weight, if it has one."""
     return module._parameters.get("weight")
 
 
@@ -288,40 +195,32 @@ def listening_to(modules: Mapping[str, nn.Module], receive: Callable[[str, Tenso
             handle.remove()
 
 
-@dataclass(frozen=True, eq=False)
-class Observed:
-    """One call of a convolution: what went in, what came out, with the output's gradient kept."""
-
-    call: Call
-    output: Tensor
-
-
 @contextmanager
-def observe_convolutions(model: nn.Module) -> Iterator[dict[str, list[Observed]]]:
-    """Within the block, collect every call of every convolution, by layer name.
+def tap_convolutions(
+    model: nn.Module, see: Callable[[str, Call], None], hear: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Within the block, hand calls of convolutions larger than 1x1 to `see`, then their gradients to `hear`.
 
-    After a backward pass, `output.grad` is dL/dy of that call, (n, out, ...). Empty the dictionary after
-    each batch: it holds the whole pass.
+    `see` gets the layer's name and the call while the input is as the layer saw it; `hear` gets dL/dy,
+    (n, out, ...), in a backward pass. Both must be done with it when they return: nothing is kept here.
     """
-    collected: dict[str, list[Observed]] = {}
     layers = layers_by_weight(model)
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not output.requires_grad:
-            output.requires_grad_()
-        output.retain_grad()
-        weight = _weight_of(module)
+    def tap(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        weight = weight_of(module)
         assert weight is not None
-        collected.setdefault(layers[weight], []).append(
-            Observed((module, inputs[0].detach().clone()), output)
-        )
-        # what follows may work in place, and must not touch the tensor whose gradient is kept
-        return output.clone()
+        see(layers[weight], (module, inputs[0].detach()))
+        leaf = not output.requires_grad
+        if leaf:  # a network that detaches: its gradients begin here
+            output.requires_grad_()
+        output.register_hook(partial(hear, layers[weight]))  # type: ignore[no-untyped-call]
+        return output.clone() if leaf else output  # what follows may work in place, not on a leaf
 
-    modules = [module for module in model.modules() if _weight_of(module) in layers]
-    handles = [module.register_forward_hook(keep) for module in modules]
+    convolutions: list[Any] = [module for module in model.modules() if weight_of(module) in layers]
+    spatial = (module for module in convolutions if any(side > 1 for side in module.kernel_size))
+    handles = [module.register_forward_hook(tap) for module in spatial]
     try:
-        yield collected
+        yield
     finally:
         for handle in handles:
             handle.remove()

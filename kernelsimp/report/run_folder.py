@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,10 @@ class JsonLog(Watcher):
         self._path, self._inner, self._stage = path, inner, ""
         if fresh:
             write_text(path, "")
+
+    def expect(self, phases: Sequence[str]) -> None:
+        """Pass on what the command will go through."""
+        self._inner.expect(phases)
 
     def start(self, stage: str, total: int | None = None) -> None:
         """Begin a stage; one line."""

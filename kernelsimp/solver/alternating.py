@@ -13,7 +13,14 @@ from torch import Tensor
 
 from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.solver.moments import Moments
-from kernelsimp.solver.projected_cg import DAMPING, FilterConstraint, Solved, UnsolvableError, resolve
+from kernelsimp.solver.projected_cg import (
+    DAMPING,
+    FilterConstraint,
+    Solved,
+    UnsolvableError,
+    diagonal_blocks,
+    resolve,
+)
 from kernelsimp.solver.targets import Target
 
 TURNS = 2
@@ -61,22 +68,21 @@ def bend(
 
 def objective(weights: Tensor, original: Tensor, moments: Moments) -> Tensor:
     """Return |T w - X w0|^2 / n + d |w - w0|^2 of each filter, (groups, filters), up to a constant."""
-    operator, target = _system(original, moments)
-    return (weights @ operator * weights).sum(-1) - 2 * (weights * target).sum(-1)
+    d = _damping(moments)
+    square = (weights @ moments.gram * weights).sum(-1) + d * weights.square().sum(-1)
+    return square - 2 * (weights * (moments.target + d * original)).sum(-1)
 
 
-def _system(original: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
-    d = DAMPING * moments.gram.diagonal(dim1=1, dim2=2).mean()
-    identity = torch.eye(moments.width, dtype=torch.float64, device=moments.gram.device)
-    return moments.gram + d * identity, original @ moments.cross.mT + d * original
+def _damping(moments: Moments) -> float:
+    return DAMPING * float(moments.gram.diagonal(dim1=1, dim2=2).mean())
 
 
 def _alone(weights: Tensor, original: Tensor, moments: Moments, cells: int) -> Tensor:
     """Return where each kernel would go if all others stayed: w_j + A_jj^-1 (b - A w)_j."""
-    operator, target = _system(original, moments)
-    inputs = moments.width // cells
-    split = operator.reshape(len(operator), inputs, cells, inputs, cells)
-    blocks = split.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)  # (groups, in, cells, cells)
-    left = (target - weights @ operator).reshape(*weights.shape[:2], inputs, cells)
+    d, inputs = _damping(moments), moments.width // cells
+    identity = torch.eye(cells, dtype=weights.dtype, device=weights.device)
+    blocks = (diagonal_blocks(moments.gram, cells) + d * identity).reshape(-1, inputs, cells, cells)
+    left = moments.target + d * original - weights @ moments.gram - d * weights
+    left = left.reshape(*weights.shape[:2], inputs, cells)
     step = torch.einsum("gide,goie->goid", torch.linalg.inv(blocks), left)
     return weights + step.reshape(weights.shape)

@@ -19,7 +19,7 @@ from kernelsimp.kernels.families import ZERO
 from kernelsimp.models.layers import bank_from_model, conv_modules
 from kernelsimp.records.plan import FREE, SHAPES
 from kernelsimp.solver.candidates import FREE_NAME, SetStructure, Structure, rows_of_layer
-from kernelsimp.solver.costs import COSTS
+from kernelsimp.solver.costs import BY_KIND, COSTS
 from kernelsimp.solver.lagrangian import choose_for_dof, dof_share
 from kernelsimp.solver.layerwise import CalibratedNetwork, Target, reconstruct, targets_of
 from kernelsimp.solver.plan_builder import Prepared, cost_tables
@@ -28,7 +28,7 @@ from kernelsimp.solver.solve import PlanTrial, Surveyed
 from kernelsimp.training.hold import release
 from kernelsimp.training.kernel_sets import InFlats
 from kernelsimp.training.parametrisations import LayerConstraint, parametrise, stored_places
-from kernelsimp.watch import SILENT, Watcher
+from kernelsimp.watch import SILENT, Watcher, Within
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class ControlCase:
     @property
     def cost(self) -> str:
         """The cost that the kept plan was chosen with; absolute where that is not known."""
-        return self.kept.cost if self.kept.cost in COSTS else "absolute"
+        return self.kept.cost if self.kept.cost in (*COSTS, BY_KIND) else "absolute"
 
     @property
     def bent(self) -> bool:
@@ -80,7 +80,11 @@ def run_controls(
     case: ControlCase, names: Sequence[str] | None = None, seed: int = 0, watcher: Watcher = SILENT
 ) -> tuple[Arm, ...]:
     """Return the arms called `names`, or all of them, at the kept plan's degrees of freedom."""
-    return tuple(CONTROLS[name](case, seed, watcher) for name in names or CONTROLS)
+    names = names or tuple(CONTROLS)
+    return tuple(
+        CONTROLS[name](case, seed, Within(watcher, f"control {number} of {len(names)}"))
+        for number, name in enumerate(names, 1)
+    )
 
 
 def permuted_labels(case: ControlCase, seed: int, watcher: Watcher) -> Arm:

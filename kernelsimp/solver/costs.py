@@ -4,7 +4,7 @@ Errors are (groups, filters, in, cells): filter o of group g sees the input chan
 costs differ in unit, and each gets its own multiplier; only `filter` predicts a loss, as half of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,13 +46,45 @@ spares the layers with strong inputs and empties the others, and loses most of t
 g e'H_jj e, g the layer's mean Fisher; `filter`: g_o e'H_jj e. `mixed` is the geometric mean of the first
 two: by KL on unseen images the best of the four on that ResNet, at 24, 29 and 39 % of its DOF."""
 
-NEEDS_IMAGES = ("layer", "filter", "mixed")
+DEPTHWISE = "depthwise"
+
+BY_KIND = "kind"
+"""The cost that suits each kind of layer: `filter` for depthwise ones, `absolute` for the others."""
+
+NEEDS_IMAGES = ("layer", "filter", "mixed", BY_KIND)
 
 
 def check_cost(name: str) -> None:
     """Raise `KernelsimpError` unless `name` is a cost or 'auto'."""
-    if name != "auto" and name not in COSTS:
-        raise KernelsimpError(f"--cost is '{name}'{did_you_mean(name, [*COSTS, 'auto'])}")
+    known = [*COSTS, BY_KIND, "auto"]
+    if name not in known:
+        raise KernelsimpError(f"--cost is '{name}'{did_you_mean(name, known)}")
+
+
+def costs_to_try(kinds: Collection[str]) -> tuple[str, ...]:
+    """Return what `auto` tries on layers of these kinds; with depthwise ones among them a cost for each kind."""
+    return (BY_KIND, "filter", "mixed") if DEPTHWISE in kinds and len(set(kinds)) > 1 else tuple(COSTS)
+
+
+def cost_of(layer: LayerKernels, name: str) -> str:
+    """Return the name of the cost that stands for `name` at this layer."""
+    if name != BY_KIND:
+        return name
+    return "filter" if layer.kind == DEPTHWISE else "absolute"
+
+
+def exchange_rate(layers: Iterable[LayerKernels], seen: Mapping[str, Sensitivity]) -> float:
+    """Return what an absolute error of one costs in the unit of `filter`, over layers that are not depthwise.
+
+    It is the cost of taking out all their kernels the one way over that the other way.
+    """
+    absolute = informed = 0.0
+    for layer in layers:
+        if layer.kind != DEPTHWISE and layer.name in seen:
+            kernels = rows_of_layer(layer)
+            absolute += float(kernels.square().sum())
+            informed += 2 * predicted_loss(layer, kernels, seen[layer.name])
+    return informed / absolute if absolute > 0 and informed > 0 else 1.0
 
 
 def cost_table(

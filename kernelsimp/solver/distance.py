@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kernelsimp.evaluation.divergence import divergence
 from kernelsimp.evaluation.outputs import class_scores
+from kernelsimp.shelf import count_images
 from kernelsimp.solver.fisher import output_tensors
 
 
@@ -27,13 +28,13 @@ class DistanceJudge:
     """Remembers what the original network says about `images`, and compares others with it."""
 
     def __init__(self, original: nn.Module, images: Sequence[Tensor]) -> None:
-        self.images = tuple(images)
-        self.answers = [_answers(original, batch) for batch in self.images]
-        self.count = sum(len(batch) for batch in self.images)
+        self.images = images
+        self.answers = [_answers(original, batch) for batch in images]
+        self.count = count_images(images)
 
     def distance(self, model: nn.Module) -> Distance:
         """Return how far `model` is from the original network; NaN where there are no images."""
-        if not self.images:
+        if not len(self.images):
             return Distance(float("nan"), None)
         pairs = [(old, _answers(model, batch)) for old, batch in zip(self.answers, self.images, strict=True)]
         if all(is_classifier(old) for old, _ in pairs):

@@ -5,9 +5,11 @@ the loss minds output channel o, (out,). Both are means over images; g is summed
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,8 +21,10 @@ from torch.utils._pytree import tree_leaves
 from kernelsimp.errors import DamagedError, KernelsimpError
 from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.files import read_sealed, write_sealed
-from kernelsimp.models.hooks import Observed, Trace, observe_convolutions
-from kernelsimp.solver.moments import WindowSampling, rows_of, sampling_for, windows
+from kernelsimp.memory import is_out_of_memory
+from kernelsimp.models.hooks import Call, Trace, tap_convolutions
+from kernelsimp.shelf import count_images
+from kernelsimp.solver.moments import ROWS_AT_ONCE, WindowSampling, rows_of, sampling_for, windows
 from kernelsimp.watch import SILENT, Watcher
 
 
@@ -38,26 +42,52 @@ def survey(
     """Return the sensitivity of every convolution larger than 1x1 that the images reach.
 
     L is the cross-entropy against a label drawn from the model's own output (the Fisher information);
-    a network whose output is not (n, classes) gets Gaussian noise on its output in place of that.
+    a network whose output is not (n, classes) gets Gaussian noise on its output in place of that. What is
+    drawn hangs on the seed and an image's place alone. Where memory does not do for a batch, it is halved.
+    Raises `KernelsimpError` where it does not do for one image.
     """
-    count = sum(len(batch) for batch in images)
-    sums: dict[str, _Sum] = {use.name: _Sum(sampling_for(use, 1, count, seed)) for use in traced.uses}
-    generator = torch.Generator().manual_seed(seed)
-    watcher.start("measuring what each layer sees", len(images))
-    heard = True
-    with observe_convolutions(model) as seen, torch.enable_grad():
-        for batch, inputs in enumerate(images):
-            loss = _loss(model(inputs.clone().requires_grad_()), generator)
-            heard = heard and _backward(loss)
-            for name, calls in seen.items():
-                if any(side > 1 for side in calls[0].call[0].kernel_size):  # type: ignore[union-attr]
-                    sums[name].add(calls, batch)
-            seen.clear()
-            model.zero_grad(set_to_none=True)
-            watcher.step()
-    if not heard:
+    count = count_images(images)
+    surveyor = _Surveyor(model, {use.name: sampling_for(use, 1, count, seed) for use in traced.uses}, seed)
+    watcher.start("measuring what each layer sees", count)
+    first, most = 0, count
+    with _without_weight_gradients(model), torch.enable_grad():
+        for batch in images:
+            done = 0
+            while done < len(batch):
+                part = batch[done : done + most]
+                try:
+                    surveyor.look(part, first + done)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    most = _halved(len(part), watcher)
+                    continue
+                done += len(part)
+                watcher.step(len(part))
+            first += len(batch)
+    if not surveyor.heard:
         watcher.warn("this network gives no gradients: every output channel counts alike")
-    return {name: item.result(count if heard else None) for name, item in sums.items() if item.rows}
+    return surveyor.result(count)
+
+
+def _halved(images: int, watcher: Watcher) -> int:
+    if images == 1:
+        raise KernelsimpError("memory does not do for a backward pass of one image; use --device cpu")
+    watcher.warn(f"out of memory with {images} images at once: going on with {images // 2}")
+    return images // 2
+
+
+@contextmanager
+def _without_weight_gradients(model: nn.Module) -> Iterator[None]:
+    """Have backward passes leave out what nobody asks for within the block: a third of their work."""
+    wanted = [item for item in model.parameters() if item.requires_grad]
+    for item in wanted:
+        item.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for item in wanted:
+            item.requires_grad_()
 
 
 def cached_survey(
@@ -92,22 +122,36 @@ def _backward(loss: Tensor) -> bool:
     """Run the backward pass; say whether there was one (a network may detach, round or work in place)."""
     try:
         torch.autograd.backward(loss)
-    except torch.OutOfMemoryError as error:
-        raise KernelsimpError("the device ran out of memory in a backward pass; use --device cpu") from error
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         return False
     return True
 
 
-def _loss(output: object, generator: torch.Generator) -> Tensor:
-    """Return a scalar whose gradient's second moment is the Fisher information of the output."""
+def _loss(output: object, seed: int, first: int) -> Tensor:
+    """Return a scalar whose gradient's second moment is the Fisher information of the output.
+
+    What is drawn for an image hangs on the seed and its place, `first` that of the first one.
+    """
     tensors, scores = output_tensors(output), class_scores(output)
     if scores is not None:
         logits = scores.float()
-        labels = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
+        chances = logits.detach().double().softmax(1).cumsum(1).cpu()
+        draws = _draws(seed, first, torch.empty(len(logits), 1, dtype=torch.float64), "uniform_")
+        labels = torch.searchsorted(chances, draws)[:, 0].clamp_max(logits.shape[1] - 1)
         return cross_entropy(logits, labels.to(logits.device), reduction="sum")
-    noise = [torch.randn(item.shape, generator=generator).to(item.device) for item in tensors]
+    noise = [_draws(seed, first, torch.empty(item.shape), "normal_").to(item.device) for item in tensors]
     return torch.stack([(item.float() * eps).sum() for item, eps in zip(tensors, noise, strict=True)]).sum()
+
+
+def _draws(seed: int, first: int, empty: Tensor, fill: str) -> Tensor:
+    """Return `empty` (n, ...) filled image by image, each from its own place's seed."""
+    generator = torch.Generator()
+    for number, row in enumerate(empty):
+        generator.manual_seed(seed * 1_000_003 + first + number)
+        getattr(row, fill)(generator=generator)
+    return empty
 
 
 def output_tensors(output: object) -> list[Tensor]:
@@ -115,41 +159,72 @@ def output_tensors(output: object) -> list[Tensor]:
     return [item for item in tree_leaves(output) if isinstance(item, Tensor) and item.is_floating_point()]
 
 
+class _Surveyor:
+    """Running sums of every layer; a batch counts once its backward pass is through."""
+
+    def __init__(self, model: nn.Module, samplings: Mapping[str, WindowSampling], seed: int) -> None:
+        self.model, self.samplings, self.seed = model, samplings, seed
+        self.sums: dict[str, _Sum] = {}
+        self.heard = True
+
+    def look(self, images: Tensor, first: int) -> None:
+        """Add a batch whose first image has the place `first` of all."""
+        batch: dict[str, _Sum] = {}
+
+        def see(name: str, call: Call) -> None:
+            here = batch.setdefault(name, _Sum())
+            here.see(call, self.samplings[name], first)
+
+        with tap_convolutions(self.model, see, lambda name, gradient: batch[name].hear(gradient)):
+            inputs = images.clone().requires_grad_()
+            self.heard &= _backward(_loss(self.model(inputs.clone()), self.seed, first))
+        for name, item in batch.items():
+            self.sums.setdefault(name, _Sum()).add(item)
+
+    def result(self, images: int) -> dict[str, Sensitivity]:
+        """Return the means over all images, in the order of the layers."""
+        found = (name for name in self.samplings if name in self.sums)
+        return {name: self.sums[name].result(images if self.heard else None) for name in found}
+
+
+@dataclass
 class _Sum:
-    """Running sums of one layer."""
+    """Sums of one layer: `blocks` (in, cells, cells) over `rows` windows, `fisher` (out,), `calls` seen."""
 
-    def __init__(self, sampling: WindowSampling) -> None:
-        self.sampling = sampling
-        self.blocks: Tensor | None = None
-        self.fisher: Tensor | None = None
-        self.rows = 0
+    blocks: Tensor | float = 0.0
+    fisher: Tensor | float = 0.0
+    rows: int = 0
+    calls: int = 0
 
-    def add(self, calls: Sequence[Observed], batch: int) -> None:
-        for number, observed in enumerate(calls):
-            blocks, rows = _blocks(observed, self.sampling, batch * 101 + number)
-            gradient = observed.output.grad
-            fisher = torch.zeros(observed.output.shape[1], dtype=torch.float64)
-            if gradient is not None:
-                fisher = gradient.double().square().transpose(0, 1).flatten(1).sum(1).cpu()
-            self.blocks = blocks if self.blocks is None else self.blocks + blocks
-            self.fisher = fisher if self.fisher is None else self.fisher + fisher
-            self.rows += rows
+    @torch.no_grad()
+    def see(self, call: Call, sampling: WindowSampling, first: int) -> None:
+        """Add the input of a call."""
+        view = windows(call)
+        module: Any = call[0]
+        positions = math.prod(view.shape[2 : 2 + len(module.kernel_size)])
+        image, place = sampling.places(view.shape[0], positions, first, self.calls)
+        cells = math.prod(module.kernel_size)
+        size = max(256, ROWS_AT_ONCE // (view.shape[1] * cells))
+        for images, places in zip(torch.split(image, size), torch.split(place, size), strict=True):
+            rows = rows_of(call, images, places)  # (groups, rows, D)
+            split = rows.reshape(len(rows), len(images), -1, cells).transpose(1, 2).flatten(0, 1)
+            self.blocks = self.blocks + (split.mT @ split).double().cpu()
+        self.fisher = self.fisher + torch.zeros(module.out_channels, dtype=torch.float64)
+        self.rows += len(image)
+        self.calls += 1
+
+    @torch.no_grad()
+    def hear(self, gradient: Tensor) -> None:
+        """Add the gradient of a call's output, (n, out, ...)."""
+        self.fisher = self.fisher + gradient.double().square().transpose(0, 1).flatten(1).sum(1).cpu()
+
+    def add(self, other: "_Sum") -> None:
+        """Add another's sums."""
+        self.blocks = self.blocks + other.blocks
+        self.fisher = self.fisher + other.fisher
+        self.rows += other.rows
 
     def result(self, images: int | None) -> Sensitivity:
-        assert self.blocks is not None
-        assert self.fisher is not None
-        fisher = self.fisher / images if images else torch.ones_like(self.fisher)
-        return Sensitivity(self.blocks / self.rows, fisher)
-
-
-@torch.no_grad()
-def _blocks(observed: Observed, sampling: WindowSampling, batch: int) -> tuple[Tensor, int]:
-    """Return the sum of x_j x_j' over the sampled windows, (in, cells, cells), and their number."""
-    view = windows(observed.call)
-    grid = observed.call[0].kernel_size
-    positions = math.prod(view.shape[2 : 2 + len(grid)])  # type: ignore[arg-type]
-    image, place = sampling.places(view.shape[0], positions, batch)
-    rows = rows_of(observed.call, image, place)  # (groups, rows, D)
-    cells = math.prod(view.shape[-len(grid) :])  # type: ignore[arg-type]
-    split = rows.transpose(0, 1).reshape(len(image), -1, cells).transpose(0, 1)
-    return (split.mT @ split).double().cpu(), len(image)
+        """Return the means over windows and over images; without gradients every channel counts alike."""
+        blocks, fisher = torch.as_tensor(self.blocks), torch.as_tensor(self.fisher)
+        return Sensitivity(blocks / self.rows, fisher / images if images else torch.ones_like(fisher))

@@ -9,7 +9,7 @@ structures).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -60,11 +60,6 @@ class Choices:
     structures: tuple[Tensor, ...]
 
 
-BY_COUNT = 0.1
-"""What the bits of a structure weigh where the budget is a number of kernels: the simpler of two that cost
-about the same is taken. With full bits, kernels become far simpler than was asked for (MobileNetV1 x0.25,
-three quarters of the kernels: KL 0.030 in place of 0.009)."""
-
 Reached = Callable[[Sequence[CostTable], Choices], bool]
 
 
@@ -98,25 +93,15 @@ def choose_for_dof(tables: Sequence[CostTable], share: float) -> Choices:
 def choose_for_count(tables: Sequence[CostTable], share: float) -> Choices:
     """Return the choices of the least multiplier that simplifies at least `share` of the kernels.
 
-    What counts here is that a kernel is simplified, not how far: the bits of its structure weigh little
-    against those of leaving it free. Raises `KernelsimpError` as `choose_for_dof` does.
+    Every kernel is described as shortly as that one price of a bit allows, those that the share did not need
+    to be so simple too. Raises `KernelsimpError` as `choose_for_dof` does.
     """
     check_share("--simplified", share)
-    found = _least(
-        [_by_count(table) for table in tables],
-        lambda tables, choices: simplified_share(tables, choices) >= share,
-    )
+    found = _least(tables, lambda tables, choices: simplified_share(tables, choices) >= share)
     if simplified_share(tables, found) < share:
         most = simplified_share(tables, found)
         raise KernelsimpError(f"--simplified {share:g} is out of reach: at most {most:.3f} can be")
     return found
-
-
-def _by_count(table: CostTable) -> CostTable:
-    """Return the menu in which the bits of every structure but 'free' weigh `BY_COUNT`."""
-    weight = torch.full((len(table.dims),), BY_COUNT)
-    weight[0] = 1.0
-    return replace(table, dims=table.dims * weight, side_bits=table.side_bits * weight)
 
 
 def choices_at(tables: Sequence[CostTable], multiplier: float) -> Choices:

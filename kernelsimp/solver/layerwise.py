@@ -6,7 +6,8 @@ Where the layer has a bias, or feeds one batch norm, the shift of its mean goes 
 """
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
-from kernelsimp.models.hooks import Replay, Trace, Use
+from kernelsimp.memory import USUAL, Room
+from kernelsimp.models.hooks import Trace, Use
 from kernelsimp.models.layers import conv_modules, stored_order, tensor_name
+from kernelsimp.models.replay import Replay
+from kernelsimp.shelf import Shelf, count_images
 from kernelsimp.solver.alternating import settle
-from kernelsimp.solver.moments import Moments, pair_moments, sampling_for
+from kernelsimp.solver.moments import Moments, images_wanted, pair_moments, sampling_for
 from kernelsimp.solver.projected_cg import FilterConstraint, UnsolvableError, resolve
 from kernelsimp.solver.targets import Target, targets_of
 from kernelsimp.watch import SILENT, Watcher
@@ -29,20 +33,27 @@ __all__ = ["CalibratedNetwork", "Fit", "Reconstruction", "Target", "in_float32",
 class CalibratedNetwork:
     """What a reconstruction stands on: the original network with its kernels, and images to look at it with.
 
-    `model` runs in float32, in evaluation mode; `images` are batches of its input, `held` batches that
-    judge and are never fitted to.
+    `model` runs in float32, in evaluation mode; `images` are batches of its input, in a random order, `held`
+    batches that judge and are never fitted to. `room` says what may be held in memory at once.
     """
 
     model: nn.Module
     bank: KernelBank
     traced: Trace
-    images: tuple[Tensor, ...]
-    held: tuple[Tensor, ...] = ()
+    images: Sequence[Tensor]
+    held: Sequence[Tensor] = ()
     seed: int = 0
+    room: Room = USUAL
 
     @property
     def count(self) -> int:
-        return sum(len(batch) for batch in self.images)
+        return count_images(self.images)
+
+    def images_for(self, use: Use, width: int) -> tuple[int, int]:
+        """Return how many of the batches a layer of D = `width` is read at, and how many images these are."""
+        size = len(self.images[0])
+        batches = min(len(self.images), math.ceil(images_wanted(use, width) / size))
+        return batches, min(self.count, batches * size)
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,10 @@ def reconstruct(
     state = _ReconstructionState(copy.deepcopy(calibrated.model))
     layers = {layer.name: layer for layer in calibrated.bank.layers}
     now, before = (
-        Replay(model, calibrated.traced, calibrated.images) for model in (state.model, calibrated.model)
+        Replay(
+            model, calibrated.traced, calibrated.images, Shelf(calibrated.room.kept, calibrated.room.folder)
+        )
+        for model in (state.model, calibrated.model)
     )
     watcher.start("re-solving layer by layer" if fitted else "projecting", len(calibrated.traced.uses))
     for use in calibrated.traced.uses:
@@ -127,9 +141,11 @@ def _moments(
 ) -> Moments | None:
     now, before = replays
     original = _by_group(layer)
-    sampling = sampling_for(use, original.shape[-1], calibrated.count, calibrated.seed)
-    was = before.inputs_of(use) if before is not None else None
-    return pair_moments(now.inputs_of(use), was, original, sampling)
+    width = original.shape[-1]
+    batches, images = calibrated.images_for(use, width)
+    sampling = sampling_for(use, width, images, calibrated.seed)
+    was = before.inputs_of(use, batches) if before is not None else None
+    return pair_moments(now.inputs_of(use, batches), was, original, sampling)
 
 
 def _fit_layer(
@@ -138,21 +154,18 @@ def _fit_layer(
     layer, target = work
     if moments is None or (moments.same and target is None):
         return
-    original = _by_group(layer)
     shifted = _takes_shift(state.model, use)
-    weights, fit = _solve(layer, target, moments, shifted=shifted)
+    metric = moments.centred() if shifted else moments
+    weights, fit = _solve(layer, target, metric)
     written = _write(state, layer, target, weights)
-    here = moments.to("cpu")
     if shifted:
-        _shift(state, use, (written, original), here)
-    metric = here.centred(original) if shifted else here
-    share = metric.error(written, original).sum() / metric.power.sum().clamp_min(1e-300)
+        _shift(state, use, written, moments.to("cpu"))
+    here = metric.to("cpu")
+    share = here.error(written).sum() / here.power.sum().clamp_min(1e-300)
     state.fits[use.name] = replace(fit, output_error=float(share.sqrt()))
 
 
-def _solve(
-    layer: LayerKernels, target: Target | None, moments: Moments, *, shifted: bool
-) -> tuple[Tensor, Fit]:
+def _solve(layer: LayerKernels, target: Target | None, moments: Moments) -> tuple[Tensor, Fit]:
     """Return the fitted weights on the CPU, or the projected ones with the reason.
 
     A device that runs out of memory hands the layer to the CPU.
@@ -163,10 +176,9 @@ def _solve(
     constraint = target.constraint(layer.kernels) if target else free
     try:
         there = original.to(device)
-        metric = moments.centred(there) if shifted else moments
-        solved = resolve(there, constraint.to(device), metric)
+        solved = resolve(there, constraint.to(device), moments)
         if target is not None:
-            solved = settle(solved, there, (target, layer), metric)
+            solved = settle(solved, there, (target, layer), moments)
         return solved.weights.cpu(), Fit(None, solved.steps)
     except UnsolvableError as reason:
         instead = "only projected" if target else "left as it was"
@@ -175,7 +187,7 @@ def _solve(
     except torch.OutOfMemoryError:
         if device.type == "cpu":
             raise
-    weights, fit = _solve(layer, target, moments.to("cpu"), shifted=shifted)
+    weights, fit = _solve(layer, target, moments.to("cpu"))
     told = f"{device} ran out of memory, solved on the CPU"
     return weights, replace(fit, trouble=f"{told}; {fit.trouble}" if fit.trouble else told)
 
@@ -219,13 +231,12 @@ def _takes_shift(model: nn.Module, use: Use) -> bool:
     return norm is not None and norm.running_mean is not None
 
 
-def _shift(state: _ReconstructionState, use: Use, weights: tuple[Tensor, Tensor], moments: Moments) -> None:
+def _shift(state: _ReconstructionState, use: Use, weights: Tensor, moments: Moments) -> None:
     """Let the bias, or the batch norm's running mean, take the change of the layer's mean output.
 
-    b* = b + mean_before'w0 - mean'w; a running mean moves the other way.
+    b* = b + level - mean'w, `level` the mean output before; a running mean moves the other way.
     """
-    new, old = weights
-    change = (new @ moments.mean[:, :, None] - old @ moments.mean_before[:, :, None]).reshape(-1)
+    change = ((weights @ moments.mean[:, :, None])[:, :, 0] - moments.level).reshape(-1)
     module: Any = conv_modules(state.model)[use.name]
     if module.bias is not None:
         name, target, change = f"{use.name}.bias" if use.name else "bias", module.bias, -change

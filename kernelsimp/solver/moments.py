@@ -2,8 +2,9 @@
 
 A row is one window of the input, cells in the canonical order of the layer's kernels, D = in / groups *
 cells; moments have one matrix a group, (groups, D, D), in float64. Rule of positions: `rows_wanted` windows
-spread evenly over the images, drawn without replacement inside each from the layer's seed, so that an
-original and a simplified network are read at the same places.
+spread evenly over `images_wanted` images, the first ones, drawn without replacement inside each from the seed
+and the image's place alone: an original and a simplified network are read at the same places, whatever the
+size of a batch.
 """
 
 import math
@@ -22,6 +23,11 @@ ROWS_AT_LEAST = 65_536
 ROWS_A_CELL = 10
 """A layer is read at max(65,536, 10 D) windows, or at all it has."""
 
+READ_AT_MOST = 0.25
+IMAGES_AT_LEAST = 128
+"""No more than a quarter of an image's windows are read while there are other images, nor fewer images than
+this: neighbouring windows say the same."""
+
 ROWS_AT_ONCE = 1 << 23
 """Windows times cells in memory at once."""
 
@@ -30,15 +36,16 @@ ROWS_AT_ONCE = 1 << 23
 class Moments:
     """What one layer's inputs look like, before (x) and after (t) the layers upstream were changed.
 
-    `gram` = T'T/n and `cross` = T'X/n, (groups, D, D); `mean` of t and `mean_before` of x, (groups, D);
-    `power` is the mean square of each filter's original output without bias, (groups, filters); `rows` is
-    n. `same` says that nothing upstream changed: t is x.
+    `gram` = T'T/n, (groups, D, D); `target` = w0'X'T/n, what a filter's weights are fitted to, (groups,
+    filters, D); `mean` of t, (groups, D); `level` and `power` are the mean and the mean square of each
+    filter's original output without bias, (groups, filters); `rows` is n. `same` says that nothing upstream
+    changed: t is x.
     """
 
     gram: Tensor
-    cross: Tensor
+    target: Tensor
     mean: Tensor
-    mean_before: Tensor
+    level: Tensor
     power: Tensor
     rows: int
     same: bool
@@ -50,29 +57,33 @@ class Moments:
 
     def to(self, device: torch.device | str) -> "Moments":
         """Return the same moments on `device`."""
-        names = ("gram", "cross", "mean", "mean_before", "power")
+        names = ("gram", "target", "mean", "level", "power")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
-    def centred(self, original: Tensor) -> "Moments":
+    def centred(self) -> "Moments":
         """Return covariances in place of raw moments, for a layer whose bias takes care of the means."""
-        gram = self.gram - self.mean[:, :, None] * self.mean[:, None, :]
-        cross = self.cross - self.mean[:, :, None] * self.mean_before[:, None, :]
-        level = (original @ self.mean_before[:, :, None])[:, :, 0]
-        return replace(self, gram=gram, cross=cross, power=self.power - level.square())
+        gram = torch.baddbmm(self.gram, self.mean[:, :, None], self.mean[:, None, :], alpha=-1)
+        target = self.target - self.level[:, :, None] * self.mean[:, None, :]
+        return replace(self, gram=gram, target=target, power=self.power - self.level.square())
 
-    def error(self, weights: Tensor, original: Tensor) -> Tensor:
+    def error(self, weights: Tensor) -> Tensor:
         """Return the mean square of t'w - x'w0 of each filter, weights and result as `power` is laid out.
 
         The means' part of it is left out of `centred` moments, where a bias takes care of it.
         """
         square = (weights @ self.gram * weights).sum(-1)
-        product = (weights @ self.cross * original).sum(-1)
+        product = (weights * self.target).sum(-1)
         return (square - 2 * product + self.power).clamp_min(0)
 
 
 def rows_wanted(width: int) -> int:
     """Return how many windows are read of a layer with D = `width`."""
     return max(ROWS_AT_LEAST, ROWS_A_CELL * width)
+
+
+def images_wanted(use: Use, width: int) -> int:
+    """Return how many images give a layer of D = `width` its windows; there may be fewer."""
+    return max(IMAGES_AT_LEAST, math.ceil(rows_wanted(width) / (READ_AT_MOST * use.positions)))
 
 
 def windows(call: Call) -> Tensor:
@@ -132,14 +143,20 @@ class WindowSampling:
     share: float
     seed: int
 
-    def places(self, images: int, positions: int, batch: int) -> tuple[Tensor, Tensor]:
-        """Return (image, position) of each row of one batch."""
+    def places(self, images: int, positions: int, first: int, call: int = 0) -> tuple[Tensor, Tensor]:
+        """Return (image, position) of each row of a batch whose first image has the place `first` of all.
+
+        `call` tells the calls of a layer in one pass apart.
+        """
         count = min(positions, max(1, math.ceil(self.share * positions)))
         image = torch.arange(images)[:, None].expand(images, count)
         if count == positions:
             return image.reshape(-1), torch.arange(positions).repeat(images)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch)
-        draws = torch.rand(images, positions, generator=generator)
+        draws = torch.empty(images, positions)
+        generator = torch.Generator()
+        for number in range(images):
+            generator.manual_seed((self.seed * 1_000_003 + first + number) * 101 + call)
+            draws[number].uniform_(generator=generator)
         return image.reshape(-1), draws.topk(count, dim=1).indices.reshape(-1)
 
 
@@ -168,14 +185,16 @@ def pair_moments(
     `weights` (groups, filters, D) are the original ones. None where the layer was never called.
     """
     total: _MomentSums | None = None
-    for batch, (calls, originals) in enumerate(_together(now, before)):
+    first = 0
+    for calls, originals in _together(now, before):
         for number, call in enumerate(calls):
-            for image, place in _parts(call, sampling, batch * 101 + number):
+            for image, place in _parts(call, sampling, (first, number)):
                 current = rows_of(call, image, place)
                 original = rows_of(originals[number], image, place) if originals is not None else None
                 total = total or _MomentSums.like(current, weights)
                 total.add(current, original)
-    return total.moments() if total is not None else None
+        first += len(calls[0][1])
+    return total.moments(weights) if total is not None else None
 
 
 def _together(
@@ -187,15 +206,15 @@ def _together(
         yield from zip(now, before, strict=True)
 
 
-def _parts(call: Call, sampling: WindowSampling, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the rows of one call in pieces that fit in memory."""
+def _parts(call: Call, sampling: WindowSampling, place: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the rows of one call in pieces that fit in memory; `place` is (first image, call)."""
     view = windows(call)
     axes = len(call[0].kernel_size)  # type: ignore[arg-type]
     positions = math.prod(view.shape[2 : 2 + axes])
-    image, place = sampling.places(view.shape[0], positions, batch)
+    image, where = sampling.places(view.shape[0], positions, *place)
     cells = view.shape[1] * math.prod(view.shape[2 + axes :])
     size = max(256, ROWS_AT_ONCE // cells)
-    yield from zip(torch.split(image, size), torch.split(place, size), strict=True)
+    yield from zip(torch.split(image, size), torch.split(where, size), strict=True)
 
 
 @dataclass
@@ -204,9 +223,9 @@ class _MomentSums:
 
     weights: Tensor
     gram: Tensor
-    cross: Tensor
+    target: Tensor
     mean: Tensor
-    mean_before: Tensor
+    level: Tensor
     power: Tensor
     rows: int = 0
     same: bool = True
@@ -217,33 +236,31 @@ class _MomentSums:
             return torch.zeros(*shape, dtype=torch.float64, device=rows.device)
 
         groups, _, width = rows.shape
+        filters = weights.shape[1]
         return _MomentSums(
             weights.to(rows.device, torch.float32),
             gram=zeros(groups, width, width),
-            cross=zeros(groups, width, width),
+            target=zeros(groups, filters, width),
             mean=zeros(groups, width),
-            mean_before=zeros(groups, width),
-            power=zeros(groups, weights.shape[1]),
+            level=zeros(groups, filters),
+            power=zeros(groups, filters),
         )
 
     def add(self, current: Tensor, original: Tensor | None) -> None:
-        source = current if original is None else original
+        same = original is None or torch.equal(current, original)
+        outputs = (current if original is None else original) @ self.weights.mT  # (groups, rows, filters)
         self.rows += current.shape[1]
-        self.mean_before += source.sum(1)
-        self.power += (self.weights @ source.mT).square().sum(2)
-        if original is None or torch.equal(current, original):
-            product = current.mT @ current
-            self.gram += product
-            self.cross += product
-            self.mean += current.sum(1)
-            return
-        self.same = False
+        self.same &= same
         self.gram += current.mT @ current
-        self.cross += current.mT @ original
+        self.target += outputs.mT @ current
         self.mean += current.sum(1)
+        self.level += outputs.sum(1)
+        self.power += outputs.square().sum(1)
 
-    def moments(self) -> Moments:
+    def moments(self, weights: Tensor) -> Moments:
         n = self.rows
-        return Moments(
-            self.gram / n, self.cross / n, self.mean / n, self.mean_before / n, self.power / n, n, self.same
-        )
+        gram, mean, target, level = self.gram.div_(n), self.mean / n, self.target / n, self.level / n
+        if self.same:  # the original weights are the answer to the last bit
+            original = weights.to(gram.device)
+            target, level = original @ gram, (original @ mean[:, :, None])[:, :, 0]
+        return Moments(gram, target, mean, level, self.power / n, n, self.same)

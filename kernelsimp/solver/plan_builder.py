@@ -25,7 +25,15 @@ from kernelsimp.solver.candidates import (
     linear_names,
     rows_of_layer,
 )
-from kernelsimp.solver.costs import NEEDS_IMAGES, check_cost, cost_table, predicted_loss
+from kernelsimp.solver.costs import (
+    BY_KIND,
+    NEEDS_IMAGES,
+    check_cost,
+    cost_of,
+    cost_table,
+    exchange_rate,
+    predicted_loss,
+)
 from kernelsimp.solver.fisher import Sensitivity
 from kernelsimp.solver.lagrangian import (
     Choices,
@@ -96,7 +104,9 @@ def data_free_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
 
 def cost_tables(prepared: Prepared, cost: str) -> tuple[CostTable, ...]:
     """Return one menu a layer, with costs by the name of `cost`."""
-    return tuple(_cost_table(prepared, layer, cost) for layer in prepared.bank.spatial)
+    layers = prepared.bank.spatial
+    rate = exchange_rate(layers, prepared.seen) if cost == BY_KIND else 1.0
+    return tuple(_cost_table(prepared, layer, cost, rate) for layer in layers)
 
 
 def plan_for(prepared: Prepared, cost: str, choose: Chooser) -> tuple[Plan, dict[str, float]]:
@@ -133,14 +143,17 @@ def plan_of(
     return Plan(structures, tuple(layers), rule, bits, coefficient_bits(tables)), predicted
 
 
-def _cost_table(prepared: Prepared, layer: LayerKernels, cost: str) -> CostTable:
+def _cost_table(prepared: Prepared, layer: LayerKernels, cost: str, rate: float) -> CostTable:
+    """Return the table of one layer; `rate` is what an absolute error costs where costs go by kind."""
     offer = prepared.offers[layer.name]
+    own = cost_of(layer, cost)
+    costs = cost_table(layer, offer, prepared.seen.get(layer.name), own)
     allowed = torch.full((layer.count,), layer.name in prepared.changeable)
     if prepared.settings.only_found:
         allowed &= torch.from_numpy(prepared.found[layer.name])
     return CostTable(
         layer.name,
-        cost_table(layer, offer, prepared.seen.get(layer.name), cost),
+        costs if own != "absolute" or cost == own else costs.mul_(rate),
         dims=torch.tensor([item.dim for item in offer]),
         side_bits=torch.tensor([item.side_bits for item in offer]),
         bits=prepared.bits[layer.name],

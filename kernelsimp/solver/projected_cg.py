@@ -2,10 +2,11 @@
 
 Weights are (groups, filters a group, D) with D = in / groups * cells, in float64. With the kernels of a
 filter held to their subspaces, minimise |T w - X w0|^2 / n + d |w - w0|^2, that is
-w'(G + dI)w - 2 w'(C + dI)w0, by conjugate gradients for all filters of a layer at once.
+w'(G + dI)w - 2 w'(b + d w0) with G = T'T/n and b = T'X w0/n, by conjugate gradients for many filters of a
+layer at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +26,8 @@ ROUNDING = 1e-13
 
 MOST_STEPS = 2000
 
-BLOCK_NUMBERS = 1 << 26
-"""Kernels times cells squared up to which every kernel gets its own preconditioner (half a gigabyte)."""
+BLOCK_NUMBERS = 1 << 22
+"""Kernels times cells squared that are solved at once: the preconditioner then takes 32 MiB."""
 
 ROWS_A_CELL_AT_LEAST = 5
 """With fewer rows than this times D, moments are too poor to fit to."""
@@ -71,6 +72,19 @@ class FilterConstraint:
             result[piece.index] = moved
         return result.reshape(weights.shape)
 
+    def part(self, first: int, last: int) -> "FilterConstraint":
+        """Return the constraint of the kernels from `first` up to `last` alone."""
+        pieces = []
+        for piece in self.pieces:
+            inside = (piece.index >= first) & (piece.index < last)
+            if bool(inside.any()):
+                own = piece.projector if piece.projector.ndim == 2 else piece.projector[inside]
+                pieces.append(Piece(piece.index[inside] - first, own))
+        offset = self.offset
+        if offset is not None:
+            offset = offset.reshape(-1, self.cells)[first:last]
+        return FilterConstraint(self.cells, tuple(pieces), offset)
+
     def to(self, device: torch.device) -> "FilterConstraint":
         """Return the same constraint with its tensors on `device`."""
         moved = tuple(Piece(p.index.to(device), p.projector.to(device)) for p in self.pieces)
@@ -96,31 +110,73 @@ def resolve(
     breaks down.
     """
     _check(moments)
-    width = moments.width
     d = damping * float(moments.gram.diagonal(dim1=1, dim2=2).mean())
     if d <= 0:
         raise UnsolvableError("its inputs are always the same, so there is nothing to fit to")
-    operator = moments.gram + d * torch.eye(width, dtype=torch.float64, device=moments.gram.device)
-    target = original @ moments.cross.mT + d * original
-    return _conjugate_gradients(original, (operator, target), constraint)
+    target = moments.target + d * original
+    if not constraint.pieces and constraint.offset is None:
+        return Solved(_unconstrained((moments.gram, d), target), 0)
+    solved = []
+    for groups, filters in _parts(original.shape, constraint.cells):
+        place = (groups, filters)
+        system = (moments.gram[groups], d, target[place])
+        solved.append(
+            _conjugate_gradients(original[place], system, _constraint_of(constraint, original, place))
+        )
+    weights = torch.cat([part.weights for part in solved], 1 if len(original) == 1 else 0)
+    return Solved(weights, max(part.steps for part in solved))
+
+
+def _unconstrained(operator: tuple[Tensor, float], target: Tensor) -> Tensor:
+    """Return w of (G + dI) w = b for every filter, b (groups, filters, D)."""
+    gram, d = operator
+    damped = gram.clone()
+    damped.diagonal(dim1=1, dim2=2).add_(d)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if bool(failed.any()):
+        raise UnsolvableError("the fit broke down: its moments are not positive definite")
+    return torch.cholesky_solve(target.mT, factor).mT
+
+
+def _parts(shape: torch.Size, cells: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (groups, filters) of the parts of a layer that are solved at once: filters, or whole groups."""
+    groups, filters, width = shape
+    numbers = width * cells if groups == 1 else filters * width * cells
+    size = max(1, BLOCK_NUMBERS // numbers)
+    for first in range(0, filters if groups == 1 else groups, size):
+        part, whole = slice(first, first + size), slice(None)
+        yield (whole, part) if groups == 1 else (part, whole)
+
+
+def _constraint_of(
+    constraint: FilterConstraint, original: Tensor, place: tuple[slice, slice]
+) -> FilterConstraint:
+    """Return the constraint of one part: its kernels stand one behind the other."""
+    groups, filters, width = original.shape
+    part = place[1] if groups == 1 else place[0]
+    kernels = width // constraint.cells * (1 if groups == 1 else filters)
+    return constraint.part(part.start * kernels, part.stop * kernels)
 
 
 def _check(moments: Moments) -> None:
     needed = ROWS_A_CELL_AT_LEAST * moments.width
     if moments.rows < needed:
         raise UnsolvableError(f"{moments.rows} windows for {moments.width} cells; expected {needed} at least")
-    if not bool(moments.gram.isfinite().all() and moments.cross.isfinite().all()):
+    if not bool(moments.gram.isfinite().all() and moments.target.isfinite().all()):
         raise UnsolvableError("its inputs on calibration images are not finite")
 
 
 def _conjugate_gradients(
-    start: Tensor, system: tuple[Tensor, Tensor], constraint: FilterConstraint
+    start: Tensor, system: tuple[Tensor, float, Tensor], constraint: FilterConstraint
 ) -> Solved:
-    """Solve P A P w = P b for every filter from P start; `system` is A (groups, D, D) and b like `start`."""
-    operator, target = system
-    precondition = _preconditioner(operator, constraint, start.shape)
+    """Solve P A P w = P b for every filter from P start; `system` is G (groups, D, D), d, and b like `start`.
+
+    A is G + dI, which is never made: it would take as much memory as G again.
+    """
+    gram, d, target = system
+    precondition = _preconditioner((gram, d), constraint, start.shape)
     w = constraint.place(start)
-    left = constraint.project(target - w @ operator)
+    left = constraint.project(target - w @ gram - d * w)
     ready = precondition(left)
     direction = ready.clone()
     energy = _dot(left, ready)
@@ -129,7 +185,7 @@ def _conjugate_gradients(
     for step in range(1, MOST_STEPS + 1):
         if not bool(live.any()):
             return Solved(w, step - 1)
-        image = direction @ operator
+        image = direction @ gram + d * direction
         curvature = _dot(direction, image)
         if not bool((curvature[live] > 0).all() and energy[live].isfinite().all()):
             raise UnsolvableError("the fit broke down: its moments are not positive definite")
@@ -146,20 +202,22 @@ def _conjugate_gradients(
 
 
 def _preconditioner(
-    operator: Tensor, constraint: FilterConstraint, shape: torch.Size
+    operator: tuple[Tensor, float], constraint: FilterConstraint, shape: torch.Size
 ) -> Callable[[Tensor], Tensor]:
-    """Return the map that solves P A_jj P x = r for every kernel by itself, j its input.
+    """Return the map that solves P A_jj P x = r for every kernel by itself, j its input; A is (G, d).
 
-    It halves the steps. A layer whose blocks would not fit in memory divides by the mean of diag A_jj.
+    It halves the steps. Kernels so large that even one filter's blocks are too many divide by the mean of
+    diag A_jj.
     """
+    gram, d = operator
     cells, inputs = constraint.cells, shape[-1] // constraint.cells
-    blocks = _diagonal_blocks(operator, cells)
+    blocks = diagonal_blocks(gram, cells) + d * torch.eye(cells, dtype=gram.dtype, device=gram.device)
     kernels = shape.numel() // cells
-    if kernels * cells**2 > BLOCK_NUMBERS:
+    if kernels * cells**2 > 4 * BLOCK_NUMBERS:
         level = blocks.diagonal(dim1=1, dim2=2).mean(1).repeat_interleave(cells)
-        scale = level.reshape(len(operator), 1, -1)
+        scale = level.reshape(len(gram), 1, -1)
         return lambda left: left / scale
-    place = torch.arange(kernels, device=operator.device)
+    place = torch.arange(kernels, device=gram.device)
     block_of = place // (shape[1] * inputs) * inputs + place % inputs
     inverse = torch.linalg.inv(blocks)[block_of]
     for piece in constraint.pieces:
@@ -174,7 +232,7 @@ def _preconditioner(
     return apply
 
 
-def _diagonal_blocks(operator: Tensor, cells: int) -> Tensor:
+def diagonal_blocks(operator: Tensor, cells: int) -> Tensor:
     """Return the blocks A_jj (groups * inputs, cells, cells) on the diagonal of A (groups, D, D)."""
     groups, width, _ = operator.shape
     split = operator.reshape(groups, width // cells, cells, width // cells, cells)

@@ -24,7 +24,7 @@ from kernelsimp.solver.distance import Distance, DistanceJudge, is_classifier
 from kernelsimp.solver.lagrangian import choose_for_dof
 from kernelsimp.solver.sensitivity import layer_losses
 from kernelsimp.solver.solve import PlanTrial, Solution, Surveyed, solve_at_budget, try_plan
-from kernelsimp.watch import SILENT, Watcher
+from kernelsimp.watch import SILENT, Watcher, Within
 
 FIRST_SHARE, FIRST_STEP, LAST_STEP = 0.5, 0.16, 0.01
 """Where the search starts, its first step, and the step below which it stops, in shares of the DOF."""
@@ -140,7 +140,8 @@ def search(
             trials.append(known)
             continue
         cost = trials[0].cost if trials else surveyed.prepared.settings.cost
-        solution = solutions[share] = _solution_at(surveyed, share, cost, watcher)
+        trial = Within(watcher, f"trial {len(trials) + 1} at {share:.0%} of the DOF")
+        solution = solutions[share] = _solution_at(surveyed, share, cost, trial)
         trials.append(judge.trial(solution.best.reconstruction.model, share, solution.best.cost))
         _write(record, trials)
         watcher.note(f"at {share:.0%} of the degrees of freedom: {_trial_words(trials[-1], judge)}")

@@ -1,11 +1,11 @@
 """What each layer's change alone costs the network: predicted by the survey, and measured."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.records.plan import Plan
@@ -43,11 +43,10 @@ def layer_losses(
     classifier, the relative output error. Predicted is the survey's, before the re-solve. Nothing where no
     images were held back.
     """
-    images = torch.cat(calibrated.held)[:MOST_IMAGES] if calibrated.held else None
     changed = [layer.name for layer in tried.plan.layers if layer.changed.any()]
-    if images is None or not changed:
+    if not len(calibrated.held) or not changed:
         return {}
-    judge = DistanceJudge(calibrated.model, torch.split(images, len(calibrated.held[0])))
+    judge = DistanceJudge(calibrated.model, _first_images(calibrated.held, MOST_IMAGES))
     model = copy.deepcopy(calibrated.model)
     watcher.start("measuring each layer's change alone", len(changed))
     losses = {}
@@ -60,6 +59,17 @@ def layer_losses(
         losses[name] = (tried.predicted.get(name, 0.0), measured)
         watcher.step()
     return losses
+
+
+def _first_images(batches: Sequence[Tensor], images: int) -> list[Tensor]:
+    """Return the batches of the first `images`, the last one cut."""
+    found: list[Tensor] = []
+    for batch in batches:
+        if images <= 0:
+            break
+        found.append(batch[:images])
+        images -= len(found[-1])
+    return found
 
 
 def _tensors_of(calibrated: CalibratedNetwork, layer: str) -> Iterator[str]:

@@ -4,19 +4,21 @@ What is chosen depends on calibration images alone, without labels; a part of th
 the three costs by KL(original || simplified).
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
+from kernelsimp.memory import USUAL, Room
 from kernelsimp.models.hooks import trace
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.solver.costs import COSTS
+from kernelsimp.shelf import ImageBatches, ImageStack
+from kernelsimp.solver.batch_size import batch_that_fits
+from kernelsimp.solver.costs import costs_to_try
 from kernelsimp.solver.distance import Distance, DistanceJudge
 from kernelsimp.solver.fisher import cached_survey, survey
 from kernelsimp.solver.layerwise import (
@@ -27,12 +29,10 @@ from kernelsimp.solver.layerwise import (
     targets_of,
 )
 from kernelsimp.solver.plan_builder import Chooser, Prepared, check_prices, plan_for, prepare
-from kernelsimp.watch import SILENT, Watcher
+from kernelsimp.watch import SILENT, Watcher, Within
 
 HELD_BACK = 0.125
 """The share of the calibration images that judges and is never fitted to."""
-
-BATCH = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,24 +70,31 @@ class Solution:
 
 
 def calibrated_network(
-    model: nn.Module, bank: KernelBank, images: Iterable[Tensor], seed: int, *, flip: bool = False
+    model: nn.Module,
+    bank: KernelBank,
+    images: Iterable[Tensor],
+    seed: int,
+    room: Room = USUAL,
+    *,
+    flip: bool = False,
 ) -> CalibratedNetwork:
-    """Return what a reconstruction stands on; the last eighth of the image batches is held back to judge.
+    """Return what a reconstruction stands on; the last eighth of the images is held back to judge.
 
-    `images` are batches of the network's input, on its device; with `flip`, those to fit to are joined by
-    their left-right mirror images. Raises `KernelsimpError` where there are none or the network refuses
-    them.
+    `images` are batches of the network's input in a random order, on its device; with `flip`, those to fit
+    to are joined by their left-right mirror images. Raises `KernelsimpError` where there are none, where the
+    network refuses them, and where `room` does not do for one of them.
     """
-    whole = torch.cat(list(images))
-    if len(whole) < 2:
-        raise KernelsimpError(f"{len(whole)} calibration images; expected 2 at least, see --calibration")
-    held = max(1, round(HELD_BACK * len(whole)))
-    fitted, judged = whole[:-held], whole[-held:]
-    if flip:  # each beside its mirror image, so that every batch has both
-        fitted = torch.stack([fitted, fitted.flip(-1)], 1).flatten(0, 1)
+    stack = ImageStack.of(images, room.kept, room.folder)
+    if stack.count < 2:
+        raise KernelsimpError(f"{stack.count} calibration images; expected 2 at least, see --calibration")
+    held = max(1, round(HELD_BACK * stack.count))
+    fitted = ImageBatches(stack, 0, stack.count - held, room.batch, flip)
+    judged = ImageBatches(stack, stack.count - held, stack.count, room.batch)
     copy = in_float32(model)
-    traced = trace(copy, fitted[:2])
-    return CalibratedNetwork(copy, bank, traced, torch.split(fitted, BATCH), torch.split(judged, BATCH), seed)
+    traced = trace(copy, fitted.first(2))
+    size = batch_that_fits(copy, traced, fitted.first(1), room)
+    fitted, judged = replace(fitted, size=size), replace(judged, size=size)
+    return CalibratedNetwork(copy, bank, traced, fitted, judged, seed, room)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +130,20 @@ def survey_layers(
 
 def solve_at_budget(surveyed: Surveyed, choose: Chooser, cost: str, watcher: Watcher = SILENT) -> Solution:
     """Make a plan with `cost`, or with every cost where it is `auto`; re-solve each; keep the nearest."""
+    kinds = [layer.kind for layer in surveyed.calibrated.bank.spatial]
+    names = costs_to_try(kinds) if cost == "auto" else (cost,)
     tried = tuple(
-        try_plan(surveyed, plan_for(surveyed.prepared, name, choose), watcher)
-        for name in (COSTS if cost == "auto" else (cost,))
+        try_plan(surveyed, plan_for(surveyed.prepared, name, choose), _at_cost(watcher, place, names))
+        for place, name in enumerate(names)
     )
     best = min(tried, key=lambda item: item.distance.divergence)
     return Solution(best, tried, best.reconstruction.tensors, best.reconstruction.notes)
+
+
+def _at_cost(watcher: Watcher, place: int, names: Sequence[str]) -> Watcher:
+    if len(names) == 1:
+        return watcher
+    return Within(watcher, f"cost {place + 1} of {len(names)} ({names[place]})")
 
 
 def try_plan(surveyed: Surveyed, made: tuple[Plan, dict[str, float]], watcher: Watcher = SILENT) -> PlanTrial:

@@ -1,0 +1,96 @@
+"""How much memory a command may take: what is free on the machine, in its control group and on the GPU.
+
+All figures are bytes. Nothing is reserved: a stage asks what is left before it chooses how much it does at
+once.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+GB = 1e9
+
+BESIDE = 0.25
+"""The share of the memory that stays for what is not counted: copies of the network, tables, fragments."""
+
+ENOUGH = 3 << 29
+"""On a CPU more than this at once (1.5 GiB) makes nothing faster."""
+
+PIXELS_AT_ONCE = 16 * 224 * 224
+"""On a CPU a pass without gradients takes so many pixels at once: larger batches are no faster there."""
+
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""The limit and the use of the second and the first version of Linux's control groups."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a stage may take: `bytes` of the whole process, `batch` images at once, `folder` for the rest.
+
+    >>> Room(bytes=4 * 10**9, batch=64).kept
+    200000000
+    """
+
+    bytes: float = 8 * GB
+    batch: int = 128
+    folder: Path | None = None
+
+    @property
+    def kept(self) -> int:
+        """What one store may keep in memory before it goes to files: a twentieth, and never over 256 MiB."""
+        return int(min(self.bytes / 20, 1 << 28))
+
+    def working(self, device: torch.device) -> int:
+        """Return what activations may take now: what is left of the room, less a part for the rest."""
+        used = resident_bytes() if device.type == "cpu" else torch.cuda.memory_allocated(device)
+        left = int((1 - BESIDE) * self.bytes - used)
+        return min(left, ENOUGH) if device.type == "cpu" else left
+
+
+USUAL = Room()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return what is free: on the GPU, or on the machine and within its control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min([_machine_free(), *(_group_free(*files) for files in CGROUPS)])
+
+
+def resident_bytes() -> int:
+    """Return what this process holds in memory now; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
+    except (OSError, ValueError):
+        return 0
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether torch failed for want of memory, on a GPU or on the CPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def _machine_free() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _group_free(limit: str, used: str) -> int:
+    """Return what a control group leaves; a great number where there is none, or none that limits."""
+    try:
+        return int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii"))
+    except (OSError, ValueError):  # "max" is no number
+        return 1 << 62

@@ -1,0 +1,104 @@
+"""Go through a network layer by layer over the same images, without running anything twice.
+
+A `Replay` feeds images up to a layer, hands out that layer's inputs and stops. A module that had finished
+before the layer began is not run again on the way to a later one: its output is kept on a shelf, in memory
+or in files, because nothing upstream of it has changed since. Layers must therefore be visited in the order
+of the trace, and be changed only once visited. A layer may be asked of the first batches alone; the others
+stay where they are until a later layer wants them, and are then brought up in one go.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelsimp.models.hooks import Call, Trace, Use, weight_of
+from kernelsimp.models.stored_order import module_name
+from kernelsimp.shelf import Shelf
+
+KEPT_BYTES = 1 << 28
+"""What a replay keeps in memory of the outputs of finished modules, unless told; the rest goes to files."""
+
+
+class _Reached(BaseException):
+    """Stops a forward pass once the layer has been called; not an Exception, so that no network eats it."""
+
+
+class Replay:
+    """Hand out the inputs of one convolution after another, over the same batches of images.
+
+    `use` in `inputs_of` follows the order of the trace.
+    """
+
+    def __init__(
+        self, model: nn.Module, traced: Trace, images: Sequence[Tensor], shelf: Shelf | None = None
+    ) -> None:
+        self.model, self.traced, self.images = model, traced, images
+        self.modules = dict(model.named_modules())
+        self.shelf = Shelf(KEPT_BYTES) if shelf is None else shelf
+        self.kept: list[set[str]] = [set() for _ in range(len(images))]
+
+    @torch.no_grad()
+    def inputs_of(self, use: Use, batches: int | None = None) -> Iterator[list[Call]]:
+        """Yield every call of the layer in one forward pass, for each batch or for the first `batches`."""
+        keep = set(self.traced.finished_before(use.name))
+        for place, images in enumerate(islice(self.images, batches)):
+            found: list[Call] = []
+            self._run(use, images, place, keep, found)
+            yield found
+
+    def _run(self, use: Use, images: Tensor, place: int, keep: set[str], found: list[Call]) -> None:
+        """Run one batch until the layer's last call, and shelve the outputs that later layers need."""
+        layer = weight_of(self.modules[module_name(use.name)])
+
+        def on_call(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            last = len(found) + 1 == use.calls
+            found.append((module, inputs[0] if last else inputs[0].clone()))  # what follows may work in place
+            if last:
+                raise _Reached
+
+        twins = [module for module in self.modules.values() if weight_of(module) is layer]
+        handles = [module.register_forward_pre_hook(on_call) for module in twins]
+        try:
+            with self._shortcuts(place, keep - self.kept[place]):
+                self.model(images)
+        except _Reached:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name in self.kept[place] - keep:
+            self.shelf.drop((place, name))
+        self.kept[place] = {name for name in keep if (place, name) in self.shelf}
+
+    @contextmanager
+    def _shortcuts(self, place: int, wanted: set[str]) -> Iterator[None]:
+        """Let modules that are kept return what they returned before, and keep the outputs of `wanted`."""
+        patched = [self.modules[name] for name in self.kept[place]]
+        own = [module.__dict__.get("forward") for module in patched]
+        for name in self.kept[place]:
+            self.modules[name].forward = self._recall((place, name))
+        handles = [
+            self.modules[name].register_forward_hook(self._keep_output((place, name))) for name in wanted
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, forward in zip(patched, own, strict=True):
+                del module.forward
+                if forward is not None:
+                    module.forward = forward
+
+    def _recall(self, key: tuple[int, str]) -> Callable[..., Any]:
+        return lambda *_, **__: self.shelf.get(key)
+
+    def _keep_output(self, key: tuple[int, str]) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(_: nn.Module, __: Any, output: Any) -> None:
+            self.shelf.put(key, output)
+
+        return keep

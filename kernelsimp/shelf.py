@@ -1,0 +1,272 @@
+"""Tensors that stay in memory while they fit, and go to files beyond that.
+
+Files are read into fresh memory and never mapped, so that what lies in them does not count as the
+process's own. A file of images has no name and is gone when its process is; the folder of a shelf has one,
+and `sweep_shelves` removes what killed processes left.
+"""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from kernelsimp.errors import KernelsimpError
+
+PREFIX = "shelf-"
+
+SPARE = 1 << 28
+"""Bytes of disk that are left alone."""
+
+
+def check_disk(folder: Path | None, wanted: int) -> None:
+    """Raise `KernelsimpError` where the disk of `folder` (None: temporary files) has less than `wanted`."""
+    place = folder or Path(tempfile.gettempdir())
+    existing = next(path for path in (place, *place.parents) if path.exists())
+    free = shutil.disk_usage(existing).free - SPARE
+    if free < wanted:
+        need, have = (f"{size / 1e9:.1f} GB" for size in (wanted, max(0, free)))
+        raise KernelsimpError(
+            f"{place}: {need} of files are needed beside the memory, and the disk has {have}; make room, "
+            "pass fewer images with --calibration, or more memory with --memory"
+        )
+
+
+def sweep_shelves(folder: Path) -> None:
+    """Remove the shelves that killed processes left in `folder`."""
+    for left in folder.glob(f"{PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+class Shelf:
+    """Values by key, nested tensors each: `limit` bytes of them in memory, the others in files in `folder`.
+
+    What `get` returns is a copy, and what `put` takes is copied.
+
+    >>> shelf = Shelf(limit=0)
+    >>> shelf.put("a", {"x": torch.arange(3)})
+    >>> shelf.get("a")["x"].tolist()
+    [0, 1, 2]
+    """
+
+    def __init__(self, limit: int, folder: Path | None = None) -> None:
+        self.limit, self.folder = limit, folder
+        self._near: dict[Hashable, tuple[Any, int]] = {}
+        self._far: dict[Hashable, _Filed] = {}
+        self._held = 0
+        self._number = 0
+        self._directory: Path | None = None
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Keep a copy of `value` in place of what was there."""
+        self.drop(key)
+        size = sum(item.nbytes for item in tree_flatten(value)[0] if isinstance(item, Tensor))
+        if self._held + size <= self.limit:
+            self._near[key] = (tree_map_only(Tensor, Tensor.clone, value), size)
+            self._held += size
+        else:
+            self._far[key] = _file(value, self._next_path())
+
+    def get(self, key: Hashable) -> Any:
+        """Return a copy of what was kept; raises `KeyError` where nothing was."""
+        if key in self._near:
+            return tree_map_only(Tensor, Tensor.clone, self._near[key][0])
+        return self._far[key].read()
+
+    def drop(self, key: Hashable) -> None:
+        """Forget a value, if it is there."""
+        if key in self._near:
+            self._held -= self._near.pop(key)[1]
+        elif key in self._far:
+            self._far.pop(key).path.unlink(missing_ok=True)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._near or key in self._far
+
+    def _next_path(self) -> Path:
+        if self._directory is None:
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.folder))
+            weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        self._number += 1
+        return self._directory / str(self._number)
+
+
+@dataclass(frozen=True)
+class _Filed:
+    """A value in a file: its leaves one behind the other, with what is no tensor kept beside them."""
+
+    path: Path
+    leaves: tuple[Any, ...]
+    structure: Any
+
+    def read(self) -> Any:
+        with self.path.open("rb") as file:
+            leaves = [item.read(file) if isinstance(item, _Kind) else item for item in self.leaves]
+        return tree_unflatten(leaves, self.structure)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a tensor in a file is: `channels_last` says in which order its numbers lie."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    channels_last: bool
+
+    @staticmethod
+    def of(tensor: Tensor) -> "_Kind":
+        last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+        return _Kind(tensor.shape, tensor.dtype, tensor.device, last and not tensor.is_contiguous())
+
+    def write(self, tensor: Tensor, file: IO[bytes]) -> None:
+        laid = tensor.permute(0, 2, 3, 1) if self.channels_last else tensor.contiguous()
+        laid.detach().cpu().reshape(-1).view(torch.uint8).numpy().tofile(file)
+
+    def read(self, file: IO[bytes]) -> Tensor:
+        shape = self.shape
+        laid = (shape[0], *shape[2:], shape[1]) if self.channels_last else tuple(shape)
+        raw = np.fromfile(file, np.uint8, count=shape.numel() * self.dtype.itemsize)
+        tensor = torch.from_numpy(raw).view(self.dtype).reshape(laid)
+        return (tensor.permute(0, 3, 1, 2) if self.channels_last else tensor).to(self.device)
+
+
+def _file(value: Any, path: Path) -> _Filed:
+    leaves, structure = tree_flatten(value)
+    kinds = tuple(_Kind.of(item) if isinstance(item, Tensor) else item for item in leaves)
+    try:
+        with path.open("wb") as file:
+            for kind, leaf in zip(kinds, leaves, strict=True):
+                if isinstance(kind, _Kind):
+                    kind.write(leaf, file)
+    except OSError as error:
+        raise KernelsimpError(f"{path}: cannot write: {error.strerror or error}; make room") from error
+    return _Filed(path, kinds, structure)
+
+
+@dataclass(eq=False)
+class ImageStack:
+    """Images of one shape, (n, C, H, W) float32: in memory up to `limit` bytes, else in a nameless file.
+
+    >>> stack = ImageStack.of([torch.ones(2, 1, 4, 4), torch.zeros(1, 1, 4, 4)])
+    >>> stack.count, stack.rows(1, 3).amax((1, 2, 3)).tolist()
+    (3, [1.0, 0.0])
+    """
+
+    limit: int = 1 << 62
+    folder: Path | None = None
+    count: int = 0
+    _shape: tuple[int, ...] = ()
+    _device: torch.device | None = None
+    _parts: list[Tensor] = field(default_factory=list)
+    _file: IO[bytes] | None = None
+
+    @staticmethod
+    def of(batches: Iterable[Tensor], limit: int = 1 << 62, folder: Path | None = None) -> "ImageStack":
+        """Return the images of all batches; raises `KernelsimpError` where their shapes differ."""
+        stack = ImageStack(limit, folder)
+        for batch in batches:
+            stack._append(batch)
+        stack._parts = [torch.cat(stack._parts)] if len(stack._parts) > 1 else stack._parts
+        return stack
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return the images from `start` up to `stop`, on the device they came from."""
+        if self._file is None:
+            return self._parts[0][start:stop]
+        numbers = int(np.prod(self._shape))
+        self._file.seek(start * numbers * 4)
+        raw = np.fromfile(self._file, np.float32, count=(stop - start) * numbers)
+        return torch.from_numpy(raw).reshape(-1, *self._shape).to(self._device)
+
+    def _append(self, batch: Tensor) -> None:
+        batch = batch.float()
+        if not self.count:
+            self._shape, self._device = tuple(batch.shape[1:]), batch.device
+        if tuple(batch.shape[1:]) != self._shape:
+            two = " and ".join(" x ".join(map(str, shape)) for shape in (self._shape, batch.shape[1:]))
+            raise KernelsimpError(f"images of several shapes ({two}); pass --input-size N")
+        self.count += len(batch)
+        if self._file is None:
+            self._parts.append(batch)
+            if self.count * int(np.prod(self._shape)) * 4 > self.limit:
+                self._file = tempfile.TemporaryFile(dir=self._made_folder())  # noqa: SIM115 (to the end)
+                for part in self._parts:
+                    self._write(part)
+                self._parts = []
+        else:
+            self._write(batch)
+
+    def _made_folder(self) -> Path | None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder
+
+    def _write(self, batch: Tensor) -> None:
+        assert self._file is not None
+        try:
+            batch.cpu().contiguous().numpy().tofile(self._file)
+            self._file.flush()
+        except OSError as error:
+            where = self.folder or tempfile.gettempdir()
+            raise KernelsimpError(f"{where}: cannot write: {error.strerror or error}; make room") from error
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatches(Sequence[Tensor]):
+    """A range of a stack in batches of `size`; with `flip`, each image is followed by its mirror image."""
+
+    stack: ImageStack
+    start: int
+    stop: int
+    size: int
+    flip: bool = False
+
+    @property
+    def images(self) -> int:
+        """How many images there are, mirror images too."""
+        return (self.stop - self.start) * (1 + self.flip)
+
+    def first(self, images: int) -> Tensor:
+        """Return the first `images` (n, C, H, W)."""
+        return self._rows(self.start, min(self.stop, self.start + -(-images // (1 + self.flip))))[:images]
+
+    def __len__(self) -> int:
+        return -(-(self.stop - self.start) // self._step)
+
+    @overload
+    def __getitem__(self, place: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Tensor]: ...
+    def __getitem__(self, place: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        start = self.start + place % len(self) * self._step
+        return self._rows(start, min(self.stop, start + self._step))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[place] for place in range(len(self)))
+
+    @property
+    def _step(self) -> int:
+        return max(1, self.size // (1 + self.flip))
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        images = self.stack.rows(start, stop)
+        return torch.stack([images, images.flip(-1)], 1).flatten(0, 1) if self.flip else images
+
+
+def count_images(batches: Sequence[Tensor]) -> int:
+    """Return how many images there are in all batches."""
+    return batches.images if isinstance(batches, ImageBatches) else sum(len(batch) for batch in batches)

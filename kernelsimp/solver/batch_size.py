@@ -1,0 +1,55 @@
+"""How many images go through a network at once: one is measured, the rest is division."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.memory import BESIDE, GB, Room, resident_bytes
+from kernelsimp.models.hooks import Trace
+from kernelsimp.solver.fisher import output_tensors
+
+IN_FLIGHT = 6
+"""Outputs that are there at once in a backward pass beside the saved ones, each counted as the largest."""
+
+
+def batch_that_fits(model: nn.Module, traced: Trace, image: Tensor, room: Room) -> int:
+    """Return how many images a forward and backward pass may take at once, from one (1, C, H, W).
+
+    Raises `KernelsimpError` where `room` does not do for one.
+    """
+    each = bytes_of_a_pass(model, traced, image)
+    left = room.working(image.device)
+    if each > left:
+        beside = resident_bytes() if image.device.type == "cpu" else torch.cuda.memory_allocated(image.device)
+        needed = (each + beside) / (1 - BESIDE)
+        raise KernelsimpError(
+            f"--memory {room.bytes / GB:.2g}: a backward pass of one image takes {each / GB:.2f} GB beside "
+            f"the {beside / GB:.2f} GB in use; pass --memory {needed / GB + 0.05:.1f} or more, or a smaller "
+            "--input-size"
+        )
+    return max(1, min(room.batch, left // each))
+
+
+def bytes_of_a_pass(model: nn.Module, traced: Trace, image: Tensor) -> int:
+    """Return the bytes that a forward and backward pass of one image (1, C, H, W) holds at its most.
+
+    What autograd saves is counted, tensors that share memory once; what is in flight is a bound.
+    """
+    own = {item.untyped_storage().data_ptr() for item in (*model.parameters(), *model.buffers())}
+    saved: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), saved_tensors_hooks(count, lambda tensor: tensor):
+        try:
+            output = model(image.clone().requires_grad_().clone())
+        except Exception:  # the survey says what is wrong, in full
+            output = None
+        kept = output_tensors(output)  # the graph lives until here, so that no address is used twice
+        del output, kept
+    return int(sum(saved.values()) + IN_FLIGHT * traced.largest_output) or 1
