@@ -267,6 +267,38 @@ class ImageBatches(Sequence[Tensor]):
         return torch.stack([images, images.flip(-1)], 1).flatten(0, 1) if self.flip else images
 
 
+@dataclass(frozen=True, eq=False)
+class LabelledBatches(Sequence[tuple[Tensor, Tensor]]):
+    """Batches of images with their labels (n, ...), both on the images' device."""
+
+    batches: ImageBatches
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[tuple[Tensor, Tensor]]: ...
+    def __getitem__(
+        self, place: int | slice
+    ) -> tuple[Tensor, Tensor] | Sequence[tuple[Tensor, Tensor]]:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        images = self.batches[place]
+        start = place % len(self) * self.batches.size
+        return images, self.labels[start : start + len(images)].to(images.device)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self[place] for place in range(len(self)))
+
+
+def images_of(batches: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Tensor]:
+    """Return the images of labelled batches alone."""
+    return batches.batches if isinstance(batches, LabelledBatches) else [images for images, _ in batches]
+
+
 def count_images(batches: Sequence[Tensor]) -> int:
     """Return how many images there are in all batches."""
     return batches.images if isinstance(batches, ImageBatches) else sum(len(batch) for batch in batches)

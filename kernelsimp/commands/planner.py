@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+
+from torch import Tensor
 
 from kernelsimp.commands.inputs import batches_of, layers_by_name, room_of
 from kernelsimp.commands.measure import load_split
@@ -15,15 +18,19 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome
 from kernelsimp.evaluation.metric import metric_of
 from kernelsimp.files import key_of
+from kernelsimp.memory import GB
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan
 from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import PlanSettings, Settings
+from kernelsimp.shelf import check_disk, count_images
 from kernelsimp.solver.apply import apply_plan, check_fits
 from kernelsimp.solver.controls import ControlCase
+from kernelsimp.solver.costs import costs_to_try
 from kernelsimp.solver.denoise import denoise_by_weight, denoise_rest, denoising_of, everything_free
-from kernelsimp.solver.layerwise import CalibratedNetwork
+from kernelsimp.solver.estimate import estimate
+from kernelsimp.solver.layerwise import CalibratedNetwork, bytes_of_files
 from kernelsimp.solver.plan_builder import chooser, data_free_plan
 from kernelsimp.solver.search import BudgetJudge, search
 from kernelsimp.solver.sensitivity import layer_losses, predicted_losses
@@ -36,12 +43,15 @@ from kernelsimp.solver.solve import (
     try_plan,
 )
 from kernelsimp.solver.tolerance import weight_plan
-from kernelsimp.watch import Watcher
+from kernelsimp.watch import Watcher, duration
 
 NETWORK = "network"
 """The key of a plan's rule that tells which checkpoint it was made for."""
 
 BUDGETS = ("tolerance", "dof", "simplified", "max_drop", "plan")
+
+USUAL_TRIALS = 8
+"""How many trials a search for an accuracy budget takes, about."""
 
 UNSEEN_GAP = 3.0
 """A network this much better (pp) on validation images than on others has probably been trained on them."""
@@ -179,31 +189,54 @@ def judge_memorised(
 def survey_network(task: Task, data: Data, watcher: Watcher) -> tuple[Surveyed, tuple[str, ...]]:
     """Survey the original network on its calibration images; return what to doubt about these, too."""
     images = data.calibration(task.settings.data.calibration, task.settings.run.seed)  # without labels
-    calibrated = calibrate(task, images)
+    calibrated = calibrate(task, images, watcher)
     doubts = tuple(_doubts(data, task.settings.data.calibration, calibrated))
     for doubt in doubts:
         watcher.warn(doubt)
+    watcher.note(_time_needed(calibrated, task.settings.plan))
     return survey_layers(calibrated, task.settings.plan, watcher, survey_file(task, images)), doubts
 
 
+def _time_needed(calibrated: CalibratedNetwork, plan: PlanSettings) -> str:
+    """Return how long choosing will take, in words; what is measured on the test split comes on top."""
+    seconds = estimate(calibrated)
+    costs = len(costs_to_try([layer.kind for layer in calibrated.bank.spatial])) if plan.cost == "auto" else 1
+    solves = costs if plan.max_drop is None else costs + USUAL_TRIALS
+    each = f"{solves} re-solves of {duration(seconds.solve)}" if solves > 1 else "one re-solve"
+    whole = duration(seconds.total(solves * plan.rounds))
+    return f"choosing takes about {whole}: {duration(seconds.survey)} to see the layers, {each}"
+
+
 def _doubts(data: Data, count: int, calibrated: CalibratedNetwork) -> Iterator[str]:
-    seen = (*calibrated.images, *calibrated.held)
-    number, first = sum(len(part) for part in seen), seen[0][:1]
+    number, first = calibrated.count + count_images(calibrated.held), calibrated.images[0][:1]
+
+    def seen() -> Iterator[Tensor]:
+        return chain(calibrated.images, calibrated.held)
+
     if len(data.train) < min(count, len(data.val)):
         yield f"too few training images ({len(data.train)}): {number} validation images choose instead"
-    if all(bool((part == first).all()) for part in seen):
+    if all(bool((part == first).all()) for part in seen()):
         yield f"all {number} calibration images are the same: what is fitted to them knows nothing else"
-    elif all(bool((part == part[..., :1, :1]).all()) for part in seen):
+    elif all(bool((part == part[..., :1, :1]).all()) for part in seen()):
         yield f"all {number} calibration images are of one colour each: what is fitted knows no patterns"
 
 
-def calibrate(task: Task, images: Split) -> CalibratedNetwork:
-    """Return the original network on its calibration images."""
+def calibrate(task: Task, images: Split, watcher: Watcher) -> CalibratedNetwork:
+    """Return the original network on its calibration images, and say what memory that takes.
+
+    Raises `KernelsimpError` where the disk has no room for what does not fit.
+    """
     settings, network = task.settings, task.network
     inputs = (batch.to(network.device) for batch, _ in batches_of(images, settings))
     room = room_of(settings, network.device, task.record.parent if task.record else None)
     flip = settings.data.calibration_flip
-    return calibrated_network(network.module(), network.bank, inputs, settings.run.seed, room, flip=flip)
+    seed = settings.run.seed
+    calibrated = calibrated_network(network.module(), network.bank, inputs, seed, room, flip=flip)
+    check_disk(room.folder, bytes_of_files(calibrated))
+    watcher.note(
+        f"up to {room.bytes / GB:.1f} GB of memory (--memory), {len(calibrated.images[0])} images at once"
+    )
+    return calibrated
 
 
 def survey_file(task: Task, images: Split) -> Path | None:

@@ -20,6 +20,7 @@ from kernelsimp.report.pictures.gallery_file import save_gallery
 from kernelsimp.report.store import report_json
 from kernelsimp.settings import Settings
 from kernelsimp.settings_file import as_toml
+from kernelsimp.shelf import sweep_shelves
 from kernelsimp.watch import Watcher
 
 
@@ -50,6 +51,7 @@ class RunFolder:
         write_text(self.path / ".writable", "")
         (self.path / ".writable").unlink()
         remove_partials(self.path)
+        sweep_shelves(self.path / "resume")
 
     def write_settings(self, settings: Settings) -> None:
         """Write settings.toml, which runs again as `--config`."""

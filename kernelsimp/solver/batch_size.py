@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.memory import BESIDE, GB, Room, resident_bytes
+from kernelsimp.memory import BESIDE, GB, Room, is_out_of_memory, resident_bytes
 from kernelsimp.models.hooks import Trace
-from kernelsimp.solver.fisher import output_tensors
+from kernelsimp.solver.fisher import output_tensors, without_weight_gradients
 
 IN_FLIGHT = 6
 """Outputs that are there at once in a backward pass beside the saved ones, each counted as the largest."""
@@ -45,11 +45,17 @@ def bytes_of_a_pass(model: nn.Module, traced: Trace, image: Tensor) -> int:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.enable_grad(), saved_tensors_hooks(count, lambda tensor: tensor):
-        try:
-            output = model(image.clone().requires_grad_().clone())
-        except Exception:  # the survey says what is wrong, in full
-            output = None
-        kept = output_tensors(output)  # the graph lives until here, so that no address is used twice
-        del output, kept
+    with saved_tensors_hooks(count, lambda tensor: tensor):
+        forward_and_backward(model, image)
     return int(sum(saved.values()) + IN_FLIGHT * traced.largest_output) or 1
+
+
+def forward_and_backward(model: nn.Module, images: Tensor) -> None:
+    """Run a network both ways, as the survey does; what is wrong with it, the survey says in full."""
+    with torch.enable_grad(), without_weight_gradients(model):
+        try:
+            tensors = output_tensors(model(images.clone().requires_grad_().clone()))
+            torch.autograd.backward(tensors, [torch.ones_like(item) for item in tensors])
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise

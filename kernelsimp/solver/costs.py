@@ -62,7 +62,7 @@ def check_cost(name: str) -> None:
 
 
 def costs_to_try(kinds: Collection[str]) -> tuple[str, ...]:
-    """Return what `auto` tries on layers of these kinds; with depthwise ones among them a cost for each kind."""
+    """Return what `auto` tries on layers of these kinds; depthwise ones get a cost of their own."""
     return (BY_KIND, "filter", "mixed") if DEPTHWISE in kinds and len(set(kinds)) > 1 else tuple(COSTS)
 
 

@@ -50,7 +50,7 @@ def survey(
     surveyor = _Surveyor(model, {use.name: sampling_for(use, 1, count, seed) for use in traced.uses}, seed)
     watcher.start("measuring what each layer sees", count)
     first, most = 0, count
-    with _without_weight_gradients(model), torch.enable_grad():
+    with without_weight_gradients(model), torch.enable_grad():
         for batch in images:
             done = 0
             while done < len(batch):
@@ -78,7 +78,7 @@ def _halved(images: int, watcher: Watcher) -> int:
 
 
 @contextmanager
-def _without_weight_gradients(model: nn.Module) -> Iterator[None]:
+def without_weight_gradients(model: nn.Module) -> Iterator[None]:
     """Have backward passes leave out what nobody asks for within the block: a third of their work."""
     wanted = [item for item in model.parameters() if item.requires_grad]
     for item in wanted:

@@ -56,6 +56,18 @@ class CalibratedNetwork:
         return batches, min(self.count, batches * size)
 
 
+def bytes_of_files(calibrated: CalibratedNetwork) -> int:
+    """Return what a reconstruction writes to disk at most: outputs of finished modules, of both networks."""
+    widths = {layer.name: layer.kernels[0].numel() for layer in calibrated.bank.layers}
+    sizes = (
+        sum(calibrated.traced.finished_before(use.name).values())
+        * calibrated.images_for(use, widths[use.name])[1]
+        for use in calibrated.traced.uses
+    )
+    most = max(sizes, default=0.0)
+    return max(0, 2 * int(most - calibrated.room.kept))
+
+
 @dataclass(frozen=True)
 class Fit:
     """How one layer came out: relative `output_error` (None where it was never run) and a word on trouble."""

@@ -20,6 +20,7 @@ from kernelsimp.evaluation.divergence import is_memorised
 from kernelsimp.evaluation.metric import UserMetric
 from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.records.plan import LayerPlan
+from kernelsimp.shelf import images_of
 from kernelsimp.solver.distance import Distance, DistanceJudge, is_classifier
 from kernelsimp.solver.lagrangian import choose_for_dof
 from kernelsimp.solver.sensitivity import layer_losses
@@ -71,11 +72,11 @@ class BudgetJudge:
         metric: UserMetric | None = None,
         name: str = "validation",
     ) -> None:
-        if not batches:
+        if not len(batches):
             advice = "give some with --split, or use --dof"
             raise KernelsimpError(f"--max-drop needs {name} images; {advice}")
         self.batches, self.metric, self.name = batches, metric, name
-        self.judge = DistanceJudge(original, [images for images, _ in batches])
+        self.judge = DistanceJudge(original, images_of(batches))
         self.by_accuracy = metric is None and is_classifier(self.judge.answers[0])
         self.top1 = self._accuracy(original) if self.by_accuracy else None
         self.before = metric(original, batches) if metric is not None else self.top1
