@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_hold import OPTIMIZERS, STRUCTURES, Mixed, first_held, made, plan_for, train
+from held import OPTIMIZERS, STRUCTURES, first_held, made, plan_for, train
+from networks import Mixed
 from torch import nn
 
 from kernelsimp.errors import HoldError, KernelsimpError

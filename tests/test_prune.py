@@ -2,13 +2,11 @@
 
 import json
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from builders import tiny_net, tiny_state, write_zip
-from test_cli import NET
+from builders import NET, tiny_net, tiny_state, weights_in, write_zip
 
 from kernelsimp.cli.main import run
 from kernelsimp.commands.prune import settle_for_pruning
@@ -174,10 +172,6 @@ def test_too_many_masks_for_a_plan(monkeypatch):
 # --- the command line
 
 
-def written(out: Path) -> dict[str, torch.Tensor]:
-    return dict(torch.load(out / "tiny.pt", weights_only=True)["state_dict"])
-
-
 def test_the_story_from_the_command_line(model, images, tmp_path, capsys):
     out = tmp_path / "run"
     asked = ["prune", str(model), "--arch", NET, "--data", images, "--batch-size", "16", "--epochs", "2"]
@@ -193,7 +187,7 @@ def test_the_story_from_the_command_line(model, images, tmp_path, capsys):
     rates = [epoch["lr"] for epoch in report["training"]]
     assert rates[:2] == rates[2:]  # rewound
     assert rates[0] > rates[1]
-    after = written(out)
+    after = weights_in(out)
     zeros = sum(int((after[name] == 0).sum()) for name in ("stem.weight", "depthwise.weight"))
     assert report["dof"]["after"] == CELLS - zeros == 81
     assert not torch.equal(after["head.weight"], tiny_state()["head.weight"])
@@ -223,7 +217,7 @@ def test_a_run_repeats_from_its_settings(model, images, tmp_path):
     assert run([*asked, "--dof", "0.6", "--quiet", "--out", str(first)]) == 0
     command = json.loads((first / "report.json").read_text())["provenance"]["command"]
     assert run([*shlex.split(command)[1:], "--quiet"]) == 0
-    one, other = written(first), written(second)
+    one, other = weights_in(first), weights_in(second)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -240,7 +234,7 @@ def test_filters_without_images_say_that_shapes_stay(model, tmp_path, capsys):
     assert "no images were given: nothing is trained after pruning" in capsys.readouterr().err
     report = json.loads((out / "report.json").read_text())
     assert any(note.startswith("filters were set to zero and their tensors kept") for note in report["notes"])
-    after, before = written(out), tiny_state()
+    after, before = weights_in(out), tiny_state()
     assert {name: value.shape for name, value in after.items()} == {n: v.shape for n, v in before.items()}
     gone = (after["stem.weight"] == 0).flatten(1).all(1)
     assert 0 < gone.sum() < 4
