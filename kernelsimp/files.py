@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and running Python files that users name.
+"""Writing files so that a reader never sees half of one, and running other people's code from files.
 
 Every output is written beside its final name and renamed into place; on any failure the partial
 file is removed and the old one, if there was one, stays as it was.
@@ -9,13 +9,22 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from kernelsimp.error_text import kind_and_words, short
 from kernelsimp.errors import DamagedError, KernelsimpError, did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+T = TypeVar("T", bound="np.generic")
 
 FORCE_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """The variable of torch's that makes `weights_only` true wherever it is not."""
@@ -23,6 +32,9 @@ FORCE_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 SEAL = b"\nsha256:"
 SEALED = len(SEAL) + 64
 """What stands behind the content of a sealed file, and its length with the digest."""
+
+LARGE = 1 << 18
+"""Arrays of more entries are spilled to a file."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -106,6 +118,21 @@ def tensor_file_metadata(data: bytes) -> dict[str, str]:
     return dict(head.get("__metadata__") or {}) if isinstance(head, dict) else {}
 
 
+def spill(array: "NDArray[T]") -> "NDArray[T]":
+    """Return the array; a large one as a map of a nameless temporary file, which goes when the array goes.
+
+    A scan keeps numbers of every kernel, and a network of 10 GB has 300 million of them.
+    """
+    if array.size <= LARGE:
+        return array
+    import numpy as np
+
+    with tempfile.TemporaryFile() as file:
+        array.tofile(file)
+        file.flush()
+        return np.memmap(file, dtype=array.dtype, mode="r+", shape=array.shape)
+
+
 def key_of(*known: object) -> str:
     """Return 16 digits for the name of a file, which tell what was made from `known` from anything else."""
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
@@ -123,8 +150,8 @@ def _exists(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split())[:200]
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return short(reason, 200)
 
 
 def user_function(text: str) -> Callable[..., Any]:
@@ -139,7 +166,7 @@ def user_function(text: str) -> Callable[..., Any]:
     try:
         module = run_file(path)
     except (Exception, SystemExit) as error:  # the user's code
-        raise KernelsimpError(f"{path}: {words_of(error)}; mend the file") from error
+        raise KernelsimpError(f"{path}: {kind_and_words(error, 200)}; mend the file") from error
     function = getattr(module, name, None)
     if not callable(function):
         own = {key for key, item in vars(module).items() if callable(item) and not key.startswith("_")}
@@ -192,6 +219,9 @@ def importing_from(folder: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
 
 
-def words_of(error: BaseException) -> str:
-    """Return `ValueError: its message` on one line of at most 200 characters behind the colon."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep a library's own warnings about old formats and defaults to itself within the block."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

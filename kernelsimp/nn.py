@@ -1,6 +1,6 @@
 """Holds after a run, constraints before training, penalties during it: for your own training loop.
 
-    model.load_state_dict(torch.load("run/model.pt"))     # the checkpoint that the run wrote
+    model.load_state_dict(kernelsimp.load_weights("run/model.pt"))  # the checkpoint that the run wrote
     kernelsimp.hold(model, "run")                         # the plan and the mode are the run's
     optimizer = torch.optim.AdamW(model.parameters())
     for images, labels in loader:
@@ -39,13 +39,12 @@ from torch import nn
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan
-from kernelsimp.settings import read_toml
+from kernelsimp.settings_file import read_toml
 from kernelsimp.training.constraints import constrain as constrain_by_rules
 from kernelsimp.training.constraints import plain_state
-from kernelsimp.training.constraints import release as free_constraints
 from kernelsimp.training.hold import Mode, survival_in_model, verify
 from kernelsimp.training.hold import hold as hold_by_plan
-from kernelsimp.training.hold import release as make_plain
+from kernelsimp.training.hold import release as release_weights
 from kernelsimp.training.penalties import PENALTIES, Penalties, PenaltySettings
 from kernelsimp.training.rules import CONSTRAINTS, Mix, Rules
 
@@ -158,8 +157,7 @@ def release(model: nn.Module) -> None:
     one held bit moved.
     """
     verify(model)
-    make_plain(model)
-    free_constraints(model)
+    release_weights(model)
 
 
 def _mode_of(folder: Path) -> str:

@@ -1,17 +1,13 @@
-"""What can be set, one frozen dataclass a stage, and the one place where options become values.
+"""What can be set, one frozen dataclass a stage; `settings_file` makes them of files and options.
 
 Every option of the command line is a field here, so it can also stand in a TOML file under its stage's
 heading; the command line wins over the file, the file over a recipe, and that over the defaults. Field
 metadata carries the help text.
 """
 
-import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
-
-from kernelsimp.errors import KernelsimpError, did_you_mean
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar, get_type_hints
 
 S = TypeVar("S")
 
@@ -21,6 +17,11 @@ def option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+def in_file(default: Any, text: str) -> Any:
+    """Return a settings field that a settings file or a program sets, and no option of the command line."""
+    return field(default=default, metadata={"help": text, "in_file": True})
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """Where the network comes from."""
@@ -28,6 +29,7 @@ class ModelSettings:
     arch: str | None = option(None, "zoo:NAME, torchvision:NAME, file.py:callable or module:callable")
     sha256: str | None = option(None, "refuse the checkpoint unless its file has this SHA-256")
     weights: str | None = option(None, "which of several to take: model, ema, or the key of a state dict")
+    output: str | None = option(None, "which of several outputs classifies: a key, an attribute or a place")
     trust_pickle: bool = option(False, "run the code inside a fully pickled module (dangerous)")
 
 
@@ -36,7 +38,8 @@ class DataSettings:
     """Where images come from and how they become the network's input."""
 
     data: str | None = option(
-        None, "digits, npz:FILE, imagefolder:DIR, torchvision:NAME?root=DIR, file.py:callable"
+        None,
+        "digits, npz:FILE, npy:X.npy,Y.npy, imagefolder:DIR, torchvision:NAME?root=DIR, file.py:callable",
     )
     mean: tuple[float, ...] | None = option(None, "mean of each channel, in pixel / 255; comma-separated")
     std: tuple[float, ...] | None = option(None, "standard deviation of each channel; comma-separated")
@@ -82,7 +85,7 @@ class PlanSettings:
     choice_weight: float = option(
         1.0, "what a bit that names a structure weighs beside one of a coefficient; 0: the DOF alone count"
     )
-    resolve: str = option("auto", "fit the rest of each filter again: auto (where there are images) or none")
+    resolve: str = in_file("auto", "fit the rest of each filter again: auto (where there are images) or none")
     only_found: bool = option(False, "simplify only kernels whose structure chance does not explain")
     layers: tuple[str, ...] | None = option(None, "only the layers whose names match these globs")
     skip_layers: tuple[str, ...] | None = option(None, "not the layers whose names match these globs")
@@ -107,10 +110,10 @@ class FinetuneSettings:
     epochs: int = option(12, "passes over the training split")
     lr: float = option(0.01, "peak learning rate")
     optimizer: str = option("sgd", "sgd or adamw")
-    momentum: float = option(0.9, "momentum of SGD")
+    momentum: float = in_file(0.9, "momentum of SGD")
     weight_decay: float = option(1e-4, "weight decay")
     distill: float = option(0.9, "weight of distillation from the original network, 0..1; 0 turns it off")
-    temperature: float = option(4.0, "temperature of distillation")
+    temperature: float = in_file(4.0, "temperature of distillation")
     batch_norm: str = option("train", "batch norm: train, eval (statistics kept) or re-estimate (at the end)")
     precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
     schedule: str = option("cosine", "how the learning rate runs: cosine, one-cycle or constant")
@@ -134,7 +137,7 @@ class FinetuneSettings:
     channels_last: bool = option(False, "keep images and weights with channels last in memory")
     devices: int = option(1, "processes a node, one a device")
     num_nodes: int = option(1, "nodes that train together")
-    strategy: str = option("auto", "how processes work together: auto or ddp")
+    strategy: str = in_file("auto", "how processes work together: auto or ddp")
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,9 @@ class TrainSettings:
     penalty: tuple[str, ...] | None = option(
         None, "NAME:WEIGHT; asymmetry, rate, entropy, smoothness or distinct"
     )
-    penalty_families: tuple[str, ...] | None = option(None, "families of the asymmetry, comma-separated")
-    penalty_schedule: str = option("ramp", "how penalty weights run: constant, ramp, late or early")
-    rounding: str = option("noise", "how the rate rounds: noise or straight-through")
+    penalty_families: tuple[str, ...] | None = in_file(None, "families of the asymmetry, comma-separated")
+    penalty_schedule: str = in_file("ramp", "how penalty weights run: constant, ramp, late or early")
+    rounding: str = in_file("noise", "how the rate rounds: noise or straight-through")
     curve: int = option(1, "epochs between two measurements of bits and found structure; 0 is never")
 
 
@@ -238,174 +241,10 @@ class Settings:
 Given = Mapping[str, Mapping[str, Any]]
 """What someone asked for: {stage: {key: value}}; None is 'not given'."""
 
-REGISTRIES = ("zoo", "torchvision", "timm")
-"""Where an architecture is looked up by name; any other source is Python code of the user's."""
 
-CAN_NAME_CODE = (
-    ("model", "arch"),
-    ("compare", "arch_b"),
-    ("data", "data"),
-    ("plan", "holdout"),
-    ("plan", "metric"),
-)
-"""Settings whose value may be Python code to run."""
-
-
-def names_code(key: str, value: Any) -> bool:
-    """Say whether a setting of `CAN_NAME_CODE` holds Python code: a file, or for networks a module too."""
-    source, _, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if key.startswith("arch"):
-        return bool(source) and source not in REGISTRIES
-    return source.endswith(".py") or name.endswith(".py")
-
-
-def settle(command_line: Given, config: str | None = None, base: Given | None = None) -> Settings:
-    """Return all settings: the command line wins over the `config` file, that over `base`, then defaults.
-
-    `config` is a path or `recipe:NAME`. Raises `KernelsimpError` for what cannot be read or is unknown, and
-    where the file would run code that the command line does not name.
-    """
-    file = read_toml(config_path(config)) if config else {}
-    _check_runs_no_code(file, command_line, str(config))
-    hints = get_type_hints(Settings)
-    for name in file:
-        if name not in hints:
-            raise KernelsimpError(f"{config}: unknown stage [{name}]{did_you_mean(name, hints)}")
-    given = (command_line, file, base or {})
-    where = config or "settings"
-    return Settings(
-        **{
-            name: build(stage, *(layer.get(name, {}) for layer in given), where=f"{where} [{name}]")
-            for name, stage in hints.items()
-        }
-    )
-
-
-def _check_runs_no_code(file: Given, command_line: Given, where: str) -> None:
-    """Raise `KernelsimpError` where a file names code; only the command line is surely the user's own."""
-    if file.get("model", {}).get("trust_pickle") not in (None, False):
-        advice = "no file may allow it: take it out, and pass --trust-pickle if you trust the checkpoint"
-        raise KernelsimpError(f"{where} [model]: 'trust_pickle' is set; {advice}")
-    for stage, key in CAN_NAME_CODE:
-        value = file.get(stage, {}).get(key)
-        if names_code(key, value) and command_line.get(stage, {}).get(key) is None:
-            flag = f"--{key.replace('_', '-')}"
-            raise KernelsimpError(
-                f"{where} [{stage}]: '{key}' is the Python code {value}, which no file may have run; "
-                f"pass {flag} {value} too if you trust it"
-            )
-
-
-def recipe(name: str) -> Given:
-    """Return the [data] stage of a recipe that comes with the package: what an architecture brings along."""
-    return {"data": read_toml(config_path(f"recipe:{name}")).get("data", {})}
-
-
-def config_path(config: str) -> Path:
-    """Return the file of a `--config` value: a path, or `recipe:NAME` for one that comes with the package."""
-    if not config.startswith("recipe:"):
-        return Path(config)
-    name, package = config.removeprefix("recipe:"), Path(__file__).parent
-    folders = (package / "configs", package.parent / "configs")  # in a wheel, in a checkout
-    known = {path.stem: path for folder in folders for path in folder.glob("*.toml")}
-    if name not in known:
-        raise KernelsimpError(f"unknown recipe '{name}'{did_you_mean(name, known)}")
-    return known[name]
-
-
-def help_of(stage: type[Any]) -> Iterator[tuple[str, Any, str]]:
-    """Yield (field, type, help text) for each option of a settings dataclass."""
+def help_of(stage: type[Any], *, in_file: bool = False) -> Iterator[tuple[str, Any, str]]:
+    """Yield (field, type, help text) for each option of a settings dataclass, or for what files alone set."""
     hints = get_type_hints(stage)
     for item in fields(stage):
-        yield item.name, hints[item.name], item.metadata["help"]
-
-
-def read_toml(path: Path) -> dict[str, dict[str, Any]]:
-    """Read a settings file into {stage: {key: value}}; dashes in keys become underscores.
-
-    Raises `KernelsimpError` where the file is missing, is no TOML or has keys outside a stage.
-    """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise KernelsimpError(f"{path}: cannot read settings: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise KernelsimpError(f"{path}: not a TOML file: {error}") from error
-    for stage, table in raw.items():
-        if not isinstance(table, dict):
-            advice = "put it under its heading, such as [data]"
-            raise KernelsimpError(f"{path}: key '{stage}' stands outside a stage; {advice}")
-    return {
-        stage: {key.replace("-", "_"): value for key, value in table.items()} for stage, table in raw.items()
-    }
-
-
-def build(stage: type[S], *layers: Mapping[str, Any], where: str = "settings") -> S:
-    """Return the settings of one stage from mappings in falling order of precedence.
-
-    A value of None does not count as given. Raises `KernelsimpError` for an unknown key (with the nearest
-    known one) or a value of the wrong type.
-    """
-    hints = get_type_hints(stage)
-    values: dict[str, Any] = {}
-    for layer in reversed(layers):
-        for key, value in layer.items():
-            if key not in hints:
-                raise KernelsimpError(f"{where}: unknown key '{key}'{did_you_mean(key, hints)}")
-            if value is not None:
-                values[key] = _coerce(value, hints[key], f"{where}: '{key}'")
-    return stage(**values)
-
-
-def as_toml(settings: Settings) -> str:
-    """Write settings as TOML that `settle` reads back to the same; None is left out.
-
-    So is trust in pickles, which no file may give.
-    """
-    lines: list[str] = []
-    for name, stage in asdict(settings).items():
-        stage.pop("trust_pickle", None)
-        lines.append(f"[{name}]")
-        lines += [f"{key} = {_toml(value)}" for key, value in stage.items() if value is not None]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
-    return repr(value)
-
-
-def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """Turn a TOML or command-line value into the field's type, or say what was expected."""
-    choices = [item for item in get_args(hint) if item is not type(None)]
-    if get_origin(hint) is not tuple and choices:  # X | None
-        hint = choices[0]
-    try:
-        if get_origin(hint) is tuple:
-            return _sequence(value, get_args(hint)[0], where)
-        if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if hint is not float and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-            return value
-    except (TypeError, ValueError):
-        pass
-    raise KernelsimpError(f"{where} is {value!r}; expected {_spell(hint)}")
-
-
-def _sequence(value: Any, item: Any, where: str) -> tuple[Any, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    if item is float:
-        return tuple(float(part) for part in parts)
-    return tuple(_coerce(part.strip() if isinstance(part, str) else part, item, where) for part in parts)
-
-
-def _spell(hint: Any) -> str:
-    if get_origin(hint) in (tuple, Union):
-        return f"a list of {get_args(hint)[0].__name__}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+        if bool(item.metadata.get("in_file")) == in_file:
+            yield item.name, hints[item.name], item.metadata["help"]

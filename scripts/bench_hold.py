@@ -27,7 +27,7 @@ from kernelsimp.kernels.structures import Templated, expand, kernel_sets
 from kernelsimp.models.architectures import build_model
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import SHAPES, LayerPlan, Plan
-from kernelsimp.simplify.candidates import linear_names
+from kernelsimp.solver.candidates import linear_names
 from kernelsimp.training.hold import hold, projections
 
 ARMS = ("freeze", "tie", "scale")

@@ -6,9 +6,9 @@ from networks import Mixed
 from torch import nn
 
 from kernelsimp.kernels.families import find
-from kernelsimp.models.layers import bank_from_model, canonical
+from kernelsimp.models.layers import bank_from_model, canonical, tensor_name
 from kernelsimp.records.plan import LayerPlan, Plan
-from kernelsimp.simplify.apply import apply_plan
+from kernelsimp.solver.apply import apply_plan
 
 STRUCTURES = ("free", "mirror-h", "odd-half-turn", "equal-rows", "constant", "zero")
 
@@ -81,3 +81,9 @@ def kernels_of(model, plan, layer):
 def first_held(plan):
     layer = plan.layers[0]
     return layer, tuple(int(i) for i in np.argwhere(layer.changed)[0])
+
+
+def assert_kept(promised, tensors):
+    """Assert that tensors as written, {name: stored weight}, keep what was promised of every layer."""
+    for name, witness in promised.items():
+        assert not witness.broken_kernels(tensors[tensor_name(name)]).any(), name

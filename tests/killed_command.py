@@ -19,7 +19,7 @@ import sklearn.datasets
 import torch
 import torchvision  # noqa: F401  before the forks, so that each is quick
 
-import kernelsimp.cli.tables
+import kernelsimp.cli.present
 import kernelsimp.commands.simplify
 import kernelsimp.training.engine  # noqa: F401
 from kernelsimp.cli.main import main

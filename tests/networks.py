@@ -84,3 +84,15 @@ class Twice(nn.Module):
         x = F.relu(self.stem(x))
         x = F.relu(self.again(F.relu(self.again(x))))
         return self.head(self.right(F.relu(self.left(x))).mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """One weight in two convolutions, each with a bias of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.second(self.first(images))

@@ -8,14 +8,19 @@ from kernelsimp.kernels.families import SEVENTEEN
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.layerwise import CalibratedNetwork
-from kernelsimp.simplify.solve import Solution, calibrated_network, solve
+from kernelsimp.solver.layerwise import CalibratedNetwork
+from kernelsimp.solver.plan_builder import chooser
+from kernelsimp.solver.solve import Solution, calibrated_network, solve_at_budget, survey_layers
 from kernelsimp.training.survival import outside
 
 FAMILIES = (*SEVENTEEN, "zero")
 
 
 HALF = PlanSettings(dof=0.5, families=FAMILIES, cost="absolute")
+
+
+def solve(calibrated: CalibratedNetwork, settings: PlanSettings) -> Solution:
+    return solve_at_budget(survey_layers(calibrated, settings), chooser(settings), settings.cost)
 
 
 def road_of(model: nn.Module, settings: PlanSettings = HALF, images: Tensor | None = None) -> Solution:

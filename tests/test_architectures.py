@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from builders import WRITERS, prefixed, tiny_net, tiny_state, write_zip
+from networks import Tied
 from safetensors.torch import save_file
 from saying import refusal
 from torch import Tensor, nn
@@ -344,14 +345,6 @@ def test_two_networks_side_by_side_are_not_guessed_at() -> None:
     assert fit(tiny_net(), checkpoint).tensors is checkpoint.tensors
     direct = checkpoint_of(tiny_state())
     assert fit(tiny_net(), direct).tensors is direct.tensors
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 3, 3)
-        self.second = nn.Conv2d(3, 3, 3)
-        self.second.weight = self.first.weight
 
 
 def test_a_file_that_stores_a_tied_weight_twice_changes_in_both_places(tmp_path: Path) -> None:

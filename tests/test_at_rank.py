@@ -81,10 +81,10 @@ def test_what_is_fixed_follows_to_a_device_and_no_cast_reaches_it():
     basis = torch.linalg.qr(kernels.reshape(80, 9, 1).expand(-1, -1, 2) + torch.eye(9, 2).double())[0]
     part = InFlats(torch.arange(80), kernels, basis)
     tied = Tied(torch.arange(720), torch.ones(720).double(), [part]).half()
-    assert part.fixed.dtype == torch.float64
-    assert torch.equal(part.fixed, basis)
+    assert part.basis.dtype == torch.float64
+    assert torch.equal(part.basis, basis)
     tied.to("meta")
-    assert part.fixed.device == part.rows.device == torch.device("meta")
+    assert part.basis.device == part.rows.device == torch.device("meta")
 
 
 @pytest.mark.parametrize("name", ["rank-one", "rank-two", "flats"])

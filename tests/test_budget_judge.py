@@ -12,8 +12,7 @@ from networks import network, smooth_images
 from solving import FAMILIES, all_exact
 from torch import Tensor, nn
 
-from kernelsimp.commands.measure import judge_memorised
-from kernelsimp.commands.task import Chosen
+from kernelsimp.commands.planner import judge_memorised
 from kernelsimp.data.holdout import holdout_split
 from kernelsimp.data.sources import load_data
 from kernelsimp.data.splits import Data
@@ -22,13 +21,14 @@ from kernelsimp.evaluation.accuracy import Outcome
 from kernelsimp.evaluation.metric import UserMetric, load_metric
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import Plan
+from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import DataSettings, PlanSettings, Settings
-from kernelsimp.simplify.controls import ControlCase, held_arm, run_controls
-from kernelsimp.simplify.distance import DistanceJudge, relative_error
-from kernelsimp.simplify.lagrangian import choose_for_dof
-from kernelsimp.simplify.search import BudgetJudge, revert_worst, search
-from kernelsimp.simplify.sensitivity import layer_losses
-from kernelsimp.simplify.solve import PlanTrial, Surveyed, calibrated_network, solve_at_budget, survey_layers
+from kernelsimp.solver.controls import ControlCase, held_arm, run_controls
+from kernelsimp.solver.distance import DistanceJudge, relative_error
+from kernelsimp.solver.lagrangian import choose_for_dof
+from kernelsimp.solver.search import BudgetJudge, revert_worst, search
+from kernelsimp.solver.sensitivity import layer_losses
+from kernelsimp.solver.solve import PlanTrial, Surveyed, calibrated_network, solve_at_budget, survey_layers
 
 # ---------------------------------------------------------------- other images
 

@@ -25,8 +25,8 @@ from gates import (
 )
 from torch import Tensor
 
-from kernelsimp.check import CheckedNetwork, baseline_from, check
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.gate import CheckedNetwork, baseline_from, check
 from kernelsimp.records.serialise import json_text
 from kernelsimp.report.baselines import baseline_text, read_baseline, write_baseline
 from kernelsimp.report.store import report_json

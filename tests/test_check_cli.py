@@ -235,7 +235,7 @@ def test_several_models_are_judged_each_for_itself(
     suites = root.findall("testsuite")
     assert [suite.get("name") for suite in suites] == [f"kernelsimp check {model}" for model in models]
     assert [suite.get("failures") for suite in suites] == ["0", "2"]
-    assert (root.get("tests"), root.get("failures"), root.get("errors")) == ("16", "2", "0")
+    assert (root.get("tests"), root.get("failures"), root.get("errors")) == ("20", "2", "0")
     assert [issue["location"]["path"] for issue in json.loads((place / "s.json").read_text())] == 2 * [
         models[1]
     ]

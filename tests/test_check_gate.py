@@ -8,9 +8,9 @@ import reports
 from gates import BROKEN, DAMAGED, FINGERPRINT, FROZEN, NAN, baseline, flip, outcome, poison, tensors
 from torch import Tensor
 
-from kernelsimp.check import USUAL, CheckedNetwork, check, with_max
-from kernelsimp.check.rules import limits_from
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.gate import USUAL, CheckedNetwork, check, with_max
+from kernelsimp.gate.rules import limits_from
 from kernelsimp.records.limits import Limits
 from kernelsimp.records.verdict import Verdict
 
@@ -46,9 +46,11 @@ def test_an_undamaged_checkpoint_passes_and_says_what_it_did_not_measure() -> No
         "kernels.structure_broken": "pass",
         "kernels.nan": "pass",
         "weights.nan": "pass",
+        "weights.unreal": "pass",
         "layers.changed": "pass",
         "tensors.extra": "pass",
         "layers.zeroed": "pass",
+        "layers.unseen": "pass",
     }
 
 

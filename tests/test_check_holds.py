@@ -9,9 +9,9 @@ import torch
 from gates import LAYER, at, outcome
 from torch import Tensor
 
-from kernelsimp.check import from_tensors, verify_accuracy, verify_holds
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome
+from kernelsimp.gate import from_tensors, verify_accuracy, verify_holds
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.records.held import HeldLayer, encode_assignment
 from kernelsimp.records.limits import Baseline, BaselineLayer, baseline_of
@@ -125,7 +125,7 @@ def test_every_dtype_is_verified_over_its_stored_bytes(dtype: torch.dtype) -> No
 
 def test_a_layer_with_one_checksum_says_that_it_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kernelsimp.records.held.CRC_PER_KERNEL_UP_TO", 100)
-    monkeypatch.setattr("kernelsimp.check.kernels.CRC_PER_KERNEL_UP_TO", 100)
+    monkeypatch.setattr("kernelsimp.gate.kernels.CRC_PER_KERNEL_UP_TO", 100)
     report = reports.report()
     assert [len(layer.hold.frozen_crc32) for layer in report.layers][1] == 1
     assert verify_holds(report, kernels()) == ()

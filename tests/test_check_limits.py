@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from kernelsimp.check import USUAL, limits_beside, read_limits, with_max
-from kernelsimp.check.rules import NAMES, RULES, limits_from
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.gate import USUAL, limits_beside, read_limits, with_max
+from kernelsimp.gate.rules import NAMES, RULES, limits_from
 from kernelsimp.records.limits import Limit
 
 
@@ -18,6 +18,7 @@ def test_the_table_of_rules_is_what_the_docs_promise() -> None:
         "kernels.structure_broken",
         "kernels.nan",
         "weights.nan",
+        "weights.unreal",
         "kernels.simplified_share",
         "kernels.dead_share",
         "dof.fraction",
@@ -25,6 +26,7 @@ def test_the_table_of_rules_is_what_the_docs_promise() -> None:
         "layers.changed",
         "tensors.extra",
         "layers.zeroed",
+        "layers.unseen",
     )
     assert all(rule.meaning for rule in RULES)
 

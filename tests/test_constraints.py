@@ -19,8 +19,8 @@ from kernelsimp.training.constraints import (
     constrain,
     constrained_modules,
     plain_state,
-    release,
 )
+from kernelsimp.training.hold import release
 from kernelsimp.training.rules import CONSTRAINTS, dealt, mixes_of, numbers_left, read_rules
 
 SQUARES = [name for name in CONSTRAINTS if numbers_left(name, (3, 3)) is not None and name != "free"]

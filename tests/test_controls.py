@@ -12,9 +12,9 @@ from torch import Tensor
 
 from kernelsimp.kernels.families import find
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.simplify.controls import CONTROLS, Arm, ControlCase, Masked, run_controls
-from kernelsimp.simplify.plan_builder import chooser
-from kernelsimp.simplify.solve import calibrated_network, solve_at_budget, survey_layers
+from kernelsimp.solver.controls import CONTROLS, Arm, ControlCase, Masked, run_controls
+from kernelsimp.solver.plan_builder import chooser
+from kernelsimp.solver.solve import calibrated_network, solve_at_budget, survey_layers
 
 
 @pytest.fixture(scope="module")

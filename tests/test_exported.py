@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from builders import Bomb, flip_bit, position_of
+from networks import Tied
 from saying import file_refusal
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from kernelsimp.models.checkpoint import load_checkpoint
 from kernelsimp.models.exported import Convolution
 from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, check_weights
 from kernelsimp.models.scannable import open_to_scan
-from kernelsimp.models.torchscript import _use
+from kernelsimp.models.torchscript import convolution_of
 from kernelsimp.settings import ModelSettings
 
 
@@ -128,7 +129,7 @@ def test_the_graph_gives_strides(name: str, folder: Path) -> None:
 
 def test_a_stride_that_the_text_hides_is_not_known() -> None:
     call = ast.parse("torch.conv2d(x, weight, None, stride)").body[0].value  # type: ignore[attr-defined]
-    assert _use(call) == Convolution(1, False, None)
+    assert convolution_of(call) == Convolution(1, False, None)
 
 
 @pytest.mark.parametrize("name", ["traced", "exported"])
@@ -140,16 +141,6 @@ def test_exported_files_are_only_read(name: str, folder: Path, tmp_path: Path) -
     assert str(caught.value) == (
         f"{checkpoint.path}: {what}; simplify the PyTorch checkpoint it was exported from"
     )
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
-        self.second.weight = self.first.weight
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.second(self.first(images))
 
 
 @pytest.mark.parametrize("name", ["traced", "scripted", "exported"])
@@ -325,12 +316,13 @@ def test_onnx_graphs_give_exact_kinds(onnx_file: Path) -> None:
         "made": ("grouped", 2, (6, 2, 3, 3)),
     }
     assert {item.name: item.reason for item in bank.skipped} == {
+        "computed": "its weight is no constant of the file",
         "table": "4-D, but no convolution uses it",
         "shape": "a vector: bias or normalisation",
     }
     strides = open_to_scan(onnx_file, ModelSettings()).strides
     assert strides == {name: 2 if name == "dw" else 1 for name in found}
-    told = f"{onnx_file}: 1 convolutions have a computed weight and are passed over"
+    told = f"{onnx_file}: 1 convolution passed over: computed (its weight is no constant of the file)"
     assert checkpoint.warnings == bank.warnings == (told,)
 
 

@@ -9,9 +9,10 @@ from torch import nn
 from tuning import PLAIN, bar_net, bars, equal, job, values_of
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.evaluation.divergence import divergence
 from kernelsimp.models.network import device_of
 from kernelsimp.settings import FinetuneSettings, RunSettings, Settings
-from kernelsimp.training.distill import divergence, objective
+from kernelsimp.training.distill import objective
 from kernelsimp.training.engine import Engine
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.mixing import mix_images

@@ -17,7 +17,8 @@ from kernelsimp.commands.planner import choose
 from kernelsimp.commands.task import Task
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.network import open_network
-from kernelsimp.settings import Settings, settle
+from kernelsimp.settings import Settings
+from kernelsimp.settings_file import settle
 from kernelsimp.training.ranks import launch_name
 from kernelsimp.watch import SILENT
 

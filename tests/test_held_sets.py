@@ -10,8 +10,8 @@ from held import OPTIMIZERS, kernels_of, plan_for, simplified, train
 from networks import Mixed, Twice, network, settled, smooth_images
 from solving import calibrated, road_of
 
-from kernelsimp.check.kernels import broken_kernels, held_layer
 from kernelsimp.errors import HoldError, KernelsimpError
+from kernelsimp.gate.kernels import broken_kernels, held_layer
 from kernelsimp.kernels.structures import BENT, TEMPLATED, Templated, expand, find, kernel_sets
 from kernelsimp.kernels.templates import degrees_of_freedom, offered_templates
 from kernelsimp.models.layers import bank_from_model, conv_modules
@@ -20,9 +20,9 @@ from kernelsimp.records.limits import Baseline, BaselineLayer
 from kernelsimp.records.plan import STRENGTH
 from kernelsimp.records.plan_file import read_plan, save_plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.alternating import bend, objective
-from kernelsimp.simplify.apply import apply_plan, denoise_kernels, snap_layer
-from kernelsimp.simplify.denoise import (
+from kernelsimp.solver.alternating import bend, objective
+from kernelsimp.solver.apply import apply_plan, denoise_kernels, snap_layer
+from kernelsimp.solver.denoise import (
     LEAST_KL,
     MORE_KL,
     denoise_by_weight,
@@ -30,11 +30,11 @@ from kernelsimp.simplify.denoise import (
     denoising_of,
     everything_free,
 )
-from kernelsimp.simplify.layerwise import reconstruct, targets_of
-from kernelsimp.simplify.moments import Moments
-from kernelsimp.simplify.plan_builder import chooser, data_free_plan
-from kernelsimp.simplify.projected_cg import FilterConstraint, Piece, resolve
-from kernelsimp.simplify.solve import solve_at_budget, survey_layers
+from kernelsimp.solver.layerwise import reconstruct, targets_of
+from kernelsimp.solver.moments import Moments
+from kernelsimp.solver.plan_builder import chooser, data_free_plan
+from kernelsimp.solver.projected_cg import FilterConstraint, Piece, resolve
+from kernelsimp.solver.solve import solve_at_budget, survey_layers
 from kernelsimp.training.hold import hold, projections, release, survival_in_model, verify
 from kernelsimp.training.kernel_sets import Still
 from kernelsimp.training.survival import outside
@@ -253,7 +253,7 @@ def test_a_denoised_kernel_that_moved_under_a_tie_is_named() -> None:
     hold(model, plan, "tie")
     part = model.dense.parametrizations.weight[0]
     kept = next(held for held in part.sets if isinstance(held, Still))
-    kept.fixed = kept.fixed + 1
+    kept.values = kept.values + 1
     with pytest.raises(HoldError, match=r"dense: kernel \(\d+, \d+\), held as 'denoised-median'"):
         verify(model)
 

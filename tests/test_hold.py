@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from held import OPTIMIZERS, STRUCTURES, kernels_of, made, plan_for, simplified, train
+from held import OPTIMIZERS, STRUCTURES, assert_kept, kernels_of, made, plan_for, simplified, train
 from networks import Mixed
 from torch import nn
 
@@ -18,7 +18,6 @@ from kernelsimp.training.hold import (
     projections,
     release,
     verify,
-    verify_tensors,
     witnesses,
 )
 
@@ -275,4 +274,4 @@ def test_a_lone_convolution_can_be_held():
     hold(model, plan, "freeze")
     promised = witnesses(model)
     release(model)
-    verify_tensors(promised, model.state_dict())
+    assert_kept(promised, model.state_dict())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from held import OPTIMIZERS, first_held, kernels_of, made, train
+from held import OPTIMIZERS, assert_kept, first_held, kernels_of, made, train
 from networks import Mixed
 
 import kernelsimp
@@ -20,7 +20,6 @@ from kernelsimp.training.hold import (
     hold,
     release,
     verify,
-    verify_tensors,
     witnesses,
 )
 
@@ -50,7 +49,7 @@ def test_a_run_is_held_in_a_loop_of_ones_own(tmp_path, setting, mode, expected):
     train(model, OPTIMIZERS["adamw"](model.parameters()))
     promised = witnesses(model)
     public.release(model)
-    verify_tensors(promised, model.state_dict())
+    assert_kept(promised, model.state_dict())
     assert not witnesses(model)
 
 
@@ -143,5 +142,5 @@ def test_releasing_one_of_two_copies_leaves_the_other_held(mode, first):
     promised = witnesses(left)
     assert promised.keys() == {layer.name for layer in plan.layers}
     release(left)
-    verify_tensors(promised, left.state_dict())
+    assert_kept(promised, left.state_dict())
     assert one.state_dict().keys() == left.state_dict().keys() == Mixed().state_dict().keys()

@@ -16,7 +16,7 @@ from kernelsimp.errors import CheckpointError, DamagedError, KernelsimpError
 from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.models import reading
 from kernelsimp.models.checkpoint import load_checkpoint
-from kernelsimp.settings import settle
+from kernelsimp.settings_file import settle
 
 
 @pytest.fixture

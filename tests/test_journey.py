@@ -12,8 +12,8 @@ from saying import Heard
 
 from kernelsimp.commands import simplify
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.settings import settle
-from kernelsimp.simplify import solve as solution
+from kernelsimp.settings_file import settle
+from kernelsimp.solver import solve as solution
 
 TESTS = Path(__file__).parent
 
@@ -149,7 +149,7 @@ def test_batch_norm_is_taken_afresh_only_where_validation_is_better(
     for better in (True, False):
         # the figures are asked for twice: to decide and to tell
         marks = iter([0.5, 1.0, 1.0, 0.5] if better else [2.0, 1.0, 1.0, 2.0])
-        monkeypatch.setattr("kernelsimp.commands.tune.Judge.score", lambda *_, marks=marks: next(marks))
+        monkeypatch.setattr("kernelsimp.commands.tune.EpochJudge.score", lambda *_, marks=marks: next(marks))
         report, _ = run(place, dof=0.5, finetune={"batch_norm": "re-estimate"})
         said[better] = report
     assert "norm.running_var" in said[True]["buffers_changed"]

@@ -19,7 +19,7 @@ def kill_command(folder: Path, how: str, *moments: str) -> None:
 
 
 def test_kills_in_planning_training_and_writing_change_no_bit(tmp_path):
-    kill_command(tmp_path, "fork", "re-solving", "epoch 2 of 3", "scanning")
+    kill_command(tmp_path, "fork", "scanning", "re-solving", "epoch 2 of 3", "chosen by")
 
 
 @pytest.mark.parametrize("how", ["fork", pytest.param("new", marks=pytest.mark.slow)])

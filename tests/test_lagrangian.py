@@ -12,10 +12,10 @@ from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import SEVENTEEN, find
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.candidates import candidates_for, chosen_layers, rows_of_layer
-from kernelsimp.simplify.costs import COSTS, cost_table, predicted_loss
-from kernelsimp.simplify.fisher import Sensitivity
-from kernelsimp.simplify.lagrangian import (
+from kernelsimp.solver.candidates import candidates_for, chosen_layers, rows_of_layer
+from kernelsimp.solver.costs import COSTS, cost_table, predicted_loss
+from kernelsimp.solver.fisher import Sensitivity
+from kernelsimp.solver.lagrangian import (
     CostTable,
     choice_bits,
     choices_at,
@@ -24,7 +24,7 @@ from kernelsimp.simplify.lagrangian import (
     dof_share,
     simplified_share,
 )
-from kernelsimp.simplify.plan_builder import cost_tables, data_free_plan, equivalent_share, plan_of, prepare
+from kernelsimp.solver.plan_builder import cost_tables, data_free_plan, plan_of, prepare
 
 FAMILIES = (*SEVENTEEN, "zero")
 
@@ -130,7 +130,7 @@ def test_choice_bits_are_the_entropy_of_the_choices() -> None:
     table = CostTable(
         "one", torch.zeros(8, 3), dims, torch.tensor([0.0, 2.0, 0.0]), 3.5, 9, torch.ones(8) > 0
     )
-    from kernelsimp.simplify.lagrangian import Choices
+    from kernelsimp.solver.lagrangian import Choices
 
     chosen = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
     assert choice_bits([table], Choices(1.0, (chosen,))) == pytest.approx(4 * 1 + 2 * 2 + 2 * 2 + 2 * 2.0)
@@ -146,10 +146,10 @@ def test_a_plan_counts_what_its_choices_leave() -> None:
             name = plan.structures[index]
             expected = np.prod(layer.grid) if name == "free" else find(name, layer.grid).dim
             assert layer.dims[index] == expected
-    assert equivalent_share(plan) == pytest.approx(
-        (plan.dof_after * plan.coefficient_bits + plan.choice_bits) / plan.coefficient_bits / plan.dof_before
+    assert plan.equivalent_dof == pytest.approx(
+        (plan.dof_after * plan.coefficient_bits + plan.choice_bits) / plan.coefficient_bits
     )
-    assert equivalent_share(plan) > plan.dof_after / plan.dof_before
+    assert plan.equivalent_dof > plan.dof_after
 
 
 def test_the_residual_of_a_plan_is_the_relative_error_of_each_choice() -> None:

@@ -102,7 +102,7 @@ def test_canonical_is_a_view_where_it_can_be() -> None:
     assert canonical(weight, "transposed", 1).data_ptr() == weight.data_ptr()
 
 
-@pytest.mark.parametrize(("layer", "tensor"), [("a.b", "a.b.weight"), ("", "weight")])
+@pytest.mark.parametrize(("layer", "tensor"), [("a.b", "a.b.weight"), ("(the only layer)", "weight")])
 def test_names_of_layers_and_tensors(layer: str, tensor: str) -> None:
     assert tensor_name(layer) == tensor
     assert layer_name(tensor) == layer
@@ -192,7 +192,7 @@ def test_every_tensor_is_a_layer_or_has_a_reason() -> None:
         "table": "4-D, but not named *.weight: a table, an embedding or a re-parametrised weight",
         "codes.weight": "4-D, but of int8: expected real numbers",
         "empty.weight": "empty: (0, 2, 3, 3)",
-        "sparse.weight": "stored sparse or quantised; expected plain numbers",
+        "sparse.weight": "stored sparse: expected plain numbers; save it with .to_dense()",
         "copy.weight": "the same tensor as conv.weight",
     }
 

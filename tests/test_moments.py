@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.hooks import Replay, trace
 from kernelsimp.models.layers import bank_from_model, canonical
-from kernelsimp.simplify.distance import DistanceJudge
-from kernelsimp.simplify.fisher import Sensitivity, cached_survey, survey
-from kernelsimp.simplify.moments import (
+from kernelsimp.solver.distance import DistanceJudge
+from kernelsimp.solver.fisher import Sensitivity, cached_survey, survey
+from kernelsimp.solver.moments import (
     WindowSampling,
     pair_moments,
     rows_of,

@@ -16,7 +16,8 @@ from kernelsimp import hold
 from kernelsimp.cli.main import run
 from kernelsimp.data.sources import load_data
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.settings import CAN_NAME_CODE, DataSettings, Settings, as_toml, names_code, settle
+from kernelsimp.settings import DataSettings, Settings
+from kernelsimp.settings_file import CAN_NAME_CODE, as_toml, names_code, settle
 
 LONG = ("--finetune", "--epochs", "1", "--batch-size", "16", "-q")
 
@@ -138,6 +139,8 @@ def test_what_counts_as_code() -> None:
         names_code("arch", word) for word in ("zoo:resnet20", "torchvision:alexnet", "timm:a", "x")
     )
     assert names_code("data", "a.py:f")
+    assert all(names_code("metric", word) for word in ("a.py:f", "a.pyc:f", "a.so:f", "a"))
+    assert not names_code("metric", None)
     assert not any(names_code("data", word) for word in ("digits", "npz:a.npz", "imagefolder:d", None, 3))
 
 

@@ -6,7 +6,7 @@ import torch
 
 from kernelsimp.kernels import pictures
 from kernelsimp.kernels.families import FAMILIES, find
-from kernelsimp.kernels.pictures import describe, match, orbit_picture, picture, sentence, with_chance
+from kernelsimp.kernels.pictures import describe, match, orbit_picture, picture, sentence
 from kernelsimp.kernels.template_fit import fit
 from kernelsimp.kernels.templates import NAMES
 
@@ -229,8 +229,7 @@ def test_pairs_of_lines_are_said_in_words():
     assert describe(kernel[None]) == ["rows 1 and 3 equal"]
 
 
-def test_chance_and_layers_in_a_sentence():
-    assert with_chance("vertical Sobel", 3e-6) == "vertical Sobel, found p = 3e-06"
+def test_layers_in_a_sentence():
     names = ["bar"] * 3 + ["edge"] * 2 + ["Gabor", "Gaussian"] + ["no simple structure"] * 4
     assert sentence(names, 2) == "11 kernels: 3 bar, 2 edge, 2 of other shapes, 4 with no simple structure"
     assert sentence(["no simple structure"]) == "1 kernel: 1 with no simple structure"

@@ -6,7 +6,7 @@ import torch
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import prototypes
 from kernelsimp.kernels.orbits import move_kernels
-from kernelsimp.kernels.prototypes import PrototypeSettings, find, rebuild
+from kernelsimp.kernels.prototypes import PrototypeSettings, find
 
 
 def planted(count, grid=(3, 3), kernels=400, noise=0.0):
@@ -19,6 +19,16 @@ def planted(count, grid=(3, 3), kernels=400, noise=0.0):
     a, b = torch.randn(2, kernels, 1, generator=generator, dtype=torch.float64)
     dirt = torch.randn(kernels, cells, generator=generator, dtype=torch.float64)
     return (a * images[move, which] + b + noise * dirt).reshape(-1, *grid)
+
+
+def rebuild(found):
+    """Return a * centre moved + b for every kernel, (n, kh, kw), in float64."""
+    grid = found.centres.shape[1:]
+    offset = found.b[:, None, None].expand(-1, *grid)
+    if found.count == 0:
+        return offset.clone()
+    moved = move_kernels(found.centres.flatten(1), grid)[found.move, found.index]
+    return (found.a[:, None] * moved).reshape(-1, *grid) + offset
 
 
 def covered(kernels, found):

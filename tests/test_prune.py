@@ -16,18 +16,18 @@ from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.structures import find
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.settings import PruneSettings
-from kernelsimp.simplify.apply import apply_plan
-from kernelsimp.simplify.magnitude import check_pruning, magnitude_plan, shares_left
+from kernelsimp.solver.apply import apply_plan
+from kernelsimp.solver.magnitude import check_pruning, magnitude_plan, shares_left
 
 CELLS = 16 * 9  # of the stem (12 kernels) and the depthwise layer (4)
 
 
-def bank() -> KernelBank:
+def tiny_bank() -> KernelBank:
     return bank_from_model(tiny_net())
 
 
 def applied(settings: PruneSettings, share: float, of: KernelBank | None = None) -> dict[str, torch.Tensor]:
-    source = of or bank()
+    source = of or tiny_bank()
     return apply_plan(source, magnitude_plan(source, settings, share))
 
 
@@ -102,7 +102,7 @@ def test_every_layer_keeps_its_largest_unit():
 
 
 def test_later_iterations_only_add_and_residuals_are_against_the_original():
-    origin, settings = bank(), PruneSettings()
+    origin, settings = tiny_bank(), PruneSettings()
     first = magnitude_plan(origin, settings, 0.8)
     model = tiny_net()
     model.load_state_dict(apply_plan(origin, first), strict=False)
@@ -121,8 +121,8 @@ def test_later_iterations_only_add_and_residuals_are_against_the_original():
 def test_degrees_of_freedom_are_the_numbers_left():
     for granularity in ("weights", "kernels", "filters"):
         settings = PruneSettings(granularity=granularity)
-        plan = magnitude_plan(bank(), settings, 0.6)
-        after = apply_plan(bank(), plan)
+        plan = magnitude_plan(tiny_bank(), settings, 0.6)
+        after = apply_plan(tiny_bank(), plan)
         changed = sum(int((value != 0).sum()) for value in after.values())
         untouched = sum(layer.choice.size * 9 for layer in plan.layers if not layer.changed.any())
         assert plan.dof_after == changed + untouched
@@ -131,10 +131,10 @@ def test_degrees_of_freedom_are_the_numbers_left():
 
 
 def test_shares_of_iterations():
-    assert shares_left(bank(), PruneSettings(iterations=3)) == pytest.approx((0.8, 0.64, 0.512))
-    steps = shares_left(bank(), PruneSettings(dof=0.25, iterations=2))
+    assert shares_left(tiny_bank(), PruneSettings(iterations=3)) == pytest.approx((0.8, 0.64, 0.512))
+    steps = shares_left(tiny_bank(), PruneSettings(dof=0.25, iterations=2))
     assert steps == pytest.approx((0.5, 0.25))
-    (share,) = shares_left(bank(), PruneSettings(dof=0.75, layers=("stem",)))
+    (share,) = shares_left(tiny_bank(), PruneSettings(dof=0.75, layers=("stem",)))
     assert share * 108 + 36 == pytest.approx(0.75 * CELLS)
 
 
@@ -157,16 +157,16 @@ def test_settings_that_make_no_sense(settings, words):
 
 def test_a_budget_out_of_reach_says_what_is_in_the_way():
     with pytest.raises(KernelsimpError) as caught:
-        shares_left(bank(), PruneSettings(dof=0.2, skip_layers=("stem",)))
+        shares_left(tiny_bank(), PruneSettings(dof=0.2, skip_layers=("stem",)))
     assert str(caught.value) == "--dof 0.2 is out of reach: the other layers are 0.750 of all"
 
 
 def test_too_many_masks_for_a_plan(monkeypatch):
-    monkeypatch.setattr("kernelsimp.simplify.magnitude.MOST_STRUCTURES", 3)
+    monkeypatch.setattr("kernelsimp.solver.magnitude.MOST_STRUCTURES", 3)
     with pytest.raises(
         KernelsimpError, match=r"different masks, more than a plan can name \(3\); pass --gra"
     ):
-        magnitude_plan(bank(), PruneSettings(), 0.5)
+        magnitude_plan(tiny_bank(), PruneSettings(), 0.5)
 
 
 # --- the command line

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from kernelsimp.kernels.partitions import bits
 from kernelsimp.kernels.structures import find
-from kernelsimp.simplify.candidates import Structure
-from kernelsimp.simplify.controls import MOST_PICKS, Masked, Picked, random_rivals
+from kernelsimp.solver.candidates import Structure
+from kernelsimp.solver.controls import MOST_PICKS, Masked, Picked, random_rivals
 
 CELLS = 9
 

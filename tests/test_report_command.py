@@ -11,7 +11,8 @@ from builders import NET, tiny_state, write_zip
 
 from kernelsimp.cli.main import run
 from kernelsimp.report.command import command_again
-from kernelsimp.settings import Settings, settle
+from kernelsimp.settings import Settings
+from kernelsimp.settings_file import settle
 
 
 def spelled(settings: Settings) -> list[str]:
@@ -40,6 +41,8 @@ def test_what_differs_from_the_recipe_is_said_even_where_it_is_the_default() -> 
 def test_settings_without_an_option_come_from_the_runs_own_file() -> None:
     settings = replace(Settings(), scan=replace(Settings().scan, null="white"))
     assert spelled(settings)[3:5] == ["--config", "run/settings.toml"]
+    for stage, key, value in (("finetune", "momentum", 0.8), ("compare", "by", "flat")):
+        assert spelled(settle({stage: {key: value}}))[3:-2] == ["--config", "run/settings.toml"]
 
 
 def test_the_copied_command_gives_the_same_tensors(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernelsimp.simplify.moments import Moments
-from kernelsimp.simplify.projected_cg import FilterConstraint, Piece, UnsolvableError, resolve
+from kernelsimp.solver.moments import Moments
+from kernelsimp.solver.projected_cg import FilterConstraint, Piece, UnsolvableError, resolve
 
 
 def moments_of(now: Tensor, before: Tensor, filters: int) -> Moments:
@@ -161,7 +161,7 @@ def test_a_layer_too_large_for_its_own_preconditioner_comes_to_the_same_result(
     constraint = FilterConstraint(9, (Piece(torch.arange(0, 24, 2), basis @ basis.T),))
     moments = moments_of(rows, rows, 3)
     blocks = resolve(original, constraint, moments)
-    monkeypatch.setattr("kernelsimp.simplify.projected_cg.BLOCK_NUMBERS", 0)
+    monkeypatch.setattr("kernelsimp.solver.projected_cg.BLOCK_NUMBERS", 0)
     means = resolve(original, constraint, moments)
     assert torch.allclose(means.weights, blocks.weights, atol=1e-7)
     assert means.steps > blocks.steps

@@ -12,8 +12,8 @@ from solving import FAMILIES
 
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.lagrangian import choose_for_dof
-from kernelsimp.simplify.rounds import (
+from kernelsimp.solver.lagrangian import choose_for_dof
+from kernelsimp.solver.rounds import (
     HARMLESS,
     MOST_HALVINGS,
     Schedule,
@@ -21,7 +21,7 @@ from kernelsimp.simplify.rounds import (
     run_rounds,
     with_first_verdicts,
 )
-from kernelsimp.simplify.solve import calibrated_network, solve_at_budget, survey_layers
+from kernelsimp.solver.solve import calibrated_network, solve_at_budget, survey_layers
 
 
 @dataclass

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from kernelsimp.analysis.aside import LARGE, aside
 from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.files import LARGE, spill
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import find
 from kernelsimp.settings import ScanSettings
@@ -97,8 +97,8 @@ def test_a_scan_keeps_to_one_thread_and_gives_the_others_back():
 
 def test_large_arrays_go_aside_and_read_the_same():
     small, large = np.arange(5), np.arange(LARGE + 1, dtype=np.float32)
-    assert aside(small) is small
-    moved = aside(large)
+    assert spill(small) is small
+    moved = spill(large)
     assert isinstance(moved, np.memmap)
     np.testing.assert_array_equal(moved, large)
 

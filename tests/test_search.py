@@ -13,8 +13,9 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.search import MOST_TRIALS, BudgetJudge, Trial, best_trial, next_share, search
-from kernelsimp.simplify.solve import Surveyed, calibrated_network, survey_layers
+from kernelsimp.solver.search import MOST_TRIALS, BudgetJudge, Trial, best_trial, next_share, search
+from kernelsimp.solver.solve import Surveyed, calibrated_network, survey_layers
+from kernelsimp.training.validation import EpochJudge
 
 
 def trial(share: float, drop: float) -> Trial:
@@ -147,6 +148,19 @@ def test_memorised_validation_images_are_warned_of_in_these_words(surveyed: Surv
         "the original network has 100.0 % right on validation images, as if trained on them: the budget also "
         "counts changed answers and KL; name other images with --holdout",
     )
+
+
+@pytest.mark.parametrize(("wrong", "memorised"), [(0, True), (1, True), (2, False)])
+def test_images_are_memorised_from_99_percent_on_for_a_budget_and_for_epochs(
+    wrong: int, memorised: bool
+) -> None:
+    scores = torch.eye(4).repeat(25, 1)
+    labels = scores.argmax(1)
+    labels[:wrong] += 1
+    batches = [(scores[:40], labels[:40]), (scores[40:], labels[40:])]
+    assert BudgetJudge(nn.Identity(), batches).memorised == memorised
+    rule = EpochJudge(batches, nn.Identity(), torch.device("cpu")).rule
+    assert (rule == "divergence from the original on validation images") == memorised
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.settings import Settings, as_toml, config_path, recipe, settle
+from kernelsimp.settings import Settings
+from kernelsimp.settings_file import as_toml, config_path, recipe, settle
 
 
 def settled(tmp_path: Path, text: str) -> Settings:

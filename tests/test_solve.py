@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 from networks import Twice, network, smooth_images
-from solving import HALF, all_exact, calibrated, error_of, road_of, with_tensors
+from solving import HALF, all_exact, calibrated, error_of, road_of, solve, with_tensors
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.simplify.apply import apply_plan
-from kernelsimp.simplify.layerwise import reconstruct, targets_of
-from kernelsimp.simplify.moments import Moments, pair_moments
-from kernelsimp.simplify.plan_builder import data_free_plan
-from kernelsimp.simplify.projected_cg import FilterConstraint, Solved, resolve
-from kernelsimp.simplify.solve import calibrated_network, solve
+from kernelsimp.solver.apply import apply_plan
+from kernelsimp.solver.layerwise import reconstruct, targets_of
+from kernelsimp.solver.moments import Moments, pair_moments
+from kernelsimp.solver.plan_builder import data_free_plan
+from kernelsimp.solver.projected_cg import FilterConstraint, Solved, resolve
+from kernelsimp.solver.solve import calibrated_network
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -282,8 +282,8 @@ def test_a_device_without_memory_hands_the_layer_to_the_cpu_and_says_so(
         }
         return device_of(**away, rows=moments.rows, same=moments.same)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr("kernelsimp.simplify.layerwise.resolve", cramped)
-    monkeypatch.setattr("kernelsimp.simplify.layerwise.pair_moments", on_a_device)
+    monkeypatch.setattr("kernelsimp.solver.layerwise.resolve", cramped)
+    monkeypatch.setattr("kernelsimp.solver.layerwise.pair_moments", on_a_device)
     reconstruction = reconstruct(stood, targets)
     assert tried[:2] == ["meta", "cpu"]
     assert reconstruction.fits["stem"].trouble == "meta ran out of memory, solved on the CPU"

@@ -242,7 +242,7 @@ RECIPES = sorted(HERE.parent.glob("configs/*.toml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_read_and_explained_and_makes_sense(path):
-    from kernelsimp.settings import settle
+    from kernelsimp.settings_file import settle
     from kernelsimp.training.options import check_settings
 
     settings = settle({}, f"recipe:{path.stem}")
@@ -260,7 +260,7 @@ def test_a_recipe_for_imagenet_trains_its_network(name, tmp_path, capsys, monkey
     from PIL import Image
 
     from kernelsimp.models.architectures import build_model
-    from kernelsimp.settings import settle
+    from kernelsimp.settings_file import settle
 
     settings = settle({}, f"recipe:{name}")
     if settings.model.arch.startswith("timm:"):

@@ -13,7 +13,7 @@ import sklearn.datasets  # noqa: F401
 import torch
 import torchvision  # noqa: F401
 
-import kernelsimp.cli.tables
+import kernelsimp.cli.present
 import kernelsimp.commands.check
 import kernelsimp.commands.simplify
 import kernelsimp.training.engine  # noqa: F401

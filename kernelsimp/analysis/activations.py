@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.data.transforms import epoch_seed
+from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.models.foreign import short
 from kernelsimp.models.hooks import listening_to
 from kernelsimp.models.layers import conv_modules
 

@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from kernelsimp.analysis import beyond
-from kernelsimp.analysis.aside import aside
 from kernelsimp.analysis.chance import BEYOND_BY, Judgement, judge_layer
 from kernelsimp.analysis.examine import NONE, Examined, examine
 from kernelsimp.analysis.naming import Names, names_of
 from kernelsimp.analysis.quality import quality_of
 from kernelsimp.analysis.select import deep_layers, select_layers
-from kernelsimp.analysis.shapes import Look, Shapes, Structure, near_any, shapes_of, worth
+from kernelsimp.analysis.shapes import Look, Shapes, ShapeStructure, near_any, shapes_of, worth
 from kernelsimp.analysis.threads import one_thread
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.files import spill
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.kernels.families import SEVENTEEN, check_name
 from kernelsimp.kernels.residuals import mean_removed_residuals
@@ -193,16 +193,16 @@ def _layer_scan(seen: Seen, names: Mapping[str, int], extra: Mapping[str, Any]) 
         layer.count,
         int(examined.dead.sum()),
         {**_family_scans(seen, linear), **_structure_scans(seen, best)},
-        best=aside(index[best]),
-        residual=aside(residual.astype(np.float32)),
-        p=aside(seen.found_by.p),
-        found=aside(seen.found_by.found),
+        best=spill(index[best]),
+        residual=spill(residual.astype(np.float32)),
+        p=spill(seen.found_by.p),
+        found=spill(seen.found_by.found),
         histogram=tuple(np.histogram(nearest, HISTOGRAM_BINS, (0, 1))[0].tolist()),
         extra=extra,
-        beyond=aside(seen.beyond),
-        is_dead=aside(examined.dead),
+        beyond=spill(seen.beyond),
+        is_dead=spill(examined.dead),
         words=spoken.words,
-        word=aside(spoken.word),
+        word=spill(spoken.word),
         sentence=spoken.sentence,
         samples=tuple(_samples(seen, (best, residual), spoken)),
         outputs=int(layer.kernels.shape[0]),
@@ -307,7 +307,7 @@ def _structure_scans(seen: Seen, best: NDArray[np.int64]) -> dict[str, FamilySca
     }
 
 
-def _structure_scan(seen: Seen, item: Structure, own: NDArray[np.bool_]) -> FamilyScan:
+def _structure_scan(seen: Seen, item: ShapeStructure, own: NDArray[np.bool_]) -> FamilyScan:
     """`found` are the kernels whose best structure it is and whose p-value stands up over the layer."""
     live, tolerance = ~seen.examined.dead, seen.settings.tolerance
     r = item.measured.residual[live]

@@ -16,10 +16,10 @@ def audit(
     quiet: QuietOption = False,
 ) -> None:
     """Say what every layer costs, how wide it is, how far it sees, and what cheaper layers would cost."""
-    from kernelsimp.cli.tables import draw
     from kernelsimp.commands import audit as command
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.report.tables.audit import audit_json, audit_tables, audit_words
+    from kernelsimp.report.terminal import draw
 
     settings = inputs.settle_for_model(given, config)
     outputs.check_outputs([("--json", json)], (model,), settings, config)

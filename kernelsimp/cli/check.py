@@ -117,8 +117,8 @@ def _results(
 
 
 def _show(results: "Mapping[str, Verdict | KernelsimpError]", json: str | None, *, quiet: bool) -> None:
-    from kernelsimp.cli.tables import verdict_tables
     from kernelsimp.report import verdict_json
+    from kernelsimp.report.terminal import verdict_tables
 
     told: list[dict[str, Any]] = []
     for model, result in results.items():

@@ -27,12 +27,12 @@ def compare(
     quiet: QuietOption = False,
 ) -> None:
     """Compare what the layers of two networks give on the same test images."""
-    from kernelsimp.cli.tables import draw
     from kernelsimp.commands import compare as command
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.files import write_text
     from kernelsimp.report.html import comparison_html
     from kernelsimp.report.tables.comparison import comparison_json, comparison_tables
+    from kernelsimp.report.terminal import draw
 
     settings = inputs.settle_for_model(given, config)
     outputs.check_outputs([("--json", json), ("--html", html)], (first, second), settings, config)

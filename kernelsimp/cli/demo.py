@@ -19,8 +19,8 @@ def demo(
     """Train a small network on digits, then scan, simplify, freeze, fine-tune, report and check it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of a tiny network only wait
 
-    from kernelsimp.cli.tables import report_tables, scan_tables, verdict_tables
     from kernelsimp.commands import demo as command
+    from kernelsimp.report.terminal import report_tables, scan_tables, verdict_tables
 
     with watch_command(quiet=quiet, json=None) as watcher:
         story = command.demo(folder, watcher)

@@ -25,10 +25,10 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Measure accuracy on the test split; with --robustness, also where pictures and weights change."""
-    from kernelsimp.cli.tables import draw
     from kernelsimp.commands import evaluate as command
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.report.evaluation import evaluation_json, evaluation_tables
+    from kernelsimp.report.terminal import draw
 
     given = put(given, "plan", "metric", metric)
     settings = inputs.settle_for_model(given, config)

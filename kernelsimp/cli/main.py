@@ -12,7 +12,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.markup import escape
 
-from kernelsimp import __version__
 from kernelsimp.cli.audit import audit
 from kernelsimp.cli.check import check
 from kernelsimp.cli.compare import compare
@@ -28,6 +27,7 @@ from kernelsimp.cli.simplify import simplify
 from kernelsimp.cli.train import train
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.training.ranks import first_process
+from kernelsimp.version import __version__
 
 INTERRUPTED = 130
 

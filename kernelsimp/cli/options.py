@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from kernelsimp.settings import Given, help_of
+from kernelsimp.settings_file import given_from
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint file")]
 ConfigOption = Annotated[str | None, typer.Option("--config", help="settings file, or recipe:NAME")]
@@ -37,9 +38,8 @@ def with_settings(**stages: type[Any]) -> Callable[[Callable[..., None]], Callab
 
         def run(**values: Any) -> None:
             values = {name: None if value == [] else value for name, value in values.items()}
-            given = {
-                name: {key: values.get(key) for key, _, _ in help_of(stage)} for name, stage in stages.items()
-            }
+            known = {key for stage in stages.values() for key, _, _ in help_of(stage)}
+            given = given_from({key: values[key] for key in known & values.keys()}, stages)
             rest = {item.name: values[item.name] for item in own}
             command(given=given, **rest)
 

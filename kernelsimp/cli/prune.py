@@ -40,7 +40,7 @@ def prune(
     quiet: QuietOption = False,
 ) -> None:
     """Set the smallest weights, kernels or filters to zero, train the rest, and report the cost."""
-    from kernelsimp.cli.tables import present_run
+    from kernelsimp.cli.present import present_run
     from kernelsimp.commands import outputs
     from kernelsimp.commands import prune as command
 

@@ -18,9 +18,9 @@ def report(
     ] = None,
 ) -> None:
     """Render report.md and report.html of a RUN again; of two runs, one page that puts them side by side."""
-    from kernelsimp.cli.tables import draw, report_tables
     from kernelsimp.commands import outputs
     from kernelsimp.commands import report as command
+    from kernelsimp.report.terminal import draw, report_tables
 
     if len(runs) > 2:
         raise KernelsimpError(f"report takes one run or two; {len(runs)} were given")

@@ -8,7 +8,8 @@ import typer
 from kernelsimp.cli.console import TerminalWatcher, emit_json, out, watch_command
 from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, put, with_settings
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.settings import Given, ModelSettings, ScanSettings, Settings, settle
+from kernelsimp.settings import Given, ModelSettings, ScanSettings, Settings
+from kernelsimp.settings_file import settle
 
 ScanModel = Annotated[
     str, typer.Argument(metavar="MODEL", help="a checkpoint, a folder of them, torchvision:NAME or timm:NAME")
@@ -52,11 +53,11 @@ def scan(
 
 def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str, str | bool | None]) -> None:
     """Scan one checkpoint and write what was asked for."""
-    from kernelsimp.cli.tables import scan_tables
     from kernelsimp.commands import scan as command
     from kernelsimp.files import write_text
     from kernelsimp.report import scan_html, scan_json
     from kernelsimp.report.scan_csv import scan_csv
+    from kernelsimp.report.terminal import scan_tables
 
     result = command.scan(Path(model), settings, watcher)
     watcher.stop()
@@ -73,9 +74,9 @@ def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str,
 
 def _explain(what: tuple[str, str], settings: Settings, watcher: TerminalWatcher, json: str | None) -> None:
     """Print one kernel, or write it as JSON where asked."""
-    from kernelsimp.cli.tables import explanation_tables
     from kernelsimp.commands import scan as command
     from kernelsimp.records.serialise import to_plain
+    from kernelsimp.report.terminal import explanation_tables
 
     model, place = what
     explained = command.scan_explained(Path(model), place, settings, watcher)
@@ -91,8 +92,8 @@ def _folder(
     folder: Path, settings: Settings, watcher: TerminalWatcher, to: tuple[str | None, int, bool]
 ) -> None:
     """Scan every checkpoint of a folder: one line each, one JSON each, failures listed."""
-    from kernelsimp.cli.tables import folder_tables
     from kernelsimp.commands import scan as command
+    from kernelsimp.report.terminal import folder_tables
 
     json, jobs, quiet = to
     if json == "-":

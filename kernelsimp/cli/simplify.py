@@ -50,10 +50,11 @@ def simplify(
     quiet: QuietOption = False,
 ) -> None:
     """Replace near-structured kernels by the exact thing, hold them, train the rest, and report the cost."""
-    from kernelsimp.cli.tables import draw, present_run
+    from kernelsimp.cli.present import present_run
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.commands import simplify as command
     from kernelsimp.report.tables.plan import plan_tables
+    from kernelsimp.report.terminal import draw
     from kernelsimp.training.ranks import first_process
 
     given = put(given, "finetune", "hold", _hold(freeze=freeze, tie=tie, none=no_freeze))

@@ -47,7 +47,7 @@ def train(
     quiet: QuietOption = False,
 ) -> None:
     """Train a network from scratch, with its kernels constrained or penalised, and report what came of it."""
-    from kernelsimp.cli.tables import present_run
+    from kernelsimp.cli.present import present_run
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.commands import train as command
     from kernelsimp.training.ranks import first_process

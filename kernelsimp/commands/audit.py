@@ -8,9 +8,8 @@ from torch import nn
 from kernelsimp.analysis.audit import AuditedNetwork
 from kernelsimp.analysis.audit import audit as audit_of
 from kernelsimp.analysis.ranks import activation_ranks
-from kernelsimp.commands.inputs import open_data
+from kernelsimp.commands.inputs import batches_of, open_data
 from kernelsimp.data.sources import Data
-from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.models.architectures import build_model, recipe_of
 from kernelsimp.models.footprint import Footprints, costed_modules, footprints
 from kernelsimp.models.layers import tensor_name
@@ -81,8 +80,7 @@ def _activations(
     if data is None:
         return {}
     images = data.calibration(settings.data.calibration, settings.run.seed)
-    loader = batches(images, preprocess_of(settings.data), settings.data.batch_size)
     watcher.start("ranks of outputs")
     model = network.module()
-    inputs = (batch.to(network.device) for batch, _ in loader)
+    inputs = (batch.to(network.device) for batch, _ in batches_of(images, settings))
     return activation_ranks(model, costed_modules(model), inputs, settings.run.seed)

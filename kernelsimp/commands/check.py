@@ -1,15 +1,20 @@
 """The gate on checkpoints."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from kernelsimp.check import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
-from kernelsimp.check import check as verdict_on
+from torch import nn
+
 from kernelsimp.commands.inputs import open_data
-from kernelsimp.commands.measure import measure_network
+from kernelsimp.commands.measure import measure_module
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.models.checkpoint import load_checkpoint
+from kernelsimp.gate import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
+from kernelsimp.gate import check as verdict_on
+from kernelsimp.gate.sound import graph_layers, named_as_layers
+from kernelsimp.models.checkpoint import checkpoint_in_memory, load_checkpoint
 from kernelsimp.models.contents import narrow_checkpoint, tensors_beside
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.models.network import open_network
@@ -29,7 +34,7 @@ class Gate:
     tensors that the baseline does not have are no fault, only named.
     """
 
-    baseline: Path
+    baseline: Path | Baseline
     limits: Path | None = None
     max_drop: float | None = None
     against: str = "last"
@@ -37,25 +42,30 @@ class Gate:
     allow_extra: bool = False
 
 
-def check(path: Path, gate: Gate, settings: Settings, watcher: Watcher = SILENT) -> Verdict:
+Model = Path | nn.Module | Mapping[str, Any]
+"""What is checked: a file, or a network or state dict in memory."""
+
+
+def check(path: Model, gate: Gate, settings: Settings, watcher: Watcher = SILENT) -> Verdict:
     """Verify holds, structures and, with images, accuracy.
 
     A network too damaged to run is judged by its weights. Raises `KernelsimpError` for unreadable input, for
     other test images than the baseline's, and where weights that look right do not run.
     """
-    expected = read_baseline(gate.baseline, gate.make)
+    known = gate.baseline
+    expected = known if isinstance(known, Baseline) else read_baseline(known, gate.make)
     limits = read_limits(gate.limits) if gate.limits else limits_beside(Path())
     if gate.max_drop is not None:
         limits = with_max(limits, "accuracy.drop_pp", gate.max_drop)
-    subject = open_subject(path, gate, settings, expected, watcher)
+    subject, pinned = open_subject(path, gate, settings, expected, watcher)
     data = open_data(settings, watcher)
-    if data is None:
-        return verdict_on(expected, subject[0], limits)
+    if data is None or not isinstance(path, Path):
+        return verdict_on(expected, subject, limits)
     try:
-        return verdict_on(expected, with_outcome(subject, path, settings, data, watcher), limits)
+        return verdict_on(expected, with_outcome(subject, path, pinned, data, watcher), limits)
     except KernelsimpError as error:
         why = f"it does not run: {error}"[:120]
-        verdict = verdict_on(expected, replace(subject[0], unmeasured=why), limits)
+        verdict = verdict_on(expected, replace(subject, unmeasured=why), limits)
         if not verdict.errors:
             raise
         return verdict
@@ -70,15 +80,16 @@ def update_baseline(
     `KernelsimpError` rather than write over a run's report.
     """
     place = gate.baseline
+    assert isinstance(place, Path)
     if place.is_dir() or is_report(place):
         raise KernelsimpError(
             f"{place}: is a run's report, not a baseline file; name another with --baseline"
         )
     known = place if place.exists() else _run_of(path)
     source = read_baseline(known) if known else None
-    found, data = open_subject(path, gate, settings, source, watcher), open_data(settings, watcher)
-    subject = with_outcome(found, path, settings, data, watcher) if data else found[0]
-    made = baseline_from(subject, source)
+    subject, pinned = open_subject(path, gate, settings, source, watcher)
+    data = open_data(settings, watcher)
+    made = baseline_from(with_outcome(subject, path, pinned, data, watcher) if data else subject, source)
     write_baseline(made, place)
     return known, made
 
@@ -92,33 +103,40 @@ def _run_of(path: Path) -> Path | None:
 
 
 def open_subject(
-    path: Path, gate: Gate, settings: Settings, baseline: Baseline | None, watcher: Watcher
-) -> tuple[CheckedNetwork, str]:
-    """Return the network under check by its tensors, with what else its file holds, and the file's SHA-256.
+    path: Model, gate: Gate, settings: Settings, baseline: Baseline | None, watcher: Watcher
+) -> tuple[CheckedNetwork, Settings]:
+    """Return the network under check by its tensors, with what else its file holds.
 
-    Damaged weights are for the rules to find.
+    Beside it come the settings that open this very file again, by its SHA-256. Damaged weights are for the
+    rules to find.
     """
     names = [tensor_name(layer.name) for layer in baseline.layers] if baseline else []
-    checkpoint = narrow_checkpoint(load_checkpoint(path, settings.model), names)
+    if isinstance(path, Path):
+        loaded = load_checkpoint(path, settings.model)
+    else:
+        state = path.state_dict() if isinstance(path, nn.Module) else path
+        loaded = checkpoint_in_memory(state, "the network")
+    checkpoint = narrow_checkpoint(loaded, names)
     for warning in checkpoint.warnings:
         watcher.warn(warning)
+    layers = graph_layers(checkpoint)
     subject = CheckedNetwork(
-        checkpoint.tensors,
+        named_as_layers(checkpoint.tensors, layers),
         against=gate.against,
         beside=tensors_beside(checkpoint),
         allow_extra=gate.allow_extra,
+        layers=layers,
+        unseen=checkpoint.raw.unseen if checkpoint.raw else {},
     )
-    return subject, checkpoint.sha256
+    return subject, replace(settings, model=replace(settings.model, sha256=checkpoint.sha256))
 
 
 def with_outcome(
-    opened: tuple[CheckedNetwork, str], path: Path, settings: Settings, data: Data, watcher: Watcher
+    subject: CheckedNetwork, path: Path, pinned: Settings, data: Data, watcher: Watcher
 ) -> CheckedNetwork:
     """Return the network under check with its outcome on the test images.
 
-    Raises `CheckpointError` where the file is another one by now.
+    Raises `CheckpointError` where the file is another one by now than the `pinned` settings name.
     """
-    subject, sha256 = opened
-    network = open_network(path, replace(settings, model=replace(settings.model, sha256=sha256)))
-    outcome = measure_network(network, data, settings, watcher)
+    outcome = measure_module(open_network(path, pinned).module(), data, pinned, watcher)
     return replace(subject, outcome=outcome, fingerprint=data.fingerprint)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kernelsimp.analysis.compare import ComparedPair, check_settings
 from kernelsimp.analysis.compare import compare as compared
+from kernelsimp.commands.inputs import batches_of
 from kernelsimp.data.sources import Data, load_data
-from kernelsimp.data.transforms import Batches, preprocess_of
+from kernelsimp.data.transforms import Batches
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.robustness import sample
 from kernelsimp.models.architectures import is_pretrained_name, recipe_of
@@ -37,7 +38,7 @@ def compare(paths: tuple[Path, Path], settings: Settings, watcher: Watcher = SIL
     data = _data(settings)
     for warning in data.warnings:
         watcher.warn(warning)
-    found = _on_test(opened[0], opened[1], data, (settings, watcher))
+    found = _on_test(opened[0], opened[1], data, settings, watcher)
     notes = (*found.notes, *_recipes(archs))
     for note in notes:
         watcher.warn(note)
@@ -58,6 +59,12 @@ def compare(paths: tuple[Path, Path], settings: Settings, watcher: Watcher = SIL
     )
 
 
+def compare_on(a: Network, b: Network, data: Data, settings: Settings, watcher: Watcher) -> Comparison:
+    """Compare two networks on the test split of `data`; raises as `compare` does."""
+    check_settings(settings.compare)
+    return _on_test(a, b, data, settings, watcher)
+
+
 def check_similarity(settings: Settings, data: Data | None) -> None:
     """Raise `KernelsimpError` where similarity is asked for and cannot be measured, before any work."""
     if settings.plan.similarity and data is None:
@@ -76,13 +83,10 @@ def similarity_of(
         return None
     plain = replace(settings, compare=replace(settings.compare, layers=None, matrix=False))
     original, *later = stages
-    return in_report(
-        {name: _on_test(stages[original], stages[name], data, (plain, watcher)) for name in later}
-    )
+    return in_report({name: _on_test(stages[original], stages[name], data, plain, watcher) for name in later})
 
 
-def _on_test(a: Network, b: Network, data: Data, how: tuple[Settings, Watcher]) -> Comparison:
-    settings, watcher = how
+def _on_test(a: Network, b: Network, data: Data, settings: Settings, watcher: Watcher) -> Comparison:
     images = _Images(data, settings)
     bout = ComparedPair(a.module(), b.module(), images, images.count, settings.run.seed)
     return compared(bout, settings.compare, watcher)
@@ -97,9 +101,8 @@ class _Images:
 
     @property
     def loader(self) -> Batches:
-        data = self.settings.data
         part = sample(self.data.test, self.settings.compare.images, self.settings.run.seed)
-        return Batches(part, preprocess_of(data), data.batch_size, workers=data.workers)
+        return batches_of(part, self.settings, workers=self.settings.data.workers)
 
     @property
     def count(self) -> int:

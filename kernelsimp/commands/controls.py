@@ -5,16 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from kernelsimp.commands.measure import measure_module
-from kernelsimp.commands.task import Chosen, Task
+from kernelsimp.commands.task import Task
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, mcnemar, paired_interval
 from kernelsimp.records.report import Control
+from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.controls import Arm, ControlCase, constraints_at, held_arm, run_controls
-from kernelsimp.simplify.layerwise import targets_of
-from kernelsimp.simplify.projected_cg import FilterConstraint
-from kernelsimp.simplify.solve import PlanTrial
+from kernelsimp.solver.controls import Arm, ControlCase, constraints_at, held_arm, run_controls
+from kernelsimp.solver.layerwise import targets_of
+from kernelsimp.solver.projected_cg import FilterConstraint
+from kernelsimp.solver.solve import PlanTrial
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.job import job_of
 from kernelsimp.training.options import hold_of
@@ -52,7 +53,7 @@ def controls_beside(
         return ()
     case, trained = chosen.case, measured.get("finetuned")
     arms = [*_rounds_arm(chosen, case), *_arms(task, chosen, case, watcher)]
-    records = _beside(task, chosen, arms, (kept, watcher))
+    records = _beside(task, chosen, arms, kept, watcher)
     if trained is not None:
         watcher.note(
             f"{len(arms) + 1} control arms are fine-tuned on the same schedule, each as long as ours"
@@ -64,25 +65,26 @@ def controls_beside(
         after = [
             replace(arm, name=f"{arm.name}, fine-tuned alike", dof=1.0 if free else arm.dof) for arm in arms
         ]
-        records += _beside(task, chosen, after, (trained, watcher))
+        records += _beside(task, chosen, after, trained, watcher)
     return tuple(records)
 
 
-def _beside(task: Task, chosen: Chosen, arms: Sequence[Arm], run: tuple[Outcome, Watcher]) -> list[Control]:
-    """Measure arms beside the run's outcome; after rounds the first of them, and beside it the others."""
+def _beside(
+    task: Task, chosen: Chosen, arms: Sequence[Arm], kept: Outcome, watcher: Watcher
+) -> list[Control]:
+    """Measure arms beside the outcome `kept`; after rounds the first alone, and beside it the others."""
     assert task.data is not None
-    kept, watcher = run
     records = []
     for arm in arms:
         outcome = measure_module(arm.model, task.data, task.settings, watcher)
         records.append(_record(arm, outcome, kept))
-        if chosen.rounds and arm is arms[0]:
+        if chosen.schedule and arm is arms[0]:
             kept = outcome
     return records
 
 
 def _rounds_arm(chosen: Chosen, case: ControlCase) -> Iterator[Arm]:
-    if chosen.rounds:
+    if chosen.schedule:
         held = _constraints(case.kept)
         yield Arm("this plan without rounds", case.share, copy.deepcopy(case.kept.reconstruction.model), held)
 

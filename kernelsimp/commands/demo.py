@@ -11,7 +11,8 @@ from kernelsimp.commands.train import fit, fresh_network, save
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Scan
 from kernelsimp.records.verdict import Verdict
-from kernelsimp.settings import Given, Settings, settle
+from kernelsimp.settings import Given, Settings
+from kernelsimp.settings_file import settle
 from kernelsimp.watch import SILENT, Watcher
 
 DEMO_DOF = 0.6

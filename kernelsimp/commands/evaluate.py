@@ -6,7 +6,6 @@ from typing import Any
 
 from kernelsimp.commands.inputs import open_data
 from kernelsimp.commands.measure import load_split, measure_module
-from kernelsimp.commands.task import Task
 from kernelsimp.data.sources import Data
 from kernelsimp.data.transforms import preprocess_of
 from kernelsimp.errors import KernelsimpError
@@ -52,7 +51,7 @@ def _figure(network: Network, data: Data, settings: Settings, watcher: Watcher) 
     if metric is None:
         return None
     watcher.start("measuring on the test split")
-    value = metric(network.module(), load_split(Task(network, data, settings), data.test))
+    value = metric(network.module(), load_split(data.test, settings))
     return Metric(metric.name, (Figure("network", value),), 0.0)
 
 

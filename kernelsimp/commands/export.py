@@ -15,6 +15,8 @@ from kernelsimp.files import write_atomically, write_bytes
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
 from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.models.network import open_network
+from kernelsimp.models.storage import unreal
+from kernelsimp.models.wrappers import value_at
 from kernelsimp.records.plan_file import read_plan
 from kernelsimp.records.report import Report
 from kernelsimp.report import read_report
@@ -33,7 +35,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Form:
+class ExportForm:
     """One row: the ending of the file, how it is written, and what it is.
 
     Where it is `lossless` all tensors come back; `runs` says that the network is run to make it.
@@ -94,8 +96,11 @@ def _to_packed(source: ExportSource, path: Path) -> None:
 def _to_safetensors(source: ExportSource, path: Path) -> None:
     from safetensors.torch import save
 
-    # clones: the format refuses tensors that share memory
     state = source.checkpoint.stored_state
+    for name, item in state.items():
+        if item.layout != torch.strided or item.is_quantized:
+            raise KernelsimpError(f"{source.path}: '{name}' is {unreal(item)}; or export it --to torch")
+    # clones: the format refuses tensors that share memory
     write_bytes(path, save({name: item.contiguous().clone() for name, item in state.items()}))
 
 
@@ -119,11 +124,13 @@ def _to_onnx(source: ExportSource, path: Path) -> None:
     export_onnx(network.module(), shape, path)
 
 
-FORMS: Mapping[str, Form] = {
-    "packed": Form(".kspack", _to_packed, "every kernel by the free numbers of its structure; lossless"),
-    "safetensors": Form(".safetensors", _to_safetensors, "plain tensors, as the file names them"),
-    "torch": Form(".pt", _to_torch, "what torch.load reads, under the keys where the weights stood"),
-    "onnx": Form(".onnx", _to_onnx, "a graph that other programs run", lossless=False, runs=True),
+FORMS: Mapping[str, ExportForm] = {
+    "packed": ExportForm(
+        ".kspack", _to_packed, "every kernel by the free numbers of its structure; lossless"
+    ),
+    "safetensors": ExportForm(".safetensors", _to_safetensors, "plain tensors, as the file names them"),
+    "torch": ExportForm(".pt", _to_torch, "what torch.load reads, under the keys where the weights stood"),
+    "onnx": ExportForm(".onnx", _to_onnx, "a graph that other programs run", lossless=False, runs=True),
 }
 """What a network can be exported to."""
 
@@ -146,6 +153,6 @@ def _left_out(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Say which entries beside the weights stay behind."""
     payload, names = checkpoint.raw.payload if checkpoint.raw else {}, []
     for key in checkpoint.found.keys:
-        names += [f"'{other}'" for other in payload if other != key]
-        payload = payload[key]
+        names += [f"'{other}'" for other in payload if other != key] if isinstance(payload, dict) else []
+        payload = value_at(payload, (key,))
     return (f"left out, as no weights: {', '.join(names[:8])}",) if names else ()

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from kernelsimp.commands.task import Chosen, Task
+from kernelsimp.commands.task import Task
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import key_of, read_sealed, write_sealed, write_text
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan, save_plan
+from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import Settings
 from kernelsimp.training.ranks import launch_name, processes
 

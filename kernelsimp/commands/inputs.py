@@ -1,14 +1,18 @@
-"""What every command opens first: its settings and its images."""
+"""What every command opens first: its settings, its images in batches, and layers by their names."""
 
 from pathlib import Path
 
 from kernelsimp.data.sources import Data, load_data
+from kernelsimp.data.splits import Split
+from kernelsimp.data.transforms import Batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.models.architectures import recipe_of
 from kernelsimp.models.network import device_of
 from kernelsimp.records.verdict import printable
 from kernelsimp.report import read_report
-from kernelsimp.settings import Given, Settings, names_code, recipe, settle
+from kernelsimp.settings import Given, Settings
+from kernelsimp.settings_file import names_code, recipe, settle
 from kernelsimp.training.options import check_precision, check_settings
 from kernelsimp.watch import SILENT, Watcher
 
@@ -20,7 +24,7 @@ def settle_for_model(given: Given, config: str | None) -> Settings:
     return settle(given, config, recipe(name) if name else None)
 
 
-FROM_A_REPORT = ("arch", "weights")
+FROM_A_REPORT = ("arch", "weights", "output")
 """What a report may say of the network; to trust pickles is the user's alone, a digest is of other files."""
 
 
@@ -63,7 +67,22 @@ def open_data(settings: Settings, watcher: Watcher = SILENT) -> Data | None:
     data = load_data(settings.data, settings.run.seed)
     for warning in data.warnings:
         watcher.warn(warning)
+    for note in data.notes:
+        watcher.note(note)
     return data
+
+
+def batches_of(split: Split, settings: Settings, *, workers: int = 0) -> Batches:
+    """Return a split in the settings' batches: (images, labels), normalised, in order and not augmented.
+
+    Raises `KernelsimpError` for a batch size below 1 and a preprocessing that makes no sense.
+    """
+    return Batches(split, preprocess_of(settings.data), settings.data.batch_size, workers=workers)
+
+
+def layers_by_name(bank: KernelBank) -> dict[str, LayerKernels]:
+    """Return the layers of a bank, 1x1 ones too, by their names."""
+    return {layer.name: layer for layer in bank.layers}
 
 
 def check_training(settings: Settings) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.settings import Settings, names_code
+from kernelsimp.settings import Settings
+from kernelsimp.settings_file import names_code
 
 Place = str | Path | None
 

@@ -1,29 +1,33 @@
-"""From a budget to a plan and the network it makes."""
+"""From a budget to a plan and the network it makes, and who judges an accuracy budget."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from kernelsimp.commands.measure import budget_judge
+from kernelsimp.commands.inputs import batches_of, layers_by_name
+from kernelsimp.commands.measure import load_split
 from kernelsimp.commands.rounds import check_rounds, simplify_in_rounds
-from kernelsimp.commands.task import Chosen, Task
+from kernelsimp.commands.task import Task
+from kernelsimp.data.holdout import holdout_split
 from kernelsimp.data.sources import Data
 from kernelsimp.data.splits import Split
-from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.evaluation.accuracy import Outcome
+from kernelsimp.evaluation.metric import metric_of
 from kernelsimp.files import key_of
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan
+from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import PlanSettings, Settings
-from kernelsimp.simplify.apply import apply_plan, check_fits
-from kernelsimp.simplify.controls import ControlCase
-from kernelsimp.simplify.denoise import denoise_by_weight, denoise_rest, denoising_of, everything_free
-from kernelsimp.simplify.layerwise import CalibratedNetwork
-from kernelsimp.simplify.plan_builder import chooser, data_free_plan
-from kernelsimp.simplify.search import BudgetJudge, search
-from kernelsimp.simplify.sensitivity import layer_losses, predicted_losses
-from kernelsimp.simplify.solve import (
+from kernelsimp.solver.apply import apply_plan, check_fits
+from kernelsimp.solver.controls import ControlCase
+from kernelsimp.solver.denoise import denoise_by_weight, denoise_rest, denoising_of, everything_free
+from kernelsimp.solver.layerwise import CalibratedNetwork
+from kernelsimp.solver.plan_builder import chooser, data_free_plan
+from kernelsimp.solver.search import BudgetJudge, search
+from kernelsimp.solver.sensitivity import layer_losses, predicted_losses
+from kernelsimp.solver.solve import (
     Solution,
     Surveyed,
     calibrated_network,
@@ -31,13 +35,18 @@ from kernelsimp.simplify.solve import (
     survey_layers,
     try_plan,
 )
-from kernelsimp.simplify.tolerance import weight_plan
+from kernelsimp.solver.tolerance import weight_plan
 from kernelsimp.watch import Watcher
 
 NETWORK = "network"
 """The key of a plan's rule that tells which checkpoint it was made for."""
 
 BUDGETS = ("tolerance", "dof", "simplified", "max_drop", "plan")
+
+UNSEEN_GAP = 3.0
+"""A network this much better (pp) on validation images than on others has probably been trained on them."""
+
+ADVICE = "name other images with --holdout"
 
 
 def choose(task: Task, watcher: Watcher) -> Chosen:
@@ -47,6 +56,9 @@ def choose(task: Task, watcher: Watcher) -> Chosen:
     chosen by absolute weight error. A tolerance, and `--cost relative`, are the simple rule. Raises
     `KernelsimpError` for two budgets at once, or one that needs images and has none.
     """
+    if not task.network.bank.spatial:
+        where = task.network.checkpoint.path
+        raise KernelsimpError(f"{where}: every convolution is 1x1, so there is no kernel to simplify")
     settings = with_budget(task, watcher)
     check_rounds(replace(task, settings=settings))
     denoising_of(settings.plan)  # refuses what it cannot do before anything is measured
@@ -111,14 +123,62 @@ def with_budget(task: Task, watcher: Watcher) -> Settings:
     return replace(task.settings, plan=usual)
 
 
-def calibration_images(task: Task, data: Data) -> Split:
-    """Return the images that choose, without their labels."""
-    return data.calibration(task.settings.data.calibration, task.settings.run.seed)
+def budget_judge(task: Task, watcher: Watcher) -> BudgetJudge:
+    """Return who judges a budget: validation images, or those of --holdout.
+
+    The test split takes no part. Where a holdout is named, the original is measured on the validation images
+    too, and a gap of more than 3 pp is told; the holdout judges either way. Without one, 99 % on the
+    validation images is what shows that they were trained on, and then changed answers and KL count too. A
+    gap between validation and test images counts only once everything has been chosen (`judge_memorised`).
+    """
+    assert task.data is not None
+    settings, data = task.settings, task.data
+    original, metric = task.network.module(), metric_of(settings)
+    if settings.plan.holdout is None:
+        return BudgetJudge(original, load_split(data.val, settings), metric)
+    split = holdout_split(data, settings.data, settings.plan.holdout, settings.run.seed)
+    judge = BudgetJudge(original, load_split(split, settings), metric, "holdout")
+    if judge.top1 is not None and len(data.val):
+        known = BudgetJudge(original, load_split(data.val, settings)).top1
+        if known is not None and known - judge.top1 > UNSEEN_GAP:
+            watcher.warn(
+                f"the original network has {known:.1f} % right on validation images, {judge.top1:.1f} % on "
+                "those of --holdout: it was trained on the former, and only the latter judge the budget"
+            )
+    return judge
+
+
+def judge_memorised(
+    settings: Settings, original: Outcome | None, chosen: Chosen
+) -> tuple[Chosen, tuple[str, ...]]:
+    """Judge a budget by changed answers and KL as well where validation images turn out to be known by heart.
+
+    That shows where the original is more than 3 pp better on them than on the test split. This comes after
+    everything has been chosen: the network stays, and only whether the budget was met is said anew. Return
+    what was chosen and what to say. A holdout needs none of it: its labels tell networks apart.
+    """
+    judge = chosen.judge
+    if judge is None or judge.top1 is None or original is None or settings.plan.holdout is not None:
+        return chosen, ()
+    if judge.top1 - original.top1 <= UNSEEN_GAP:
+        return chosen, ()
+    found = (
+        f"the original network has {judge.top1:.1f} % right on validation images and {original.top1:.1f} % "
+        "on the test split, so it was probably trained on the former"
+    )
+    if judge.memorised:  # counted all along
+        return chosen, (f"{found}; {ADVICE}",)
+    trial = judge.trial(chosen.network.module(), 0.0, "")
+    within = trial.drop(memorised=True) <= float(settings.plan.max_drop or 0)
+    verdict = "within" if within else "beyond"
+    told = f"{trial.changed_answers:.2f} % of the answers changed, KL {trial.divergence:.4f}"
+    note = f"{found} and the budget counts changed answers and KL too: {told}, {verdict} the budget; {ADVICE}"
+    return replace(chosen, met=chosen.met and within), (note,)
 
 
 def survey_network(task: Task, data: Data, watcher: Watcher) -> tuple[Surveyed, tuple[str, ...]]:
     """Survey the original network on its calibration images; return what to doubt about these, too."""
-    images = calibration_images(task, data)
+    images = data.calibration(task.settings.data.calibration, task.settings.run.seed)  # without labels
     calibrated = calibrate(task, images)
     doubts = tuple(_doubts(data, task.settings.data.calibration, calibrated))
     for doubt in doubts:
@@ -140,8 +200,7 @@ def _doubts(data: Data, count: int, calibrated: CalibratedNetwork) -> Iterator[s
 def calibrate(task: Task, images: Split) -> CalibratedNetwork:
     """Return the original network on its calibration images."""
     settings, network = task.settings, task.network
-    loader = batches(images, preprocess_of(settings.data), settings.data.batch_size)
-    inputs = (batch.to(network.device) for batch, _ in loader)
+    inputs = (batch.to(network.device) for batch, _ in batches_of(images, settings))
     flip = settings.data.calibration_flip
     return calibrated_network(network.module(), network.bank, inputs, settings.run.seed, flip=flip)
 
@@ -185,8 +244,9 @@ def carried_out(task: Task, plan: Plan, watcher: Watcher) -> Chosen:
 
 def _check_plan_fits(plan: Plan, network: Network, watcher: Watcher) -> tuple[str, ...]:
     """Refuse a plan of another build; return what to say of one that was made for other weights."""
+    layers = layers_by_name(network.bank)
     for layer in plan.layers:
-        check_fits(layer, {item.name: item for item in network.bank.layers})
+        check_fits(layer, layers)
     if missing := {layer.name for layer in network.bank.spatial} - {layer.name for layer in plan.layers}:
         word = f"the plan does not name layer '{min(missing)}' of this network"
         raise KernelsimpError(f"{word}: it was made for another one; make a plan for this one")
@@ -216,11 +276,10 @@ def chosen_from(task: Task, surveyed: Surveyed, solution: Solution) -> Chosen:
     return Chosen(
         solution.plan,
         task.network.with_weights(solution.tensors),
-        solution.best.reconstruction.output_errors,
-        solution.best.reconstruction.buffers_changed,
-        solution.notes,
-        case=ControlCase(surveyed, solution.best),
-        tried=solution.tried,
+        ControlCase(surveyed, solution.best),
+        solution.tried,
+        buffers_changed=solution.best.reconstruction.buffers_changed,
+        notes=solution.notes,
     )
 
 

@@ -5,13 +5,13 @@ structure of each kernel (Han et al. 2015; rewinding of the rate: Renda, Frankle
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kernelsimp.commands.evaluate import check_robustness, robustness_of
 from kernelsimp.commands.inputs import check_training, open_data
 from kernelsimp.commands.measure import StageMeasurer
-from kernelsimp.commands.run import DIVERGED, provenance, training_notes, verify, write_checkpoint, write_run
+from kernelsimp.commands.run import provenance, training_notes, verify, write_checkpoint, write_run
 from kernelsimp.commands.task import Task
 from kernelsimp.commands.tune import finetune_network
 from kernelsimp.errors import KernelsimpError
@@ -19,12 +19,13 @@ from kernelsimp.models.architectures import recipe_of
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch, Report
-from kernelsimp.report.assemble import RunFacts
+from kernelsimp.report.assemble import DIVERGED, Chosen, RunFacts
 from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
-from kernelsimp.settings import Given, Settings, recipe, settle
-from kernelsimp.simplify.apply import apply_plan
-from kernelsimp.simplify.magnitude import check_pruning, magnitude_plan, shares_left
+from kernelsimp.settings import Given, Settings
+from kernelsimp.settings_file import recipe, settle
+from kernelsimp.solver.apply import apply_plan
+from kernelsimp.solver.magnitude import check_pruning, magnitude_plan, shares_left
 from kernelsimp.training.ranks import processes
 from kernelsimp.watch import SILENT, Watcher
 
@@ -40,8 +41,9 @@ NEARLY_EMPTY = 0.1
 
 @dataclass(eq=False)
 class _PruningState:
-    """How far the pruning is: the network now, what it went through, and the last plan."""
+    """How far the pruning of a task is: the network now, what it went through, and the last plan."""
 
+    task: Task
     network: Network
     stages: dict[str, Network]
     history: tuple[Epoch, ...] = ()
@@ -74,37 +76,34 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
     measurer.measure("original", original, watcher)  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
-    state = _PruningState(original, {"original": original}, notes=original.checkpoint.warnings)
+    task, stages = Task(original, data, settings), {"original": original}
+    state = _PruningState(task, original, stages, notes=original.checkpoint.warnings)
     for number, share in enumerate(shares, 1):
-        _iterate(Task(original, data, settings), state, (number, share), out / "resume", log)
+        _iterate(state, number, share, out / "resume", log)
         measurer.measure(list(state.stages)[-1], state.network, log)
     written = write_checkpoint(state.network, run, settings)
     verify(state.plan, state.network.bank, written.bank, "tie")
     ends = {name: state.stages[name] for name in ("original", list(state.stages)[-1])}
     command = command_with("prune", (str(path),), settings, out)
     facts = RunFacts(
-        state.plan,
-        original.bank,
-        written.bank,
-        (path, run.checkpoint),
-        settings=asdict(settings),
-        provenance=provenance(original, data, settings) | {"command": command},
+        Chosen(state.plan, state.network),
+        original,
+        written,
+        settings,
+        provenance(original, data, settings, command),
         hold="tie",
         outcomes=measurer.outcomes,
         training=state.history,
         robustness=robustness_of(ends, data, settings, log),
         metric=measurer.record(),
-        budget_met=DIVERGED not in state.notes,
         notes=(*_words(settings), *_name_emptied(state.plan), *state.notes),
     )
-    return write_run(run, facts, settings)
+    return write_run(run, facts)
 
 
-def _iterate(
-    task: Task, state: _PruningState, step: tuple[int, float], folder: Path, watcher: Watcher
-) -> None:
+def _iterate(state: _PruningState, number: int, share: float, folder: Path, watcher: Watcher) -> None:
     """Remove the smallest of what is left and, where that is due, train the rest by the whole schedule."""
-    (number, share), chosen = step, task.settings.prune
+    task, chosen = state.task, state.task.settings.prune
     watcher.start(f"pruning, iteration {number} of {chosen.iterations}")
     state.plan = magnitude_plan(state.network.bank, chosen, share, task.network.bank)
     state.network = state.network.with_weights(apply_plan(state.network.bank, state.plan))

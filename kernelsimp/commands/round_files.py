@@ -18,7 +18,7 @@ from kernelsimp.files import key_of, read_sealed, write_sealed, write_sealed_tex
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan_file import read_plan, save_plan
 from kernelsimp.records.report import Round
-from kernelsimp.simplify.rounds import RoundResult
+from kernelsimp.solver.rounds import RoundResult
 
 
 @dataclass(frozen=True)

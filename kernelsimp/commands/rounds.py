@@ -5,22 +5,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from kernelsimp.commands.round_files import RoundFiles, round_files
-from kernelsimp.commands.task import Chosen, Task
+from kernelsimp.commands.task import Task
 from kernelsimp.commands.tune import finetune_briefly
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Round
+from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import PlanSettings
-from kernelsimp.simplify.controls import ControlCase
-from kernelsimp.simplify.denoise import denoise_rest, denoising_of
-from kernelsimp.simplify.lagrangian import choose_for_count, choose_for_dof
-from kernelsimp.simplify.layerwise import in_float32
-from kernelsimp.simplify.plan_builder import Chooser
-from kernelsimp.simplify.rounds import RoundResult, Schedule, relabel_plan, run_rounds, with_first_verdicts
-from kernelsimp.simplify.search import BudgetJudge
-from kernelsimp.simplify.sensitivity import predicted_losses
-from kernelsimp.simplify.solve import Solution, Surveyed, solve_at_budget, survey_layers, try_plan
+from kernelsimp.solver.controls import ControlCase
+from kernelsimp.solver.denoise import denoise_rest, denoising_of
+from kernelsimp.solver.lagrangian import choose_for_count, choose_for_dof
+from kernelsimp.solver.layerwise import in_float32
+from kernelsimp.solver.plan_builder import Chooser
+from kernelsimp.solver.rounds import RoundResult, Schedule, relabel_plan, run_rounds, with_first_verdicts
+from kernelsimp.solver.search import BudgetJudge
+from kernelsimp.solver.sensitivity import predicted_losses
+from kernelsimp.solver.solve import Solution, Surveyed, solve_at_budget, survey_layers, try_plan
 from kernelsimp.training.ranks import first_process
 from kernelsimp.watch import Watcher
 
@@ -146,27 +147,27 @@ def denoise_last_round(runner: NetworkRoundRunner, last: RoundResult) -> RoundRe
 
 
 def chosen_of(schedule: Schedule, end: RoundResult, case: ControlCase) -> Chosen:
-    """Return what a schedule came to: its end, and the networks after each result."""
-    reconstruction, numbers = (
-        case.kept.reconstruction,
-        [record.round for record in schedule.records if record.kept],
-    )
+    """Return what a schedule came to: its end, beside the plan without rounds."""
     names = (name for result in (*schedule.results, end) for name in result.buffers_changed)
     return Chosen(
         case.kept.plan,
         end.tuned,
-        reconstruction.output_errors,
-        tuple(dict.fromkeys(names)),
-        (*end.notes, ALONE),
+        case,
+        schedule=schedule,
+        buffers_changed=tuple(dict.fromkeys(names)),
+        notes=(*end.notes, ALONE),
         met=schedule.met,
-        case=case,
-        rounds=schedule.records,
-        stages={
-            f"round {number}": result.tuned
-            for number, result in zip(numbers, schedule.results, strict=False)
-            if schedule.met
-        },
     )
+
+
+def stages_of(schedule: Schedule | None) -> dict[str, Network]:
+    """Return the network after each round that was kept; nothing where the budget was not met."""
+    if schedule is None or not schedule.met:
+        return {}
+    kept = (record for record in schedule.records if record.kept)
+    return {
+        f"round {record.round}": result.tuned for record, result in zip(kept, schedule.results, strict=True)
+    }
 
 
 def _chooser_at(plan: PlanSettings, place: float) -> Chooser:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kernelsimp import __version__
+from kernelsimp.commands.inputs import layers_by_name
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import HoldError
 from kernelsimp.kernels.bank import KernelBank
@@ -20,11 +20,12 @@ from kernelsimp.models.packed import Packed, pack
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Report
 from kernelsimp.report import gallery_of, with_p
-from kernelsimp.report.assemble import RunFacts, assemble, p_values
+from kernelsimp.report.assemble import DIVERGED, RunFacts, assemble, p_values
 from kernelsimp.report.run_folder import RunFolder
 from kernelsimp.settings import Settings
 from kernelsimp.training.finetune import Trained
 from kernelsimp.training.survival import outside
+from kernelsimp.version import __version__
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,26 +57,26 @@ def pack_source(source: ExportSource) -> Packed:
     return pack(source.checkpoint.stored_state, source.plan, found.keys)
 
 
-DIVERGED = "the training loss was no longer finite: training stopped at the last good state"
-
-
 REPORTED = {"freeze": "freeze", "tie": "tie", "scale": "tie", "soft": "tie", "none": "none"}
 """How the report names what was held: values, structure or nothing."""
 
 
-def write_run(run: RunFolder, facts: RunFacts, settings: Settings) -> Report:
+def write_run(run: RunFolder, facts: RunFacts) -> Report:
     """Write everything but the checkpoint: settings, plan, events and the report; return the report."""
-    report = describe_checkpoint(assemble(facts), run, facts.plan, settings)
-    run.write_settings(settings)
-    run.write_plan(facts.plan)
+    plan, scan = facts.chosen.plan, facts.chosen.scan
+    report = describe_checkpoint(assemble(facts), run, plan, facts.settings)
+    run.write_settings(facts.settings)
+    run.write_plan(plan)
     run.write_events(facts.training)
-    gallery = gallery_of(facts.plan, facts.before, facts.after)
-    run.write_report(report, with_p(gallery, p_values(facts.scan, facts.plan)) if facts.scan else gallery)
+    gallery = gallery_of(plan, facts.original.bank, facts.written.bank)
+    run.write_report(report, with_p(gallery, p_values(scan, plan)) if scan else gallery)
     return report
 
 
-def training_notes(trained: Trained) -> tuple[str, ...]:
-    """Return what the report must say of a training run."""
+def training_notes(trained: Trained | None) -> tuple[str, ...]:
+    """Return what the report must say of a training run, where there was one."""
+    if trained is None:
+        return ()
     if trained.stopped == "diverged":
         return (DIVERGED,)
     kept = f"kept epoch {trained.best_epoch} of {len(trained.history)}"
@@ -92,13 +93,12 @@ def verify(plan: Plan, simplified: KernelBank, written: KernelBank, mode: str) -
     """Raise `HoldError` naming the first kernel of the written file that left its structure or its value."""
     if mode == "none":
         return
-    before = {layer.name: layer.kernels for layer in simplified.layers}
-    after = {layer.name: layer.kernels for layer in written.layers}
+    before, after = layers_by_name(simplified), layers_by_name(written)
     for layer in plan.layers:
-        kernels = after[layer.name]
+        kernels = after[layer.name].kernels
         moved = outside(kernels, layer, plan.structures)
         if mode == "freeze":
-            changed = (kernels != before[layer.name]).flatten(2).any(2)
+            changed = (kernels != before[layer.name].kernels).flatten(2).any(2)
             moved |= changed & torch.from_numpy(layer.changed)
         if moved.any():
             out_channel, in_channel = moved.nonzero()[0].tolist()
@@ -106,8 +106,8 @@ def verify(plan: Plan, simplified: KernelBank, written: KernelBank, mode: str) -
             raise HoldError(f"{kernel} moved while it was held; do not use this run, and report the bug")
 
 
-def provenance(network: Network, data: Data | None, settings: Settings) -> dict[str, Any]:
-    """Return where everything came from: file, data, seed, versions."""
+def provenance(network: Network, data: Data | None, settings: Settings, command: str) -> dict[str, Any]:
+    """Return where everything came from: file, data, seed, versions, and the command that repeats the run."""
     import torchvision
 
     return {
@@ -122,4 +122,5 @@ def provenance(network: Network, data: Data | None, settings: Settings) -> dict[
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
         },
+        "command": command,
     }

@@ -1,12 +1,14 @@
 """The scan: of one checkpoint, of one kernel, of a folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from kernelsimp.analysis.explain import explain
 from kernelsimp.analysis.scan import check, scan_bank
@@ -20,9 +22,9 @@ from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher
 
 
-def scan(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Scan:
-    """Scan one checkpoint: weights only, or with exact layer kinds where a graph or architecture tells."""
-    opened = open_to_scan(path, settings.model)
+def scan(model: Path | nn.Module | Mapping[str, Any], settings: Settings, watcher: Watcher = SILENT) -> Scan:
+    """Scan one network: weights only, or with exact layer kinds where a module, graph or --arch tells."""
+    opened = open_to_scan(model, settings.model)
     for warning in opened.warnings:
         watcher.warn(warning)
     result = scan_bank(opened.bank, settings.scan, opened.source, watcher, opened.strides)

@@ -1,7 +1,7 @@
 """The main story: choose, snap, hold, fine-tune, measure, report."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernelsimp.analysis.scan import scan_bank
@@ -10,10 +10,10 @@ from kernelsimp.commands.controls import check_controls, controls_beside, contro
 from kernelsimp.commands.evaluate import check_robustness, robustness_of
 from kernelsimp.commands.handover import Handover, handed_over
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
-from kernelsimp.commands.measure import StageMeasurer, judge_memorised
-from kernelsimp.commands.planner import choose
+from kernelsimp.commands.measure import StageMeasurer
+from kernelsimp.commands.planner import choose, judge_memorised
+from kernelsimp.commands.rounds import stages_of
 from kernelsimp.commands.run import (
-    DIVERGED,
     REPORTED,
     provenance,
     training_notes,
@@ -29,7 +29,7 @@ from kernelsimp.files import key_of
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch, Report
-from kernelsimp.report.assemble import RunFacts
+from kernelsimp.report.assemble import Chosen, RunFacts, assemble
 from kernelsimp.report.command import command_again
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.settings import ModelSettings, Settings
@@ -37,67 +37,153 @@ from kernelsimp.training.options import hold_of
 from kernelsimp.watch import SILENT, Watcher
 
 
+@dataclass(eq=False)
+class Simplified:
+    """What simplifying came to: what was chosen, and the networks of every stage, the original first."""
+
+    task: Task
+    chosen: Chosen
+    measurer: StageMeasurer
+    stages: dict[str, Network]
+    training: tuple[Epoch, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def last(self) -> Network:
+        """The network of the last stage."""
+        return list(self.stages.values())[-1]
+
+
 def simplify(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
     """Choose, snap, hold, fine-tune, measure and report; everything lands in the directory `out`.
 
     Raises `HoldError` where a held kernel moved, and `KernelsimpError` for bad input.
     """
-    mode = hold_of(settings)
+    return simplify_to(path, settings, out, watcher)[1]
+
+
+def simplify_to(
+    path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT
+) -> tuple[Simplified, Report]:
+    """Do the same, and return the networks of every stage beside the report."""
+    check_hold(settings)
+    original, data = open_network(path, settings, watcher), open_data(settings, watcher)
+    measurer = measure_original(original, data, settings, watcher)  # before anything is written
+    run = RunFolder.new(out, path)
+    log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
+    task = _task_of(original, data, settings, out)
+    handover = Handover(task, out / "resume")
+    done = plan_and_apply(task, measurer, log, handover)
+    if settings.finetune.finetune:
+        finetune_last(done, out / "resume", log)
+        handover.clear()
+    measure_stages(done, log)
+    written = write_checkpoint(done.last, run, settings)
+    facts = facts_of(done, written, log, command_of_run(path, settings, out))
+    return done, write_run(run, facts)
+
+
+def simplify_in_memory(
+    original: Network, data: Data | None, settings: Settings, watcher: Watcher = SILENT
+) -> tuple[Simplified, Report]:
+    """Do the same and write nothing. Raises as `simplify` does."""
+    check_hold(settings)
+    measurer = measure_original(original, data, settings, watcher)
+    done = plan_and_apply(Task(original, data, settings), measurer, watcher)
+    if settings.finetune.finetune:
+        finetune_last(done, None, watcher)
+    return done, report_in_memory(done, watcher)
+
+
+def report_in_memory(done: Simplified, watcher: Watcher = SILENT) -> Report:
+    """Measure what was not measured yet, verify what is held, and return the report."""
+    measure_stages(done, watcher)
+    return assemble(facts_of(done, done.last, watcher, ""))
+
+
+def check_hold(settings: Settings) -> None:
+    """Raise `KernelsimpError` for holds and training that make no sense, before anything is read."""
+    hold_of(settings)
     if settings.finetune.finetune:
         check_training(settings)
-    original = open_network(path, settings, watcher)
-    data = open_data(settings, watcher)
+
+
+def measure_original(
+    original: Network, data: Data | None, settings: Settings, watcher: Watcher
+) -> StageMeasurer:
+    """Refuse what these images cannot serve, then measure the original network on the test split."""
     if settings.finetune.finetune and data is None:
         raise KernelsimpError("--finetune needs a network and images: pass --arch and --data")
     check_controls(settings, data)
     check_robustness(settings, data)
     check_similarity(settings, data)
     measurer = StageMeasurer(original, data, settings)
-    measurer.measure("original", original, watcher)  # before anything is written
-    run = RunFolder.new(out, path)
-    log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
-    task = Task(original, data, settings, record_of(original, data, settings, out))
-    handover = Handover(task, out / "resume")
-    chosen = handover.choose_and_share(lambda: re_estimate_network(task, choose(task, log), log))
-    stages = {"original": original, **chosen.stages, "simplified": chosen.network}
-    training: tuple[Epoch, ...] = ()
-    notes = (*original.checkpoint.warnings, *chosen.notes)
-    if settings.finetune.finetune and data is not None:
-        stages["finetuned"], trained = finetune_network(
-            task, chosen.network, chosen.plan, out / "resume", log
-        )
-        training, notes = trained.history, (*notes, *training_notes(trained))
-        handover.clear()
-    for name in list(stages)[1:]:
-        measurer.measure(name, stages[name], log)
-    chosen, gap = judge_memorised(settings, measurer.outcomes.get("original"), chosen)
-    last = list(stages)[-1]
-    written = write_checkpoint(stages[last], run, settings)
+    measurer.measure("original", original, watcher)
+    return measurer
+
+
+def plan_and_apply(
+    task: Task, measurer: StageMeasurer, watcher: Watcher, handover: Handover | None = None
+) -> Simplified:
+    """Scan the kernels as they came, choose what they become, and make it so."""
+
+    def made() -> Chosen:
+        return _scan_and_choose(task, watcher)
+
+    chosen = handover.choose_and_share(made) if handover else made()
+    stages = {"original": task.network, **stages_of(chosen.schedule), "simplified": chosen.network}
+    notes = (*task.network.checkpoint.warnings, *chosen.notes)
+    return Simplified(task, chosen, measurer, stages, notes=notes)
+
+
+def finetune_last(done: Simplified, folder: Path | None, watcher: Watcher) -> None:
+    """Train what is not held of the last stage, which becomes a stage of its own."""
+    network, trained = finetune_network(done.task, done.last, done.chosen.plan, folder, watcher)
+    done.stages["finetuned"] = network
+    done.training = (*done.training, *trained.history)
+    done.notes = (*done.notes, *training_notes(trained))
+
+
+def measure_stages(done: Simplified, watcher: Watcher) -> None:
+    """Measure every later stage on the test split, and judge an accuracy budget once more by it."""
+    for name in list(done.stages)[1:]:
+        done.measurer.measure(name, done.stages[name], watcher)
+    original = done.measurer.outcomes.get("original")
+    done.chosen, gap = judge_memorised(done.task.settings, original, done.chosen)
+    done.notes = (*done.notes, *gap)
+
+
+def facts_of(done: Simplified, written: Network, log: Watcher, command: str) -> RunFacts:
+    """Return everything that a report tells, with the optional measurements that the settings ask for.
+
+    Raises `HoldError` where a held kernel of `written` moved.
+    """
+    chosen, stages, settings = done.chosen, done.stages, done.task.settings
+    original, data, mode = done.task.network, done.task.data, hold_of(done.task.settings)
     verify(chosen.plan, chosen.network.bank, written.bank, mode)
-    controls = controls_beside(task, chosen, measurer.outcomes, log)
-    facts = RunFacts(
-        chosen.plan,
-        original.bank,
-        written.bank,
-        (path, run.checkpoint),
-        settings=asdict(settings),
-        provenance=provenance(original, data, settings) | {"command": command_of_run(path, settings, out)},
+    controls = controls_beside(done.task, chosen, done.measurer.outcomes, log)
+    ends = {"original": original, list(stages)[-1]: done.last}
+    return RunFacts(
+        chosen,
+        original,
+        written,
+        settings,
+        provenance(original, data, settings, command),
         hold=REPORTED[mode],
-        outcomes=measurer.outcomes,
-        training=training,
-        output_errors=chosen.output_errors,
-        buffers_changed=chosen.buffers_changed,
+        outcomes=done.measurer.outcomes,
+        training=done.training,
         controls=controls,
-        budget_met=chosen.met and DIVERGED not in notes,
-        robustness=robustness_of({name: stages[name] for name in ("original", last)}, data, settings, log),
+        robustness=robustness_of(ends, data, settings, log),
         similarity=similarity_of(_stages_to_compare(stages), data, settings, log),
-        rounds=chosen.rounds,
-        metric=measurer.record(),
-        losses=chosen.losses,
-        notes=(*notes, *gap, *controls_notes(controls)),
-        scan=scan_bank(original.bank, replace(settings.scan, depth="shallow"), {}, log),
+        metric=done.measurer.record(),
+        notes=(*done.notes, *controls_notes(controls)),
     )
-    return write_run(run, facts, settings)
+
+
+def _scan_and_choose(task: Task, watcher: Watcher) -> Chosen:
+    """Scan the kernels as they came, for the report, and choose what they become."""
+    scan = scan_bank(task.network.bank, replace(task.settings.scan, depth="shallow"), {}, watcher)
+    return replace(re_estimate_network(task, choose(task, watcher), watcher), scan=scan)
 
 
 def _stages_to_compare(stages: Mapping[str, Network]) -> dict[str, Network]:
@@ -114,7 +200,7 @@ def follow_first_process(path: Path, settings: Settings, out: Path) -> None:
     if not settings.finetune.finetune and settings.plan.rounds == 1:
         return  # nothing is done together
     original, data = open_network(path, settings), open_data(settings)
-    task = Task(original, data, settings, record_of(original, data, settings, out))
+    task = _task_of(original, data, settings, out)
     if handed_over(settings):
         network, plan = Handover(task, out / "resume").wait_for_plan()
     else:
@@ -130,10 +216,11 @@ def command_of_run(path: Path, settings: Settings, out: Path) -> str:
     return command_again(path, settings, replace(usual, model=ModelSettings()), out)
 
 
-def record_of(network: Network, data: Data | None, settings: Settings, out: Path) -> Path:
-    """Return the file of a search's trials; its name tells this network, data and plan from any other."""
+def _task_of(network: Network, data: Data | None, settings: Settings, out: Path) -> Task:
+    """Return the task of a run in `out`; its record's name tells network, data and plan from any other."""
     known = (network.checkpoint.sha256, data.fingerprint if data else "", settings.plan, settings.run.seed)
-    return out / "resume" / f"search-{key_of(*known, settings.data)}.json"
+    record = out / "resume" / f"search-{key_of(*known, settings.data)}.json"
+    return Task(network, data, settings, record)
 
 
 def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:

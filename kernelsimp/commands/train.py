@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from kernelsimp.analysis.scan import scan_bank
-from kernelsimp.commands.inputs import check_training, open_data
-from kernelsimp.commands.measure import measure_network
-from kernelsimp.commands.run import DIVERGED, provenance, training_notes, verify, write_run
+from kernelsimp.commands.inputs import batches_of, check_training, layers_by_name, open_data
+from kernelsimp.commands.measure import measure_module
+from kernelsimp.commands.run import provenance, training_notes, verify, write_run
 from kernelsimp.data.sources import Data
-from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import checked_logits, evaluation_mode
 from kernelsimp.files import write_atomically
@@ -22,14 +21,14 @@ from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.kernels.coding import coefficient_bits
 from kernelsimp.models.architectures import build_model
 from kernelsimp.models.network import Network, device_of, open_network
+from kernelsimp.models.outputs import keep_output
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Report
-from kernelsimp.report.assemble import RunFacts
+from kernelsimp.report.assemble import Chosen, RunFacts
 from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.tables.course import TRAINED
 from kernelsimp.settings import Settings
-from kernelsimp.simplify.tolerance import choice_bits
 from kernelsimp.training.constraints import constrain, held_alike, plain_state, plan_of
 from kernelsimp.training.curve import figures_of
 from kernelsimp.training.finetune import Trained, finetune
@@ -74,8 +73,8 @@ def train(settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
     save(fresh, run.checkpoint)
     network = open_network(run.checkpoint, replace(settings, model=replace(settings.model, sha256=None)))
     facts = facts_of(network, fresh, trained, settings, log)
-    verify(facts.plan, network.bank, network.bank, facts.hold)
-    return write_run(run, facts, settings)
+    verify(facts.chosen.plan, network.bank, network.bank, facts.hold)
+    return write_run(run, facts)
 
 
 def train_along(settings: Settings, out: Path) -> None:
@@ -102,7 +101,7 @@ def fresh_network(settings: Settings, watcher: Watcher = SILENT) -> Fresh:
     data = open_data(settings, watcher)
     assert data is not None
     torch.manual_seed(settings.run.seed)
-    model = build_model(settings.model.arch)
+    model = keep_output(build_model(settings.model.arch), settings.model.output)
     plan = constrain(model, read_rules(words.constrain), seed=settings.run.seed) if words.constrain else None
     how = PenaltySettings(words.penalty_families, words.penalty_schedule, words.rounding)
     return Fresh(model, data, plan, Penalties(model, penalties, how) if penalties is not None else None)
@@ -140,8 +139,7 @@ def save(fresh: Fresh, path: Path) -> None:
 
 def check_runs(fresh: Fresh, settings: Settings) -> None:
     """Raise `KernelsimpError` where the network refuses the images or has too few outputs for the labels."""
-    loader = batches(fresh.data.test, preprocess_of(settings.data), settings.data.batch_size)
-    images, labels = next(iter(loader))
+    images, labels = next(iter(batches_of(fresh.data.test, settings)))
     model, device = fresh.model.to(device_of(settings)), device_of(settings)
     with evaluation_mode(model), torch.no_grad():
         checked_logits(model, images[:2].to(device), labels.to(device)[:2])
@@ -153,23 +151,18 @@ def facts_of(
     """Measure the trained network and return everything that its report tells."""
     out = network.checkpoint.path.parent
     plan, notes = reportable_plan(fresh.plan or plan_of(network.bank, "free"), network.bank)
-    outcome = measure_network(network, fresh.data, settings, watcher)
-    assert outcome is not None
-    told_of = training_notes(trained)
+    outcome = measure_module(network.module(), fresh.data, settings, watcher)
+    scan = scan_bank(network.bank, replace(settings.scan, depth="shallow"), {}, watcher)
     return RunFacts(
-        plan,
-        network.bank,
-        network.bank,
-        (network.checkpoint.path, network.checkpoint.path),
-        settings=asdict(settings),
-        provenance=provenance(network, fresh.data, settings)
-        | {"command": command_with("train", (), settings, out)},
+        Chosen(plan, network, scan=scan),
+        network,
+        network,
+        settings,
+        provenance(network, fresh.data, settings, command_with("train", (), settings, out)),
         hold="tie" if plan.simplified else "none",
         outcomes={TRAINED: outcome},
         training=trained.history,
-        notes=(*notes, *told_of),
-        budget_met=DIVERGED not in told_of,
-        scan=scan_bank(network.bank, replace(settings.scan, depth="shallow"), {}, watcher),
+        notes=(*notes, *training_notes(trained)),
     )
 
 
@@ -185,7 +178,7 @@ def reportable_plan(plan: Plan, bank: KernelBank) -> tuple[Plan, tuple[str, ...]
         f"{left} kernels are held to a Gaussian basis or prototypes and are counted as free: with them"
         f" {plan.dof_after:,} numbers are left, not {known.dof_after:,}"
     )
-    layers = {layer.name: layer for layer in bank.spatial}
+    layers = layers_by_name(bank)
     bits = [
         coefficient_bits(layers[layer.name].kernels.double().reshape(-1, *layer.grid[-2:]))
         for layer in known.layers
@@ -193,5 +186,5 @@ def reportable_plan(plan: Plan, bank: KernelBank) -> tuple[Plan, tuple[str, ...]
     ]
     sizes = [layer.dof_before for layer in known.layers if layers[layer.name].kernels.any()]
     mean = sum(b * n for b, n in zip(bits, sizes, strict=True)) / max(1, sum(sizes))
-    known = replace(known, choice_bits=choice_bits(known), coefficient_bits=mean or 32.0)
+    known = replace(known, choice_bits=known.entropy_bits(), coefficient_bits=mean or 32.0)
     return known, ((note,) if left else ())

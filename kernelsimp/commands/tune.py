@@ -7,11 +7,11 @@ from typing import cast, get_args
 
 from torch import nn
 
-from kernelsimp.commands.task import Chosen, Task
-from kernelsimp.data.transforms import batches, preprocess_of
+from kernelsimp.commands.inputs import batches_of
+from kernelsimp.commands.task import Task
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
-from kernelsimp.settings import FinetuneSettings
+from kernelsimp.report.assemble import Chosen
 from kernelsimp.training.finetune import Trained, finetune
 from kernelsimp.training.hold import Mode, hold, release
 from kernelsimp.training.job import epoch_batches, few_to_judge, job_of
@@ -22,12 +22,20 @@ from kernelsimp.watch import Watcher
 
 
 def finetune_network(
-    task: Task, network: Network, plan: Plan, folder: Path, watcher: Watcher
+    task: Task, network: Network, plan: Plan, folder: Path | None, watcher: Watcher
 ) -> tuple[Network, Trained]:
     """Train what is not held, taught by the original; return the trained network and how it went."""
-    return _train_network(
-        task, (network, plan), (task.settings.finetune, hold_of(task.settings)), folder, watcher
-    )
+    assert task.data is not None
+    student, mode = network.module(), hold_of(task.settings)
+    teacher = task.network.module() if task.settings.finetune.distill else None
+    if mode in get_args(Mode):
+        hold(student, plan, cast(Mode, mode))
+    if warning := few_to_judge(task.data):
+        watcher.warn(warning)
+    job = job_of(task.data, task.settings, teacher, plan, folder)
+    trained = finetune(student, job, task.settings.finetune, watcher)
+    release(student)
+    return network.with_weights(student.state_dict()), trained
 
 
 def finetune_briefly(task: Task, network: Network, plan: Plan, watcher: Watcher) -> Network:
@@ -35,38 +43,18 @@ def finetune_briefly(task: Task, network: Network, plan: Plan, watcher: Watcher)
 
     Whatever the final training holds, here values or structures are held.
     """
-    chosen = hold_of(task.settings)
-    mode = chosen if chosen in get_args(Mode) else "tie"
+    usual = task.settings.finetune
     short = replace(
-        task.settings.finetune,
+        usual,
+        hold=usual.hold if hold_of(task.settings) in get_args(Mode) else "tie",
         epochs=task.settings.plan.round_epochs,
         soft=None,
         patience=None,
         warmup=0.0,
         resume=False,
     )
-    return _train_network(task, (network, plan), (short, mode), None, watcher)[0]
-
-
-def _train_network(
-    task: Task,
-    made: tuple[Network, Plan],
-    how: tuple[FinetuneSettings, str],
-    folder: Path | None,
-    watcher: Watcher,
-) -> tuple[Network, Trained]:
-    assert task.data is not None
-    (network, plan), (finetuning, mode) = made, how
-    student = network.module()
-    teacher = task.network.module() if finetuning.distill else None
-    if mode in get_args(Mode):
-        hold(student, plan, cast(Mode, mode))
-    if warning := few_to_judge(task.data):
-        watcher.warn(warning)
-    job = job_of(task.data, task.settings, teacher, plan, folder)
-    trained = finetune(student, job, finetuning, watcher)
-    release(student)
-    return network.with_weights(student.state_dict()), trained
+    brief = replace(task, settings=replace(task.settings, finetune=short))
+    return finetune_network(brief, network, plan, None, watcher)[0]
 
 
 def re_estimate_network(task: Task, chosen: Chosen, watcher: Watcher) -> Chosen:
@@ -84,8 +72,7 @@ def re_estimate_network(task: Task, chosen: Chosen, watcher: Watcher) -> Chosen:
     if not (batch_norms(model) and len(data.train) and len(data.val)):
         watcher.note("batch norm is not re-estimated: that takes batch norms, train and val images")
         return chosen
-    val = batches(data.val, preprocess_of(settings.data), settings.data.batch_size)
-    judge = EpochJudge(val, task.network.module(), device)
+    judge = EpochJudge(batches_of(data.val, settings), task.network.module(), device)
     before = judge.mark(model)
     watcher.start("re-estimating batch norm")
     re_estimate(model, epoch_batches(data, settings, 1), device)

@@ -20,6 +20,7 @@ from kernelsimp.data.corruptions import SEVERITIES, Suite
 from kernelsimp.data.images import Geometry
 from kernelsimp.data.splits import Split
 from kernelsimp.data.stores import as_labels
+from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError, did_you_mean
 
 MAIN = (
@@ -119,5 +120,4 @@ def _array(path: Path) -> NDArray[Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> KernelsimpError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return KernelsimpError(f"{path}: cannot read as .npy: {reason}; fetch it again")
+    return KernelsimpError(f"{path}: cannot read as .npy: {short(error, 200)}; fetch it again")

@@ -16,8 +16,9 @@ from torch import Tensor
 from kernelsimp.data.images import to_image
 from kernelsimp.data.splits import FoundSplits, Request, Split
 from kernelsimp.data.stores import ArrayStore, ForeignStore, Store, as_images, as_labels
+from kernelsimp.error_text import kind_and_words, short
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.files import tensors_only, user_function, words_of
+from kernelsimp.files import tensors_only, user_function
 
 
 def load_torchvision(request: Request) -> FoundSplits:
@@ -48,9 +49,8 @@ def _maker(name: str) -> Callable[..., Any]:
     try:
         datasets = importlib.import_module("torchvision.datasets")
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
-        reason = " ".join(str(error).split())[:120]
         advice = "install the torchvision that matches this torch"
-        raise KernelsimpError(f"torchvision cannot be imported: {reason}; {advice}") from error
+        raise KernelsimpError(f"torchvision cannot be imported: {short(error)}; {advice}") from error
     known = {key: item for key, item in vars(datasets).items() if inspect.isclass(item) and _flag(item)}
     if name not in known:
         raise KernelsimpError(f"torchvision has no data set '{name}' with splits{did_you_mean(name, known)}")
@@ -86,10 +86,9 @@ def _make(make: Callable[..., Any], options: Mapping[str, str], where: str, **ch
     except ValueError:
         raise
     except Exception as error:  # RuntimeError, OSError, TypeError, ImportError: each data set its own
-        reason = " ".join(str(error).split())[:160]
         root = f"under {options['root']}"
         advice = "download it there with torchvision first, or name another root"
-        raise KernelsimpError(f"{where}: cannot open it {root}: {reason}; {advice}") from error
+        raise KernelsimpError(f"{where}: cannot open it {root}: {short(error, 160)}; {advice}") from error
 
 
 def load_callable(request: Request) -> FoundSplits:
@@ -120,7 +119,7 @@ def _call(text: str) -> Any:
     try:
         return function()
     except Exception as error:  # the user's code
-        raise KernelsimpError(f"{text}: {words_of(error)}; mend the function") from error
+        raise KernelsimpError(f"{text}: {kind_and_words(error, 200)}; mend the function") from error
 
 
 def _as_split(items: Any, where: str, request: Request) -> Split:
@@ -155,4 +154,5 @@ def _same(items: Any, store: ArrayStore, index: int) -> bool:
         image, label = items[index]
     except Exception:  # the error comes again, with its place, when the image is asked for
         return False
-    return int(label) == int(store.labels[index]) and torch.equal(to_image(image, ""), store.images[index])
+    seen, kept = to_image(image, ""), store.images[index]
+    return int(label) == int(store.labels[index]) and seen.dtype == kept.dtype and torch.equal(seen, kept)

@@ -10,14 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey image (ITU-R BT.601)."""
+
+
+OVERSHOOT = 0.02
+"""The share of a range by which resampling may have carried floats beyond it."""
 
 
 @dataclass(frozen=True)
@@ -97,22 +103,38 @@ def read_image(path: Path) -> Tensor:
         with Image.open(path) as image:
             return from_pil(ImageOps.exif_transpose(image), rgb=True)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, bomb errors...
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = short(error, 200)
         raise KernelsimpError(f"{path}: cannot decode the image: {reason}; repair or remove it") from error
 
 
 def from_pil(image: Image.Image, *, rgb: bool = False) -> Tensor:
     """Return a Pillow image as (C, H, W) uint8; grey stays one channel unless `rgb`."""
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel: keep the upper eight
-        deep = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(
-            (deep / (257 if deep.max(initial=0) > 255 else 1)).clip(0, 255).astype(np.uint8)
-        )
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_to_eight_bits(image))
     if image.mode == "P":  # straight to RGB would warn where the palette has a transparent colour
         image = image.convert("RGBA")
     grey = image.mode in ("L", "1", "LA") and not rgb
     pixels = np.array(image.convert("L" if grey else "RGB"))
     return torch.from_numpy(pixels[None] if grey else pixels.transpose(2, 0, 1).copy())
+
+
+def _to_eight_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Return deep grey (H, W) as 0..255: of 16 bits by their range, of floats and 32 bits by their values.
+
+    Floats are 0..1, 0..255 or 0..65535, whichever range holds them. Raises `KernelsimpError` for NaN and for
+    values in none of these.
+    """
+    deep = np.asarray(image, dtype=np.float64)
+    low, high = float(deep.min(initial=0)), float(deep.max(initial=0))
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        whole = 65535.0
+    else:
+        ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        whole = next((end for end in ranges if high <= (1 + OVERSHOOT) * end), 0)
+        if not low >= -OVERSHOOT * whole or not whole:  # NaN is in no range
+            listed = ", ".join(f"0..{end:.0f}" for end in ranges)
+            raise KernelsimpError(f"grey values from {low:g} to {high:g}; expected {listed}")
+    return np.asarray(np.rint((deep * (255 / whole)).clip(0, 255)), dtype=np.uint8)
 
 
 def to_image(item: Any, where: str) -> Tensor:

@@ -6,6 +6,7 @@ out of train by the seed, and without test there is an error, because nothing el
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from kernelsimp.data.folders import load_folder
 from kernelsimp.data.foreign import load_callable, load_torchvision
 from kernelsimp.data.images import Geometry
-from kernelsimp.data.numpy_files import load_npz
+from kernelsimp.data.numpy_files import load_npy, load_npz
 from kernelsimp.data.splits import Data, FoundSplits, Request, Split, carve, split_by_hash
 from kernelsimp.data.stores import ArrayStore, as_images, as_labels
 from kernelsimp.errors import KernelsimpError, did_you_mean
@@ -55,7 +56,8 @@ def load_digits(request: Request) -> FoundSplits:
 
 SOURCES: dict[str, Source] = {
     "digits": Source("digits", "8 x 8 grey digits shipped with scikit-learn", load_digits),
-    "npz": Source("npz:FILE", "train_images, train_labels, val_*, test_* (or _x, _y)", load_npz),
+    "npz": Source("npz:FILE", "train_images, train_labels... or x_train, y_train..., in one file", load_npz),
+    "npy": Source("npy:IMAGES.npy,LABELS.npy", "a pair of files; or npy:DIR with x_train.npy...", load_npy),
     "imagefolder": Source("imagefolder:DIR", "train, val, test folders of class folders", load_folder),
     "torchvision": Source("torchvision:NAME?root=DIR", "a downloaded torchvision data set", load_torchvision),
 }
@@ -88,7 +90,20 @@ def _find(text: str) -> tuple[Source, str]:
         if not path or not name.isidentifier():
             raise KernelsimpError(f"--data {text}: no function named; expected file.py:callable")
         return CALLABLE, text
+    known = _form_of(text)
+    if known:
+        raise KernelsimpError(f"--data {text}: no source named; did you mean {known}:{text}?")
     raise KernelsimpError(f"--data {text}: unknown source '{word}'{did_you_mean(word, SOURCES)}")
+
+
+def _form_of(text: str) -> str | None:
+    """Return the source that reads what is written like a file or folder, if one does."""
+    if text.endswith((".npz", ".npy")):
+        return text[-3:]
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        return None
+    return "npy" if any(folder.glob("*.npy")) else "imagefolder"
 
 
 def _complete(name: str, found: FoundSplits, seed: int) -> Data:
@@ -99,7 +114,7 @@ def _complete(name: str, found: FoundSplits, seed: int) -> Data:
     val = found.val
     if val is None:
         train, val = carve(train, seed)
-    data = Data(name, train, val, found.test, 0, found.warnings)
+    data = Data(name, train, val, found.test, 0, found.warnings, found.notes)
     return replace(data, classes=_count_classes(data, found.class_count))
 
 

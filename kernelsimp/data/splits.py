@@ -83,6 +83,7 @@ class Data:
     test: Split
     classes: int
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -182,3 +183,4 @@ class FoundSplits:
     val: Split | None = None
     class_count: int | None = None
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernelsimp.data.images import Geometry, read_image, to_image
+from kernelsimp.error_text import kind_and_words
 from kernelsimp.errors import KernelsimpError
+
+MIDDLE_GREY = 127.5
 
 
 class Store(Protocol):
@@ -108,7 +111,7 @@ class ForeignStore:
         try:
             item = self.items[index]
         except Exception as error:  # it is the user's code: any exception can come
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = kind_and_words(error, 200)
             raise KernelsimpError(f"{self.name}: item {index} cannot be read: {reason}") from error
         if not isinstance(item, tuple | list) or len(item) != 2:
             found = f"{type(item).__name__}" + (f" of {len(item)}" if isinstance(item, tuple | list) else "")
@@ -153,8 +156,9 @@ def as_labels(labels: NDArray[Any], where: str) -> Tensor:
 def as_images(array: NDArray[Any], where: str) -> Tensor:
     """Return an array of images as (n, C, H, W), uint8 or float32 in 0..1.
 
-    Takes (n, H, W), (n, H, W, C) and (n, C, H, W) with at most four channels; integers in 0..255, booleans,
-    or floats in 0..1. Raises `KernelsimpError` otherwise.
+    Takes (n, H, W), (n, H, W, C) and (n, C, H, W) with at most four channels; whole numbers in 0..255,
+    booleans, floats in 0..1, or floats in 0..255 that use more than half of that range. Raises
+    `KernelsimpError` otherwise.
     """
     if array.ndim == 3:
         array = array[..., None]
@@ -176,8 +180,13 @@ def _plain(array: NDArray[Any], where: str) -> NDArray[Any]:
     low, high = array.min(), array.max()
     if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 255:
         return array.astype(np.uint8)
-    if np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 1:
-        return array.astype(np.float32)
+    if np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 255:
+        if high <= 1:
+            return array.astype(np.float32)
+        if bool((array == np.floor(array)).all()):
+            return array.astype(np.uint8)
+        if high > MIDDLE_GREY:  # resized pictures; below it a network's own scaling is as likely
+            return (array / np.float32(255)).astype(np.float32)
     expected = "whole numbers in 0..255 or floats in 0..1"
     raise KernelsimpError(f"{where}: {array.dtype} from {low:g} to {high:g}; expected {expected}")
 

@@ -18,7 +18,10 @@ from scipy.special import bdtr
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.evaluation.outputs import class_scores
+from kernelsimp.models.outputs import describe_output
 from kernelsimp.records.report import Stage
 from kernelsimp.watch import SILENT, Watcher
 
@@ -93,14 +96,18 @@ def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Return the network's output for one batch, once it is known to be usable; raises as `measure` does."""
     shape = " x ".join(map(str, images.shape[1:]))
     try:
-        logits = model(images)
+        output = model(images)
+    except KernelsimpError:  # it already says what is wrong
+        raise
     except Exception as error:  # a network can raise anything: RuntimeError, ValueError, TypeError...
-        words = " ".join(str(error).split())[:200] or type(error).__name__
+        words = short(error, 200)
         advice = "see --input-size, --crop and --channels"
         raise KernelsimpError(f"the network cannot take images {shape}: {words}; {advice}") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    logits = output if isinstance(output, Tensor) else class_scores(output)
+    if logits is None or logits.ndim != 2 or len(logits) != len(images):
+        found = describe_output(output)
         wanted = f"({len(images)}, classes), one score a class and image"
+        wanted += "" if isinstance(output, Tensor) else ", or its name with --output KEY"
         raise KernelsimpError(
             f"the network's output for {len(images)} images {shape} is {found}; expected {wanted}"
         )

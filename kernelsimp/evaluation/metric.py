@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernelsimp.error_text import kind_and_words
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import evaluation_mode
-from kernelsimp.files import user_function, words_of
+from kernelsimp.files import user_function
 from kernelsimp.settings import Settings
 
 
@@ -34,7 +35,7 @@ class UserMetric:
                 value = self.function(model, batches)
             except Exception as error:  # the user's code
                 raise KernelsimpError(
-                    f"--metric {self.name}: {words_of(error)}; mend the function"
+                    f"--metric {self.name}: {kind_and_words(error, 200)}; mend the function"
                 ) from error
         try:
             figure = float(value)

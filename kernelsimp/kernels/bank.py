@@ -6,6 +6,7 @@ before it comes here. Kernels stay in the checkpoint's dtype, memory-mapped wher
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -82,3 +83,7 @@ class KernelBank:
     def spatial(self) -> tuple[LayerKernels, ...]:
         """The layers whose kernels are larger than 1x1: what the tool is about."""
         return tuple(layer for layer in self.layers if not layer.pointwise)
+
+    @cached_property
+    def by_name(self) -> dict[str, LayerKernels]:
+        return {layer.name: layer for layer in self.layers}

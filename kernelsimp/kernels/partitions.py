@@ -74,12 +74,6 @@ def means(flat: Tensor, labels: Tensor) -> Tensor:
     return (sums / sizes).gather(1, labels)
 
 
-def residual(kernels: Tensor, labels: Tensor) -> Tensor:
-    """Return the relative residual of making the cells of each class equal, (n,)."""
-    flat, broken = rows_of(kernels)
-    return residual_of(flat, flat - means(flat, labels), broken)
-
-
 def snap(kernels: Tensor, labels: Tensor) -> Tensor:
     """Return kernels whose cells are equal, bit for bit, wherever labels (n, cells) are.
 

@@ -167,11 +167,6 @@ def describe(
     return [names[index] for index in place.reshape(-1).tolist()]
 
 
-def with_chance(name: str, p: float) -> str:
-    """Add what chance says of a finding: 'vertical Sobel, found p = 3e-06'."""
-    return f"{name}, found p = {p:.0e}"
-
-
 def sentence(names: Sequence[str], most: int = 3) -> str:
     """Return a layer in one sentence: its commonest kernels with their counts."""
     if not names:

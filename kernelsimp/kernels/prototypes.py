@@ -103,16 +103,6 @@ def leading_prototypes(found: Prototypes, most: int) -> tuple[Tensor, Tensor]:
     return found.centres[order], covered[order] / covered.sum().clamp_min(1e-300)
 
 
-def rebuild(found: Prototypes) -> Tensor:
-    """Return a * centre moved + b for every kernel, (n, kh, kw), in float64."""
-    grid = (int(found.centres.shape[1]), int(found.centres.shape[2]))
-    offset = found.b[:, None, None].expand(-1, *grid)
-    if found.count == 0:
-        return offset.clone()
-    turned = found.centres.flatten(1)[found.index].gather(1, _moves(grid)[found.move])
-    return (found.a[:, None] * turned).reshape(-1, *grid) + offset
-
-
 def _check(settings: PrototypeSettings) -> None:
     if not 0 < settings.coverage < 1:
         raise KernelsimpError(f"coverage {settings.coverage}; expected a share between 0 and 1")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.kernels.cells import Grid, chunks, grid_of, residual_of, rounding, rows_of
+from kernelsimp.kernels.cells import Grid, chunks, grid_of, rounding, rows_of
 
 CHUNK = 8192
 
@@ -109,12 +109,6 @@ def snap(kernels: Tensor, rank: int = 1) -> Tensor:
 def holds(kernels: Tensor, rank: int = 1) -> Tensor:
     """Say for each kernel whether its rank is `rank` or less up to 4 eps of its dtype, (n,)."""
     return residual(kernels, rank) <= rounding(kernels.dtype)
-
-
-def distance(kernels: Tensor, rank: int = 1) -> Tensor:
-    """Return ||w - snap(w)|| / ||w|| as written, (n,), which `residual` predicts up to rounding."""
-    flat, broken = rows_of(kernels)
-    return residual_of(flat, flat - rows_of(snap(kernels, rank))[0], broken)
 
 
 def _check(rank: int) -> None:

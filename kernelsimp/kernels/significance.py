@@ -7,7 +7,6 @@ kernels, so callers leave the dead ones out.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -92,13 +91,3 @@ def _window(tolerance: float) -> tuple[float, float]:
 def enrichment(observed: int, expected: float) -> float | None:
     """Return observed / expected, or None where nothing was expected."""
     return observed / expected if expected > 0 else None
-
-
-def share_found(judged: Judged) -> float:
-    """Return the share of live kernels that are found; 0 for an empty layer."""
-    return float(judged.found.mean()) if judged.found.size else 0.0
-
-
-def least_over(log_p: list[Tensor]) -> Tensor:
-    """Return the least of several log p (n,) of each kernel: families, rank one, few values..."""
-    return torch.stack([part.double() for part in log_p]).amin(dim=0)

@@ -17,15 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from kernelsimp.error_text import kind_and_words, short
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.files import importing_from, run_file, tensors_only
+from kernelsimp.files import importing_from, quiet, run_file, tensors_only
 from kernelsimp.models.checkpoint import Checkpoint, tensors_sha256
-from kernelsimp.models.foreign import kind_and_words, quiet, short
 from kernelsimp.models.layers import tied_names
 from kernelsimp.models.reading import Raw
+from kernelsimp.models.reparametrised import plain_module
 from kernelsimp.models.zoo import ZOO
-from kernelsimp.settings import REGISTRIES
+from kernelsimp.settings_file import REGISTRIES
 
 FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, file.py:callable or package.module:callable"
 
@@ -34,7 +36,7 @@ DOWNLOAD_TIMEOUT = 30.0
 
 
 def build_model(spec: str) -> nn.Module:
-    """Return the network that `spec` names, with fresh weights, in evaluation mode, unwrapped.
+    """Return the network that `spec` names, with fresh and plain weights, in evaluation mode, unwrapped.
 
     Raises `KernelsimpError` for an unknown word and for whatever the user's code raises.
     """
@@ -51,7 +53,16 @@ def build_model(spec: str) -> nn.Module:
         raise KernelsimpError(
             f"--arch {spec}: returned {kind}, expected a torch.nn.Module; return the network"
         )
-    return _unwrap(built).eval()
+    return _in_full_precision(spec, plain_module(unwrap(built).eval()))
+
+
+def _in_full_precision(spec: str, model: nn.Module) -> nn.Module:
+    """Return the network in float32 where it is narrower: images are, and a CPU computes in nothing less."""
+    if any(is_lazy(weight) for weight in model.parameters()):
+        advice = "run it once on an image before it is returned"
+        raise KernelsimpError(f"--arch {spec}: has lazy layers whose shapes are not known yet; {advice}")
+    narrow = any(weight.is_floating_point() and weight.element_size() < 4 for weight in model.parameters())
+    return model.float() if narrow else model
 
 
 def recipe_of(spec: str) -> str | None:
@@ -263,7 +274,7 @@ def _call(spec: str, build: Callable[[], object]) -> object:
         raise KernelsimpError(f"--arch {spec}: raised {kind_and_words(error)}; {advice}") from error
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """Take off DataParallel and its like and torch.compile; checkpoints lose their prefixes too."""
     while True:
         inner = getattr(model, "_orig_mod", None)

@@ -5,6 +5,7 @@ writing. Tensors stay as stored (dtype, shape, memory-mapped where the file is);
 tensors, not of file bytes.
 """
 
+import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from kernelsimp.errors import CheckpointError, KernelsimpError, did_you_mean
 from kernelsimp.files import write_atomically
@@ -20,8 +22,20 @@ from kernelsimp.models.digest import tensors_sha256 as tensors_sha256
 from kernelsimp.models.identify import Format, identify
 from kernelsimp.models.packed import pack
 from kernelsimp.models.reading import Raw, read_raw
+from kernelsimp.models.reparametrised import Reparametrisation, effective_weights, remarks_on
 from kernelsimp.models.snapshot import file_sha256, steady
-from kernelsimp.models.wrappers import FoundState, common_prefix, find_state_dict, rebuild_payload, value_at
+from kernelsimp.models.storage import tensors_with_numbers
+from kernelsimp.models.wrappers import (
+    FoundState,
+    as_tensor,
+    common_prefix,
+    find_state_dict,
+    in_the_form_of,
+    is_array,
+    names_without_wrappers,
+    rebuild_payload,
+    value_at,
+)
 from kernelsimp.settings import ModelSettings
 
 
@@ -32,7 +46,8 @@ class Checkpoint:
     `tensors` are in file order with `prefix` stripped; `wrapper` is the dotted path of keys that led to
     them, None where they stood bare; `dropped` names the entries that `save` leaves out (optimiser state,
     the weights that were not chosen). `ties` groups names that the network reads as one tensor, though the
-    file may store it more than once.
+    file may store it more than once. `forms` says, by the file's names, which tensors are made of several
+    in the file; `spelled` says how the file spells a name in which wrappers of modules stand.
     """
 
     path: Path
@@ -46,6 +61,8 @@ class Checkpoint:
     found: FoundState = field(default=FoundState(()), repr=False)
     ties: tuple[tuple[str, ...], ...] = ()
     digest: str = ""
+    forms: Mapping[str, Reparametrisation] = field(default_factory=dict, repr=False)
+    spelled: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def sha256(self) -> str:
@@ -54,9 +71,24 @@ class Checkpoint:
 
     @property
     def stored_state(self) -> dict[str, Tensor]:
-        """Every tensor of the state dict as it was read, in file order, under the names of the file."""
+        """Every tensor of the state dict as it was read, in file order, under the names of the file.
+
+        A weight that the file keeps in parts is there under its plain name.
+        """
         state = value_at(self.raw.payload, self.found.keys) if self.raw else {}
-        return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+        plain = {name: key for key, name in self.spelled.items()}
+        tensors = {
+            plain.get(str(name), str(name)): as_tensor(value)
+            for name, value in state.items()
+            if is_array(value)
+        }
+        owner = {part: name for name, form in self.forms.items() for part in form.parts}
+        return {
+            self.spelled.get(owner.get(name, name), owner.get(name, name)): self.forms[owner[name]].weight
+            if name in owner
+            else value
+            for name, value in tensors.items()
+        }
 
     def under(self, prefix: str) -> "Checkpoint":
         """Return the part whose names begin with `prefix`, which is taken off; `save` still writes it all."""
@@ -84,7 +116,8 @@ class Checkpoint:
         Raises `KernelsimpError` where the disk refuses or the format is one that is only read.
         """
         if self.raw is not None and self.format == "packed":
-            pack({**self.stored_state, **self._state()}, keys=self.found.keys).save(path)
+            stored = value_at(self.raw.payload, self.found.keys)
+            pack(self._state(stored), keys=self.found.keys).save(path)
             return
         if self.raw is None or self.format not in ("zip", "legacy", "safetensors"):
             advice = "simplify the PyTorch checkpoint it was exported from"
@@ -92,12 +125,43 @@ class Checkpoint:
         if self.format == "safetensors":
             write_atomically(path, self._write_safetensors)
             return
-        payload = rebuild_payload(self.raw.payload, self.found, self._state())
+        state = self._state(value_at(self.raw.payload, self.found.keys))
+        payload = rebuild_payload(self.raw.payload, self.found, state)
+        protocol = self.raw.protocol
+        if protocol is not None:
+            write_atomically(path, lambda partial: _write_pickle(payload, partial, protocol))
+            return
         write_atomically(path, lambda partial: _write_torch(payload, partial, zipped=self.format == "zip"))
 
-    def _state(self) -> dict[str, Tensor]:
-        """Return the tensors under the names that the file has for them."""
-        return {self.prefix + name: value for name, value in self.tensors.items()}
+    @property
+    def own_names(self) -> set[str]:
+        """The names that the file has for the tensors of the network, parts of weights included."""
+        names = {self.prefix + name for name in self.tensors}
+        names |= {part for name in names & set(self.forms) for part in self.forms[name].parts}
+        return {self.spelled.get(name, name) for name in names}
+
+    def _state(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what was stored with the tensors as they are now, in the names and the order of the file."""
+        plain = {name: key for key, name in self.spelled.items()}
+        stored = {plain.get(name, name): value for name, value in stored.items()}
+        written: dict[str, Tensor] = {}
+        replaced: dict[str, list[str]] = {}
+        for short_name, value in self.tensors.items():
+            name = self.prefix + short_name
+            form = self.forms.get(name)
+            if form is None:
+                written[name] = value
+                continue
+            fresh = form.written(name, value)
+            written.update(fresh)
+            if set(fresh) != set(form.parts):
+                replaced[next(key for key in stored if key in form.parts)] = list(fresh)
+                replaced.update({part: [] for part in form.parts if part not in replaced})
+        state: dict[str, Any] = {}
+        for name, value in stored.items():
+            for key in replaced.get(name, [name]):
+                state[key] = in_the_form_of(value, written.pop(key, value))
+        return {self.spelled.get(name, name): value for name, value in {**state, **written}.items()}
 
     def _write_safetensors(self, partial: Path) -> None:
         from safetensors import SafetensorError
@@ -105,7 +169,7 @@ class Checkpoint:
 
         metadata = dict(self.raw.metadata or {}) if self.raw else {}
         stored = self.raw.payload if self.raw else {}
-        tensors = {name: value.contiguous() for name, value in {**stored, **self._state()}.items()}
+        tensors = {name: value.contiguous() for name, value in self._state(stored).items()}
         try:
             save_file(tensors, partial, metadata=metadata or None)
         except SafetensorError as error:  # its own words for a full or read-only disk
@@ -142,21 +206,46 @@ def load_checkpoint(path: Path, settings: ModelSettings = ModelSettings()) -> Ch
         raw = read_raw(path, file_format, trust_pickle=settings.trust_pickle)
     if raw.convolutions is not None:  # an exported graph: its names are the network's own
         return Checkpoint(path, file_format, raw.payload, warnings=raw.warnings, raw=raw, digest=digest)
-    found = find_state_dict(raw.payload, settings.weights, path)
+    return _chosen(path, raw, settings.weights, digest)
+
+
+def checkpoint_in_memory(state: Mapping[str, Any], name: str) -> Checkpoint:
+    """Return a state dict, wrapped or bare, as the checkpoint that `torch.save` would make of it.
+
+    Tensors are copies on the CPU; `name` stands in errors where a path would. Raises `CheckpointError` where
+    there is no state dict.
+    """
+    copied = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), dict(state))
+    chosen = _chosen(Path(name), Raw("zip", copied), None, "")
+    return replace(chosen, digest=tensors_sha256(chosen.tensors))
+
+
+def _chosen(path: Path, raw: Raw, weights: str | None, digest: str) -> Checkpoint:
+    """Return the state dict that `weights` asks for of what was read, or the obvious one."""
+    found = find_state_dict(raw.payload, weights, path)
     state = value_at(raw.payload, found.keys)
-    named = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    named = {
+        key: as_tensor(value) for key, value in state.items() if isinstance(key, str) and is_array(value)
+    }
+    named = tensors_with_numbers(named, path)
     prefix = common_prefix(list(named))
+    spelled = names_without_wrappers(list(named), prefix)
+    named = {name: named[key] for name, key in spelled.items()}
+    named, forms = effective_weights(named)
+    remarks = remarks_on(named, forms, str(path))
     return Checkpoint(
         path=path,
-        format=file_format,
+        format=raw.format,
         tensors={key[len(prefix) :]: value for key, value in named.items() if key.startswith(prefix)},
         prefix=prefix,
         wrapper=".".join(found.keys) or None,
         dropped=found.dropped,
-        warnings=(*raw.warnings, *found.warnings),
+        warnings=(*raw.warnings, *found.warnings, *remarks),
         raw=raw,
         found=found,
         digest=digest,
+        forms=forms,
+        spelled={name: key for name, key in spelled.items() if name != key},
     )
 
 
@@ -173,6 +262,11 @@ def _write_torch(payload: Any, partial: Path, *, zipped: bool) -> None:
     # through a file object: given a name, torch would write that name into the archive
     with partial.open("wb") as file:
         torch.save(payload, file, _use_new_zipfile_serialization=zipped)
+
+
+def _write_pickle(payload: Any, partial: Path, protocol: int) -> None:
+    with partial.open("wb") as file:
+        pickle.dump(payload, file, protocol=protocol)
 
 
 def _groups_by_storage(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
@@ -218,4 +312,7 @@ def _like(original: Tensor, view: Tensor) -> Tensor:
 
 
 def _same(stored: Tensor, asked: Tensor) -> bool:
-    return torch.equal(stored.detach().nan_to_num(), asked.detach().to(stored.dtype).nan_to_num())
+    have, want = stored.detach(), asked.detach().to(stored.dtype)
+    if have.is_floating_point() and have.element_size() == 1:  # float8 knows few operations
+        have, want = have.float(), want.float()
+    return torch.equal(have.nan_to_num(), want.nan_to_num())

@@ -50,7 +50,7 @@ def tensors_beside(checkpoint: Checkpoint) -> dict[str, Beside]:
     if checkpoint.raw is None:
         return {}
     keys = checkpoint.found.keys
-    own = {(*keys, checkpoint.prefix + name) for name in checkpoint.tensors}
+    own = {(*keys, name) for name in checkpoint.own_names}
     return {
         ".".join(place): Beside(tensor, training)
         for place, tensor, training in _tensors_in(checkpoint.raw.payload)

@@ -5,7 +5,7 @@ runs anything in the file.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -21,8 +21,12 @@ class Convolution:
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """Tensors by name, and how those that are convolution weights are used."""
+    """Tensors by name, and how those that are convolution weights are used.
+
+    `unseen` says of each convolution whose weight cannot be read why.
+    """
 
     tensors: Mapping[str, Tensor]
     convolutions: Mapping[str, Convolution]
     warnings: tuple[str, ...] = ()
+    unseen: Mapping[str, str] = field(default_factory=dict)

@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.models.foreign import short
 from kernelsimp.models.layers import conv_modules
+from kernelsimp.models.stored_order import LONE
 
 aten = torch.ops.aten
 
@@ -70,7 +71,7 @@ def costed_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the convolutions and linear layers by name, in the network's order."""
     convolutions = set(conv_modules(model).values())
     return {
-        name: module
+        name or LONE: module
         for name, module in model.named_modules()
         if module in convolutions or isinstance(module, nn.Linear)
     }

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.models.foreign import short
 from kernelsimp.models.layers import conv_modules
+from kernelsimp.models.stored_order import module_name
 
 CACHE_BYTES = 2 << 30
 """What a replay may keep of the outputs of finished modules; beyond it, it runs from the start each time."""
@@ -196,7 +197,7 @@ class Replay:
         """Run until the layer's last call; return the outputs to keep for the next layer."""
         old, keep = memory
         new = {name: value for name, value in old.items() if name in keep}
-        layer = _weight_of(self.modules[use.name])
+        layer = _weight_of(self.modules[module_name(use.name)])
 
         def on_call(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             last = len(found) + 1 == use.calls

@@ -19,6 +19,8 @@ from kernelsimp.models.checkpoint import Checkpoint
 from kernelsimp.models.exported import Convolution
 from kernelsimp.models.soundness import check_weights as check_weights
 from kernelsimp.models.soundness import damage as damage
+from kernelsimp.models.storage import unreal
+from kernelsimp.models.stored_order import LONE, module_name
 from kernelsimp.models.stored_order import canonical as canonical
 from kernelsimp.models.stored_order import layer_name as layer_name
 from kernelsimp.models.stored_order import stored_order as stored_order
@@ -40,7 +42,7 @@ def conv_modules(model: nn.Module) -> dict[str, nn.Module]:
             continue
         weight = _plain_weight(module)
         if weight is None or id(weight) not in seen:
-            found[name] = module
+            found[name or LONE] = module
         seen.add(id(weight))
     return found
 
@@ -104,7 +106,7 @@ def _tensors_of(name: str, module: nn.Module) -> Iterator[str]:
     """Yield the state-dict names of a module's tensors other than its bias."""
     for key in module.state_dict(keep_vars=True):
         if key != "bias":
-            yield f"{name}.{key}" if name else key
+            yield f"{name}.{key}" if module_name(name) else key
 
 
 def tied_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -168,7 +170,8 @@ def bank_from_tensors(tensors: Mapping[str, Tensor], where: str = "the checkpoin
             skipped.append(Skipped(name, reason))
         else:
             layers.append(_guess_kind(name, tensor, _bias_of(name, tensors), widths))
-    return _nonempty(KernelBank(tuple(layers), tuple(skipped)), tensors, where)
+    remarks = tuple(f"{where}: {words}; it is passed over" for words in _unreal_kernels(tensors))
+    return _nonempty(KernelBank(tuple(layers), tuple(skipped), remarks), tensors, where)
 
 
 def _guess_kind(name: str, weight: Tensor, bias: Tensor | None, widths: _Widths) -> LayerKernels:
@@ -218,7 +221,7 @@ _BY_NDIM = {0: "a scalar", 1: "a vector: bias or normalisation", 2: "a matrix: l
 def _reason(name: str, tensor: Tensor, *, from_model: bool = False) -> str:
     """Say why a tensor is no kernel of the bank; nothing if it is a convolution by its name and shape."""
     if tensor.layout != torch.strided or tensor.is_quantized:
-        return "stored sparse or quantised; expected plain numbers"
+        return unreal(tensor)
     if tensor.ndim in _BY_NDIM:
         return _BY_NDIM[tensor.ndim]
     if from_model:
@@ -228,14 +231,13 @@ def _reason(name: str, tensor: Tensor, *, from_model: bool = False) -> str:
     if tensor.ndim != 4:
         guess = {3: "; if it is a Conv1d, pass --arch", 5: "; if it is a Conv3d, pass --arch"}
         return f"{tensor.ndim}-D{guess.get(tensor.ndim, '')}"
-    return _unreal(tensor)
+    return unreal(tensor)
 
 
-def _unreal(tensor: Tensor) -> str:
-    if not tensor.is_floating_point():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        return f"{tensor.ndim}-D, but of {kind}: expected real numbers"
-    return "" if tensor.numel() else f"empty: {tuple(tensor.shape)}"
+def _unreal_kernels(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Say of each convolution by name and shape whose numbers cannot be read which it is, and why."""
+    shaped = {name: value for name, value in tensors.items() if value.ndim == 4 and name.endswith("weight")}
+    return [f"'{name}' is {reason}" for name, value in shaped.items() if (reason := unreal(value))]
 
 
 def _nonempty(bank: KernelBank, tensors: Mapping[str, Tensor], where: str) -> KernelBank:
@@ -246,6 +248,7 @@ def _nonempty(bank: KernelBank, tensors: Mapping[str, Tensor], where: str) -> Ke
     advice = (
         "3-D and 5-D weights need --arch" if {"3-D", "5-D"} & set(counts) else "expected a 4-D '*.weight'"
     )
+    advice = next(iter(_unreal_kernels(tensors)), advice)
     raise KernelsimpError(f"{where}: no convolution found among {len(tensors)} tensors ({listed}); {advice}")
 
 
@@ -263,14 +266,14 @@ def bank_from_checkpoint(checkpoint: Checkpoint) -> KernelBank:
     exact = checkpoint.format != "torchscript"  # its program text may hide a use
     widths = _widths(checkpoint.tensors)
     layers: list[LayerKernels] = []
-    skipped: list[Skipped] = []
+    skipped = [Skipped(name, why) for name, why in checkpoint.raw.unseen.items()] if checkpoint.raw else []
     seen: dict[object, str] = {}
     # a graph names a tied weight once, perhaps by its second name
     places = {_place(checkpoint.tensors[name]): use for name, use in uses.items()}
     for name, tensor in checkpoint.tensors.items():
         use = uses.get(name) or places.get(_place(tensor))
         reason = "" if use else _reason(name, tensor, from_model=exact)
-        reason = reason or _unreal(tensor) or _seen_before(name, tensor, seen)
+        reason = reason or unreal(tensor) or _seen_before(name, tensor, seen)
         if reason:
             skipped.append(Skipped(name, reason))
         elif use:

@@ -1,7 +1,8 @@
 """A checkpoint together with its kernels and the module that runs it: what every command opens first."""
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,27 +16,46 @@ from kernelsimp.models.architectures import (
     is_pretrained_name,
     load_pretrained,
     load_weights,
+    unwrap,
 )
-from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
-from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, check_weights
+from kernelsimp.models.checkpoint import Checkpoint, checkpoint_in_memory, load_checkpoint
+from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, check_weights, tied_names
+from kernelsimp.models.outputs import keep_output
+from kernelsimp.models.reparametrised import plain_copy
 from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A checkpoint, its kernels, and how to build the module that runs it, where `arch` says."""
+    """A checkpoint, its kernels, and the module that runs it: `prototype`, or what `arch` builds.
+
+    With neither, there are weights alone and nothing runs. `output` names the only output that counts.
+    """
 
     checkpoint: Checkpoint
     bank: KernelBank
     arch: str | None
     device: torch.device
+    prototype: nn.Module | None = field(default=None, repr=False)
+    output: str | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a module that runs these weights."""
+        return self.arch is not None or self.prototype is not None
+
+    def empty_module(self) -> nn.Module:
+        """Build the network on the CPU with whatever weights it comes with."""
+        if self.prototype is not None:
+            return copy.deepcopy(self.prototype)
+        if self.arch is None:
+            raise KernelsimpError(f"{self.checkpoint.path}: running it needs the network: pass --arch")
+        return keep_output(build_model(self.arch), self.output)
 
     def module(self) -> nn.Module:
         """Build the network with these weights, in evaluation mode."""
-        if self.arch is None:
-            raise KernelsimpError(f"{self.checkpoint.path}: running it needs the network: pass --arch")
-        model = build_model(self.arch)
+        model = self.empty_module()
         load_weights(model, self.checkpoint)
         return model.eval().to(self.device)
 
@@ -46,7 +66,7 @@ class Network:
         """
         known = {name: value for name, value in changed.items() if name in self.checkpoint.tensors}
         checkpoint = self.checkpoint.with_tensors(known)
-        return replace(self, checkpoint=checkpoint, bank=bank_of(checkpoint, self.arch))
+        return replace(self, checkpoint=checkpoint, bank=_bank(checkpoint, self))
 
 
 def open_network(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Network:
@@ -56,11 +76,34 @@ def open_network(path: Path, settings: Settings, watcher: Watcher = SILENT) -> N
     anything that cannot be read, does not fit, or holds NaN.
     """
     checkpoint, arch = load_any(path, settings)
-    bank = bank_of(checkpoint, arch)
+    bare = Network(checkpoint, KernelBank(()), arch, device_of(settings), output=settings.model.output)
+    return _checked(bare, watcher)
+
+
+def network_in_memory(
+    source: nn.Module | Mapping[str, Tensor], device: torch.device, watcher: Watcher = SILENT
+) -> Network:
+    """Return a module, or the weights of one, as a network; neither is changed, whatever becomes of it.
+
+    Raises `KernelsimpError` for NaN, and where there is no convolution.
+    """
+    if not isinstance(source, nn.Module):
+        checkpoint = checkpoint_in_memory(source, "the state dict")
+        return _checked(Network(checkpoint, KernelBank(()), None, device), watcher)
+    model = unwrap(source)
+    name = type(model).__name__
+    prototype = plain_copy(model)
+    checkpoint = replace(checkpoint_in_memory(model.state_dict(), name), ties=tied_names(prototype))
+    return _checked(Network(checkpoint, KernelBank(()), None, device, prototype), watcher)
+
+
+def _checked(network: Network, watcher: Watcher) -> Network:
+    """Return the network with its kernels, of which none is NaN; what is doubtful is warned of."""
+    bank = _bank(network.checkpoint, network)
     check_weights(bank)
-    for warning in (*checkpoint.warnings, *bank.warnings):
+    for warning in (*network.checkpoint.warnings, *bank.warnings):
         watcher.warn(warning)
-    return Network(checkpoint, bank, arch, device_of(settings))
+    return replace(network, bank=bank)
 
 
 def load_any(path: Path, settings: Settings) -> tuple[Checkpoint, str | None]:
@@ -71,11 +114,11 @@ def load_any(path: Path, settings: Settings) -> tuple[Checkpoint, str | None]:
     return (fit(build_model(arch), checkpoint) if arch else checkpoint), arch
 
 
-def bank_of(checkpoint: Checkpoint, arch: str | None) -> KernelBank:
-    """Return the kernels of a checkpoint, with exact layer kinds where there is an architecture."""
-    if arch is None:
+def _bank(checkpoint: Checkpoint, network: Network) -> KernelBank:
+    """Return the kernels of a checkpoint, with exact layer kinds where there is a module."""
+    if not network.runs:
         return bank_from_checkpoint(checkpoint)
-    model = build_model(arch)
+    model = network.empty_module()
     load_weights(model, checkpoint)
     return bank_from_model(model, checkpoint.tensors)
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernelsimp.error_text import kind_and_words
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import write_bytes
-from kernelsimp.models.foreign import kind_and_words, quiet
+from kernelsimp.files import quiet, write_bytes
 from kernelsimp.models.onnx_file import read_onnx
 
 OPSET = 17

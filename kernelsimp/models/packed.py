@@ -22,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import CheckpointError, KernelsimpError
 from kernelsimp.files import write_atomically
 from kernelsimp.kernels.packing import Coded, Pool, decode, encode, tensor_of
 from kernelsimp.models.digest import tensors_sha256
-from kernelsimp.models.foreign import short
 from kernelsimp.models.identify import PACKED
 from kernelsimp.models.stored_order import canonical, stored_order, tensor_name
 from kernelsimp.records.plan import LayerPlan, Plan

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import CheckpointError
+from kernelsimp.files import quiet
 from kernelsimp.models.archive import Archive, flat, strided_view
 from kernelsimp.models.exported import Convolution, Exported
-from kernelsimp.models.foreign import quiet, short
 
 _DTYPES = {
     1: torch.uint8,

@@ -1,8 +1,9 @@
 """Read a checkpoint file into memory without running anything in it.
 
 Zip files are checked by their CRC and memory-mapped; pickles go through PyTorch's restricted unpickler
-with a short list of harmless extras. Malformed files raise a dozen exception types from several
-libraries: here, and only here, all of them become `CheckpointError`.
+with a short list of harmless extras, and those that name more through stand-ins (`stand_ins.py`). Malformed
+files raise a dozen exception types from several libraries: here, and only here, all of them become
+`CheckpointError`.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,15 +21,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from kernelsimp.error_text import short
 from kernelsimp.errors import CheckpointError
-from kernelsimp.files import read_tensor_file
+from kernelsimp.files import quiet, read_tensor_file
 from kernelsimp.models.exported import Convolution, Exported
-from kernelsimp.models.foreign import quiet, short
 from kernelsimp.models.identify import Format
+from kernelsimp.models.inert_tree import plain_data
 from kernelsimp.models.onnx_file import read_onnx
 from kernelsimp.models.packed import read_packed
 from kernelsimp.models.pt2 import read_pt2
 from kernelsimp.models.snapshot import private_copy
+from kernelsimp.models.stand_ins import WouldRunError, load_plain_pickle, load_with_stand_ins
 from kernelsimp.models.torchscript import read_torchscript
 
 
@@ -37,6 +40,8 @@ class Raw:
     """What a file holds: `payload` as it was saved, `metadata` of safetensors, and remarks.
 
     `convolutions` is how an exported graph uses its weights; None where the file holds weights alone.
+    `protocol` is that of a file of `pickle.dump`, which is written so again; None for every other.
+    `unseen` says of each convolution whose weight cannot be read why.
     """
 
     format: Format
@@ -44,7 +49,11 @@ class Raw:
     metadata: Mapping[str, str] | None = None
     warnings: tuple[str, ...] = ()
     convolutions: Mapping[str, Convolution] | None = None
+    protocol: int | None = None
+    unseen: Mapping[str, str] = field(default_factory=dict)
 
+
+_MAGIC = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
 
 EXPORTED: Mapping[Format, Callable[[Path], Exported]] = {
     "onnx": read_onnx,
@@ -57,8 +66,7 @@ EXPORTED: Mapping[Format, Callable[[Path], Exported]] = {
 def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> Raw:
     """Read a checkpoint or an exported network onto the CPU.
 
-    Raises `CheckpointError` where the file is damaged, or is a full pickled object and `trust_pickle` is
-    false.
+    Raises `CheckpointError` where the file is damaged, or calls functions and `trust_pickle` is false.
     """
     if file_format == "safetensors":
         return _read_safetensors(path)
@@ -68,19 +76,21 @@ def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> 
     if file_format in EXPORTED:
         network = EXPORTED[file_format](path)
         remarks = (*remarks, *network.warnings)
-        return Raw(file_format, dict(network.tensors), warnings=remarks, convolutions=network.convolutions)
+        uses, unseen = network.convolutions, network.unseen
+        return Raw(file_format, dict(network.tensors), warnings=remarks, convolutions=uses, unseen=unseen)
+    if file_format == "legacy" and not trust_pickle and not _by_torch(path):
+        return _read_inert(path, file_format, remarks)
     try:
         with quiet(), torch.serialization.safe_globals(_harmless()):
-            payload = _load_zip(path) if file_format == "zip" else _load_legacy(path)
+            payload = _load_zip(path, _strict) if file_format == "zip" else _load_legacy(path, _strict)
     except CheckpointError:
         raise
     except Exception as error:
         foreign = unsafe_names(path, file_format)
         if not foreign:
-            advice = "the file is damaged or truncated; fetch it again"
-            raise CheckpointError(f"{path}: cannot be read ({_why(error)}); {advice}") from error
+            raise CheckpointError(_damaged(path, error)) from error
         if not trust_pickle:
-            raise CheckpointError(_refusal(path, foreign)) from error
+            return _read_inert(path, file_format, remarks)
         payload, remarks = _load_trusted(path), (*remarks, _trusted_remark(path, foreign))
     return Raw(file_format, _without_modules(payload), warnings=remarks)
 
@@ -120,21 +130,51 @@ def unsafe_names(path: Path, file_format: Format) -> list[str]:
         return []
 
 
-def _load_zip(path: Path) -> Any:
+def _read_inert(path: Path, file_format: Format, remarks: tuple[str, ...]) -> Raw:
+    """Read a pickle that names more than tensors, with stand-ins; refuse one that calls a function."""
+    protocol = None if file_format == "zip" or _by_torch(path) else _head(path)[1]
+    try:
+        with quiet():
+            load = _load_zip if file_format == "zip" else _load_legacy
+            plain = plain_data(load(path, load_with_stand_ins if protocol is None else load_plain_pickle))
+    except WouldRunError as error:
+        raise CheckpointError(_refusal(path, [error.name])) from error
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except Exception as error:
+        raise CheckpointError(_damaged(path, error)) from error
+    return Raw(file_format, plain.payload, warnings=(*remarks, *plain.remarks(str(path))), protocol=protocol)
+
+
+def _by_torch(path: Path) -> bool:
+    """Say whether a pickle is `torch.save`'s, which begins with a number of its own, or `pickle.dump`'s."""
+    return _MAGIC in _head(path)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _strict(file: Path | BinaryIO, *, mapped: bool = False) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _load_zip(path: Path, load: Callable[..., Any]) -> Any:
     with zipfile.ZipFile(path) as archive:
         # a record that someone deflated cannot be mapped: the bytes at its offset are not the numbers
         plain = all(item.compress_type == zipfile.ZIP_STORED for item in archive.infolist())
     with private_copy(path) if plain else nullcontext() as copy:
         if copy is not None:
-            return torch.load(copy, map_location="cpu", weights_only=True, mmap=True)
+            return load(copy, mapped=True)
     with path.open("rb") as file:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return load(file)
 
 
-def _load_legacy(path: Path) -> Any:
+def _load_legacy(path: Path, load: Callable[..., Any]) -> Any:
     size = path.stat().st_size
     with path.open("rb") as file:
-        payload = torch.load(file, map_location="cpu", weights_only=True)
+        payload = load(file)
         end = file.tell()
     if end != size:
         raise CheckpointError(
@@ -204,6 +244,10 @@ def _globals(file: BinaryIO) -> Iterator[str]:
                     yield ".".join(strings[-2:])
         except ValueError:  # the tensors' bytes begin here, or the file ends
             return
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path}: cannot be read ({_why(error)}); the file is damaged or truncated; fetch it again"
 
 
 def _why(error: Exception) -> str:

@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kernelsimp.errors import CheckpointError
 from kernelsimp.kernels.bank import KernelBank
-from kernelsimp.models.architectures import build_model, is_pretrained_name, load_pretrained, load_weights
-from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
+from kernelsimp.models.architectures import (
+    build_model,
+    is_pretrained_name,
+    load_pretrained,
+    load_weights,
+    unwrap,
+)
+from kernelsimp.models.checkpoint import Checkpoint, checkpoint_in_memory, load_checkpoint
+from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, conv_modules, layer_name
+from kernelsimp.models.reparametrised import plain_copy
 from kernelsimp.settings import ModelSettings
 
 
@@ -29,12 +37,14 @@ class Scannable:
     warnings: tuple[str, ...] = ()
 
 
-def open_to_scan(path: Path, settings: ModelSettings) -> Scannable:
-    """Open MODEL, a file or a name such as `torchvision:resnet18`, for reading its kernels.
+def open_to_scan(model: Path | nn.Module | Mapping[str, Any], settings: ModelSettings) -> Scannable:
+    """Open MODEL for reading its kernels: a file, a published name, a module or a state dict.
 
     Raises `KernelsimpError` for what cannot be read, fetched or matched to --arch or holds no convolution.
     """
-    word = str(path)
+    if not isinstance(model, Path):
+        return _in_memory(model, settings)
+    path, word = model, str(model)
     if is_pretrained_name(word):
         module, checkpoint = load_pretrained(word)
         _check_digest(checkpoint, settings.sha256)
@@ -45,6 +55,20 @@ def open_to_scan(path: Path, settings: ModelSettings) -> Scannable:
     source = {"path": word, "sha256": checkpoint.sha256, "format": checkpoint.format}
     warnings = tuple(dict.fromkeys((*checkpoint.warnings, *bank.warnings)))
     return Scannable(bank, source, strides, warnings)
+
+
+def _in_memory(model: nn.Module | Mapping[str, Any], settings: ModelSettings) -> Scannable:
+    if isinstance(model, nn.Module):
+        module = unwrap(model)
+        plain, name = plain_copy(module), type(module).__name__
+        bank, strides = bank_from_model(plain), strides_of(plain)
+        digest = tensors_sha256({key: t for key, t in module.state_dict().items() if isinstance(t, Tensor)})
+        source = {"path": name, "sha256": digest, "format": "module"}
+        return Scannable(bank, source, strides, bank.warnings)
+    checkpoint = checkpoint_in_memory(model, "the state dict")
+    bank, strides = _of_file(checkpoint, settings.arch)
+    source = {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "format": "state dict"}
+    return Scannable(bank, source, strides, (*checkpoint.warnings, *bank.warnings))
 
 
 def strides_of(model: nn.Module) -> dict[str, int]:

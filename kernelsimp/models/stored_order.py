@@ -27,11 +27,20 @@ def _swap_in_groups(weight: Tensor, groups: int) -> Tensor:
     return split.reshape(groups * inner, outer // groups, *grid)
 
 
+LONE = "(the only layer)"
+"""The name of a convolution that is the whole network: as a module it has none."""
+
+
 def tensor_name(layer: str) -> str:
-    """Return the name of a layer's weight in the state dict; a lone convolution has the empty name."""
-    return f"{layer}.weight" if layer else "weight"
+    """Return the name of a layer's weight in the state dict."""
+    return f"{layer}.weight" if module_name(layer) else "weight"
+
+
+def module_name(layer: str) -> str:
+    """Return the name of a layer's module, which is empty where it is the whole network."""
+    return "" if layer == LONE else layer
 
 
 def layer_name(tensor: str) -> str:
     """Return the name of the layer whose weight this is."""
-    return tensor.removesuffix("weight").removesuffix(".")
+    return tensor.removesuffix("weight").removesuffix(".") or LONE

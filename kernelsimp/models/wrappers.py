@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from kernelsimp.errors import CheckpointError
@@ -44,7 +46,12 @@ _TRAINING_WORDS = {
 }
 _TRAINING_KEYS = {"optimizer_states", "lr_schedulers", "lr_sched", "amp", "rng_state"}
 
+_MOST_PLACES = 8
+
 PREFIXES = ("module.", "_orig_mod.")
+_INFIX = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_fpw_module)\.")
+"""What torch.compile, FSDP and activation checkpointing leave inside a name."""
+
 _BESIDE_PREFIX = {"n_averaged"}
 """What AveragedModel keeps beside `module.*`; it is no tensor of the network."""
 
@@ -98,15 +105,47 @@ def common_prefix(names: list[str]) -> str:
     return prefix
 
 
+def names_without_wrappers(names: list[str], prefix: str) -> dict[str, str]:
+    """Return {name in the network, `prefix` before it: name in the file} with wrappers inside left out.
+
+    Names come back as they are where two of them would become one.
+    """
+    plain = {
+        prefix + _INFIX.sub("", name[len(prefix) :]) if name.startswith(prefix) else name: name
+        for name in names
+    }
+    return plain if len(plain) == len(names) else {name: name for name in names}
+
+
+def is_array(value: Any) -> bool:
+    """Say whether a value is a tensor, or a NumPy array of numbers in its place."""
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiub")
+
+
+def as_tensor(value: Any) -> Tensor:
+    """Return a tensor as it is and a NumPy array as a tensor of its own memory."""
+    if isinstance(value, Tensor):
+        return value
+    native = value.astype(value.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.array(native, order="C"))
+
+
+def in_the_form_of(stored: Any, value: Any) -> Any:
+    """Return a tensor as the NumPy array of the file's dtype where the file has an array."""
+    if isinstance(stored, np.ndarray) and isinstance(value, Tensor):
+        return value.detach().numpy().astype(stored.dtype, copy=True)
+    return value
+
+
 def value_at(payload: Any, keys: Keys) -> Any:
-    """Return what stands at the end of a path of keys."""
+    """Return what stands at the end of a path of keys; places in a tuple or list are spelled as digits."""
     for key in keys:
-        payload = payload[key]
+        payload = payload[int(key) if isinstance(payload, tuple | list) else key]
     return payload
 
 
 def rebuild_payload(payload: Any, found: FoundState, state: Mapping[str, Any]) -> Any:
-    """Return a copy of `payload` with `state` at its place and without what is dropped.
+    """Return a copy of `payload` with all of `state` at its place and without what is dropped.
 
     Mappings are copied by type, so an OrderedDict keeps the `_metadata` that modules read versions from.
     """
@@ -116,8 +155,13 @@ def rebuild_payload(payload: Any, found: FoundState, state: Mapping[str, Any]) -
 def _rebuild_payload(payload: Any, found: FoundState, state: Mapping[str, Any], at: Keys) -> Any:
     if at == found.keys:
         fresh = copy.copy(payload)
+        fresh.clear()
         fresh.update(state)
         return fresh
+    if isinstance(payload, tuple | list):
+        place = int(found.keys[len(at)])
+        inner = _rebuild_payload(payload[place], found, state, (*at, str(place)))
+        return type(payload)([*payload[:place], inner, *payload[place + 1 :]])
     fresh = copy.copy(payload)
     for key in list(fresh):
         if _spell((*at, str(key))) in found.dropped:
@@ -129,6 +173,9 @@ def _rebuild_payload(payload: Any, found: FoundState, state: Mapping[str, Any], 
 
 def _state_dicts(payload: Any, at: Keys = ()) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
     """Yield each mapping that holds tensors by name, outermost first, at most three keys deep."""
+    if type(payload) in (tuple, list) and len(at) < 2:  # (state_dict, epoch)
+        for place, value in enumerate(payload[:_MOST_PLACES]):
+            yield from _state_dicts(value, (*at, str(place)))
     if not isinstance(payload, Mapping) or len(at) > 3:
         return
     nested = {
@@ -143,7 +190,7 @@ def _state_dicts(payload: Any, at: Keys = ()) -> Iterator[tuple[Keys, Mapping[st
     known = any(keys[len(at)] in MODEL_KEYS for keys, _ in inner)
     # a step counter or a random state kept beside 'state_dict' does not make the wrapper a state dict
     least = 2 if inner else 0
-    if not known and any(isinstance(value, Tensor) and value.ndim >= least for value in payload.values()):
+    if not known and any(is_array(value) and value.ndim >= least for value in payload.values()):
         yield at, payload
         return
     yield from inner
@@ -189,7 +236,8 @@ def _entries_to_drop(payload: Any, keys: Keys, other: set[Keys]) -> Iterator[str
     """Yield the entries along the path that hold training state or the weights that were not chosen."""
     for depth in range(len(keys)):
         at = keys[:depth]
-        for key, value in value_at(payload, at).items():
+        beside = value_at(payload, at)
+        for key, value in beside.items() if isinstance(beside, Mapping) else ():
             here = (*at, str(key))
             if here == keys[: depth + 1]:
                 continue

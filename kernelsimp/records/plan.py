@@ -1,7 +1,9 @@
 """Which kernel becomes what: the plan. It holds decisions as arrays and never touches a model."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,20 @@ FREE = 0
 
 SHAPES, STRENGTH = "template", "strength"
 """Keys of a layer's parameters: shape parameters of templates, and the strength of a denoiser."""
+
+
+class PlannedLayer(Protocol):
+    """What a plan asks of the layer it is made for; `dead` marks kernels, (out, in / groups)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def grid(self) -> tuple[int, ...]: ...
+    def dead(self) -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +50,25 @@ class LayerPlan:
     residual: NDArray[np.float32]
     dims: NDArray[np.int16]
     parameters: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @classmethod
+    def free(
+        cls, layer: PlannedLayer, structures: Sequence[str] = ("free",), dims: Mapping[str, int] | None = None
+    ) -> Self:
+        """Return the plan that leaves every kernel to itself; a structure not in `dims` keeps all cells."""
+        cells, known = math.prod(layer.grid), dims or {}
+        dead = np.asarray(layer.dead().cpu())
+        return cls(
+            layer.name,
+            layer.kind,
+            layer.groups,
+            layer.grid,
+            choice=np.zeros(dead.shape, np.int16),
+            found=np.zeros(dead.shape, np.bool_),
+            dead=dead,
+            residual=np.zeros(dead.shape, np.float32),
+            dims=np.array([known.get(name, cells) for name in structures], np.int16),
+        )
 
     @property
     def changed(self) -> NDArray[np.bool_]:
@@ -59,8 +94,7 @@ class Plan:
     """The choices for a whole network. `structures[0]` is 'free'; `rule` says how they were made.
 
     `rule` holds plain JSON values. `choice_bits` is what naming the choices costs in all, in bits, and
-    `coefficient_bits` the bits of one coefficient; with both, the equivalent DOF is
-    (DOF * coefficient_bits + choice_bits) / coefficient_bits.
+    `coefficient_bits` the bits of one coefficient.
     """
 
     structures: tuple[str, ...]
@@ -85,6 +119,20 @@ class Plan:
     @property
     def denoised(self) -> int:
         return sum(int(self.is_denoised(layer).sum()) for layer in self.layers)
+
+    @property
+    def equivalent_dof(self) -> float:
+        """The degrees of freedom left, and those that naming the choices is worth."""
+        return (self.dof_after * self.coefficient_bits + self.choice_bits) / self.coefficient_bits
+
+    def entropy_bits(self) -> float:
+        """Return the bits that name every structure chosen: n times the entropy of the choices, by layer."""
+        total = 0.0
+        for layer in self.layers:
+            counts = np.bincount(layer.choice.reshape(-1))
+            shares = counts[counts > 0] / layer.choice.size
+            total -= layer.choice.size * float((shares * np.log2(shares)).sum())
+        return total
 
     def is_denoised(self, layer: LayerPlan) -> NDArray[np.bool_]:
         """Say which kernels of a layer, (out, in / groups), are replaced by what a denoiser makes of them."""

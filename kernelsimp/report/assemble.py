@@ -1,9 +1,10 @@
 """From what a run did to its report: counts, degrees of freedom, errors and checksums, layer by layer."""
 
+import io
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.kernels.masks import kind_of
 from kernelsimp.kernels.structures import TEMPLATE
+from kernelsimp.models.checkpoint import Checkpoint
+from kernelsimp.models.network import Network
 from kernelsimp.records.held import HeldLayer, encode_shapes, hold_layer
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.records.report import (
@@ -28,45 +31,67 @@ from kernelsimp.records.report import (
     LayerReport,
     Metric,
     Report,
-    Round,
     Size,
 )
 from kernelsimp.records.scan import Scan
 from kernelsimp.report.pictures.prototypes import prototypes_of
 from kernelsimp.report.store import family_totals
+from kernelsimp.settings import Settings
+from kernelsimp.solver.controls import ControlCase
+from kernelsimp.solver.rounds import Schedule
+from kernelsimp.solver.search import BudgetJudge
+from kernelsimp.solver.solve import PlanTrial
 from kernelsimp.training.survival import count_survivors, left_of
 
 ZIP_CHUNK = 1 << 20
 
+DIVERGED = "the training loss was no longer finite: training stopped at the last good state"
+"""The note of a run that met no budget, whatever its plan did."""
+
 
 @dataclass(frozen=True, eq=False)
-class RunFacts:
-    """What a run did: the plan, the kernels `before` and `after`, and everything measured on the way.
+class Chosen:
+    """A plan and the network it made.
 
-    `outcomes` are test-set results by stage in order; `output_errors` by layer name; `files` are the
-    checkpoint before and after. `hold` is freeze, tie or none.
+    `case` has the trial that was kept, for controls to stand beside; None where kernels were only projected.
+    `tried` is one plan a cost, and `schedule` the rounds. `losses` are (predicted, measured) by layer, in
+    nats an image; `buffers_changed` took up shifts. `met` is false where an accuracy budget, judged by
+    `judge`, was not. `scan` is of the kernels as they came.
     """
 
     plan: Plan
-    before: KernelBank
-    after: KernelBank
-    files: tuple[Path, Path]
-    settings: Mapping[str, Any]
+    network: Network
+    case: ControlCase | None = None
+    tried: tuple[PlanTrial, ...] = ()
+    schedule: Schedule | None = None
+    losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    buffers_changed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    met: bool = True
+    judge: BudgetJudge | None = None
+    scan: Scan | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RunFacts:
+    """What a run did: the plan, the network before and as it was written, and what was measured on the way.
+
+    `outcomes` are test-set results by stage in order. `hold` is freeze, tie or none.
+    """
+
+    chosen: Chosen
+    original: Network
+    written: Network
+    settings: Settings
     provenance: Mapping[str, Any]
     hold: str = "none"
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     training: tuple[Epoch, ...] = ()
-    output_errors: Mapping[str, float] = field(default_factory=dict)
-    buffers_changed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    scan: Scan | None = None
     controls: tuple[Control, ...] = ()
-    budget_met: bool = True
     robustness: Mapping[str, Any] | None = None
     similarity: Mapping[str, Any] | None = None
-    rounds: tuple[Round, ...] = ()
     metric: Metric | None = None
-    losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def assemble(facts: RunFacts) -> Report:
@@ -75,9 +100,9 @@ def assemble(facts: RunFacts) -> Report:
     Degrees of freedom and bits are those of the file: where a training held nothing, what left its structure
     counts in full.
     """
-    plan = facts.plan
+    chosen, plan = facts.chosen, facts.chosen.plan
     loose = facts.hold == "none" and bool(facts.training) and plan.simplified > 0
-    kernels = {layer.name: layer.kernels for layer in facts.after.layers}
+    kernels = {layer.name: layer.kernels for layer in facts.written.bank.layers}
     left = left_of(plan, kernels) if loose else plan
     return Report(
         structures=plan.structures,
@@ -85,22 +110,22 @@ def assemble(facts: RunFacts) -> Report:
         kernels=_counts(plan, facts.hold),
         dof=replace(_dof(left), planned_fraction=_dof(plan).fraction if loose else None),
         bits=_bits(left),
-        size=_size(*facts.files),
+        size=_size(facts.original.checkpoint, facts.written.checkpoint),
         layers=tuple(
             replace(_layer(layer, facts), dof=now.dof_after)
             for layer, now in zip(plan.layers, left.layers, strict=True)
         ),
-        settings=facts.settings,
+        settings=asdict(facts.settings),
         provenance=facts.provenance,
         hold=facts.hold,
         training=facts.training,
-        buffers_changed=facts.buffers_changed,
+        buffers_changed=chosen.buffers_changed,
         controls=facts.controls,
         robustness=facts.robustness,
         similarity=facts.similarity,
-        rounds=facts.rounds,
+        rounds=chosen.schedule.records if chosen.schedule else (),
         metric=facts.metric,
-        budget_met=facts.budget_met,
+        budget_met=chosen.met and DIVERGED not in facts.notes,
         notes=facts.notes,
         pictures=_pictures(facts),
         survived=count_survivors(plan, kernels) if loose else None,
@@ -108,8 +133,9 @@ def assemble(facts: RunFacts) -> Report:
 
 
 def _pictures(facts: RunFacts) -> dict[str, Any]:
-    chance = {"chance": family_totals(facts.scan)} if facts.scan else {}
-    return {**chance, "prototypes": prototypes_of(facts.after)}
+    scan = facts.chosen.scan
+    chance = {"chance": family_totals(scan)} if scan else {}
+    return {**chance, "prototypes": prototypes_of(facts.written.bank)}
 
 
 def p_values(scan: Scan, plan: Plan) -> dict[str, NDArray[np.float64]]:
@@ -167,8 +193,7 @@ def _counts(plan: Plan, hold: str) -> KernelCounts:
 
 def _dof(plan: Plan) -> Dof:
     before, after = plan.dof_before, plan.dof_after
-    equivalent = (after * plan.coefficient_bits + plan.choice_bits) / plan.coefficient_bits
-    return Dof(before, after, after / before, equivalent / before)
+    return Dof(before, after, after / before, plan.equivalent_dof / before)
 
 
 def _bits(plan: Plan) -> dict[str, float]:
@@ -180,13 +205,19 @@ def _bits(plan: Plan) -> dict[str, float]:
     }
 
 
-def _size(before: Path, after: Path) -> Size:
-    return Size(
-        file=after.stat().st_size,
-        zip=deflated_size(after),
-        original_file=before.stat().st_size,
-        original_zip=deflated_size(before),
-    )
+def _size(before: Checkpoint, after: Checkpoint) -> Size:
+    """Return the sizes of both files; what was not written is sized as `torch.save` would write it."""
+    original, original_zip = _bytes_of(before, written=before.path.is_file())
+    now, now_zip = _bytes_of(after, written=after.path.is_file() and after.path != before.path)
+    return Size(file=now, zip=now_zip, original_file=original, original_zip=original_zip)
+
+
+def _bytes_of(checkpoint: Checkpoint, *, written: bool) -> tuple[int, int]:
+    if written:
+        return checkpoint.path.stat().st_size, deflated_size(checkpoint.path)
+    page = io.BytesIO()
+    torch.save(dict(checkpoint.tensors), page)
+    return page.tell(), len(zlib.compress(page.getbuffer(), 6))
 
 
 def deflated_size(path: Path) -> int:
@@ -199,28 +230,29 @@ def deflated_size(path: Path) -> int:
 
 
 def _layer(layer: LayerPlan, facts: RunFacts) -> LayerReport:
-    before, after = _layer_named(facts.before, layer.name), _layer_named(facts.after, layer.name)
-    names = Counter(
-        kind_of(facts.plan.structures[index]) for index in layer.choice.reshape(-1) if index != FREE
-    )
+    before, after = (_layer_named(item.bank, layer.name) for item in (facts.original, facts.written))
+    chosen, plan = facts.chosen, facts.chosen.plan
+    names = Counter(kind_of(plan.structures[index]) for index in layer.choice.reshape(-1) if index != FREE)
+    output_errors = chosen.case.kept.reconstruction.output_errors if chosen.case else {}
+    predicted, measured = chosen.losses.get(layer.name, (None, None))
     return LayerReport(
         layer.name,
         layer.kind,
         layer.groups,
         tuple(before.weight_shape or before.kernels.shape),
         int(layer.choice.size),
-        int((layer.changed & ~facts.plan.is_denoised(layer)).sum()),
+        int((layer.changed & ~plan.is_denoised(layer)).sum()),
         int((layer.found & layer.changed).sum()),
         dict(names.most_common()),
         layer.dof_after,
         weight_error=_relative(before.kernels, after.kernels),
-        output_error=facts.output_errors.get(layer.name),
-        hold=held_layer(after.kernels, layer, facts.plan, facts.hold),
+        output_error=output_errors.get(layer.name),
+        hold=held_layer(after.kernels, layer, plan, facts.hold),
         dead=int(layer.dead.sum()),
-        denoised=int(facts.plan.is_denoised(layer).sum()),
-        predicted_loss=facts.losses[layer.name][0] if layer.name in facts.losses else None,
-        measured_loss=facts.losses[layer.name][1] if layer.name in facts.losses else None,
-        families_found=_count_found(layer, facts.plan.structures),
+        denoised=int(plan.is_denoised(layer).sum()),
+        predicted_loss=predicted,
+        measured_loss=measured,
+        families_found=_count_found(layer, plan.structures),
     )
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from kernelsimp.settings import CAN_NAME_CODE, Settings, names_code
+from kernelsimp.settings import Settings, help_of
+from kernelsimp.settings_file import CAN_NAME_CODE, names_code
 
-UNSPOKEN = ("scan", "train", "prune", "audit")
+UNSPOKEN = ("scan", "train", "prune", "audit", "compare")
 """Stages that `simplify` reads from a settings file alone; where one was set, the run's own file is named."""
 
 LEFT_OUT = ("finetune.resume",)
@@ -25,7 +26,7 @@ def command_again(model: Path, settings: Settings, usual: Settings, run: Path) -
     `usual` is what the command takes where nothing is said: the defaults and the recipe of the architecture.
     """
     words = ["kernelsimp", "simplify", str(model)]
-    if any(getattr(settings, stage) != getattr(usual, stage) for stage in UNSPOKEN):
+    if _needs_file(settings, usual):
         words += ["--config", str(run / "settings.toml")]
     return join([*words, *_options(settings, usual), "--out", f"{run}-again"])
 
@@ -37,6 +38,18 @@ def command_with(name: str, arguments: tuple[str, ...], settings: Settings, run:
     """
     words = ["--config", f"{run}/settings.toml", "--no-resume", "--out", f"{run}-again"]
     return join(["kernelsimp", name, *arguments, *_code(settings), *words])
+
+
+def _needs_file(settings: Settings, usual: Settings) -> bool:
+    """Say whether something differs that no option of `simplify` says."""
+    for item in fields(settings):
+        given, otherwise = (getattr(whole, item.name) for whole in (settings, usual))
+        silent = [name for name, _, _ in help_of(type(given), in_file=True)]
+        if item.name in UNSPOKEN and given != otherwise:
+            return True
+        if any(getattr(given, name) != getattr(otherwise, name) for name in silent):
+            return True
+    return False
 
 
 def _code(settings: Settings) -> Iterator[str]:
@@ -52,8 +65,9 @@ def _options(settings: Settings, usual: Settings) -> Iterator[str]:
     for item in fields(settings):
         if item.name in UNSPOKEN:
             continue
-        given, otherwise = (vars(getattr(whole, item.name)) for whole in (settings, usual))
-        yield from _options_that_differ(item.name, given, otherwise)
+        given, otherwise = (getattr(whole, item.name) for whole in (settings, usual))
+        spoken = {name: getattr(given, name) for name, _, _ in help_of(type(given))}
+        yield from _options_that_differ(item.name, spoken, vars(otherwise))
 
 
 def _options_that_differ(stage: str, given: Mapping[str, Any], otherwise: Mapping[str, Any]) -> Iterator[str]:

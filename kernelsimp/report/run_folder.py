@@ -18,7 +18,8 @@ from kernelsimp.report.markdown import report_markdown
 from kernelsimp.report.pictures.gallery import Gallery
 from kernelsimp.report.pictures.gallery_file import save_gallery
 from kernelsimp.report.store import report_json
-from kernelsimp.settings import Settings, as_toml
+from kernelsimp.settings import Settings
+from kernelsimp.settings_file import as_toml
 from kernelsimp.watch import Watcher
 
 

@@ -23,15 +23,16 @@ def _write(scan: Scan, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(HEADS)
-        rows.writerows(chain.from_iterable(_rows(layer, scan.families) for layer in scan.layers))
+        for row in chain.from_iterable(kernel_rows(layer, scan.families) for layer in scan.layers):
+            rows.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
 
 
-def _rows(layer: LayerScan, families: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
-    """Yield the rows of one layer; numbers keep what a float32 residual and a p-value tell."""
+def kernel_rows(layer: LayerScan, families: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
+    """Yield the rows of one layer, columns as in `HEADS`."""
     named = (*families, "")
     columns = (layer.best, layer.residual, layer.p, layer.found, layer.beyond, layer.is_dead, layer.word)
     for place, row in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         best, residual, p, found, beyond, dead, word = row
         out, into = divmod(place, layer.slices)
         verdicts = (int(found), int(beyond), int(dead))
-        yield layer.name, out, into, named[best], f"{residual:.6g}", f"{p:.6g}", *verdicts, layer.words[word]
+        yield layer.name, out, into, named[best], residual, p, *verdicts, layer.words[word]

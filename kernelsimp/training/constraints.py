@@ -1,7 +1,7 @@
 """Constraints from the first step: layers whose kernels lie in a family because nothing else can be reached.
 
-`constrain` re-parametrises convolutions by the same ways as the holds, `release` makes their parameters
-plain again with exactly the values they had, `plain_state` writes what the unconstrained network loads.
+`constrain` re-parametrises convolutions by the same ways as the holds, and `hold.release` makes their
+parameters plain again; `plain_state` writes what the unconstrained network loads.
 Kernel coordinates are canonical, (out, in / groups).
 """
 
@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
@@ -27,8 +26,8 @@ from kernelsimp.models.layers import (
 )
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.training.hold import projections
-from kernelsimp.training.kernel_sets import Layout, OnRows, Outer, Shared, Spanned
-from kernelsimp.training.parametrisations import Tied, own_class
+from kernelsimp.training.kernel_sets import InFlats, Layout, OnRows, Outer, Shared
+from kernelsimp.training.parametrisations import LayerConstraint, parametrisation_of, parametrise
 from kernelsimp.training.rules import (
     RANK_ONE,
     Rules,
@@ -43,25 +42,6 @@ from kernelsimp.training.rules import (
 WEIGHT = "parametrizations.weight"
 
 
-class LayerConstraint(nn.Module):
-    """What a constrained weight is computed by: each part works on its own kernels and passes the others."""
-
-    def __init__(self, parts: list[Tied | OnRows]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, free: Tensor) -> Tensor:
-        for part in self.parts:
-            free = part(free)
-        return free
-
-    def pack(self, weight: Tensor) -> Tensor:
-        """Return the free part whose weight is the member nearest to `weight`."""
-        for part in self.parts:
-            weight = part.pack(weight)  # type: ignore[operator]
-        return weight
-
-
 def constrain(model: nn.Module, rules: Rules, *, seed: int = 0, fresh: bool = True) -> Plan:
     """Hold the kernels of `model` in the families that `rules` give them, from now on.
 
@@ -69,7 +49,7 @@ def constrain(model: nn.Module, rules: Rules, *, seed: int = 0, fresh: bool = Tr
     initialisation must; without, trained weights go to their nearest members. Returns which kernel has which
     family. Raises `KernelsimpError` for rules that do not fit the network, and where it is held already.
     """
-    if any(parametrize.is_parametrized(module, "weight") for module in conv_modules(model).values()):
+    if any(parametrisation_of(module) is not None for module in conv_modules(model).values()):
         raise KernelsimpError("the network is held or constrained already; call release first")
     plan = plan_of(bank_from_model(model), rules, seed)
     tied = {id(weight): part for weight, part in projections(model, orbits_only(plan))}
@@ -81,20 +61,8 @@ def constrain(model: nn.Module, rules: Rules, *, seed: int = 0, fresh: bool = Tr
             first = [tied[id(weight)]] if id(weight) in tied else []
             constraint = LayerConstraint([*first, *set_parts(weight, layer, rows, seed)])
             settle(weight, constraint, list(rows.values()), fresh=fresh)
-            for sharer in [other for other in model.modules() if other._parameters.get("weight") is weight]:
-                parametrize.register_parametrization(sharer, "weight", constraint, unsafe=True)
+            parametrise(model, weight, constraint)
     return plan
-
-
-def release(model: nn.Module) -> None:
-    """Make every constrained weight a plain parameter again: same name, same object, exactly its value."""
-    for module in list(constrained_modules(model).values()):
-        trained = module.get_parameter(f"{WEIGHT}.original").requires_grad
-        own_class(module)
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-        for name in [other for other in module._parameters if other != "weight"]:
-            module._parameters[name] = module._parameters.pop(name)  # the weight comes first again
-        module.get_parameter("weight").requires_grad_(trained)
 
 
 def constrained_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -102,8 +70,7 @@ def constrained_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if parametrize.is_parametrized(module, "weight")
-        and isinstance(module.get_submodule(f"{WEIGHT}.0"), LayerConstraint)
+        if isinstance(parametrisation_of(module), LayerConstraint)
     }
 
 
@@ -164,7 +131,9 @@ def rows_of_layer(layer: LayerPlan, structures: tuple[str, ...]) -> dict[str, Te
     return {structures[index]: torch.nonzero(flat == index)[:, 0] for index in used}
 
 
-def set_parts(weight: Tensor, layer: LayerPlan, rows: dict[str, Tensor], seed: int) -> Iterator[OnRows]:
+def set_parts(
+    weight: Tensor, layer: LayerPlan, rows: dict[str, Tensor], seed: int
+) -> Iterator[OnRows | InFlats]:
     """Yield a part for each family in use that is no set of signed orbits."""
     for name, own in rows.items():
         order, count = gaussian_order(name), prototype_count(name)
@@ -174,7 +143,7 @@ def set_parts(weight: Tensor, layer: LayerPlan, rows: dict[str, Tensor], seed: i
         elif order is not None:
             span = gaussian_derivatives(layer.grid, order)
             assert span is not None  # the rules were checked
-            yield Spanned(own, weight, span)
+            yield InFlats(own, weight, torch.from_numpy(span.basis))
         elif count is not None:
             yield Shared(own, weight, Layout(grid, count, seed))
 
@@ -210,18 +179,12 @@ def _layer_plan(
 ) -> LayerPlan:
     cells = int(np.prod(layer.grid))
     choice = np.zeros(layer.count, dtype=np.int16)
-    dims = np.full(len(structures), cells, dtype=np.int16)
+    dims = {}
     for name, own in hands:
-        index = structures.index(name)
-        choice[own] = index
-        dims[index] = (numbers_left(name, layer.grid) or cells) + _share(name, cells, len(own))
-    shape = tuple(layer.kernels.shape[:2])
-    none = np.zeros(shape, dtype=bool)
-    residual = np.zeros(shape, dtype=np.float32)
-    dead = layer.dead().cpu().numpy().reshape(shape)
-    return LayerPlan(
-        layer.name, layer.kind, layer.groups, layer.grid, choice.reshape(shape), none, dead, residual, dims
-    )
+        choice[own] = structures.index(name)
+        dims[name] = (numbers_left(name, layer.grid) or cells) + _share(name, cells, len(own))
+    free = LayerPlan.free(layer, structures, dims)
+    return replace(free, choice=choice.reshape(free.choice.shape))
 
 
 def _share(name: str, cells: int, kernels: int) -> int:

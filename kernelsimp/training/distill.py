@@ -6,10 +6,10 @@ T^2 keeps the size of the gradient independent of T. Source: Hinton, Vinyals and
 
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernelsimp.evaluation.divergence import divergence
 from kernelsimp.settings import FinetuneSettings
 
 
@@ -31,9 +31,3 @@ def objective(
         heat = settings.temperature
         loss = loss + share * heat**2 * divergence(teacher / heat, logits / heat)
     return loss
-
-
-def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return KL(softmax(teacher) || softmax(student)) in nats, the mean over (n, classes) logits."""
-    log_p, log_q = torch.log_softmax(teacher, 1), torch.log_softmax(student, 1)
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)

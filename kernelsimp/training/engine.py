@@ -1,14 +1,14 @@
 """The only place that knows Lightning Fabric: devices, processes and precision behind a few calls.
 
-One device never calls `launch()`: that would start the command again. What ranks exchange are means and
-the first rank's word; batch-norm statistics are averaged once an epoch, gradients at every step.
+One device never calls `launch()`: that would start the command again. What ranks exchange are means:
+batch-norm statistics are averaged once an epoch, gradients at every step.
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -22,8 +22,6 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import FinetuneSettings
 from kernelsimp.training.options import check_precision
 from kernelsimp.training.ranks import processes
-
-T = TypeVar("T")
 
 
 class Engine:
@@ -93,10 +91,6 @@ class Engine:
         reduced = self.fabric.all_reduce(tensor, reduce_op="mean")
         assert isinstance(reduced, Tensor)
         return float(reduced)
-
-    def agreed(self, value: T) -> T:
-        """Return the first rank's value on every rank."""
-        return self.fabric.broadcast(value) if self.shard[1] > 1 else value
 
     def even_out(self, model: nn.Module) -> None:
         """Make batch-norm statistics the mean over ranks, so that every rank has the same network."""

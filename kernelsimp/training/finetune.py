@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.evaluation.outputs import scores_of
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch
 from kernelsimp.settings import FinetuneSettings
@@ -30,6 +31,7 @@ from kernelsimp.training.schedule import rate
 from kernelsimp.training.state import (
     Interrupts,
     StateFile,
+    TrainingProgress,
     identity,
     random_state,
     set_random_state,
@@ -140,7 +142,7 @@ class _Finetuning:
         self.keeper.average = Average(model, settings.ema) if settings.ema is not None else None
         if settings.soft is not None and job.plan is not None:
             self.keeper.pull = Pull(model, job.plan, settings.soft)
-        self.progress = _TrainingProgress(total=torch.zeros((), device=self.engine.device))
+        self.progress = TrainingProgress(total=torch.zeros((), device=self.engine.device))
         self.history: list[Epoch] = []
         self.held = 100 * (held_share(model) if job.held is None else job.held)
 
@@ -243,11 +245,11 @@ class _Finetuning:
         images, mix = mix_images(images, self.settings)
         if self.settings.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        logits = self.wrapped(images)
+        logits = scores_of(self.wrapped(images))
         taught = None
         if self.teacher is not None and self.settings.distill > 0:
             with torch.no_grad(), self.engine.autocast():
-                taught = self.teacher(images)
+                taught = scores_of(self.teacher(images))
             taught = taught.float()
         loss = objective(logits.float(), labels, taught, self.settings, mix)
         if self.job.penalty is not None:
@@ -340,7 +342,7 @@ class _Finetuning:
             self.watcher.note(f"no resume state in {self.file.path.parent}: starting from the beginning")
             return False
         with taken_up(self.file.path):
-            self.progress = _TrainingProgress(**state["progress"])
+            self.progress = TrainingProgress(**state["progress"])
             self.progress.total = self.progress.total.to(self.engine.device)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -380,22 +382,3 @@ class _Finetuning:
             self.watcher.warn(f"no epoch was better than the network as it came, by {rule}; lower --lr")
         else:
             self.watcher.note(f"kept {kept} of {len(self.history)}, chosen by {rule}")
-
-
-@dataclass
-class _TrainingProgress:
-    """How far a run is: `batch` batches of `epoch` and `step` optimiser steps in all are done.
-
-    `total` and `images` add up the epoch's loss, on the device, and its images.
-    """
-
-    total: Tensor
-    epoch: int = 1
-    batch: int = 0
-    step: int = 0
-    images: int = 0
-    seconds: float = 0.0
-
-    def next_epoch(self) -> None:
-        self.epoch, self.batch, self.images, self.seconds = self.epoch + 1, 0, 0, 0.0
-        self.total = torch.zeros_like(self.total)

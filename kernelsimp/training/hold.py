@@ -6,7 +6,7 @@ buffer of the network, so the proof does not rest on the mechanism it checks. Ke
 canonical, (out, in / groups).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,12 +19,22 @@ from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.kernels import partitions
 from kernelsimp.kernels.structures import DENOISED, LowRank, PointSet, Templated, find
 from kernelsimp.kernels.subspace import OrbitSubspace
-from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored_order, tensor_name
+from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored_order
+from kernelsimp.models.stored_order import module_name
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.records.report import Survived
 from kernelsimp.training import survival
 from kernelsimp.training.kernel_sets import AtRank, HeldSet, InFlats, Still
-from kernelsimp.training.parametrisations import Frozen, Scaled, Tied, own_class
+from kernelsimp.training.parametrisations import (
+    Frozen,
+    LayerConstraint,
+    Scaled,
+    Tied,
+    own_class,
+    parametrisation_of,
+    parametrise,
+    stored_places,
+)
 
 Mode = Literal["freeze", "tie", "scale"]
 """Values held bit for bit; structure held, coefficients free; shape held, one scale a kernel free."""
@@ -90,24 +100,29 @@ def hold(model: nn.Module, plan: Plan, mode: Mode) -> None:
         for module, layer in _held_layers(model, plan)
     ]
     for weight, part in made:
-        for sharer in [other for other in model.modules() if other._parameters.get("weight") is weight]:
-            parametrize.register_parametrization(sharer, "weight", part, unsafe=True)
+        parametrise(model, weight, part)
         if part.whole:
             weight.requires_grad_(False)
 
 
 def release(model: nn.Module) -> None:
-    """Make every held weight a plain parameter again: same name, same object, exactly its held value."""
-    for module, _, witness in list(_held_modules(model)):
+    """Make every held or constrained weight a plain parameter again: same name, same object, same value."""
+    for module in list(model.modules()):
+        part = parametrisation_of(module)
+        if not isinstance(part, Part | LayerConstraint):
+            continue
+        witness = getattr(part, "witness", None)
+        free = module.get_parameter("parametrizations.weight.original")
+        trained = witness.trained if isinstance(witness, Witness) else free.requires_grad
         own_class(module)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         for name in [other for other in module._parameters if other != "weight"]:
             module._parameters[name] = module._parameters.pop(name)  # the weight comes first again
-        module.get_parameter("weight").requires_grad_(witness.trained)
+        module.get_parameter("weight").requires_grad_(trained)
 
 
 def witnesses(model: nn.Module) -> dict[str, Witness]:
-    """Return what was promised, {layer name: Witness}, to verify a written file with after `release`."""
+    """Return what was promised, {layer name: Witness}: of use after `release`, too."""
     return {witness.layer.name: witness for _, _, witness in _held_modules(model)}
 
 
@@ -115,14 +130,6 @@ def verify(model: nn.Module) -> None:
     """Raise `HoldError` with the kernel's name if a single held bit of `model` has moved."""
     for module, _, witness in _held_modules(model):
         _check(witness, _weight(module))
-
-
-def verify_tensors(promised: Mapping[str, Witness], tensors: Mapping[str, Tensor]) -> None:
-    """Raise `HoldError` unless `tensors` (as written, {name: stored weight}) keep what was `promised`."""
-    for name, witness in promised.items():
-        if tensor_name(name) not in tensors:
-            raise HoldError(f"{name}: held, but its weight is not in the file; this is a bug in kernelsimp")
-        _check(witness, tensors[tensor_name(name)])
 
 
 def held_share(model: nn.Module) -> float:
@@ -178,9 +185,7 @@ def _held_modules(model: nn.Module) -> Iterator[tuple[nn.Module, Part, Witness]]
 
 def _part(module: nn.Module) -> Part | None:
     """Return the parametrisation by which a module is held, if it is."""
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    part = module.get_submodule("parametrizations.weight.0")
+    part = parametrisation_of(module)
     return part if isinstance(part, Part) else None
 
 
@@ -213,7 +218,7 @@ def _check(witness: Witness, weight: Tensor) -> None:
 
 def _module(model: nn.Module, layer: LayerPlan) -> nn.Module:
     """Return the convolution that `layer` speaks of, by any name of a shared module."""
-    module = dict(model.named_modules(remove_duplicate=False)).get(layer.name)
+    module = dict(model.named_modules(remove_duplicate=False)).get(module_name(layer.name))
     if not isinstance(module, CONVOLUTIONS):
         raise KernelsimpError(f"the plan names layer '{layer.name}', which this network does not have")
     weight = module._parameters.get("weight")
@@ -273,9 +278,7 @@ def _projector(module: nn.Module, layer: LayerPlan, structures: tuple[str, ...])
     source, sign = orbits(canonical(cells, kind, layer.groups), kernels, layer, structures)
     shape = tuple(weight.shape)
     source, sign = (stored_order(part, kind, layer.groups, shape).contiguous() for part in (source, sign))
-    place = cells.flatten(2)[:, :, :1] // kernels[0, 0].numel()  # where each kernel stands as stored
-    number = canonical(place[..., None], kind, layer.groups)[:, :, 0, 0]
-    sets = _sets(weight, kernels, (layer, structures), number)
+    sets = _sets(weight, kernels, (layer, structures), stored_places(weight, kind, layer.groups))
     return Tied(source.to(weight.device), sign.to(weight.device, weight.dtype), sets)
 
 

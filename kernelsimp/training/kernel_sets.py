@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import orbits, prototypes, rank
 from kernelsimp.kernels.cells import Grid
-from kernelsimp.kernels.subspace import Subspace
 
 Kept = tuple[Tensor, ...]
 """What a set keeps of a forward pass for the way back."""
@@ -24,21 +23,20 @@ Kept = tuple[Tensor, ...]
 class HeldSet(nn.Module):
     """The kernels `rows` (m,) of a stored weight, where every pair of the first two axes is one kernel.
 
-    `fixed` is what a set keeps of its kernels, if anything: it follows to a device, and no cast reaches it.
+    What a set keeps of its kernels is a plain attribute: it follows to a device, and no cast reaches it.
     """
 
     rows: Tensor
 
-    def __init__(self, rows: Tensor, weight: Tensor, fixed: Tensor | None = None) -> None:
+    def __init__(self, rows: Tensor, weight: Tensor) -> None:
         super().__init__()
         self.cells = weight[0, 0].numel()
-        self.fixed = fixed if fixed is None else fixed.to(weight.device)
         self.register_buffer("rows", rows.to(weight.device), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HeldSet":  # noqa: FBT001, FBT002
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.fixed is not None:
-            self.fixed = self.fixed.to(self.rows.device)
+        fixed = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        vars(self).update({name: value.to(self.rows.device) for name, value in fixed.items()})
         return self
 
     def members(self, numbers: Tensor) -> tuple[Tensor, Kept]:
@@ -63,18 +61,34 @@ class HeldSet(nn.Module):
 
 
 class InFlats(HeldSet):
-    """Hold each kernel in a subspace of its own: w = B B'z, B (m, cells, q) orthonormal: span{T, 1}."""
+    """Hold each kernel in a flat: w = o + B B'(z - o), with B orthonormal or a projector itself.
 
-    def __init__(self, rows: Tensor, weight: Tensor, basis: Tensor) -> None:
-        super().__init__(rows, weight, basis.double())
+    `basis` B (m, cells, q) has a subspace for each kernel, (cells, q) one for all; o is 0, or `around` the
+    kernels where each is now. In a `Tied` the gradient is projected by hand; a set that is a part of its own
+    leaves it to autograd, which comes to the same.
+    """
+
+    def __init__(self, rows: Tensor, weight: Tensor, basis: Tensor, *, around: bool = False) -> None:
+        super().__init__(rows, weight)
+        self.basis = basis.to(weight.device).double()
+        self.start = self.of(weight.detach()).double() if around else None
 
     def members(self, numbers: Tensor) -> tuple[Tensor, Kept]:
-        return self.project_gradient(numbers, ()), ()
+        if self.start is None:
+            return self.project_gradient(numbers, ()), ()
+        return self.start + self.project_gradient(numbers - self.start, ()), ()
 
     def project_gradient(self, gradient: Tensor, kept: Kept) -> Tensor:  # noqa: ARG002
-        assert self.fixed is not None
-        inside = torch.bmm(gradient.double()[:, None], self.fixed)
-        return torch.bmm(inside, self.fixed.mT)[:, 0]
+        return (gradient.double()[:, None] @ self.basis @ self.basis.mT)[:, 0]
+
+    def forward(self, free: Tensor) -> Tensor:
+        flat = free.reshape(-1, self.cells)
+        made = self.members(self.of(free))[0].to(free.dtype)
+        return flat.index_copy(0, self.rows, made).reshape(free.shape)
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """Return the free part whose weight is nearest to `weight`: the projection itself."""
+        return self(weight)  # type: ignore[no-any-return]
 
 
 class AtRank(HeldSet):
@@ -118,11 +132,10 @@ class Still(HeldSet):
 
     def __init__(self, rows: Tensor, weight: Tensor) -> None:
         super().__init__(rows, weight)
-        self.fixed = self.of(weight.detach())
+        self.values = self.of(weight.detach())
 
     def members(self, numbers: Tensor) -> tuple[Tensor, Kept]:  # noqa: ARG002
-        assert self.fixed is not None
-        return self.fixed, ()
+        return self.values, ()
 
     def project_gradient(self, gradient: Tensor, kept: Kept) -> Tensor:  # noqa: ARG002
         return torch.zeros_like(gradient)
@@ -215,22 +228,6 @@ class OnRows(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):  # a weight is held in its own precision
             made = function(flat if self.whole else flat[self.rows])
         return (made if self.whole else flat.index_copy(0, self.rows, made)).reshape(weight.shape)
-
-
-class Spanned(OnRows):
-    """Hold kernels in a subspace without orbits: w = P z, so a step moves w by the projected gradient."""
-
-    projector: Tensor
-
-    def __init__(self, rows: Tensor, weight: Tensor, subspace: Subspace) -> None:
-        super().__init__(rows, weight)
-        self.register_buffer("projector", torch.from_numpy(subspace.projector).to(weight), persistent=False)
-
-    def members(self, numbers: Tensor) -> Tensor:
-        return numbers @ self.projector
-
-    def coordinates(self, kernels: Tensor) -> Tensor:
-        return kernels @ self.projector
 
 
 class Outer(OnRows):

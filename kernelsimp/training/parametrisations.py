@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from kernelsimp.training.kernel_sets import HeldSet
+from kernelsimp.models.stored_order import canonical
+from kernelsimp.training.kernel_sets import HeldSet, InFlats, OnRows
 
 
 class Frozen(nn.Module):
@@ -128,6 +130,43 @@ class Tied(nn.Module):
     def pack(self, weight: Tensor) -> Tensor:
         """Return the free part whose weight is nearest to `weight`: the projection itself."""
         return self.project(weight)
+
+
+class LayerConstraint(nn.Module):
+    """What a constrained weight is computed by: each part works on its own kernels and passes the others."""
+
+    def __init__(self, parts: list[Tied | OnRows | InFlats]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, free: Tensor) -> Tensor:
+        for part in self.parts:
+            free = part(free)
+        return free
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """Return the free part whose weight is the member nearest to `weight`."""
+        for part in self.parts:
+            weight = part.pack(weight)  # type: ignore[operator]
+        return weight
+
+
+def stored_places(weight: Tensor, kind: str, groups: int) -> Tensor:
+    """Return (out, in / groups) where each kernel stands among those of a stored weight (a, b, *grid)."""
+    a, b = weight.shape[:2]
+    return canonical(torch.arange(a * b).reshape(a, b, 1, 1), kind, groups)[:, :, 0, 0]
+
+
+def parametrise(model: nn.Module, weight: nn.Parameter, part: nn.Module) -> None:
+    """Have `part` compute a weight from its parameter, in every module of `model` that shares it."""
+    for sharer in [other for other in model.modules() if other._parameters.get("weight") is weight]:
+        parametrize.register_parametrization(sharer, "weight", part, unsafe=True)
+
+
+def parametrisation_of(module: nn.Module) -> nn.Module | None:
+    """Return what a module's weight is computed by, ours or not; None where it is a plain parameter."""
+    computed = parametrize.is_parametrized(module, "weight")
+    return module.get_submodule("parametrizations.weight.0") if computed else None
 
 
 def own_class(module: nn.Module) -> None:

@@ -11,16 +11,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from kernelsimp.error_text import kind_and_words, short
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import read_sealed, words_of, write_sealed
+from kernelsimp.files import read_sealed, write_sealed
 from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.settings import FinetuneSettings
 from kernelsimp.watch import SILENT, Watcher
@@ -105,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
         return dict(state)
     except Exception as error:  # torch raises more than ten kinds for a damaged file
-        words = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
+        words = short(str(error).removeprefix(f"{path}: ") or type(error).__name__)
         raise KernelsimpError(f"{path}: cannot read the resume state: {words}") from error
 
 
@@ -116,7 +117,7 @@ def taken_up(path: Path) -> Iterator[None]:
         yield
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise KernelsimpError(
-            f"{path}: no resume state of this run ({words_of(error)}); delete it to start again"
+            f"{path}: no resume state of this run ({kind_and_words(error, 200)}); delete it to start again"
         ) from error
 
 
@@ -169,3 +170,22 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+@dataclass
+class TrainingProgress:
+    """How far a run is: `batch` batches of `epoch` and `step` optimiser steps in all are done.
+
+    `total` and `images` add up the epoch's loss, on the device, and its images.
+    """
+
+    total: Tensor
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+    def next_epoch(self) -> None:
+        self.epoch, self.batch, self.images, self.seconds = self.epoch + 1, 0, 0, 0.0
+        self.total = torch.zeros_like(self.total)

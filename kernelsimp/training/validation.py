@@ -1,7 +1,7 @@
 """Choosing the best epoch, by the validation split alone.
 
 A checkpoint's own training images, or images near them, say little by accuracy: where the original is
-right on more than 99 % of the validation split, epochs are ranked by KL(original || network) there, else
+right on 99 % of the validation split or more, epochs are ranked by KL(original || network) there, else
 by cross-entropy. Both are nats an image, less is better.
 """
 
@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernelsimp.evaluation.accuracy import evaluation_mode, wilson
-from kernelsimp.training.distill import divergence
+from kernelsimp.evaluation.divergence import divergence, is_memorised
+from kernelsimp.evaluation.outputs import scores_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-
-SATURATED = 99.0
-"""Above this validation accuracy of the original, in percent, labels no longer tell epochs apart."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class EpochJudge:
                 (part.argmax(1) == labels).cpu() for part, (_, labels) in zip(logits, batches, strict=True)
             ]
             self._teacher = logits
-            if right and 100 * float(torch.cat(right).double().mean()) > SATURATED:
+            if right and is_memorised(100 * float(torch.cat(right).double().mean())):
                 self.rule = "divergence from the original on validation images"
 
     def mark(self, model: nn.Module) -> Mark | None:
@@ -81,5 +79,5 @@ class EpochJudge:
         """Yield (logits, labels) of the validation batches, the logits in float32."""
         with evaluation_mode(model), torch.no_grad():
             for images, labels in self._batches:
-                logits = model(images.to(self._device, non_blocking=True)).float()
+                logits = scores_of(model(images.to(self._device, non_blocking=True))).float()
                 yield logits, labels.to(self._device)

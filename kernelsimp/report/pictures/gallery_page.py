@@ -45,7 +45,7 @@ class LayerPictures:
 
 
 @dataclass(frozen=True)
-class Kind:
+class PictureKind:
     """Some pictures of one structure, and how many of it are drawn on the page in all."""
 
     family: str
@@ -84,10 +84,10 @@ def largest(gallery: Gallery, placed: list[LayerPictures]) -> list[Shown]:
     return [item.shown() for item in chosen]
 
 
-def by_structure(gallery: Gallery, placed: list[LayerPictures]) -> list[Kind]:
+def by_structure(gallery: Gallery, placed: list[LayerPictures]) -> list[PictureKind]:
     """Return the largest changes of each structure over all layers, the commonest structures first."""
     kinds = [
-        Kind(printable(family), len(items), tuple(item.shown() for item in items[:OF_A_STRUCTURE]))
+        PictureKind(printable(family), len(items), tuple(item.shown() for item in items[:OF_A_STRUCTURE]))
         for family, items in _by_family(gallery, placed).items()
     ]
     return sorted(kinds, key=lambda kind: (-kind.drawn, kind.family))

@@ -36,7 +36,6 @@ def _layers(plan: Plan) -> Table:
 
 def _totals(plan: Plan) -> Table:
     found = sum(int((layer.found & layer.changed).sum()) for layer in plan.layers)
-    equivalent = plan.dof_after + plan.choice_bits / plan.coefficient_bits
     before = max(plan.dof_before, 1)
     rows = (
         (
@@ -48,7 +47,7 @@ def _totals(plan: Plan) -> Table:
         ("found / imposed", f"{found:,} / {plan.simplified - found:,}"),
         *((("denoised", fmt.count(plan.denoised)),) if plan.denoised else ()),
         ("degrees of freedom left", fmt.share(plan.dof_after, before)),
-        ("counting the choice", f"{100 * float(np.float64(equivalent) / before):.1f} %"),
+        ("counting the choice", f"{100 * float(np.float64(plan.equivalent_dof) / before):.1f} %"),
     )
     return Table("Totals", ("what", "value"), rows, frozenset({0, 1}))
 

@@ -1,0 +1,242 @@
+"""Carry out decisions on a network, layer by layer from input to output, each on its already changed inputs.
+
+Every layer's weights are fitted so that its outputs stay nearest to the original network's; each kernel is
+then written exactly into its structure, in the dtype of the checkpoint, and the layers after it see that.
+Where the layer has a bias, or feeds one batch norm, the shift of its mean goes there in closed form.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelsimp.kernels.bank import KernelBank, LayerKernels
+from kernelsimp.models.hooks import Replay, Trace, Use
+from kernelsimp.models.layers import conv_modules, stored_order, tensor_name
+from kernelsimp.solver.alternating import settle
+from kernelsimp.solver.moments import Moments, pair_moments, sampling_for
+from kernelsimp.solver.projected_cg import FilterConstraint, UnsolvableError, resolve
+from kernelsimp.solver.targets import Target, targets_of
+from kernelsimp.watch import SILENT, Watcher
+
+__all__ = ["CalibratedNetwork", "Fit", "Reconstruction", "Target", "in_float32", "reconstruct", "targets_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class CalibratedNetwork:
+    """What a reconstruction stands on: the original network with its kernels, and images to look at it with.
+
+    `model` runs in float32, in evaluation mode; `images` are batches of its input, `held` batches that
+    judge and are never fitted to.
+    """
+
+    model: nn.Module
+    bank: KernelBank
+    traced: Trace
+    images: tuple[Tensor, ...]
+    held: tuple[Tensor, ...] = ()
+    seed: int = 0
+
+    @property
+    def count(self) -> int:
+        return sum(len(batch) for batch in self.images)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How one layer came out: relative `output_error` (None where it was never run) and a word on trouble."""
+
+    output_error: float | None
+    steps: int = 0
+    trouble: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """The simplified network, and the tensors that differ from the original's.
+
+    Weights are in the bank's dtype; biases and running means in float32, for the checkpoint to cast.
+    """
+
+    model: nn.Module
+    tensors: Mapping[str, Tensor]
+    fits: Mapping[str, Fit]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What did not go as it should, a sentence a layer."""
+        return tuple(f"{name}: {fit.trouble}" for name, fit in self.fits.items() if fit.trouble)
+
+    @property
+    def output_errors(self) -> dict[str, float]:
+        """The relative output error of each layer that was re-solved."""
+        return {name: fit.output_error for name, fit in self.fits.items() if fit.output_error is not None}
+
+    @property
+    def buffers_changed(self) -> tuple[str, ...]:
+        """The biases and batch norm means that took up shifts."""
+        return tuple(name for name in self.tensors if name.endswith(("running_mean", "bias")))
+
+
+@dataclass
+class _ReconstructionState:
+    """What changes along the way."""
+
+    model: nn.Module
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    fits: dict[str, Fit] = field(default_factory=dict)
+
+
+def reconstruct(
+    calibrated: CalibratedNetwork,
+    targets: Mapping[str, Target],
+    watcher: Watcher = SILENT,
+    *,
+    fitted: bool = True,
+) -> Reconstruction:
+    """Return the network in which the layers of `targets` are what these ask for.
+
+    With `fitted` false every kernel is only projected and nothing else moves. A layer whose moments are
+    singular, missing or of too few rows is projected too, and its `Fit` says so.
+    """
+    state = _ReconstructionState(copy.deepcopy(calibrated.model))
+    layers = {layer.name: layer for layer in calibrated.bank.layers}
+    now, before = (
+        Replay(model, calibrated.traced, calibrated.images) for model in (state.model, calibrated.model)
+    )
+    watcher.start("re-solving layer by layer" if fitted else "projecting", len(calibrated.traced.uses))
+    for use in calibrated.traced.uses:
+        layer, target = layers[use.name], targets.get(use.name)
+        if fitted and (state.tensors or target):
+            moments = _moments(use, layer, (now, before if state.tensors else None), calibrated)
+            _fit_layer(state, use, (layer, target), moments)
+        elif target:
+            _store(state, layer, target.nearest_kernels(layer.kernels))
+        watcher.step()
+    for name in targets.keys() - {use.name for use in calibrated.traced.uses}:
+        _store(state, layers[name], targets[name].nearest_kernels(layers[name].kernels))
+        state.fits[name] = Fit(None, trouble="never run on calibration images: only projected")
+    return Reconstruction(state.model, state.tensors, state.fits)
+
+
+def _moments(
+    use: Use, layer: LayerKernels, replays: tuple[Replay, Replay | None], calibrated: CalibratedNetwork
+) -> Moments | None:
+    now, before = replays
+    original = _by_group(layer)
+    sampling = sampling_for(use, original.shape[-1], calibrated.count, calibrated.seed)
+    was = before.inputs_of(use) if before is not None else None
+    return pair_moments(now.inputs_of(use), was, original, sampling)
+
+
+def _fit_layer(
+    state: _ReconstructionState, use: Use, work: tuple[LayerKernels, Target | None], moments: Moments | None
+) -> None:
+    layer, target = work
+    if moments is None or (moments.same and target is None):
+        return
+    original = _by_group(layer)
+    shifted = _takes_shift(state.model, use)
+    weights, fit = _solve(layer, target, moments, shifted=shifted)
+    written = _write(state, layer, target, weights)
+    here = moments.to("cpu")
+    if shifted:
+        _shift(state, use, (written, original), here)
+    metric = here.centred(original) if shifted else here
+    share = metric.error(written, original).sum() / metric.power.sum().clamp_min(1e-300)
+    state.fits[use.name] = replace(fit, output_error=float(share.sqrt()))
+
+
+def _solve(
+    layer: LayerKernels, target: Target | None, moments: Moments, *, shifted: bool
+) -> tuple[Tensor, Fit]:
+    """Return the fitted weights on the CPU, or the projected ones with the reason.
+
+    A device that runs out of memory hands the layer to the CPU.
+    """
+    device = moments.gram.device
+    original = _by_group(layer)
+    free = FilterConstraint(layer.kernels[0, 0].numel(), ())
+    constraint = target.constraint(layer.kernels) if target else free
+    try:
+        there = original.to(device)
+        metric = moments.centred(there) if shifted else moments
+        solved = resolve(there, constraint.to(device), metric)
+        if target is not None:
+            solved = settle(solved, there, (target, layer), metric)
+        return solved.weights.cpu(), Fit(None, solved.steps)
+    except UnsolvableError as reason:
+        instead = "only projected" if target else "left as it was"
+        meets = target.settled(layer.kernels) if target and target.settled else constraint
+        return meets.place(original), Fit(None, trouble=f"{reason}; {instead}")
+    except torch.OutOfMemoryError:
+        if device.type == "cpu":
+            raise
+    weights, fit = _solve(layer, target, moments.to("cpu"), shifted=shifted)
+    told = f"{device} ran out of memory, solved on the CPU"
+    return weights, replace(fit, trouble=f"{told}; {fit.trouble}" if fit.trouble else told)
+
+
+def _by_group(layer: LayerKernels) -> Tensor:
+    """Return the original weights (groups, filters, D) in float64."""
+    return layer.kernels.detach().double().reshape(layer.groups, len(layer.kernels) // layer.groups, -1)
+
+
+def _write(
+    state: _ReconstructionState, layer: LayerKernels, target: Target | None, weights: Tensor
+) -> Tensor:
+    """Put new weights into the network, exactly in their structures in the stored dtype; return those.
+
+    A filter whose weights did not move beyond rounding keeps its bits.
+    """
+    kernels = weights.reshape(layer.kernels.shape).to(layer.kernels.dtype)
+    still = torch.isclose(weights, _by_group(layer), rtol=1e-12, atol=0).all(-1).reshape(-1)
+    kernels[still] = layer.kernels[still]
+    kernels = target.write(kernels) if target else kernels
+    _store(state, layer, kernels)
+    return kernels.double().reshape(weights.shape)
+
+
+def _store(state: _ReconstructionState, layer: LayerKernels, kernels: Tensor) -> None:
+    weight: Any = conv_modules(state.model)[layer.name].weight
+    value = stored_order(kernels, layer.kind, layer.groups, tuple(weight.shape))
+    with torch.no_grad():
+        weight.copy_(value)
+    state.tensors[tensor_name(layer.name)] = value.contiguous()
+
+
+def _takes_shift(model: nn.Module, use: Use) -> bool:
+    """Say whether a shift of the layer's mean output has somewhere to go: its bias or its batch norm."""
+    module: Any = conv_modules(model)[use.name]
+    if use.calls > 1:
+        return False  # one bias for several places cannot mend each
+    if module.bias is not None:
+        return True
+    norm: Any = dict(model.named_modules())[use.norm] if use.norm else None
+    return norm is not None and norm.running_mean is not None
+
+
+def _shift(state: _ReconstructionState, use: Use, weights: tuple[Tensor, Tensor], moments: Moments) -> None:
+    """Let the bias, or the batch norm's running mean, take the change of the layer's mean output.
+
+    b* = b + mean_before'w0 - mean'w; a running mean moves the other way.
+    """
+    new, old = weights
+    change = (new @ moments.mean[:, :, None] - old @ moments.mean_before[:, :, None]).reshape(-1)
+    module: Any = conv_modules(state.model)[use.name]
+    if module.bias is not None:
+        name, target, change = f"{use.name}.bias" if use.name else "bias", module.bias, -change
+    else:
+        norm: Any = dict(state.model.named_modules())[str(use.norm)]
+        name, target = f"{use.norm}.running_mean", norm.running_mean
+    with torch.no_grad():
+        target.add_(change.to(target.device, target.dtype))
+    state.tensors[name] = target.detach().clone().cpu()
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+    """Return a copy of the network that calculates in float32, in evaluation mode."""
+    return copy.deepcopy(model).float().eval()

@@ -1,0 +1,145 @@
+"""What every way of simplifying does: survey, choose, re-solve, judge.
+
+What is chosen depends on calibration images alone, without labels; a part of them is held back to judge
+the three costs by KL(original || simplified).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.bank import KernelBank
+from kernelsimp.models.hooks import trace
+from kernelsimp.records.plan import Plan
+from kernelsimp.settings import PlanSettings
+from kernelsimp.solver.costs import COSTS
+from kernelsimp.solver.distance import Distance, DistanceJudge
+from kernelsimp.solver.fisher import cached_survey, survey
+from kernelsimp.solver.layerwise import (
+    CalibratedNetwork,
+    Reconstruction,
+    in_float32,
+    reconstruct,
+    targets_of,
+)
+from kernelsimp.solver.plan_builder import Chooser, Prepared, check_prices, plan_for, prepare
+from kernelsimp.watch import SILENT, Watcher
+
+HELD_BACK = 0.125
+"""The share of the calibration images that judges and is never fitted to."""
+
+BATCH = 128
+
+
+@dataclass(frozen=True, eq=False)
+class PlanTrial:
+    """One plan, the network it made, and how far that is from the original.
+
+    `predicted` is the loss of each layer by the survey, before any re-solve, in nats an image.
+    """
+
+    cost: str
+    plan: Plan
+    predicted: Mapping[str, float]
+    reconstruction: Reconstruction
+    distance: Distance
+
+    @property
+    def kappa(self) -> float:
+        """What was measured over what was predicted; NaN where nothing was."""
+        total = sum(self.predicted.values())
+        return self.distance.divergence / total if total > 0 else float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The plan that was kept and everything that was tried. `tensors` differ from the original's."""
+
+    best: PlanTrial
+    tried: tuple[PlanTrial, ...]
+    tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def plan(self) -> Plan:
+        return self.best.plan
+
+
+def calibrated_network(
+    model: nn.Module, bank: KernelBank, images: Iterable[Tensor], seed: int, *, flip: bool = False
+) -> CalibratedNetwork:
+    """Return what a reconstruction stands on; the last eighth of the image batches is held back to judge.
+
+    `images` are batches of the network's input, on its device; with `flip`, those to fit to are joined by
+    their left-right mirror images. Raises `KernelsimpError` where there are none or the network refuses
+    them.
+    """
+    whole = torch.cat(list(images))
+    if len(whole) < 2:
+        raise KernelsimpError(f"{len(whole)} calibration images; expected 2 at least, see --calibration")
+    held = max(1, round(HELD_BACK * len(whole)))
+    fitted, judged = whole[:-held], whole[-held:]
+    if flip:  # each beside its mirror image, so that every batch has both
+        fitted = torch.stack([fitted, fitted.flip(-1)], 1).flatten(0, 1)
+    copy = in_float32(model)
+    traced = trace(copy, fitted[:2])
+    return CalibratedNetwork(copy, bank, traced, torch.split(fitted, BATCH), torch.split(judged, BATCH), seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Surveyed:
+    """Ground that has been looked at once: all further plans on it start from here."""
+
+    calibrated: CalibratedNetwork
+    prepared: Prepared
+    judge: DistanceJudge
+
+
+def survey_layers(
+    calibrated: CalibratedNetwork,
+    settings: PlanSettings,
+    watcher: Watcher = SILENT,
+    cache: Path | None = None,
+) -> Surveyed:
+    """Survey the network on its calibration images and list what each kernel may become.
+
+    `cache` is a file that keeps the survey; its name must tell network, images and seed apart. The moments
+    of the re-solve are never kept: they hang on the inputs that a plan has changed upstream.
+    """
+    check_prices(settings)
+    seen = cached_survey(
+        cache,
+        lambda: survey(calibrated.model, calibrated.traced, calibrated.images, calibrated.seed, watcher),
+        watcher,
+    )
+    return Surveyed(
+        calibrated, prepare(calibrated.bank, settings, seen), DistanceJudge(calibrated.model, calibrated.held)
+    )
+
+
+def solve_at_budget(surveyed: Surveyed, choose: Chooser, cost: str, watcher: Watcher = SILENT) -> Solution:
+    """Make a plan with `cost`, or with every cost where it is `auto`; re-solve each; keep the nearest."""
+    tried = tuple(
+        try_plan(surveyed, plan_for(surveyed.prepared, name, choose), watcher)
+        for name in (COSTS if cost == "auto" else (cost,))
+    )
+    best = min(tried, key=lambda item: item.distance.divergence)
+    return Solution(best, tried, best.reconstruction.tensors, best.reconstruction.notes)
+
+
+def try_plan(surveyed: Surveyed, made: tuple[Plan, dict[str, float]], watcher: Watcher = SILENT) -> PlanTrial:
+    """Carry out a plan and measure how far the network has moved."""
+    plan, predicted = made
+    fitted = surveyed.prepared.settings.resolve != "none"
+    reconstruction = reconstruct(surveyed.calibrated, targets_of(plan), watcher, fitted=fitted)
+    return PlanTrial(
+        str(plan.rule.get("cost", "none")),
+        plan,
+        predicted,
+        reconstruction,
+        surveyed.judge.distance(reconstruction.model),
+    )

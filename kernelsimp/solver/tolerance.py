@@ -1,0 +1,116 @@
+"""The weight-space plan: every kernel within one relative residual of a family takes that family.
+
+The simple rule. It needs no data and no architecture; where both are there, the solution through the layer's
+real inputs keeps far more accuracy at the same degrees of freedom.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsimp.analysis.chance import found_in
+from kernelsimp.analysis.examine import NONE, Examined, examine
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.bank import KernelBank
+from kernelsimp.kernels.families import SEVENTEEN, ZERO
+from kernelsimp.kernels.structures import CURVED, LINEAR, expand
+from kernelsimp.records.plan import FREE, LayerPlan, Plan
+from kernelsimp.settings import PlanSettings
+
+BISECTIONS = 40
+
+
+def weight_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
+    """Return the plan of `settings.tolerance`, or of the least tolerance that leaves `settings.dof`.
+
+    Raises `KernelsimpError` for a share or tolerance out of range, one out of reach, or an unknown family.
+    """
+    names = _linear_only(settings.families)
+    examined = [examine(layer, names) for layer in bank.spatial]
+    if settings.dof is not None:
+        _check_share("--dof", settings.dof)
+        tolerance = tolerance_for(examined, settings.dof)
+    else:
+        tolerance = 0.1 if settings.tolerance is None else settings.tolerance
+        _check_share("--tolerance", tolerance)
+    rule = {
+        "rule": "relative tolerance",
+        "tolerance": tolerance,
+        "dof": settings.dof,
+        "families": list(names),
+    }
+    return plan_at(examined, tolerance, settings.fdr, rule)
+
+
+def _linear_only(names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the families that the simple rule measures; it knows neither bent sets nor `zero`."""
+    beyond = [name for name in expand(names or ()) if name in (*CURVED, LINEAR)]
+    if beyond:
+        advice = (
+            f"leave '{beyond[0]}' out of --families, or give a budget with --dof, --simplified or --max-drop"
+        )
+        raise KernelsimpError(
+            f"--tolerance and --cost relative measure named linear families alone; {advice}"
+        )
+    return tuple(name for name in expand(names) if name != ZERO) if names else SEVENTEEN
+
+
+def tolerance_for(examined: Sequence[Examined], share: float) -> float:
+    """Return, by bisection, the least relative tolerance that leaves at most `share` of the DOF."""
+    before = sum(layer.layer.count * int(np.prod(layer.layer.grid)) for layer in examined)
+    low, high = 0.0, 1.0
+    if dof_at(examined, high) > share * before:
+        least = dof_at(examined, high) / before
+        raise KernelsimpError(f"--dof {share:g} is out of reach: these families leave {least:.3f} at least")
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if dof_at(examined, middle) <= share * before else (middle, high)
+    return high
+
+
+def dof_at(examined: Sequence[Examined], tolerance: float) -> int:
+    """Return the degrees of freedom left when every match at `tolerance` is taken."""
+    return sum(int(_dims(layer)[_choice(layer, tolerance)].sum()) for layer in examined)
+
+
+def plan_at(
+    examined: Sequence[Examined], tolerance: float, fdr: float, rule: dict[str, object] | None = None
+) -> Plan:
+    """Return the plan that takes every match at `tolerance`, each labelled found or imposed at `fdr`."""
+    seen = dict.fromkeys(family.name for layer in examined for family in layer.families)
+    structures = ("free", *seen)
+    layers = tuple(_layer_plan(layer, structures, tolerance, fdr) for layer in examined)
+    plan = Plan(structures, layers, rule or {"rule": "relative tolerance", "tolerance": tolerance})
+    return replace(plan, choice_bits=plan.entropy_bits())
+
+
+def _layer_plan(layer: Examined, structures: tuple[str, ...], tolerance: float, fdr: float) -> LayerPlan:
+    best = layer.best(tolerance)
+    names = [family.name for family in layer.families]
+    index = np.array([FREE, *map(structures.index, names)], dtype=np.int16)
+    rows = np.arange(len(best))
+    taken = best != NONE
+    residual = np.where(taken, layer.residual[rows, best], 0) if layer.families else np.zeros(len(best))
+    free = LayerPlan.free(layer.layer, structures, dict(zip(names, layer.dims.tolist(), strict=True)))
+    return replace(
+        free,
+        choice=index[best + 1].reshape(free.choice.shape),
+        found=(found_in(layer, fdr) & taken).reshape(free.choice.shape),
+        residual=residual.astype(np.float32).reshape(free.choice.shape),
+    )
+
+
+def _dims(layer: Examined) -> NDArray[np.int64]:
+    """The dimension of 'free' and of each family, (1 + families,)."""
+    return np.array([np.prod(layer.layer.grid), *layer.dims], dtype=np.int64)
+
+
+def _choice(layer: Examined, tolerance: float) -> NDArray[np.int64]:
+    return layer.best(tolerance) + 1
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise KernelsimpError(f"{name} is {value:g}; expected a number from 0 to 1")
