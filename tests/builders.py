@@ -14,6 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+NET = f"{Path(__file__)}:TinyNet"
+"""What --arch takes for `TinyNet`."""
+
+SMALL = ["--arch", NET, "--batch-size", "16", "--epochs", "1", "--quiet"]
+
 
 class TinyNet(nn.Module):
     """A dense stem, a depthwise layer, a pointwise one, and a linear head; (n, 3, 8, 8) -> (n, 5)."""
@@ -145,6 +150,27 @@ def same(one: dict[str, Tensor] | object, other: dict[str, Tensor]) -> bool:
         a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b)
         for a, b in zip(one.values(), other.values(), strict=True)
     )
+
+
+def weights_in(path: Path) -> dict[str, Tensor]:
+    """Return the state dict that was written to a checkpoint, or to tiny.pt in the folder of a run."""
+    file = path / "tiny.pt" if path.is_dir() else path
+    return dict(torch.load(file, weights_only=True)["state_dict"])
+
+
+def white(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Kernels of independent normal cells, the same for the same seed."""
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def white64(*shape: int, seed: int = 0) -> Tensor:
+    """`white` in double precision."""
+    return white(*shape, seed=seed, dtype=torch.float64)
+
+
+def pixels(count: int, *shape: int, seed: int = 0) -> np.ndarray:
+    """Random images of whole numbers."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
 def npz(path: Path, shape: tuple[int, ...], count: int = 40) -> str:

@@ -1,12 +1,24 @@
 """What every test stands on: one thread, a tiny network and its images, real checkpoints where there are."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
-import torch
-from builders import npz, tiny_state, write_zip
 
-torch.set_num_threads(1)  # tiny networks: more threads only wait for each other
+if sys.dont_write_bytecode:  # else every process compiles torch's 3,000 files anew
+    kept = sys.pycache_prefix or str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "bytecode")
+    sys.dont_write_bytecode, sys.pycache_prefix = False, kept
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = kept
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Torch comes with the tests: a process that only hands them out to others needs none."""
+    import torch
+
+    torch.set_num_threads(1)  # tiny networks: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")
@@ -21,10 +33,14 @@ def shared_data() -> Path:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A checkpoint of `builders.TinyNet`."""
+    from builders import tiny_state, write_zip
+
     return write_zip({"state_dict": tiny_state()}, tmp_path / "tiny.pt")
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> str:
     """Forty 8 x 8 colour images of five classes, as an npz file."""
+    from builders import npz
+
     return npz(tmp_path / "images.npz", (8, 8, 3))

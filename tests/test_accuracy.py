@@ -1,19 +1,18 @@
 """Accuracy, its intervals and the paired tests, against published and independent values."""
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from saying import refusal
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from kernelsimp.data.sources import load_data
 from kernelsimp.data.transforms import Preprocess, batches
-from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import (
     Outcome,
     correct_from,
@@ -43,13 +42,6 @@ class Fixed(nn.Module):
 
 def scores(*rows: list[float]) -> Tensor:
     return torch.tensor(rows).reshape(len(rows), 1, 1, -1)
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(KernelsimpError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- measuring

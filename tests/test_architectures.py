@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from builders import WRITERS, prefixed, tiny_net, tiny_state, write_zip
+from networks import Tied
 from safetensors.torch import save_file
+from saying import refusal
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
@@ -21,13 +23,6 @@ from kernelsimp.models.layers import bank_from_model
 from kernelsimp.models.zoo import ZOO
 
 FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, file.py:callable or package.module:callable"
-
-
-def refusal(spec: str) -> str:
-    with pytest.raises(KernelsimpError) as caught:
-        build_model(spec)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ---------------------------------------------------------------- the zoo
@@ -96,13 +91,21 @@ def test_recipes() -> None:
 
 
 def test_words_that_name_nothing() -> None:
-    assert refusal("resnet20") == (
+    assert refusal(lambda: build_model("resnet20")) == (
         f"--arch 'resnet20' is no architecture; expected {FORMS}; did you mean 'zoo:resnet20'?"
     )
-    assert refusal("whatever") == f"--arch 'whatever' is no architecture; expected {FORMS}"
-    assert refusal("zoo:resnet200") == "zoo:resnet200: no such network; did you mean 'resnet20'?"
-    assert refusal("zoo:vgg") == f"zoo:vgg: no such network; known: {', '.join(sorted(ZOO))}"
-    assert refusal("torchvision:resnet81") == (
+    assert (
+        refusal(lambda: build_model("whatever")) == f"--arch 'whatever' is no architecture; expected {FORMS}"
+    )
+    assert (
+        refusal(lambda: build_model("zoo:resnet200"))
+        == "zoo:resnet200: no such network; did you mean 'resnet20'?"
+    )
+    assert (
+        refusal(lambda: build_model("zoo:vgg"))
+        == f"zoo:vgg: no such network; known: {', '.join(sorted(ZOO))}"
+    )
+    assert refusal(lambda: build_model("torchvision:resnet81")) == (
         "torchvision:resnet81: no such network; did you mean 'resnet18'?"
     )
 
@@ -115,7 +118,10 @@ def write_code(folder: Path, text: str) -> str:
 
 def test_code_that_does_not_give_a_network(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere.py"
-    assert refusal(f"{missing}:build") == f"--arch {missing}:build: no file {missing}; check the path"
+    assert (
+        refusal(lambda: build_model(f"{missing}:build"))
+        == f"--arch {missing}:build: no file {missing}; check the path"
+    )
     path = write_code(
         tmp_path,
         "def build(): raise ValueError('no\\nluck')\n"
@@ -125,22 +131,34 @@ def test_code_that_does_not_give_a_network(tmp_path: Path) -> None:
         "constant = 3\n",
     )
     without = "expected a callable without arguments that returns the network"
-    assert refusal(f"{path}:biuld") == f"--arch {path}:biuld: {path} has no 'biuld'; did you mean 'build'?"
-    assert refusal(f"{path}:build") == f"--arch {path}:build: raised ValueError: no luck; {without}"
-    assert refusal(f"{path}:leave") == f"--arch {path}:leave: raised SystemExit: 0; {without}"
     assert (
-        refusal(f"{path}:number")
+        refusal(lambda: build_model(f"{path}:biuld"))
+        == f"--arch {path}:biuld: {path} has no 'biuld'; did you mean 'build'?"
+    )
+    assert (
+        refusal(lambda: build_model(f"{path}:build"))
+        == f"--arch {path}:build: raised ValueError: no luck; {without}"
+    )
+    assert (
+        refusal(lambda: build_model(f"{path}:leave"))
+        == f"--arch {path}:leave: raised SystemExit: 0; {without}"
+    )
+    assert (
+        refusal(lambda: build_model(f"{path}:number"))
         == f"--arch {path}:number: returned int, expected a torch.nn.Module; return the network"
     )
-    assert refusal(f"{path}:constant") == f"--arch {path}:constant: 'constant' is int, expected a callable"
+    assert (
+        refusal(lambda: build_model(f"{path}:constant"))
+        == f"--arch {path}:constant: 'constant' is int, expected a callable"
+    )
     what = "TypeError: needy() missing 1 required positional argument: 'width'"
-    assert refusal(f"{path}:needy") == f"--arch {path}:needy: raised {what}; {without}"
+    assert refusal(lambda: build_model(f"{path}:needy")) == f"--arch {path}:needy: raised {what}; {without}"
     path = write_code(tmp_path, "import not_a_module_of_anyone\n")
-    assert refusal(f"{path}:build") == (
+    assert refusal(lambda: build_model(f"{path}:build")) == (
         f"--arch {path}:build: importing {path} raised ModuleNotFoundError: "
         "No module named 'not_a_module_of_anyone'; mend that file"
     )
-    assert refusal("not_a_module_of_anyone:build") == (
+    assert refusal(lambda: build_model("not_a_module_of_anyone:build")) == (
         "--arch not_a_module_of_anyone:build: importing not_a_module_of_anyone raised ModuleNotFoundError: "
         f"No module named 'not_a_module_of_anyone'; expected {FORMS}"
     )
@@ -202,7 +220,7 @@ def stand_in(monkeypatch, name: str, module: object) -> None:
 
 def test_a_torchvision_that_does_not_match_torch_is_one_line_of_advice(monkeypatch) -> None:
     stand_in(monkeypatch, "torchvision", RuntimeError("operator torchvision::nms does not exist"))
-    assert refusal("torchvision:resnet18") == (
+    assert refusal(lambda: build_model("torchvision:resnet18")) == (
         f"torchvision fails with torch {torch.__version__} (operator torchvision::nms does not exist); "
         "they do not match: pip install --upgrade --force-reinstall torch torchvision"
     )
@@ -210,7 +228,10 @@ def test_a_torchvision_that_does_not_match_torch_is_one_line_of_advice(monkeypat
 
 def test_timm_missing_and_present(monkeypatch) -> None:
     stand_in(monkeypatch, "timm", ModuleNotFoundError("No module named 'timm'"))
-    assert refusal("timm:convnext_tiny") == "timm is not installed; pip install 'kernelsimp[timm]'"
+    assert (
+        refusal(lambda: build_model("timm:convnext_tiny"))
+        == "timm is not installed; pip install 'kernelsimp[timm]'"
+    )
     names = ["convnext_tiny", "convnext_small"]
     timm = types.SimpleNamespace(
         is_model=lambda name: name in names,
@@ -218,7 +239,7 @@ def test_timm_missing_and_present(monkeypatch) -> None:
         create_model=lambda name, pretrained: tiny_net(),
     )
     stand_in(monkeypatch, "timm", timm)
-    assert refusal("timm:convnext_tinny") == (
+    assert refusal(lambda: build_model("timm:convnext_tinny")) == (
         "timm:convnext_tinny: no such network; did you mean 'convnext_tiny'?"
     )
     assert isinstance(build_model("timm:convnext_tiny"), nn.Module)
@@ -324,14 +345,6 @@ def test_two_networks_side_by_side_are_not_guessed_at() -> None:
     assert fit(tiny_net(), checkpoint).tensors is checkpoint.tensors
     direct = checkpoint_of(tiny_state())
     assert fit(tiny_net(), direct).tensors is direct.tensors
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 3, 3)
-        self.second = nn.Conv2d(3, 3, 3)
-        self.second.weight = self.first.weight
 
 
 def test_a_file_that_stores_a_tied_weight_twice_changes_in_both_places(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from builders import TinyNet, tiny_net, tiny_state, write_zip
+from builders import NET, TinyNet, tiny_net, tiny_state, write_zip
 from torch import Tensor, nn
 
 from kernelsimp.analysis.alternatives import ALTERNATIVES, Layer, alternatives
@@ -20,7 +20,6 @@ from kernelsimp.report.store import json_schema
 from kernelsimp.report.tables.audit import audit_tables
 from kernelsimp.settings import AuditSettings
 
-NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
 USUAL = AuditSettings()
 
 

@@ -3,7 +3,8 @@
 from types import ModuleType
 
 import pytest
-from test_bench_simplify import script
+
+from scripts import script
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_random_kernels_have_few_values_as_often_as_gaussian_ones():
 def test_rough_few_values_agree_with_the_exact_ones(grid):
     kernels = torch.cat([white(200, *grid), torch.round(white(100, *grid, seed=1)), torch.ones(1, *grid)])
     counts = [u for u in shapes.SHALLOW_COUNTS if few_values.is_offered(grid, u)]
-    fast = shapes._few_where_near(kernels, counts, 0.1)
+    fast = shapes.few_values_where_near(kernels, counts, 0.1)
     for exact in few_values.fit_all(kernels, counts):
         near = exact.residual <= 0.1
         torch.testing.assert_close(fast[exact.values][near], exact.residual[near], rtol=1e-9, atol=1e-9)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_solve import FAMILIES, all_exact, network, smooth_images
+from networks import network, smooth_images
+from solving import FAMILIES, all_exact
 from torch import Tensor, nn
 
 from kernelsimp.commands.planner import judge_memorised

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import reports
 import torch
-from test_check_gate import (
+from gates import (
     BROKEN,
     DAMAGED,
     FINGERPRINT,

@@ -9,12 +9,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from builders import TinyNet, tiny_state, write_zip
+from builders import NET, TinyNet, tiny_state, write_zip
 from torch import Tensor
 
 from kernelsimp.cli.main import run
 
-NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
 State = dict[str, Tensor]
 HOSTILE = "<b>a\x1b[31m\n%0A::error::x"
 

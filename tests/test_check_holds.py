@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reports
 import torch
+from gates import LAYER, at, outcome
 from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
@@ -17,18 +18,9 @@ from kernelsimp.records.limits import Baseline, BaselineLayer, baseline_of
 from kernelsimp.records.report import Report
 from kernelsimp.records.verdict import Finding, Verdict
 
-LAYER = "layer1.0.conv1"
-
 
 def kernels() -> dict[str, Tensor]:
     return {name: value.clone() for name, value in reports.before_and_after()[1].items()}
-
-
-def at(structure: int, layer: str = LAYER) -> tuple[int, int]:
-    """Return the first kernel of a structure."""
-    choice = reports.before_and_after()[2].layer(layer).choice
-    out, into = np.argwhere(choice == structure)[0]
-    return int(out), int(into)
 
 
 @pytest.mark.parametrize("hold", ["freeze", "tie", "none"])
@@ -198,12 +190,6 @@ def test_a_hostile_layer_name_is_shown_harmless() -> None:
 
 
 # ---------------------------------------------------------------- accuracy
-
-
-def outcome(correct: int, seed: int = 2) -> Outcome:
-    right = np.zeros(reports.TOTAL, dtype=bool)
-    right[np.random.default_rng(seed).permutation(reports.TOTAL)[:correct]] = True
-    return Outcome(right, 0.3)
 
 
 FINGERPRINT = "cd" * 32

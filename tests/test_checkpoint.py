@@ -16,24 +16,12 @@ from builders import (
     write_sparse_safetensors,
     write_zip,
 )
+from saying import file_refusal
 from torch import nn
 
-from kernelsimp.errors import CheckpointError, KernelsimpError
+from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.checkpoint import load_checkpoint
 from kernelsimp.settings import ModelSettings
-
-PLAIN = ModelSettings()
-
-
-def refusal(path: Path, settings: ModelSettings = PLAIN) -> str:
-    """Return the words with which a file is refused, with its path left out."""
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path, settings)
-    words = str(caught.value)
-    assert "\n" not in words
-    assert caught.value.exit_code == 2
-    return words.replace(str(path), "FILE")
-
 
 # ---------------------------------------------------------------- containers, wrappers, prefixes
 
@@ -136,13 +124,13 @@ def test_several_networks_side_by_side_need_a_choice(tmp_path: Path) -> None:
     payload = {"generator": tiny_state(0), "critic": tiny_state(1)}
     path = write_zip(payload, tmp_path / "gan.pt")
     words = "FILE: holds several state dicts: 'generator', 'critic'; choose one with --weights KEY"
-    assert refusal(path) == words
+    assert file_refusal(path) == words
     checkpoint = load_checkpoint(path, ModelSettings(weights="critic"))
     assert same(dict(checkpoint.tensors), tiny_state(1))
-    assert refusal(path, ModelSettings(weights="student")) == (
+    assert file_refusal(path, weights="student") == (
         "FILE: no weights under 'student'; the file holds 'generator', 'critic'"
     )
-    assert refusal(path, ModelSettings(weights="ema")) == (
+    assert file_refusal(path, weights="ema") == (
         "FILE: no averaged (EMA) weights here; the file holds 'generator', 'critic'; drop --weights ema"
     )
 

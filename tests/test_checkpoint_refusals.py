@@ -20,44 +20,34 @@ from builders import (
     write_legacy,
     write_zip,
 )
+from saying import file_refusal
 
 from kernelsimp.errors import CheckpointError
 from kernelsimp.models.checkpoint import load_checkpoint
 from kernelsimp.settings import ModelSettings
 
-PLAIN = ModelSettings()
 EXPECTED = "expected a PyTorch (.pt, .pth, .bin, .ckpt) or .safetensors checkpoint"
-
-
-def refusal(path: Path, settings: ModelSettings = PLAIN) -> str:
-    """Return the words with which a file is refused, with its path left out."""
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path, settings)
-    words = str(caught.value)
-    assert "\n" not in words
-    assert caught.value.exit_code == 2
-    return words.replace(str(path), "FILE")
 
 
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
     write_zip(tiny_state(), tmp_path / "nett.pt")
-    assert refusal(path) == f"FILE: no such file; did you mean '{tmp_path / 'nett.pt'}'?"
-    assert refusal(tmp_path / "nowhere" / "net.pt") == "FILE: no such file; check the path"
-    assert refusal(tmp_path) == "FILE: is a directory; give one checkpoint file"
+    assert file_refusal(path) == f"FILE: no such file; did you mean '{tmp_path / 'nett.pt'}'?"
+    assert file_refusal(tmp_path / "nowhere" / "net.pt") == "FILE: no such file; check the path"
+    assert file_refusal(tmp_path) == "FILE: is a directory; give one checkpoint file"
     path.write_bytes(b"")
-    assert refusal(path) == "FILE: the file is empty; fetch it again"
+    assert file_refusal(path) == "FILE: the file is empty; fetch it again"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
-    assert refusal(path) == "FILE: this is a git-LFS pointer, not the file itself; run 'git lfs pull'"
+    assert file_refusal(path) == "FILE: this is a git-LFS pointer, not the file itself; run 'git lfs pull'"
     for page in ("<!DOCTYPE html><html>no</html>", "  <html><body>404</body></html>"):
         path.write_text(page)
-        assert refusal(path) == (
+        assert file_refusal(path) == (
             "FILE: this is an HTML page, not a checkpoint; the download went wrong; fetch the file itself"
         )
     path.write_text("Hello,\nworld")
-    assert refusal(path) == f"FILE: this is text ('Hello, world'), not a checkpoint; {EXPECTED}"
+    assert file_refusal(path) == f"FILE: this is text ('Hello, world'), not a checkpoint; {EXPECTED}"
     path.write_bytes(bytes(range(200, 256)) * 50)
-    assert refusal(path) == f"FILE: not a checkpoint: begins with c8 c9 ca cb cc cd ce cf; {EXPECTED}"
+    assert file_refusal(path) == f"FILE: not a checkpoint: begins with c8 c9 ca cb cc cd ce cf; {EXPECTED}"
 
 
 FOREIGN = {
@@ -72,14 +62,14 @@ FOREIGN = {
 def test_known_foreign_formats_are_named(signature: bytes, tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
     path.write_bytes(signature + bytes(600))
-    assert refusal(path) == f"FILE: this is {FOREIGN[signature]}"
+    assert file_refusal(path) == f"FILE: this is {FOREIGN[signature]}"
 
 
 def test_a_zip_of_something_else(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
     np.savez(tmp_path / "arrays.npz", a=np.zeros(2))
     shutil.move(tmp_path / "arrays.npz", path)
-    assert refusal(path) == f"FILE: a zip archive without a PyTorch state (it holds a.npy); {EXPECTED}"
+    assert file_refusal(path) == f"FILE: a zip archive without a PyTorch state (it holds a.npy); {EXPECTED}"
 
 
 @pytest.mark.parametrize("container", WRITERS)
@@ -88,8 +78,8 @@ def test_truncated_files(container: str, share: float, tmp_path: Path) -> None:
     path = WRITERS[container](tiny_state(), tmp_path / "net.pt")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    assert refusal(path).startswith("FILE: ")
-    assert refusal(path).endswith("fetch it again")
+    assert file_refusal(path).startswith("FILE: ")
+    assert file_refusal(path).endswith("fetch it again")
 
 
 @pytest.mark.parametrize("container", ["legacy", "safetensors"])
@@ -97,7 +87,7 @@ def test_a_file_that_grew(container: str, tmp_path: Path) -> None:
     path = WRITERS[container](tiny_state(), tmp_path / "net.pt")
     with path.open("ab") as file:
         file.write(b"more")
-    assert refusal(path).endswith("fetch it again")
+    assert file_refusal(path).endswith("fetch it again")
 
 
 def test_a_flipped_bit_in_a_zip_fails_its_crc(tmp_path: Path) -> None:
@@ -105,7 +95,8 @@ def test_a_flipped_bit_in_a_zip_fails_its_crc(tmp_path: Path) -> None:
     path = write_zip(state, tmp_path / "net.pt")
     flip_bit(path, position_of(path, state["stem.weight"].numpy().tobytes()), bit=1)
     assert (
-        refusal(path) == "FILE: record 'net/data/0' fails its CRC check, the file is damaged; fetch it again"
+        file_refusal(path)
+        == "FILE: record 'net/data/0' fails its CRC check, the file is damaged; fetch it again"
     )
 
 
@@ -113,7 +104,7 @@ def test_a_flipped_bit_in_a_zip_fails_its_crc(tmp_path: Path) -> None:
 def test_damaged_headers(container: str, tmp_path: Path) -> None:
     path = WRITERS[container](tiny_state(), tmp_path / "net.safetensors")
     flip_bit(path, 5, bit=6)
-    assert refusal(path).endswith("fetch it again")
+    assert file_refusal(path).endswith("fetch it again")
 
 
 def test_every_single_flip_is_one_line_or_loads(tmp_path: Path) -> None:
@@ -160,10 +151,10 @@ def test_sha256(tmp_path: Path) -> None:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert load_checkpoint(path, ModelSettings(sha256=digest.upper())).sha256 == digest
     wrong = "0" * 64
-    assert refusal(path, ModelSettings(sha256=wrong)) == (
+    assert file_refusal(path, sha256=wrong) == (
         f"FILE: SHA-256 is {digest}, expected {wrong}; fetch the file again"
     )
-    assert refusal(path, ModelSettings(sha256="abc")) == (
+    assert file_refusal(path, sha256="abc") == (
         "--sha256 'abc' is no SHA-256; expected 64 hexadecimal digits"
     )
 
@@ -182,7 +173,7 @@ def test_a_full_pickled_module_with_trust(container: str, tmp_path: Path) -> Non
 def test_a_pickle_bomb_does_not_go_off(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     for path in write_bombs(tmp_path, marker):
-        assert refusal(path) == (
+        assert file_refusal(path) == (
             f"FILE: a full pickled object that would run code from {os.system.__module__}.system; save its "
             "state_dict() instead, or pass --trust-pickle if you trust where it came from"
         )
@@ -192,7 +183,7 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path: Path) -> None:
 def test_trusting_a_pickle_whose_code_is_not_here(tmp_path: Path, monkeypatch) -> None:
     path = write_zip(tiny_net(), tmp_path / "net.pt")
     monkeypatch.delattr("builders.TinyNet")
-    words = refusal(path, ModelSettings(trust_pickle=True))
+    words = file_refusal(path, trust_pickle=True)
     assert words.startswith("FILE: the pickled object does not load (")
     assert words.endswith("; run where its code can be imported, or save its state_dict()")
 
@@ -206,12 +197,12 @@ def test_payloads_without_a_state_dict(tmp_path: Path) -> None:
         ({"epoch": 1, "lr": 0.5}, "a dict with 2 entries ('epoch', 'lr')"),
     ]:
         write_zip(payload, path)
-        assert refusal(path) == f"FILE: holds {what}, no state dict; save model.state_dict()"
+        assert file_refusal(path) == f"FILE: holds {what}, no state dict; save model.state_dict()"
 
 
 def test_a_broken_pickle_is_not_met_with_advice_to_run_it(tmp_path: Path) -> None:
     path = write_legacy(tiny_state(), tmp_path / "net.pt")
     path.write_bytes(b"\x80\x02\xff" + path.read_bytes()[3:])
-    assert refusal(path) == (
+    assert file_refusal(path) == (
         "FILE: cannot be read (its pickle is broken); the file is damaged or truncated; fetch it again"
     )

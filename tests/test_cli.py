@@ -3,28 +3,14 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from builders import npz, tiny_state, write_safetensors
+from builders import NET, SMALL, npz, tiny_state, write_safetensors
+from saying import fails
 
 from kernelsimp.cli.main import run
 from kernelsimp.files import read_sealed
-
-NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
-SMALL = ["--arch", NET, "--batch-size", "16", "--epochs", "1", "--quiet"]
-
-
-def fails(arguments: list[str], capsys, words: str, code: int = 2) -> None:
-    """Run and expect one line on stderr, nothing on stdout, and `code`."""
-    assert run(arguments) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = [line for line in captured.err.splitlines() if not line.endswith(" ...")]
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("kernelsimp: ")
-    assert words in lines[0]
 
 
 def test_a_scan_as_json_has_the_keys_of_its_schema(model, capsys):

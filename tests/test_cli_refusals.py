@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from builders import flip_bit, npz, tiny_state, write_bombs, write_zip
-from test_cli import NET, fails
+from builders import NET, flip_bit, npz, tiny_state, write_bombs, write_zip
+from saying import fails
 
 from kernelsimp.cli.main import run
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import white
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import coding
@@ -13,10 +14,6 @@ from kernelsimp.kernels.families import find, offered_families
 
 SPACES = [row.subspace for row in offered_families((3, 3), pairs=False)]
 NAMES = ["structure", "order-0", "distinct-values", "fp32", "uniform", "dct", "codebook"]
-
-
-def bank(count=300, grid=(3, 3), seed=0):
-    return torch.randn(count, *grid, generator=torch.Generator().manual_seed(seed))
 
 
 def one_by_one(symbols):
@@ -50,7 +47,7 @@ def test_adaptive_code_is_dearer_than_entropy_by_its_own_learning_only():
 @pytest.mark.parametrize("grid", [(3, 3), (1, 5), (5, 5)])
 def test_all_codings_reach_the_same_distortion(grid, distortion):
     found = code_layer(
-        bank(grid=grid), [row.subspace for row in offered_families(grid, pairs=False)], distortion
+        white(300, *grid), [row.subspace for row in offered_families(grid, pairs=False)], distortion
     )
     assert list(found) == NAMES
     for name in set(NAMES) - {"fp32", "codebook"}:
@@ -60,7 +57,7 @@ def test_all_codings_reach_the_same_distortion(grid, distortion):
 
 
 def test_bits_of_each_kernel_add_up():
-    found = code_layer(bank(), SPACES)
+    found = code_layer(white(300, 3, 3), SPACES)
     for coded in found.values():
         if coded.each is not None:
             assert coded.each.mean() == pytest.approx(coded.bits)
@@ -69,16 +66,16 @@ def test_bits_of_each_kernel_add_up():
 def test_white_kernels_cost_what_theory_says():
     """At high resolution: h(w) - log2(step) a cell, with step^2 / 12 = 1 % of the variance."""
     gaussian = 0.5 * math.log2(2 * math.pi * math.e) - math.log2(math.sqrt(0.12))
-    found = code_layer(bank(5000), SPACES)
+    found = code_layer(white(5000, 3, 3), SPACES)
     for name in ("order-0", "uniform", "dct"):
         assert found[name].bits == pytest.approx(9 * gaussian, rel=0.02)
-    assert step_for(bank(5000)) == pytest.approx(math.sqrt(0.12), rel=0.02)
-    assert coefficient_bits(bank(5000)) == pytest.approx(gaussian, rel=0.02)
+    assert step_for(white(5000, 3, 3)) == pytest.approx(math.sqrt(0.12), rel=0.02)
+    assert coefficient_bits(white(5000, 3, 3)) == pytest.approx(gaussian, rel=0.02)
 
 
 def test_structure_pays_where_there_is_some_and_is_named():
     space = find("full-square", (3, 3))
-    kernels = bank(600)
+    kernels = white(600, 3, 3)
     kernels[:400] = space.snap(kernels[:400])
     found = code_layer(kernels, SPACES)
     assert found["structure"].bits < 0.75 * found["uniform"].bits
@@ -90,12 +87,12 @@ def test_structure_pays_where_there_is_some_and_is_named():
 
 
 def test_structure_costs_little_more_than_the_best_plain_code_where_there_is_none():
-    found = code_layer(bank(2000), SPACES)
+    found = code_layer(white(2000, 3, 3), SPACES)
     assert found["structure"].bits < 1.03 * found["uniform"].bits
 
 
 def test_what_a_decoder_reads_is_structured_and_as_far_off_as_claimed():
-    kernels = torch.cat([bank(200), find("equal-rows", (3, 3)).snap(bank(200))])
+    kernels = torch.cat([white(200, 3, 3), find("equal-rows", (3, 3)).snap(white(200, 3, 3))])
     coded = coding.structure(kernels, SPACES, 0.03)
     assert coded.choice is not None
     written = torch.from_numpy(coded.written)
@@ -111,7 +108,7 @@ def test_what_a_decoder_reads_is_structured_and_as_far_off_as_claimed():
 
 
 def test_scale_does_not_change_bits():
-    first, second = code_layer(bank(), SPACES), code_layer(bank() * 1e-3, SPACES)
+    first, second = code_layer(white(300, 3, 3), SPACES), code_layer(white(300, 3, 3) * 1e-3, SPACES)
     for name in NAMES:
         assert first[name].bits == pytest.approx(second[name].bits, rel=0.02)
 
@@ -132,7 +129,7 @@ def test_distinct_values_are_charged_by_the_formula():
 
 
 def test_a_layer_of_zeros_and_a_layer_of_one_kernel():
-    for kernels in (torch.zeros(10, 3, 3), bank(1)):
+    for kernels in (torch.zeros(10, 3, 3), white(1, 3, 3)):
         found = code_layer(kernels, SPACES)
         assert all(math.isfinite(coded.bits) for coded in found.values())
     assert code_layer(torch.zeros(1000, 3, 3), SPACES)["structure"].bits < 0.2
@@ -146,7 +143,7 @@ def test_bad_input_is_refused():
     with pytest.raises(KernelsimpError, match=r"^coding: 1 kernels that are not finite; expected finite"):
         code_layer(torch.tensor([[[0.0, float("nan")]]]))
     with pytest.raises(KernelsimpError, match=r"^coding: distortion 1.0; expected a number between 0 and 1$"):
-        code_layer(bank(), (), 1.0)
+        code_layer(white(300, 3, 3), (), 1.0)
 
 
 def test_real_layer_agrees_with_the_published_figures(shared_data):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from builders import tiny_net, write_zip
+from saying import command_refusal
 from torch import Tensor, nn
 
 from kernelsimp.analysis.activations import (
@@ -101,15 +102,6 @@ def compared(*arguments: str) -> dict[str, Any]:
     found = json.loads(Path("c.json").read_text())
     jsonschema.Draft202012Validator(json_schema("kernelsimp.compare/1")).validate(found)
     return dict(found)
-
-
-def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the one line of a comparison that could not be done."""
-    assert run(["compare", *arguments, "-q"]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.splitlines()) == 1, captured.err
-    return captured.err.removeprefix("kernelsimp: ").strip()
 
 
 def test_a_network_beside_itself_is_alike_everywhere(place: Path) -> None:
@@ -229,25 +221,29 @@ def test_outputs_that_are_no_scores_leave_answers_null(place: Path) -> None:
 def test_bad_options_get_one_line(
     place: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
 ) -> None:
-    assert refusal(["0.pt", "1.pt", *BASE, *options], capsys) == words
+    assert command_refusal(["compare", "0.pt", "1.pt", *BASE, *options, "-q"], capsys) == words
 
 
 def test_networks_without_common_images_get_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refusal(["0.pt", weights_of("grey", place), *BASE, "--arch-b", "nets.py:grey"], capsys)
+    said = command_refusal(
+        ["compare", "0.pt", weights_of("grey", place), *BASE, "--arch-b", "nets.py:grey", "-q"], capsys
+    )
     assert said.startswith("B: the network cannot take images 3 x 8 x 8: ")
     assert said.endswith("both networks must take the same images; see --input-size, --crop and --channels")
 
 
 def test_what_is_missing_is_asked_for(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refusal(["0.pt", "1.pt", "--arch", "nets.py:tiny"], capsys)
+    said = command_refusal(["compare", "0.pt", "1.pt", "--arch", "nets.py:tiny", "-q"], capsys)
     assert said == "compare needs images that both networks are given: pass --data"
-    said = refusal(["0.pt", "1.pt", "--data", "npz:data.npz"], capsys)
+    said = command_refusal(["compare", "0.pt", "1.pt", "--data", "npz:data.npz", "-q"], capsys)
     assert said == "compare runs both networks: pass --arch, and --arch-b where B has another"
 
 
 def test_no_common_name_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = weights_of("other", place)
-    said = refusal(["0.pt", other, *BASE, "--arch-b", "nets.py:other", "--match", "name"], capsys)
+    said = command_refusal(
+        ["compare", "0.pt", other, *BASE, "--arch-b", "nets.py:other", "--match", "name", "-q"], capsys
+    )
     assert said == (
         "no layer of A has the name of a layer of B (A has stem, depthwise, pointwise, head; "
         "B has first, last); pass --match depth"

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from test_hold import Mixed
+from networks import Mixed
 from torch import nn
 
 from kernelsimp import nn as public

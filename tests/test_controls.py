@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_solve import FAMILIES, HALF, error_of, network, smooth_images
+from networks import network, smooth_images
+from solving import FAMILIES, HALF, error_of
 from torch import Tensor
 
 from kernelsimp.kernels.families import find

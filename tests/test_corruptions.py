@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from saying import refusal
 from torch import Tensor
 
 from kernelsimp.data.cifar_c import EXTRA, MAIN, official_suite
@@ -17,7 +18,6 @@ from kernelsimp.data.images import Geometry
 from kernelsimp.data.splits import Split
 from kernelsimp.data.stores import ArrayStore
 from kernelsimp.data.transforms import Preprocess, batches
-from kernelsimp.errors import KernelsimpError
 
 SMOOTH = ("fog", "brightness", "contrast", "saturate", "elastic_transform")
 """Their severities differ in kind or are not ordered by how far pixels move."""
@@ -35,13 +35,6 @@ def pictures(count: int = 6, side: int = 32, channels: int = 3) -> Tensor:
 def split_of(images: Tensor) -> Split:
     store = ArrayStore((images * 255).round().to(torch.uint8), torch.arange(len(images)))
     return Split(store, range(len(images)), Geometry())
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(KernelsimpError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- laws over the table

@@ -7,27 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import pixels
 from PIL import Image
+from saying import refusal
+from sources import load
 
 from kernelsimp.data.sources import SOURCES, Data, load_data
 from kernelsimp.data.splits import Cut, read_cut, split_by_hash
-from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import DataSettings
-
-
-def load(text: str, seed: int = 0, **settings: object) -> Data:
-    return load_data(DataSettings(data=text, **settings), seed)  # type: ignore[arg-type]
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(KernelsimpError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def pixels(count: int, *shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_data import load, pixels, refusal
+from builders import pixels
+from saying import refusal
+from sources import load
 
 from kernelsimp.data.numpy_files import place_of
 from kernelsimp.data.stores import as_images

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_data import load, refusal
+from saying import refusal
+from sources import load
 
 from kernelsimp.data.images import read_image
 from kernelsimp.data.layout import split_word

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_data import load, pixels, refusal
+from builders import pixels
+from saying import refusal
+from sources import load
 from torchvision.datasets import CIFAR10, MNIST
 
 

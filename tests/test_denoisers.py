@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from builders import white
 from scipy import ndimage
 
 from kernelsimp.errors import KernelsimpError
@@ -12,10 +13,6 @@ from kernelsimp.kernels.denoisers import DENOISERS, denoise, parse
 EVERY = [row.name for row in DENOISERS]
 LOCAL = [name for name in EVERY if name not in ("svd", "pca", "wiener")]
 GRIDS = [(1, 5), (5, 1), (2, 2), (3, 3), (3, 5), (7, 7)]
-
-
-def bank(grid=(3, 3), count=60, seed=0):
-    return torch.randn(count, *grid, generator=torch.Generator().manual_seed(seed))
 
 
 def smooth_bank(noise, count=400):
@@ -36,7 +33,7 @@ def change(before, after):
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_changes_by_no_more_than_the_strength_and_keeps_form(name, grid):
-    kernels = bank(grid)
+    kernels = white(60, *grid)
     for strength in (0.05, 0.3):
         found = denoise(kernels, name, strength)
         assert found.shape == kernels.shape
@@ -46,19 +43,19 @@ def test_changes_by_no_more_than_the_strength_and_keeps_form(name, grid):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_comes_near_the_strength_where_it_can(name):
-    kernels = bank((5, 5), 200)
+    kernels = white(200, 5, 5)
     reached = change(kernels, denoise(kernels, name, 0.3))
     assert reached >= (0.2 if name == "svd" else 0.295)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_strength_zero_changes_nothing(name):
-    assert torch.equal(denoise(bank(), name, 0), bank())
+    assert torch.equal(denoise(white(60, 3, 3), name, 0), white(60, 3, 3))
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_scale_and_sign_go_through(name):
-    kernels = bank().double()
+    kernels = white(60, 3, 3).double()
     assert torch.allclose(denoise(-1e-3 * kernels, name, 0.2), -1e-3 * denoise(kernels, name, 0.2), atol=1e-7)
 
 
@@ -77,7 +74,7 @@ def test_noise_on_smooth_kernels_is_reduced(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_knob_is_open_at_zero(name):
-    kernels = bank((3, 5)).double().numpy()
+    kernels = white(60, 3, 5).double().numpy()
     flat = kernels.reshape(len(kernels), -1)
     knob = denoisers.by_name(name).make(denoisers.Bank(kernels, flat.T @ flat / len(flat)))
     assert np.allclose(knob(0.0), kernels, atol=1e-12)
@@ -88,7 +85,7 @@ def test_the_knob_is_open_at_zero(name):
 def test_zero_empty_and_broken_banks(name):
     assert not bool(denoise(torch.zeros(3, 3, 3), name, 0.5).any())
     assert denoise(torch.zeros(0, 3, 3), name, 0.5).shape == (0, 3, 3)
-    kernels = bank()
+    kernels = white(60, 3, 3)
     kernels[3, 1, 1] = torch.nan
     found = denoise(kernels, name, 0.2)
     assert torch.equal(found[3].nan_to_num(9), kernels[3].nan_to_num(9))
@@ -96,7 +93,7 @@ def test_zero_empty_and_broken_banks(name):
 
 
 def test_gaussian_and_median_are_what_they_say():
-    kernels = bank((5, 5)).double()
+    kernels = white(60, 5, 5).double()
     blurred = denoise(kernels, "gaussian", 0.4)
     fits = [
         np.abs(ndimage.gaussian_filter(kernels[7].numpy(), sigma, mode="reflect") - blurred[7].numpy()).max()
@@ -108,7 +105,7 @@ def test_gaussian_and_median_are_what_they_say():
 
 
 def test_total_variation_meets_its_optimum():
-    kernels = bank((4, 4), 3).double().numpy()
+    kernels = white(3, 4, 4).double().numpy()
     level = np.sqrt(np.mean(kernels**2))
     flat = denoisers.by_name("tv").make(denoisers.Bank(kernels, np.eye(16)))(0.3)
     weight = level * 0.3 / 0.7
@@ -116,7 +113,7 @@ def test_total_variation_meets_its_optimum():
     def objective(values):
         return (
             0.5 * ((values - kernels) ** 2).sum()
-            + weight * np.sqrt((denoisers._gradient(values) ** 2).sum(axis=0)).sum()
+            + weight * np.sqrt((denoisers.gradient(values) ** 2).sum(axis=0)).sum()
         )
 
     generator = np.random.default_rng(0)
@@ -130,18 +127,18 @@ def test_total_variation_meets_its_optimum():
 def test_divergence_is_the_negative_adjoint_of_the_gradient():
     generator = np.random.default_rng(1)
     values, field = generator.standard_normal((3, 4, 5)), generator.standard_normal((2, 3, 4, 5))
-    left = (denoisers._gradient(values) * field).sum()
-    assert np.isclose(left, -(values * denoisers._divergence(field)).sum())
+    left = (denoisers.gradient(values) * field).sum()
+    assert np.isclose(left, -(values * denoisers.divergence(field)).sum())
 
 
 def test_haar_windows_are_orthonormal():
     for wide in ([True, True], [False, True], [True, False]):
-        haar = denoisers._haar(wide)
+        haar = denoisers.haar_matrix(wide)
         assert np.allclose(haar @ haar.T, np.eye(len(haar)))
 
 
 def test_wiener_uses_the_covariance_it_is_given():
-    kernels = bank((1, 3), 50).double()
+    kernels = white(50, 1, 3).double()
     covariance = torch.diag(torch.tensor([1.0, 1e-6, 1.0], dtype=torch.float64))
     found = denoise(kernels, "wiener", 0.6, covariance)
     assert found[:, 0, 1].abs().max() < 0.05 * kernels[:, 0, 1].abs().max()
@@ -151,12 +148,12 @@ def test_wiener_uses_the_covariance_it_is_given():
 
 
 def test_svd_truncates_rank():
-    found = denoise(bank((5, 5), 50).double(), "svd", 1.0)
+    found = denoise(white(50, 5, 5).double(), "svd", 1.0)
     assert bool((torch.linalg.svdvals(found)[:, 1] < 1e-12).all())
 
 
 def test_dct_leaves_the_mean():
-    kernels = bank((5, 5)).double()
+    kernels = white(60, 5, 5).double()
     found = denoise(kernels, "dct", 1.0)
     assert torch.allclose(found, kernels.mean(dim=(1, 2), keepdim=True).expand_as(kernels))
 
@@ -176,6 +173,6 @@ def test_names_and_strengths_are_parsed():
 
 def test_bad_strength_and_covariance_are_refused():
     with pytest.raises(KernelsimpError, match=r"^denoiser tv: strength 1.5; expected a number from 0 to 1$"):
-        denoise(bank(), "tv", 1.5)
+        denoise(white(60, 3, 3), "tv", 1.5)
     with pytest.raises(KernelsimpError, match=r"^covariance of shape \(4, 4\); expected \(9, 9\)$"):
-        denoise(bank(), "wiener", 0.1, torch.eye(4))
+        denoise(white(60, 3, 3), "wiener", 0.1, torch.eye(4))

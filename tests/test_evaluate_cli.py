@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import reports
 import torch
-from builders import npz, tiny_net, tiny_state, write_zip
-from test_cli import NET
+from builders import NET, npz, tiny_net, write_zip
+from saying import command_refusal
 from torch import nn
 
 from kernelsimp.cli.main import run
@@ -34,22 +34,8 @@ FEW += ["--radii", "1", "--shifts", "1", "--robustness"]
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_zip({"state_dict": tiny_state()}, tmp_path / "tiny.pt")
-
-
-@pytest.fixture
 def images(tmp_path: Path) -> str:
     return npz(tmp_path / "images.npz", (8, 8, 3), COUNT)
-
-
-def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run, expect exit code 2, and return the one line of the error."""
-    assert run(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = [line for line in captured.err.splitlines() if not line.endswith(" ...")]
-    return line.removeprefix("kernelsimp: ")
 
 
 def right_of(model: nn.Module, images: str) -> int:
@@ -114,9 +100,9 @@ def test_a_metric_that_gives_no_number_is_one_line(model, images, tmp_path, caps
     (tmp_path / "own.py").write_text(METRIC)
     spec = f"{tmp_path}/own.py:nothing"
     words = f"--metric {spec}: returned a NoneType; expected a number"
-    assert fails(evaluation(model, images, "--metric", spec), capsys) == words
+    assert command_refusal(evaluation(model, images, "--metric", spec), capsys) == words
     words = "--metric is 'own'; expected file.py:callable"
-    assert fails(evaluation(model, images, "--metric", "own"), capsys) == words
+    assert command_refusal(evaluation(model, images, "--metric", "own"), capsys) == words
 
 
 def test_robustness_is_printed_and_written(model, images, tmp_path, capsys):
@@ -172,10 +158,10 @@ def test_a_corruption_folder_with_missing_files_is_refused_before_anything_is_wr
     folder.mkdir()
     np.save(folder / "labels.npy", np.zeros(10, dtype=np.int64))
     more = ["--robustness", "--cifar-c", str(folder), "--corruptions", "fog,snow"]
-    line = fails(evaluation(model, images, *more), capsys)
+    line = command_refusal(evaluation(model, images, *more), capsys)
     assert line == f"{folder}: fog.npy, snow.npy missing; expected a whole CIFAR-10-C folder"
     asked = ["simplify", str(model), "--arch", NET, "--data", images, "--out", str(tmp_path / "run"), *more]
-    assert fails(asked, capsys) == line
+    assert command_refusal(asked, capsys) == line
     assert not (tmp_path / "run").exists()
 
 
@@ -190,19 +176,19 @@ def test_a_corruption_folder_with_missing_files_is_refused_before_anything_is_wr
     ],
 )
 def test_what_robustness_refuses(model, images, more, words, capsys):
-    assert fails(evaluation(model, images, "--robustness", *more), capsys) == words
+    assert command_refusal(evaluation(model, images, "--robustness", *more), capsys) == words
 
 
 def test_evaluate_needs_images_and_a_classifier(model, images, tmp_path, capsys):
     needs = "evaluate needs a network and images: pass --arch and --data"
-    assert fails(["evaluate", str(model), "--arch", NET], capsys) == needs
+    assert command_refusal(["evaluate", str(model), "--arch", NET], capsys) == needs
     asked = ["simplify", str(model), "--tolerance", "0.9", "--robustness", "--out", str(tmp_path / "run")]
     needs = "--robustness needs a network and images: pass --arch and --data"
-    assert fails(asked, capsys) == needs
+    assert command_refusal(asked, capsys) == needs
     maps = tmp_path / "maps.py"
     maps.write_text("from torch import nn\n\ndef maps():\n    return nn.Conv2d(3, 5, 3)\n")
     other = write_zip(nn.Conv2d(3, 5, 3).state_dict(), tmp_path / "maps.pt")
-    line = fails(["evaluate", str(other), "--arch", f"{maps}:maps", "--data", images], capsys)
+    line = command_refusal(["evaluate", str(other), "--arch", f"{maps}:maps", "--data", images], capsys)
     assert "(40, 5, 6, 6); expected (40, classes), one score a class and image" in line
 
 

@@ -10,7 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import TinyNet, flip_bit, same, tiny_state, write_legacy, write_safetensors, write_zip
+from builders import (
+    NET,
+    TinyNet,
+    flip_bit,
+    same,
+    tiny_state,
+    weights_in,
+    write_legacy,
+    write_safetensors,
+    write_zip,
+)
 
 from kernelsimp.cli.main import run
 from kernelsimp.errors import CheckpointError, KernelsimpError
@@ -18,8 +28,6 @@ from kernelsimp.kernels.structures import find
 from kernelsimp.models.checkpoint import load_checkpoint
 from kernelsimp.models.packed import SIGNATURE, pack, read_packed
 from kernelsimp.records.plan import LayerPlan, Plan
-
-NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +41,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return dict(torch.load(path, weights_only=True)["state_dict"])
-
-
 def test_a_packed_run_gives_every_tensor_back(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["export", str(place / "run")]) == 0
     target = place / "run" / "tiny.kspack"
     said = capsys.readouterr().out
     assert said.startswith(f"packed: {target}, ")
     assert "left out, as no weights: 'best_prec1'" in said
-    assert same(read_packed(target)["state_dict"], weights(place / "run" / "tiny.pt"))
+    assert same(read_packed(target)["state_dict"], weights_in(place / "run" / "tiny.pt"))
 
 
 def test_the_report_has_the_bytes_of_that_file(place: Path) -> None:
@@ -59,7 +63,7 @@ def test_every_form_goes_to_every_other(place: Path, form: str) -> None:
     assert run(["export", str(place / "run"), "--to", form, "--out", str(first)]) == 0
     assert run(["export", str(first), "--to", "torch", "--out", str(place / "back.pt")]) == 0
     back = torch.load(place / "back.pt", weights_only=True)
-    expected = weights(place / "run" / "tiny.pt")
+    expected = weights_in(place / "run" / "tiny.pt")
     back = back if form == "safetensors" else back["state_dict"]
     assert same({name: back[name] for name in expected}, expected)
 
@@ -72,7 +76,7 @@ def test_every_command_reads_a_packed_file(place: Path) -> None:
     assert run(["scan", str(packed), "-q"]) == 0
     again = place / "again"
     assert run(["simplify", str(packed), "--tolerance", "0.01", "--out", str(again), "-q"]) == 0
-    assert same(read_packed(again / "read.kspack")["state_dict"], weights(place / "run" / "tiny.pt"))
+    assert same(read_packed(again / "read.kspack")["state_dict"], weights_in(place / "run" / "tiny.pt"))
 
 
 def test_onnx_keeps_the_kernels_and_computes_the_same(place: Path) -> None:
@@ -84,7 +88,7 @@ def test_onnx_keeps_the_kernels_and_computes_the_same(place: Path) -> None:
     assert run([*words, "--out", str(path)]) == 0
     onnx.checker.check_model(str(path))
     stored = load_checkpoint(path).tensors
-    state = {key.removeprefix("module."): item for key, item in weights(place / "run" / "tiny.pt").items()}
+    state = {key.removeprefix("module."): item for key, item in weights_in(place / "run" / "tiny.pt").items()}
     assert torch.equal(stored["depthwise.weight"], state["depthwise.weight"])
     net = TinyNet().eval()
     net.load_state_dict(state)

@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import flip_bit, position_of
+from builders import Bomb, flip_bit, position_of
+from networks import Tied
+from saying import file_refusal
 from torch import Tensor, nn
 
 from kernelsimp.errors import CheckpointError, KernelsimpError
+from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.checkpoint import load_checkpoint
 from kernelsimp.models.exported import Convolution
 from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, check_weights
 from kernelsimp.models.scannable import open_to_scan
-from kernelsimp.models.torchscript import _use
+from kernelsimp.models.torchscript import convolution_of
 from kernelsimp.settings import ModelSettings
 
 
@@ -126,7 +129,7 @@ def test_the_graph_gives_strides(name: str, folder: Path) -> None:
 
 def test_a_stride_that_the_text_hides_is_not_known() -> None:
     call = ast.parse("torch.conv2d(x, weight, None, stride)").body[0].value  # type: ignore[attr-defined]
-    assert _use(call) == Convolution(1, False, None)
+    assert convolution_of(call) == Convolution(1, False, None)
 
 
 @pytest.mark.parametrize("name", ["traced", "exported"])
@@ -138,16 +141,6 @@ def test_exported_files_are_only_read(name: str, folder: Path, tmp_path: Path) -
     assert str(caught.value) == (
         f"{checkpoint.path}: {what}; simplify the PyTorch checkpoint it was exported from"
     )
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
-        self.second.weight = self.first.weight
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.second(self.first(images))
 
 
 @pytest.mark.parametrize("name", ["traced", "scripted", "exported"])
@@ -204,21 +197,8 @@ def test_torchscript_whose_text_cannot_be_read_falls_back_to_shapes(folder: Path
 # ---------------------------------------------------------------- refusals
 
 
-def refusal(path: Path) -> str:
-    with pytest.raises(KernelsimpError) as caught:
-        bank_from_checkpoint(load_checkpoint(path))
-    assert "\n" not in str(caught.value)
-    return str(caught.value).replace(str(path), "FILE")
-
-
-class Bomb:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        import os
-
-        return os.system, (f"touch {self.marker}",)
+def read_bank(path: Path) -> KernelBank:
+    return bank_from_checkpoint(load_checkpoint(path))
 
 
 def test_hostile_archives_do_not_go_off(folder: Path, tmp_path: Path) -> None:
@@ -234,14 +214,14 @@ def test_hostile_archives_do_not_go_off(folder: Path, tmp_path: Path) -> None:
         graph = records[ending(records, "models/model.json")]
         return {"serialized_exported_program.json": graph, "serialized_state_dict.pt": state}
 
-    words = refusal(repacked(form(folder, "traced"), tmp_path / "net.pt", script))
+    words = file_refusal(repacked(form(folder, "traced"), tmp_path / "net.pt", script), read_bank)
     assert words == (
         f"FILE: a TorchScript archive that asks for {__import__('os').system.__module__}.system; "
         "save a state dict instead"
     )
-    assert refusal(repacked(form(folder, "exported"), tmp_path / "net.pt2", program)).startswith(
-        "FILE: not a valid .pt2 archive ("
-    )
+    assert file_refusal(
+        repacked(form(folder, "exported"), tmp_path / "net.pt2", program), read_bank
+    ).startswith("FILE: not a valid .pt2 archive (")
     assert not marker.exists()
 
 
@@ -251,7 +231,7 @@ def test_truncated_archives(name: str, share: float, folder: Path, tmp_path: Pat
     path = tmp_path / form(folder, name).name
     data = form(folder, name).read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    assert refusal(path).startswith("FILE: truncated or damaged zip archive (")
+    assert file_refusal(path, read_bank).startswith("FILE: truncated or damaged zip archive (")
 
 
 @pytest.mark.parametrize("name", ["traced", "exported"])
@@ -260,7 +240,7 @@ def test_a_flipped_bit_fails_the_crc(name: str, folder: Path, network: Every, tm
     path.write_bytes(form(folder, name).read_bytes())
     weight = network.depthwise.weight.detach().numpy().tobytes()
     flip_bit(path, position_of(path, weight), bit=3)
-    assert "fails its CRC check, the file is damaged; fetch it again" in refusal(path)
+    assert "fails its CRC check, the file is damaged; fetch it again" in file_refusal(path, read_bank)
 
 
 def test_an_archive_whose_sizes_lie(folder: Path, tmp_path: Path) -> None:
@@ -272,12 +252,14 @@ def test_an_archive_whose_sizes_lie(folder: Path, tmp_path: Path) -> None:
 
     path = repacked(form(folder, "exported"), tmp_path / "net.pt2", change)
     what = "a tensor of sizes (4000, 3, 3, 3) in a record of 81 numbers"
-    assert refusal(path) == f"FILE: {what}; the file is damaged, fetch it again"
+    assert file_refusal(path, read_bank) == f"FILE: {what}; the file is damaged, fetch it again"
 
 
 def test_a_pt2_without_a_graph(folder: Path, tmp_path: Path) -> None:
     path = repacked(form(folder, "exported"), tmp_path / "net.pt2", lambda _: {"n/archive_format": b"pt2"})
-    assert refusal(path) == "FILE: no exported graph in it; export again with torch.export.save"
+    assert (
+        file_refusal(path, read_bank) == "FILE: no exported graph in it; export again with torch.export.save"
+    )
 
 
 # ---------------------------------------------------------------- ONNX
@@ -347,20 +329,23 @@ def test_onnx_graphs_give_exact_kinds(onnx_file: Path) -> None:
 def test_damaged_and_empty_onnx_files(onnx_file: Path) -> None:
     whole = onnx_file.read_bytes()
     onnx_file.write_bytes(b"")
-    assert refusal(onnx_file) == "FILE: the file is empty; fetch it again"
+    assert file_refusal(onnx_file, read_bank) == "FILE: the file is empty; fetch it again"
     onnx_file.write_bytes(onnx_model([], {}))
-    assert refusal(onnx_file) == "FILE: an empty ONNX model without a single node; export it again"
+    assert (
+        file_refusal(onnx_file, read_bank)
+        == "FILE: an empty ONNX model without a single node; export it again"
+    )
     onnx_file.write_bytes(whole[: len(whole) // 2])
-    assert refusal(onnx_file).startswith("FILE: not a valid ONNX file (")
+    assert file_refusal(onnx_file, read_bank).startswith("FILE: not a valid ONNX file (")
     onnx_file.write_text("<html>404</html>")
-    assert refusal(onnx_file).startswith("FILE: this is an HTML page, not a checkpoint; ")
+    assert file_refusal(onnx_file, read_bank).startswith("FILE: this is an HTML page, not a checkpoint; ")
     onnx_file.write_bytes(bytes(range(256)) * 8)
-    assert refusal(onnx_file).startswith("FILE: not a valid ONNX file (")
+    assert file_refusal(onnx_file, read_bank).startswith("FILE: not a valid ONNX file (")
 
 
 def test_an_onnx_whose_names_are_no_text(onnx_file: Path) -> None:
     onnx_file.write_bytes(onnx_file.read_bytes().replace(b"table", b"t\xffble"))
-    assert refusal(onnx_file).startswith("FILE: not a valid ONNX file (")
+    assert file_refusal(onnx_file, read_bank).startswith("FILE: not a valid ONNX file (")
 
 
 def test_an_onnx_without_convolutions(tmp_path: Path) -> None:
@@ -368,7 +353,9 @@ def test_an_onnx_without_convolutions(tmp_path: Path) -> None:
 
     path = tmp_path / "net.onnx"
     path.write_bytes(onnx_model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": np.zeros((2, 3))}))
-    assert refusal(path) == ("FILE: no convolution found among 1 tensors (1 2-D); expected a 4-D '*.weight'")
+    assert file_refusal(path, read_bank) == (
+        "FILE: no convolution found among 1 tensors (1 2-D); expected a 4-D '*.weight'"
+    )
 
 
 def test_without_the_onnx_package(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,15 +5,12 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
+from builders import white64
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import few_values, partitions
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-
-
-def bank(grid, count=30, seed=0):
-    return torch.randn(count, *grid, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def brute_force(kernel, values):
@@ -31,14 +28,14 @@ def brute_force(kernel, values):
 def test_matches_brute_force(grid, values):
     if values > grid[0] * grid[1]:
         pytest.skip("more values than cells")
-    kernels = bank(grid)
+    kernels = white64(30, *grid)
     found = few_values.fit(kernels, values)
     expected = [brute_force(kernel, values) for kernel in kernels.numpy()]
     assert np.allclose(found.residual.numpy(), expected, atol=1e-9)
 
 
 def test_large_kernels_take_the_other_road_to_the_same_end(monkeypatch):
-    kernels = bank((9, 9), 4)
+    kernels = white64(4, 9, 9)
     whole = few_values.fit_all(kernels, (2, 5))
     monkeypatch.setattr(few_values, "CHUNK_CELLS", 1)
     parts = few_values.fit_all(kernels, (2, 5))
@@ -50,7 +47,7 @@ def test_large_kernels_take_the_other_road_to_the_same_end(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("values", [1, 2, 3, 5])
 def test_snapped_kernels_have_so_few_values_exactly(dtype, values):
-    kernels = bank((3, 3), 200).to(dtype)
+    kernels = white64(200, 3, 3).to(dtype)
     found = few_values.fit(kernels, values)
     written = few_values.snap(kernels, found)
     assert written.dtype == dtype
@@ -68,12 +65,12 @@ def test_planted_values_are_found_and_others_are_not():
     kernels = (values[labels] * torch.rand(50, 1, generator=generator)).reshape(-1, 3, 3)
     assert few_values.fit(kernels, 3).residual.max() < 1e-7
     assert bool(few_values.holds(kernels, 3).all())
-    assert not bool(few_values.holds(bank((3, 3)), 5).any())
-    assert few_values.fit(bank((3, 3)), 2).residual.min() > 0.05
+    assert not bool(few_values.holds(white64(30, 3, 3), 5).any())
+    assert few_values.fit(white64(30, 3, 3), 2).residual.min() > 0.05
 
 
 def test_residual_ignores_scale_and_more_values_never_hurt():
-    kernels = bank((3, 3), 100)
+    kernels = white64(100, 3, 3)
     every = few_values.fit_all(kernels)
     tiny = few_values.fit_all(kernels * -1e-30)
     for first, second in zip(every, tiny, strict=True):
@@ -83,7 +80,7 @@ def test_residual_ignores_scale_and_more_values_never_hurt():
 
 
 def test_zero_broken_and_empty():
-    kernels = bank((3, 3), 3)
+    kernels = white64(3, 3, 3)
     kernels[0], kernels[1, 0, 0] = 0, torch.inf
     found = few_values.fit(kernels, 2)
     assert found.residual[0] == 0
@@ -95,14 +92,14 @@ def test_zero_broken_and_empty():
 def test_too_many_values_are_refused():
     expected = r"^distinct values \(10,\) for kernels of 9 cells; use 1\.\.9$"
     with pytest.raises(KernelsimpError, match=expected):
-        few_values.fit(bank((3, 3)), 10)
+        few_values.fit(white64(30, 3, 3), 10)
     assert few_values.is_offered((3, 3), 5)
     assert not few_values.is_offered((1, 3), 3)
 
 
 def test_choice_bits_count_partitions():
     assert [round(2 ** partitions.bits(4, k)) for k in (1, 2, 3, 4)] == [1, 7, 6, 1]
-    assert few_values.fit(bank((3, 3), 1), 2).choice_bits == pytest.approx(np.log2(255))
+    assert few_values.fit(white64(1, 3, 3), 2).choice_bits == pytest.approx(np.log2(255))
     with pytest.raises(KernelsimpError, match=r"^2 items cannot be parted into 3 classes$"):
         partitions.bits(2, 3)
 
@@ -132,10 +129,10 @@ def set_partitions(items):
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("labels", set_partitions(4))
 def test_planted_equal_lines_are_reported_whatever_the_subset(axis, labels):
-    lines = bank((4, 5), 20, seed=sum(labels))
+    lines = white64(20, 4, 5, seed=sum(labels))
     grids = lines[:, labels]
     kernels = grids if axis == 0 else grids.mT
-    noisy = kernels + 0.01 * bank(tuple(kernels.shape[1:]), 20, seed=9)
+    noisy = kernels + 0.01 * white64(20, *tuple(kernels.shape[1:]), seed=9)
     found = partitions.equal_lines(noisy, axis, 0.1)
     assert found.labels.tolist() == [labels] * 20
     assert found.classes.tolist() == [max(labels) + 1] * 20
@@ -144,7 +141,7 @@ def test_planted_equal_lines_are_reported_whatever_the_subset(axis, labels):
 
 
 def test_agglomeration_is_within_tolerance_and_mostly_as_good_as_all_partitions():
-    kernels = bank((5, 2), 60)
+    kernels = white64(60, 5, 2)
     found = partitions.equal_lines(kernels, 0, 0.4)
     assert found.residual.max() <= 0.4 + 1e-12
     every, size = torch.tensor(set_partitions(5)), kernels.flatten(1).norm(dim=1)
@@ -159,7 +156,7 @@ def test_agglomeration_is_within_tolerance_and_mostly_as_good_as_all_partitions(
 
 
 def test_lines_of_zero_and_broken_kernels():
-    kernels = bank((3, 3), 3)
+    kernels = white64(3, 3, 3)
     kernels[0], kernels[1, 2, 2] = 0, torch.nan
     found = partitions.equal_lines(kernels, 0, 0.01)
     assert found.classes.tolist() == [1, 3, 3]
@@ -177,4 +174,4 @@ def test_partitions_in_words():
 
 def test_an_axis_that_is_none_is_refused():
     with pytest.raises(KernelsimpError, match=r"^axis 2; expected 0 for rows or 1 for columns$"):
-        partitions.equal_lines(bank((3, 3)), 2)
+        partitions.equal_lines(white64(30, 3, 3), 2)

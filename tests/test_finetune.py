@@ -6,83 +6,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_hold import plan_for, simplified
+from held import plan_for, simplified
+from saying import Heard
 from torch import nn
+from tuning import PLAIN, bar_net, bars, equal, job, values_of
 
 from kernelsimp.errors import HoldError, KernelsimpError
-from kernelsimp.settings import FinetuneSettings
 from kernelsimp.training import finetune as room
-from kernelsimp.training.finetune import FinetuneJob, finetune
+from kernelsimp.training.finetune import finetune
 from kernelsimp.training.hold import hold, release
 from kernelsimp.training.schedule import rate
 from kernelsimp.training.validation import EpochJudge
-from kernelsimp.watch import Watcher
-
-PLAIN = FinetuneSettings(epochs=3, lr=0.05, distill=0.0)
-
-
-class Heard(Watcher):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.notes, self.warnings, self.stages, self.steps = [], [], [], 0
-
-    def start(self, stage, total=None):
-        self.stages.append((stage, total))
-
-    def step(self, amount=1, **figures):
-        self.steps += amount
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def warn(self, text):
-        self.warnings.append(text)
-
-
-def net(seed=0, dropout=0.0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1, bias=False),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.Conv2d(6, 6, 3, padding=1),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(24, 2),
-    )
-
-
-def images(seed, batches=4, size=8):
-    """Bars that stand (0) or lie (1), in noise."""
-    generator = torch.Generator().manual_seed(seed)
-    result = []
-    for _ in range(batches):
-        labels = torch.randint(0, 2, (size,), generator=generator)
-        picture = torch.randn(size, 1, 6, 6, generator=generator) * 0.5
-        picture[labels == 0, :, :, 2] += 2
-        picture[labels == 1, :, 2, :] += 2
-        result.append((picture, labels))
-    return result
-
-
-def job(**changes):
-    usual = FinetuneJob(train=lambda epoch, shard: images(epoch), val=images(100), device="cpu")
-    return replace(usual, **changes)
-
-
-def bits(model):
-    return [value.clone() for value in model.state_dict().values()]
-
-
-def same(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_training_learns_and_keeps_the_epoch_it_reports():
-    model, heard, seen = net(), Heard(), []
+    model, heard, seen = bar_net(), Heard(), []
     trained = finetune(model, job(on_epoch=seen.append), replace(PLAIN, epochs=6), heard)
     assert tuple(seen) == tuple(replace(epoch, kept=False) for epoch in trained.history)
     assert [epoch.epoch for epoch in trained.history] == [1, 2, 3, 4, 5, 6]
@@ -92,7 +30,7 @@ def test_training_learns_and_keeps_the_epoch_it_reports():
     best = min(trained.history, key=lambda epoch: epoch.val_loss)
     assert trained.best_epoch == best.epoch
     assert [epoch.epoch for epoch in trained.history if epoch.kept] == [best.epoch]
-    mark = EpochJudge(images(100), None, torch.device("cpu")).mark(model)
+    mark = EpochJudge(bars(100), None, torch.device("cpu")).mark(model)
     assert mark.loss == pytest.approx(best.val_loss, rel=1e-6)
     assert mark.top1 == best.val_top1
     assert not model.training
@@ -108,26 +46,26 @@ def test_the_best_epoch_is_put_back_when_later_ones_are_worse():
     """From epoch 3 on the labels lie, so validation gets worse again."""
 
     def train(epoch, shard):
-        return [(x, y if epoch < 3 else 1 - y) for x, y in images(epoch)]
+        return [(x, y if epoch < 3 else 1 - y) for x, y in bars(epoch)]
 
-    model = net()
+    model = bar_net()
     trained = finetune(model, job(train=train), replace(PLAIN, epochs=5, schedule="constant"))
     assert trained.best_epoch == 2
-    mark = EpochJudge(images(100), None, torch.device("cpu")).mark(model)
+    mark = EpochJudge(bars(100), None, torch.device("cpu")).mark(model)
     assert mark.loss == pytest.approx(trained.history[1].val_loss, rel=1e-6)
     assert trained.history[-1].val_loss > 1.3 * mark.loss
 
 
 def test_a_run_that_only_harms_keeps_the_network_as_it_came():
-    model, heard = net(), Heard()
+    model, heard = bar_net(), Heard()
     finetune(model, job(), replace(PLAIN, epochs=6))
-    before = bits(model)
+    before = values_of(model)
     trained = finetune(
-        model, job(train=lambda epoch, shard: [(x, 1 - y) for x, y in images(epoch)]), PLAIN, heard
+        model, job(train=lambda epoch, shard: [(x, 1 - y) for x, y in bars(epoch)]), PLAIN, heard
     )
     assert trained.best_epoch == 0
     assert not any(epoch.kept for epoch in trained.history)
-    assert same(bits(model), before)
+    assert equal(values_of(model), before)
     assert heard.warnings == [
         "no epoch was better than the network as it came, by validation loss; lower --lr"
     ]
@@ -135,7 +73,7 @@ def test_a_run_that_only_harms_keeps_the_network_as_it_came():
 
 def test_the_original_itself_does_not_stand_against_its_own_tuning():
     """KL(original || original) is 0, which no epoch beats: the control arm must still train."""
-    original = net()
+    original = bar_net()
     finetune(original, job(), replace(PLAIN, epochs=6))
     student = copy.deepcopy(original)
     trained = finetune(student, job(teacher=original), replace(PLAIN, distill=0.5))
@@ -148,19 +86,19 @@ def test_two_runs_with_one_seed_end_with_the_same_bits(optimizer):
     settings = replace(PLAIN, epochs=2, lr=0.01, optimizer=optimizer)
     ends = []
     for seed in (1, 1, 2):
-        model = net(dropout=0.3)
+        model = bar_net(dropout=0.3)
         torch.manual_seed(len(ends))  # what was drawn before the run does not matter
         finetune(model, job(seed=seed), settings)
-        ends.append(bits(model))
-    assert same(ends[0], ends[1])
-    assert not same(ends[0], ends[2])
+        ends.append(values_of(model))
+    assert equal(ends[0], ends[1])
+    assert not equal(ends[0], ends[2])
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("mode", ["freeze", "tie"])
 def test_a_hold_survives_a_run_and_the_rest_trains(mode, optimizer, precision):
-    model = net()
+    model = bar_net()
     plan = plan_for(model)
     simplified(model, plan)
     before = model[3].weight.detach().clone()
@@ -184,7 +122,7 @@ def test_an_epoch_in_which_the_hold_broke_is_never_kept(monkeypatch):
             raise HoldError("0: kernel (0, 0) moved")
 
     monkeypatch.setattr(room, "verify", verify)
-    model, heard = net(), Heard()
+    model, heard = bar_net(), Heard()
     trained = finetune(model, job(), replace(PLAIN, schedule="constant"), heard)
     assert [epoch.held for epoch in trained.history] == [True, False, False]
     assert trained.history[2].val_loss < trained.history[0].val_loss
@@ -193,13 +131,13 @@ def test_an_epoch_in_which_the_hold_broke_is_never_kept(monkeypatch):
 
 
 def test_nothing_to_train_is_said_and_skipped():
-    model, heard = net().requires_grad_(False), Heard()
-    before = bits(model)
+    model, heard = bar_net().requires_grad_(False), Heard()
+    before = values_of(model)
     trained = finetune(model, job(), PLAIN, heard)
     assert trained.history == ()
     assert trained.stopped == "nothing to train"
     assert heard.notes == ["nothing to train: every parameter is held; fine-tuning is skipped"]
-    assert same(bits(model), before)
+    assert equal(values_of(model), before)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_at_the_last_good_state():
@@ -212,15 +150,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_the_last_good_state():
                 yield batch
 
     def train(epoch, shard):
-        batches = images(epoch)
+        batches = bars(epoch)
         return Counted(batches if epoch < 3 else [(batches[0][0] * math.nan, batches[0][1]), *batches[1:]])
 
-    model, heard = net(), Heard()
+    model, heard = bar_net(), Heard()
     trained = finetune(model, job(train=train), replace(PLAIN, epochs=5), heard)
     assert trained.stopped == "diverged"
     assert len(trained.history) == 2
     assert len(seen) == 9  # the first bad batch is the last one
-    mark = EpochJudge(images(100), None, torch.device("cpu")).mark(model)
+    mark = EpochJudge(bars(100), None, torch.device("cpu")).mark(model)
     assert mark.loss == pytest.approx(trained.history[trained.best_epoch - 1].val_loss, rel=1e-6)
     assert heard.warnings == [
         f"the loss is not finite in epoch 3: training stopped at epoch {trained.best_epoch};"
@@ -229,12 +167,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_the_last_good_state():
 
 
 def test_a_run_that_diverges_at_once_leaves_the_network_as_it_came():
-    model = net()
-    before = bits(model)
+    model = bar_net()
+    before = values_of(model)
     trained = finetune(model, job(), replace(PLAIN, lr=1e30))
     assert trained.stopped == "diverged"
     assert trained.best_epoch == 0
-    assert same(bits(model), before)
+    assert equal(values_of(model), before)
 
 
 class Greedy(nn.Linear):
@@ -281,17 +219,17 @@ def test_another_failure_of_the_network_is_not_taken_for_full_memory():
 
 def test_patience_ends_a_run_that_gets_no_better():
     def train(epoch, shard):
-        return [(x, y if epoch < 3 else 1 - y) for x, y in images(epoch)]
+        return [(x, y if epoch < 3 else 1 - y) for x, y in bars(epoch)]
 
     settings = replace(PLAIN, epochs=9, schedule="constant", patience=2)
-    trained = finetune(net(), job(train=train), settings)
+    trained = finetune(bar_net(), job(train=train), settings)
     assert trained.stopped == "early"
     assert len(trained.history) == 4
     assert trained.best_epoch == 2
 
 
 def test_without_validation_images_the_last_epoch_is_kept():
-    trained = finetune(net(), job(val=[]), PLAIN)
+    trained = finetune(bar_net(), job(val=[]), PLAIN)
     assert trained.best_epoch == 3
     assert trained.history[-1].val_top1 is None
     assert trained.history[-1].val_loss is None
@@ -299,5 +237,5 @@ def test_without_validation_images_the_last_epoch_is_kept():
 
 def test_an_empty_training_split_is_refused():
     with pytest.raises(KernelsimpError) as caught:
-        finetune(net(), job(train=lambda epoch, shard: []), PLAIN)
+        finetune(bar_net(), job(train=lambda epoch, shard: []), PLAIN)
     assert str(caught.value) == "the training split is empty; fine-tuning needs images to train on"

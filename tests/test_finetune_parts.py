@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_finetune import PLAIN, bits, images, job, net, same
 from torch import nn
+from tuning import PLAIN, bar_net, bars, equal, job, values_of
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.divergence import divergence
@@ -79,12 +79,12 @@ def test_both_ways_of_mixing_take_turns():
 @pytest.mark.parametrize("way", ["mixup", "cutmix"])
 def test_mixing_follows_the_seed_and_changes_what_is_learnt(way):
     def end(**changes):
-        model = net()
-        finetune(model, job(teacher=net(9)), replace(PLAIN, distill=0.5, epochs=1, **changes))
-        return bits(model)
+        model = bar_net()
+        finetune(model, job(teacher=bar_net(9)), replace(PLAIN, distill=0.5, epochs=1, **changes))
+        return values_of(model)
 
-    assert same(end(**{way: 1.0}), end(**{way: 1.0}))
-    assert not same(end(**{way: 1.0}), end())
+    assert equal(end(**{way: 1.0}), end(**{way: 1.0}))
+    assert not equal(end(**{way: 1.0}), end())
 
 
 def test_rates_of_every_schedule():
@@ -106,10 +106,10 @@ def test_rates_of_every_schedule():
 
 
 def test_the_judge_goes_by_the_teacher_only_where_labels_no_longer_tell():
-    val = images(100)
-    good, bad = net(), net(1)
+    val = bars(100)
+    good, bad = bar_net(), bar_net(1)
     finetune(good, job(), replace(PLAIN, epochs=6))
-    student = net(2)
+    student = bar_net(2)
     by_teacher = EpochJudge(val, good, torch.device("cpu"))
     mark = by_teacher.mark(student)
     assert by_teacher.rule == "divergence from the original on validation images"

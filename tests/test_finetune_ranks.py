@@ -1,69 +1,22 @@
 """Fine-tuning by several processes."""
 
-import os
-import subprocess
-import sys
-import textwrap
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 import torch
-from test_finetune import PLAIN, images, job, net, same
-from test_hold import plan_for, simplified
+from processes import HERE, run_warm
+from tuning import equal
+from two_ranks import trained_by_two
 
 from kernelsimp.settings import FinetuneSettings
-from kernelsimp.training.finetune import finetune
-from kernelsimp.training.hold import hold, release
 from kernelsimp.training.ranks import first_process, processes
-
-TWO = """
-    import json, os, sys
-    from pathlib import Path
-    import torch
-    torch.set_num_threads(1)
-    from test_finetune_ranks import trained_by_two
-
-    if __name__ == "__main__":
-        rank = int(os.environ.get("LOCAL_RANK", "0"))
-        for norm in ("eval", "train"):
-            model, trained = trained_by_two(norm, Path(sys.argv[1]))
-            whole = {"state": model.state_dict(), "epochs": [vars(epoch) for epoch in trained.history]}
-            torch.save(whole, Path(sys.argv[1]) / f"{norm}{rank}.pt")
-"""
-
-
-def halves(epoch, shard):
-    """Each process takes every world-th image of each batch, as the data room's shards do."""
-    rank, world = shard
-    return [(x[rank::world], y[rank::world]) for x, y in images(epoch, size=16)]
-
-
-def trained_by_two(norm, folder, devices=2):
-    """Train a held network on `devices` processes; they see the same images together."""
-    model, teacher = net(), net(1)
-    plan = plan_for(model)
-    simplified(model, plan)
-    hold(model, plan, "freeze")
-    settings = replace(PLAIN, batch_norm=norm, devices=devices, distill=0.5, clip=0.5, lr=0.02)
-    usual = job(train=halves, teacher=teacher, folder=folder / f"{norm}-state")
-    trained = finetune(model, usual, settings)
-    release(model)
-    return model, trained
 
 
 def test_two_processes_train_the_network_that_one_trains_on_double_batches(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(textwrap.dedent(TWO))
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
-    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run_warm(HERE / "two_ranks.py", str(tmp_path))
     assert done.returncode == 0, done.stderr
     runs = {name: torch.load(tmp_path / f"{name}.pt") for name in ("eval0", "eval1", "train0", "train1")}
     for norm in ("eval", "train"):
         first, second = runs[f"{norm}0"], runs[f"{norm}1"]
-        assert same(first["state"].values(), second["state"].values()), norm
+        assert equal(first["state"].values(), second["state"].values()), norm
         assert [e["val_loss"] for e in first["epochs"]] == [e["val_loss"] for e in second["epochs"]]
         assert (tmp_path / f"{norm}-state" / "finetune.pt").exists()
         model, trained = trained_by_two(norm, tmp_path / "alone", devices=1)

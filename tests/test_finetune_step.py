@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_finetune import PLAIN, Heard, bits, images, job, net, same
-from test_hold import plan_for, simplified
+from held import plan_for, simplified
+from saying import Heard
+from tuning import PLAIN, bar_net, bars, equal, job, values_of
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.training import finetune as room
@@ -21,11 +22,11 @@ from kernelsimp.training.validation import EpochJudge
 
 def accumulated(batches, accumulate, epochs):
     """Train the usual network in float64 on `batches`, and return its bits."""
-    model = net().double()
+    model = bar_net().double()
     exact = [(x.double(), y) for x, y in batches]
     settings = replace(PLAIN, accumulate=accumulate, batch_norm="eval", epochs=epochs)
     finetune(model, job(train=lambda epoch, shard: exact, val=[]), settings)
-    return bits(model)
+    return values_of(model)
 
 
 def test_accumulated_batches_make_the_same_steps_as_one_large_batch():
@@ -35,7 +36,7 @@ def test_accumulated_batches_make_the_same_steps_as_one_large_batch():
         size = 8 // accumulate
         train = [
             (x[start : start + size], y[start : start + size])
-            for x, y in images(1)
+            for x, y in bars(1)
             for start in range(0, 8, size)
         ]
         ends.append(accumulated(train, accumulate, epochs=2))
@@ -44,7 +45,7 @@ def test_accumulated_batches_make_the_same_steps_as_one_large_batch():
 
 
 def test_a_short_last_group_of_accumulated_batches_is_averaged_over_its_own_length():
-    train = images(1, batches=3, size=4)
+    train = bars(1, batches=3, size=4)
     joined = [
         (torch.cat([x for x, _ in part]), torch.cat([y for _, y in part])) for part in (train[:2], train[2:])
     ]
@@ -57,7 +58,7 @@ def test_a_short_last_group_of_accumulated_batches_is_averaged_over_its_own_leng
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_batch_norm_statistics_move_only_in_training_mode(mode):
-    model = net()
+    model = bar_net()
     before = model[1].running_mean.clone()
     finetune(model, job(), replace(PLAIN, batch_norm=mode))
     assert torch.equal(model[1].running_mean, before) == (mode == "eval")
@@ -65,9 +66,9 @@ def test_batch_norm_statistics_move_only_in_training_mode(mode):
 
 
 def test_re_estimated_statistics_are_those_of_the_images():
-    model = net(dropout=0.5)
+    model = bar_net(dropout=0.5)
     model[1].running_mean.fill_(3.0)
-    batches = images(5)
+    batches = bars(5)
     modes = [module.training for module in model.modules()]
     re_estimate(model, batches, torch.device("cpu"))
     with torch.no_grad():
@@ -85,34 +86,34 @@ def test_re_estimated_statistics_are_kept_only_where_validation_says_so(good):
     """Where the epoch that gives the statistics has other images than validation, they are worse."""
 
     def train(epoch, shard):
-        return images(epoch) if good or epoch > 1 else [(20 - 5 * x, y) for x, y in images(epoch)]
+        return bars(epoch) if good or epoch > 1 else [(20 - 5 * x, y) for x, y in bars(epoch)]
 
     settings = replace(PLAIN, epochs=6, lr=0.02)
-    model, heard = net(), Heard()
+    model, heard = bar_net(), Heard()
     finetune(model, job(train=train), replace(settings, batch_norm="re-estimate"), heard)
-    plain = net()
+    plain = bar_net()
     trained = finetune(plain, job(train=train), settings)
-    before = EpochJudge(images(100), None, torch.device("cpu")).mark(plain).loss
-    after = EpochJudge(images(100), None, torch.device("cpu")).mark(model).loss
+    before = EpochJudge(bars(100), None, torch.device("cpu")).mark(plain).loss
+    after = EpochJudge(bars(100), None, torch.device("cpu")).mark(model).loss
     assert trained.best_epoch
     assert heard.notes[0].startswith(f"batch norm re-estimated: {'kept' if after < before else 'not kept'} (")
-    assert same(bits(model), bits(plain)) == (not good)
+    assert equal(values_of(model), values_of(plain)) == (not good)
     assert after <= before
 
 
 def test_clipping_bounds_the_step():
-    model = net()
+    model = bar_net()
     before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
     settings = replace(
         PLAIN, clip=1e-3, momentum=0.0, weight_decay=0.0, epochs=1, lr=1.0, schedule="constant"
     )
-    finetune(model, job(train=lambda epoch, shard: images(1, batches=1), val=[]), settings)
+    finetune(model, job(train=lambda epoch, shard: bars(1, batches=1), val=[]), settings)
     after = torch.cat([p.detach().flatten() for p in model.parameters()])
     assert float((after - before).norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_weight_decay_spares_vectors():
-    groups = make_optimizer(net(), replace(PLAIN, weight_decay=0.3)).param_groups
+    groups = make_optimizer(bar_net(), replace(PLAIN, weight_decay=0.3)).param_groups
     assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [
         (0.3, {4, 2}),
         (0.0, {1}),
@@ -120,20 +121,20 @@ def test_weight_decay_spares_vectors():
 
 
 def test_the_teacher_is_left_as_it_is():
-    teacher = net(1).train()
-    before = bits(teacher)
-    finetune(net(), job(teacher=teacher), replace(PLAIN, distill=0.5))
-    assert same(bits(teacher), before)
+    teacher = bar_net(1).train()
+    before = values_of(teacher)
+    finetune(bar_net(), job(teacher=teacher), replace(PLAIN, distill=0.5))
+    assert equal(values_of(teacher), before)
     assert all(p.grad is None for p in teacher.parameters())
 
 
 def test_distillation_alone_pulls_the_network_to_its_teacher_whatever_the_labels():
-    teacher = net(1)
+    teacher = bar_net(1)
     finetune(teacher, job(), replace(PLAIN, epochs=8))
-    student = net(2)
-    wrong = job(teacher=teacher, train=lambda epoch, shard: [(x, 1 - y) for x, y in images(epoch)])
+    student = bar_net(2)
+    wrong = job(teacher=teacher, train=lambda epoch, shard: [(x, 1 - y) for x, y in bars(epoch)])
     finetune(student, wrong, replace(PLAIN, distill=1.0, epochs=12, temperature=1.0))
-    assert EpochJudge(images(7), teacher, torch.device("cpu")).mark(student).top1 > 90
+    assert EpochJudge(bars(7), teacher, torch.device("cpu")).mark(student).top1 > 90
 
 
 # ---------------------------------------------------------------- averages, soft holds, formats
@@ -141,8 +142,8 @@ def test_distillation_alone_pulls_the_network_to_its_teacher_whatever_the_labels
 
 def test_the_average_is_the_recursion_written_out_and_is_what_is_kept():
     """One batch, no momentum: the weights of each step are seen by a loader that looks before it."""
-    model, seen = net(), []
-    batch = images(1, batches=1)
+    model, seen = bar_net(), []
+    batch = bars(1, batches=1)
 
     class Looking(list):
         def __iter__(self):
@@ -153,7 +154,9 @@ def test_the_average_is_the_recursion_written_out_and_is_what_is_kept():
     trained = finetune(model, job(train=lambda epoch, shard: Looking(batch), val=[]), settings)
     assert trained.best_epoch == 15
     average = {name: value.clone() for name, value in seen[0].items()}
-    finetune(last_model := net(), job(train=lambda epoch, shard: batch, val=[]), replace(settings, ema=None))
+    finetune(
+        last_model := bar_net(), job(train=lambda epoch, shard: batch, val=[]), replace(settings, ema=None)
+    )
     for step, weights in enumerate([*seen[1:], last_model.state_dict()]):
         decay = min(0.5, (1 + step) / (10 + step))
         for name, value in weights.items():
@@ -166,7 +169,7 @@ def test_the_average_is_the_recursion_written_out_and_is_what_is_kept():
 
 
 def test_an_average_of_held_weights_is_held():
-    model = net()
+    model = bar_net()
     plan = plan_for(model)
     simplified(model, plan)
     hold(model, plan, "tie")
@@ -181,7 +184,7 @@ def test_an_average_of_held_weights_is_held():
 def test_a_soft_hold_ends_in_the_structure_and_draws_harder_with_rho(optimizer):
     distances = []
     for rho in (0.1, 1000.0):
-        model = net()
+        model = bar_net()
         plan = plan_for(model)
         settings = replace(PLAIN, soft=rho, optimizer=optimizer, epochs=4, lr=0.02, schedule="constant")
         pulls = []
@@ -199,7 +202,7 @@ def test_a_soft_hold_ends_in_the_structure_and_draws_harder_with_rho(optimizer):
         assert trained.best_epoch
         whole = survival_in_model(model, plan)
         assert whole.exact == whole.total
-        mark = EpochJudge(images(100), None, torch.device("cpu")).mark(model)
+        mark = EpochJudge(bars(100), None, torch.device("cpu")).mark(model)
         assert mark.loss == pytest.approx(trained.history[trained.best_epoch - 1].val_loss, rel=1e-5)
         distances.append(pulls[trained.best_epoch - 1])
     assert distances[1] < 0.05 < distances[0]
@@ -207,7 +210,7 @@ def test_a_soft_hold_ends_in_the_structure_and_draws_harder_with_rho(optimizer):
 
 def test_the_pull_is_the_proximal_step_of_its_penalty():
     """argmin rho * ||(I - P) v||^2 + ||v - w||^2 / (2 lr), by gradient descent in float64."""
-    model = net().double()
+    model = bar_net().double()
     plan = plan_for(model)
     parts = projections(model, plan)
     before = [weight.detach().clone() for weight, _ in parts]
@@ -225,7 +228,7 @@ def test_the_pull_is_the_proximal_step_of_its_penalty():
 
 def test_a_soft_hold_needs_a_plan():
     with pytest.raises(KernelsimpError) as caught:
-        finetune(net(), job(), replace(PLAIN, soft=1.0))
+        finetune(bar_net(), job(), replace(PLAIN, soft=1.0))
     assert str(caught.value) == "soft is set, but there is no plan to pull towards; simplify first"
 
 
@@ -233,14 +236,14 @@ def test_a_soft_hold_needs_a_plan():
 def test_channels_last_trains_the_same_network(mode):
     ends = []
     for channels_last in (False, True):
-        model = net()
+        model = bar_net()
         plan = plan_for(model)
         simplified(model, plan)
         hold(model, plan, mode)
         finetune(model, job(), replace(PLAIN, channels_last=channels_last, epochs=2, lr=0.01))
         release(model)
         assert model[3].weight.is_contiguous()
-        ends.append(bits(model))
+        ends.append(values_of(model))
     for first, second in zip(*ends, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
 
@@ -257,7 +260,7 @@ def test_a_compiled_network_trains_with_its_holds(mode, monkeypatch):
     monkeypatch.setattr(torch, "compile", compile_)
     ends = []
     for compiled in (False, True):
-        model = net()
+        model = bar_net()
         plan = plan_for(model)
         simplified(model, plan)
         hold(model, plan, mode)
@@ -265,6 +268,6 @@ def test_a_compiled_network_trains_with_its_holds(mode, monkeypatch):
         assert trained.best_epoch == 1
         assert bool(compilations) == compiled
         release(model)
-        ends.append(bits(model))
+        ends.append(values_of(model))
     for first, second in zip(*ends, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)

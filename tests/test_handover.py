@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import npz, tiny_state, write_zip
-from test_cli import NET, fails
+from builders import NET, npz
+from saying import fails
 
 from kernelsimp.cli.main import run
 from kernelsimp.commands import handover as sharing
@@ -23,11 +23,6 @@ from kernelsimp.training.ranks import launch_name
 from kernelsimp.watch import SILENT
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6", "MASTER_PORT": "29500"}
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_zip({"state_dict": tiny_state()}, tmp_path / "tiny.pt")
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_hold import OPTIMIZERS, Mixed, kernels_of, plan_for, simplified, train
-from test_solve import Twice, calibrated, network, road_of, settled, smooth_images
+from held import OPTIMIZERS, kernels_of, plan_for, simplified, train
+from networks import Mixed, Twice, network, settled, smooth_images
+from solving import calibrated, road_of
 
 from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.gate.kernels import broken_kernels, held_layer

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_hold import OPTIMIZERS, Mixed, assert_kept, first_held, kernels_of, made, train
+from held import OPTIMIZERS, assert_kept, first_held, kernels_of, made, train
+from networks import Mixed
 
 import kernelsimp
 from kernelsimp import nn as public

@@ -5,7 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_hold import OPTIMIZERS, STRUCTURES, Mixed, assert_kept, first_held, made, plan_for, train
+from held import OPTIMIZERS, STRUCTURES, assert_kept, first_held, made, plan_for, train
+from networks import Mixed
 from torch import nn
 
 from kernelsimp.errors import HoldError, KernelsimpError

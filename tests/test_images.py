@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import pixels
 from PIL import Image
-from test_data import pixels, refusal
+from saying import refusal
 
 from kernelsimp.data.images import Geometry, read_image, to_image
 from kernelsimp.data.stores import as_images, as_labels

@@ -8,24 +8,14 @@ import numpy as np
 import pytest
 import torch
 from builders import tiny_state
+from saying import Heard
 
 from kernelsimp.commands import simplify
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings_file import settle
 from kernelsimp.solver import solve as solution
-from kernelsimp.watch import Watcher
 
 TESTS = Path(__file__).parent
-
-
-class Heard(Watcher):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    warn = note
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from saying import Heard
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +25,6 @@ from kernelsimp.solver.moments import (
     sampling_for,
     windows,
 )
-from kernelsimp.watch import Watcher
 
 CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: nn.Conv2d(4, 6, 3, padding=1),
@@ -287,14 +287,6 @@ def test_a_network_that_is_no_classifier_is_surveyed_with_noise_on_its_output() 
     # dL/dy of layer 0 is W'eps at every position: its expected square, summed over 36 positions
     expected = 36 * model[1].weight.detach().double().square().sum((0, 2, 3))  # type: ignore[operator, union-attr]
     assert torch.allclose(seen["0"].fisher, expected, rtol=0.15)
-
-
-class Heard(Watcher):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def test_a_network_without_gradients_is_surveyed_without_them_and_says_so() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import Bomb, npz, tiny_state, write_bombs, write_zip
+from builders import NET, Bomb, npz, tiny_state, write_bombs, write_zip
+from saying import fails
 
 from kernelsimp import hold
 from kernelsimp.cli.main import run
@@ -18,7 +19,6 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import DataSettings, Settings
 from kernelsimp.settings_file import CAN_NAME_CODE, as_toml, names_code, settle
 
-NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
 LONG = ("--finetune", "--epochs", "1", "--batch-size", "16", "-q")
 
 
@@ -61,28 +61,20 @@ def images(place: Path) -> tuple[str, str]:
     return ("--data", f"npz:{place / 'images.npz'}")
 
 
-def fails(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert run(words) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
-
-
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_report_that_trusts_pickles_does_not_make_the_gate_trust_them(place, number, capsys) -> None:
     baseline = altered(place, trust_pickle=True)
     report = json.loads(baseline.read_text())
     bomb = write_bombs(place, marker(place))[number]
     check = ["check", str(bomb), "--baseline", str(baseline), "--arch", NET, "-q"]
-    fails(check, "would run code", capsys)
-    fails([*check, *images(place)], "would run code", capsys)
+    fails(check, capsys, "would run code")
+    fails([*check, *images(place)], capsys, "would run code")
     baseline.unlink()  # a new one is made of the bomb itself
-    fails([*check, "--update-baseline"], "would run code", capsys)
+    fails([*check, "--update-baseline"], capsys, "would run code")
     baseline.write_text(json.dumps(report))
     shutil.copy(bomb, place / "run" / "tiny.pt")
     for form in ("packed", "safetensors", "torch", "onnx"):
-        fails(["export", str(place / "run"), "--arch", NET, "--to", form], "would run code", capsys)
+        fails(["export", str(place / "run"), "--arch", NET, "--to", form], capsys, "would run code")
     assert not marker(place).exists()
 
 
@@ -92,8 +84,8 @@ def test_code_that_a_report_names_is_not_run(place, word, capsys, monkeypatch) -
     altered(place, arch=word)
     check = ["check", "run/tiny.pt", "--baseline", "run"]
     assert run([*check, "-q"]) == 0  # weights alone need no network
-    fails([*check, *images(place), "-q"], f"code {word}, which no report may have run; pass --arch", capsys)
-    fails(["export", "run", "--to", "onnx"], "which no report may have run; pass --arch", capsys)
+    fails([*check, *images(place), "-q"], capsys, f"code {word}, which no report may have run; pass --arch")
+    fails(["export", "run", "--to", "onnx"], capsys, "which no report may have run; pass --arch")
     assert run(["report", "run"]) == 0
     assert run([*check, *images(place), "--arch", NET, "-q"]) == 0  # the user's own word
 
@@ -102,8 +94,8 @@ def test_a_registry_name_of_a_report_is_taken(place, capsys, monkeypatch) -> Non
     altered(place, arch="zoo:resnet20")
     fails(
         ["check", str(place / "run/tiny.pt"), "--baseline", str(place / "run"), *images(place), "-q"],
-        "does not fit --arch",
         capsys,
+        "does not fit --arch",
     )
 
 
@@ -122,7 +114,7 @@ def test_no_settings_file_trusts_pickles(place, capsys) -> None:
         ["audit", str(bomb), *more],
         ["check", str(bomb), "--baseline", str(place / "run"), *more],
     ):
-        fails([*words, "-q"], "[model]: 'trust_pickle' is set; no file may allow it", capsys)
+        fails([*words, "-q"], capsys, "[model]: 'trust_pickle' is set; no file may allow it")
 
 
 @pytest.mark.parametrize(("stage", "key"), CAN_NAME_CODE)
@@ -177,7 +169,7 @@ def test_hold_and_compare_read_no_code_from_a_run(place, capsys) -> None:
         str(place / "again"),
         "-q",
     ]
-    fails(again, "which no file may have run; pass --arch", capsys)
+    fails(again, capsys, "which no file may have run; pass --arch")
 
 
 @pytest.mark.parametrize("where", ["resume/finetune.pt", "plan.safetensors", "pictures.npz", "report.json"])
@@ -220,7 +212,7 @@ def test_published_weights_in_the_cache_are_read_as_tensors_alone(place, monkeyp
     cache.mkdir(parents=True)
     monkeypatch.setenv("TORCH_HOME", str(place))
     torch.save(Bomb(marker(place)), cache / AlexNet_Weights.DEFAULT.url.rpartition("/")[2])
-    fails(["scan", "torchvision:alexnet", "-q"], "cannot fetch pretrained weights", capsys)
+    fails(["scan", "torchvision:alexnet", "-q"], capsys, "cannot fetch pretrained weights")
 
 
 def test_the_bombs_are_alive(place) -> None:

@@ -5,15 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import white64
 
 from kernelsimp.kernels import orbits
 from kernelsimp.kernels.orbits import find, move_kernels, moves, quadrature_pairs
 from kernelsimp.kernels.template_fit import fit
 from kernelsimp.kernels.templates import by_name, draw
-
-
-def bank(grid=(3, 3), count=40, seed=0):
-    return torch.randn(count, *grid, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def brute_force(kernels, tolerance):
@@ -56,8 +53,8 @@ def test_moved_kernels_are_turned_and_mirrored_kernels():
 @pytest.mark.parametrize("tolerance", [0.1, 0.3])
 def test_tree_and_matrix_find_what_brute_force_finds(monkeypatch, grid, limit, tolerance):
     monkeypatch.setattr(orbits, "MATRIX_UP_TO", limit)
-    kernels = bank(grid)
-    kernels[20:30] = -3 * kernels[:10].flip(2) + 0.05 * bank(grid, 10, 5)
+    kernels = white64(40, *grid)
+    kernels[20:30] = -3 * kernels[:10].flip(2) + 0.05 * white64(10, *grid, seed=5)
     kernels[30], kernels[31] = 0, torch.ones(grid)
     found = find(kernels, tolerance)
     expected = brute_force(kernels.numpy(), tolerance)
@@ -68,7 +65,7 @@ def test_tree_and_matrix_find_what_brute_force_finds(monkeypatch, grid, limit, t
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_scale_and_move_rebuild_the_kernel(monkeypatch, limit):
     monkeypatch.setattr(orbits, "MATRIX_UP_TO", limit)
-    kernels = bank(count=30)
+    kernels = white64(30, 3, 3)
     kernels[10:20] = -0.2 * kernels[:10].mT
     found = find(kernels, 1e-6)
     assert found.paired == 20
@@ -82,7 +79,7 @@ def test_scale_and_move_rebuild_the_kernel(monkeypatch, limit):
 
 def test_symmetric_kernels_find_each_other_past_their_own_images(monkeypatch):
     monkeypatch.setattr(orbits, "MATRIX_UP_TO", 0)
-    kernels = bank(count=12)
+    kernels = white64(12, 3, 3)
     kernels[:4] = torch.tensor([[1.0, 2, 1], [2, 5, 2], [1, 2, 1]]).double() * torch.tensor(
         [1.0, -2, 3, 0.1]
     ).double().reshape(4, 1, 1)
@@ -92,13 +89,13 @@ def test_symmetric_kernels_find_each_other_past_their_own_images(monkeypatch):
 
 
 def test_random_kernels_of_many_cells_have_no_relatives():
-    found = find(bank((7, 7), 100))
+    found = find(white64(100, 7, 7))
     assert found.paired == 0
     assert found.count == 100
 
 
 def test_zero_broken_single_and_empty_banks():
-    kernels = bank(count=4)
+    kernels = white64(4, 3, 3)
     kernels[0], kernels[1, 0, 0] = 0, torch.nan
     found = find(kernels)
     assert found.partner[:2].tolist() == [-1, -1]
@@ -120,7 +117,7 @@ def test_quadrature_pairs_are_a_quarter_wave_apart():
             -2 * gabors([0.3 + math.pi / 2]),
             gabors([0.8]),
             gabors([0.3], 1.4),
-            bank((7, 7), 3),
+            white64(3, 7, 7),
         ]
     )
     pairs = quadrature_pairs(kernels, fit(kernels), 0.1)
@@ -128,7 +125,7 @@ def test_quadrature_pairs_are_a_quarter_wave_apart():
 
 
 def test_no_gabors_no_pairs():
-    kernels = bank((2, 2), 5)
+    kernels = white64(5, 2, 2)
     assert quadrature_pairs(kernels, fit(kernels)).shape == (0, 2)
-    kernels = bank((7, 7), 5)
+    kernels = white64(5, 7, 7)
     assert quadrature_pairs(kernels, fit(kernels), 0.05).shape == (0, 2)

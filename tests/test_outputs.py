@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_data import refusal
+from saying import refusal
 from torch import Tensor, nn
 
 from kernelsimp.cli.main import run

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from test_hold import Mixed
+from networks import Mixed
 from torch import nn
 
 from kernelsimp.errors import KernelsimpError

@@ -12,7 +12,7 @@ from kernelsimp.solver.tolerance import weight_plan
 from kernelsimp.training.survival import outside
 
 
-def bank(dtype: torch.dtype = torch.float32, noise: float = 0.02) -> KernelBank:
+def planted_bank(dtype: torch.dtype = torch.float32, noise: float = 0.02) -> KernelBank:
     """Two layers; in the first, kernels [0, :3] are planted near mirror-h, equal-rows and constant."""
     generator = torch.Generator().manual_seed(7)
     first = torch.randn(4, 6, 3, 3, generator=generator)
@@ -31,7 +31,7 @@ def bank(dtype: torch.dtype = torch.float32, noise: float = 0.02) -> KernelBank:
 
 
 def test_a_tolerance_takes_the_planted_kernels_and_the_least_dimension():
-    plan = weight_plan(bank(), PlanSettings(tolerance=0.05))
+    plan = weight_plan(planted_bank(), PlanSettings(tolerance=0.05))
     names = [plan.structures[i] for i in plan.layer("a").choice[0, :3]]
     assert names == ["mirror-h", "equal-rows", "constant"]
     assert plan.simplified == 3
@@ -41,7 +41,7 @@ def test_a_tolerance_takes_the_planted_kernels_and_the_least_dimension():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_applied_kernels_are_bitwise_in_their_family_and_the_others_keep_their_bits(dtype):
-    kernels = bank(dtype)
+    kernels = planted_bank(dtype)
     plan = weight_plan(kernels, PlanSettings(dof=0.6))
     changed = apply_plan(kernels, plan)
     for layer in plan.layers:
@@ -51,18 +51,18 @@ def test_applied_kernels_are_bitwise_in_their_family_and_the_others_keep_their_b
         assert not outside(weight, layer, plan.structures).any()
         free = torch.from_numpy(~layer.changed)
         assert torch.equal(weight[free], before[free])
-    assert outside(bank(dtype).layers[0].kernels, plan.layers[0], plan.structures).any()
+    assert outside(planted_bank(dtype).layers[0].kernels, plan.layers[0], plan.structures).any()
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.49])
 def test_a_budget_is_met_and_hardly_overshot(share):
-    plan = weight_plan(bank(), PlanSettings(dof=share))
+    plan = weight_plan(planted_bank(), PlanSettings(dof=share))
     left = plan.dof_after / plan.dof_before
     assert share - 0.06 < left <= share
 
 
 def test_a_plan_without_a_match_changes_nothing():
-    kernels = bank()
+    kernels = planted_bank()
     plan = weight_plan(kernels, PlanSettings(tolerance=0.0))
     assert plan.simplified == 0
     assert apply_plan(kernels, plan) == {}
@@ -70,7 +70,7 @@ def test_a_plan_without_a_match_changes_nothing():
 
 
 def test_a_plan_survives_its_file(tmp_path):
-    plan = weight_plan(bank(), PlanSettings(dof=0.6))
+    plan = weight_plan(planted_bank(), PlanSettings(dof=0.6))
     save_plan(plan, tmp_path / "plan.safetensors")
     again = read_plan(tmp_path / "plan.safetensors")
     assert again.structures == plan.structures
@@ -88,7 +88,7 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path):
 
 
 def test_a_plan_for_another_network_is_refused():
-    plan = weight_plan(bank(), PlanSettings(tolerance=0.05))
+    plan = weight_plan(planted_bank(), PlanSettings(tolerance=0.05))
     other = KernelBank((LayerKernels("a", "dense", torch.zeros(4, 6, 5, 5)),))
     with pytest.raises(KernelsimpError, match=r"a: the plan is for kernels \(4, 6, 3, 3\), this network has"):
         apply_plan(other, plan)
@@ -110,5 +110,5 @@ def test_a_plan_for_another_network_is_refused():
 )
 def test_impossible_settings_are_one_line(settings, words):
     with pytest.raises(KernelsimpError) as caught:
-        weight_plan(bank(), settings)
+        weight_plan(planted_bank(), settings)
     assert words in str(caught.value)

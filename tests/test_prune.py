@@ -2,13 +2,11 @@
 
 import json
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from builders import tiny_net, tiny_state, write_zip
-from test_cli import NET
+from builders import NET, tiny_net, tiny_state, weights_in, write_zip
 
 from kernelsimp.cli.main import run
 from kernelsimp.commands.prune import settle_for_pruning
@@ -24,12 +22,12 @@ from kernelsimp.solver.magnitude import check_pruning, magnitude_plan, shares_le
 CELLS = 16 * 9  # of the stem (12 kernels) and the depthwise layer (4)
 
 
-def bank() -> KernelBank:
+def tiny_bank() -> KernelBank:
     return bank_from_model(tiny_net())
 
 
 def applied(settings: PruneSettings, share: float, of: KernelBank | None = None) -> dict[str, torch.Tensor]:
-    source = of or bank()
+    source = of or tiny_bank()
     return apply_plan(source, magnitude_plan(source, settings, share))
 
 
@@ -104,7 +102,7 @@ def test_every_layer_keeps_its_largest_unit():
 
 
 def test_later_iterations_only_add_and_residuals_are_against_the_original():
-    origin, settings = bank(), PruneSettings()
+    origin, settings = tiny_bank(), PruneSettings()
     first = magnitude_plan(origin, settings, 0.8)
     model = tiny_net()
     model.load_state_dict(apply_plan(origin, first), strict=False)
@@ -123,8 +121,8 @@ def test_later_iterations_only_add_and_residuals_are_against_the_original():
 def test_degrees_of_freedom_are_the_numbers_left():
     for granularity in ("weights", "kernels", "filters"):
         settings = PruneSettings(granularity=granularity)
-        plan = magnitude_plan(bank(), settings, 0.6)
-        after = apply_plan(bank(), plan)
+        plan = magnitude_plan(tiny_bank(), settings, 0.6)
+        after = apply_plan(tiny_bank(), plan)
         changed = sum(int((value != 0).sum()) for value in after.values())
         untouched = sum(layer.choice.size * 9 for layer in plan.layers if not layer.changed.any())
         assert plan.dof_after == changed + untouched
@@ -133,10 +131,10 @@ def test_degrees_of_freedom_are_the_numbers_left():
 
 
 def test_shares_of_iterations():
-    assert shares_left(bank(), PruneSettings(iterations=3)) == pytest.approx((0.8, 0.64, 0.512))
-    steps = shares_left(bank(), PruneSettings(dof=0.25, iterations=2))
+    assert shares_left(tiny_bank(), PruneSettings(iterations=3)) == pytest.approx((0.8, 0.64, 0.512))
+    steps = shares_left(tiny_bank(), PruneSettings(dof=0.25, iterations=2))
     assert steps == pytest.approx((0.5, 0.25))
-    (share,) = shares_left(bank(), PruneSettings(dof=0.75, layers=("stem",)))
+    (share,) = shares_left(tiny_bank(), PruneSettings(dof=0.75, layers=("stem",)))
     assert share * 108 + 36 == pytest.approx(0.75 * CELLS)
 
 
@@ -159,7 +157,7 @@ def test_settings_that_make_no_sense(settings, words):
 
 def test_a_budget_out_of_reach_says_what_is_in_the_way():
     with pytest.raises(KernelsimpError) as caught:
-        shares_left(bank(), PruneSettings(dof=0.2, skip_layers=("stem",)))
+        shares_left(tiny_bank(), PruneSettings(dof=0.2, skip_layers=("stem",)))
     assert str(caught.value) == "--dof 0.2 is out of reach: the other layers are 0.750 of all"
 
 
@@ -168,14 +166,10 @@ def test_too_many_masks_for_a_plan(monkeypatch):
     with pytest.raises(
         KernelsimpError, match=r"different masks, more than a plan can name \(3\); pass --gra"
     ):
-        magnitude_plan(bank(), PruneSettings(), 0.5)
+        magnitude_plan(tiny_bank(), PruneSettings(), 0.5)
 
 
 # --- the command line
-
-
-def written(out: Path) -> dict[str, torch.Tensor]:
-    return dict(torch.load(out / "tiny.pt", weights_only=True)["state_dict"])
 
 
 def test_the_story_from_the_command_line(model, images, tmp_path, capsys):
@@ -193,7 +187,7 @@ def test_the_story_from_the_command_line(model, images, tmp_path, capsys):
     rates = [epoch["lr"] for epoch in report["training"]]
     assert rates[:2] == rates[2:]  # rewound
     assert rates[0] > rates[1]
-    after = written(out)
+    after = weights_in(out)
     zeros = sum(int((after[name] == 0).sum()) for name in ("stem.weight", "depthwise.weight"))
     assert report["dof"]["after"] == CELLS - zeros == 81
     assert not torch.equal(after["head.weight"], tiny_state()["head.weight"])
@@ -223,7 +217,7 @@ def test_a_run_repeats_from_its_settings(model, images, tmp_path):
     assert run([*asked, "--dof", "0.6", "--quiet", "--out", str(first)]) == 0
     command = json.loads((first / "report.json").read_text())["provenance"]["command"]
     assert run([*shlex.split(command)[1:], "--quiet"]) == 0
-    one, other = written(first), written(second)
+    one, other = weights_in(first), weights_in(second)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -240,7 +234,7 @@ def test_filters_without_images_say_that_shapes_stay(model, tmp_path, capsys):
     assert "no images were given: nothing is trained after pruning" in capsys.readouterr().err
     report = json.loads((out / "report.json").read_text())
     assert any(note.startswith("filters were set to zero and their tensors kept") for note in report["notes"])
-    after, before = written(out), tiny_state()
+    after, before = weights_in(out), tiny_state()
     assert {name: value.shape for name, value in after.items()} == {n: v.shape for n, v in before.items()}
     gone = (after["stem.weight"] == 0).flatten(1).all(1)
     assert 0 < gone.sum() < 4

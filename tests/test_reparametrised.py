@@ -36,7 +36,7 @@ EACH = pytest.mark.parametrize("how", HOW)
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
 
 
-def network(how: str, layers: tuple[int, ...] = (0, 2, 3)) -> nn.Sequential:
+def split_network(how: str, layers: tuple[int, ...] = (0, 2, 3)) -> nn.Sequential:
     """Three convolutions, the last transposed and square, some of them re-parametrised; evaluation mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -65,7 +65,7 @@ def weights(net: nn.Module) -> list[Tensor]:
 def test_the_effective_weight_is_read(
     how: str, container: str, layers: tuple[int, ...], tmp_path: Path
 ) -> None:
-    net = network(how, layers)
+    net = split_network(how, layers)
     path = WRITERS[container](net.state_dict(), tmp_path / "net.pt")
     checkpoint = load_checkpoint(path)
     assert list(checkpoint.tensors) == ["0.bias", "0.weight", "2.bias", "2.weight", "3.bias", "3.weight"] or (
@@ -83,7 +83,7 @@ def test_the_effective_weight_is_read(
 @EACH
 @pytest.mark.parametrize("container", WRITERS)
 def test_what_was_not_changed_is_written_in_its_parts(how: str, container: str, tmp_path: Path) -> None:
-    net = network(how)
+    net = split_network(how)
     state = net.state_dict()
     path = WRITERS[container](state, tmp_path / "net.pt")
     load_checkpoint(path).save(tmp_path / "again.pt")
@@ -95,7 +95,7 @@ def test_what_was_not_changed_is_written_in_its_parts(how: str, container: str, 
 @EACH
 @pytest.mark.parametrize("container", WRITERS)
 def test_a_changed_weight_comes_back_as_it_was_set(how: str, container: str, tmp_path: Path) -> None:
-    net = network(how)
+    net = split_network(how)
     path = WRITERS[container](net.state_dict(), tmp_path / "net.pt")
     checkpoint = load_checkpoint(path)
     fresh = torch.linspace(-1, 1, 6 * 6 * 9).reshape(6, 6, 3, 3)
@@ -118,7 +118,7 @@ def test_a_changed_weight_comes_back_as_it_was_set(how: str, container: str, tmp
 
 
 def test_zeros_that_stay_zero_keep_the_mask_closed(tmp_path: Path) -> None:
-    net = network("mask of filters")
+    net = split_network("mask of filters")
     path = WRITERS["zip"](net.state_dict(), tmp_path / "net.pt")
     checkpoint = load_checkpoint(path)
     changed = checkpoint.with_tensors({"2.weight": checkpoint.tensors["2.weight"] * 2})
@@ -129,7 +129,7 @@ def test_zeros_that_stay_zero_keep_the_mask_closed(tmp_path: Path) -> None:
 
 @EACH
 def test_a_network_in_memory_is_read_and_left_alone(how: str) -> None:
-    net = network(how)
+    net = split_network(how)
     before = copy.deepcopy(dict(net.state_dict()))
     opened = open_to_scan(net, ModelSettings())
     assert [layer.name for layer in opened.bank.layers] == ["0", "2", "3"]
@@ -140,7 +140,7 @@ def test_a_network_in_memory_is_read_and_left_alone(how: str) -> None:
 
 @EACH
 def test_a_folded_network_computes_the_same(how: str) -> None:
-    net = network(how)
+    net = split_network(how)
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     folded = plain_copy(net)
     assert torch.equal(folded(images), net(images))
@@ -148,7 +148,7 @@ def test_a_folded_network_computes_the_same(how: str) -> None:
 
 
 def test_half_precision_is_computed_wide(tmp_path: Path) -> None:
-    net = network("weight norm").half()
+    net = split_network("weight norm").half()
     path = WRITERS["zip"](net.state_dict(), tmp_path / "net.pt")
     weight = load_checkpoint(path).tensors["2.weight"]
     wide = copy.deepcopy(net).float()

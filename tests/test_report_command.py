@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from builders import tiny_state, write_zip
+from builders import NET, tiny_state, write_zip
 
 from kernelsimp.cli.main import run
 from kernelsimp.report.command import command_again
 from kernelsimp.settings import Settings
 from kernelsimp.settings_file import settle
-
-NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
 
 
 def spelled(settings: Settings) -> list[str]:

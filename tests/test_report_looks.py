@@ -54,7 +54,7 @@ def test_words_and_marks_stand_out(scheme: str) -> None:
     assert all(contrast(found[one], found[other]) >= 3 for one, other in [*marks, ("found", "mark")])
 
 
-def bank() -> KernelBank:
+def bank_of_one_shape() -> KernelBank:
     generator = torch.Generator().manual_seed(0)
     shape = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
     scale = torch.randn(8, 8, 1, 1, generator=generator)
@@ -64,7 +64,7 @@ def bank() -> KernelBank:
 
 
 def test_a_layer_of_one_shape_has_one_prototype_and_a_small_layer_none() -> None:
-    (entry,) = prototypes_of(bank())
+    (entry,) = prototypes_of(bank_of_one_shape())
     assert (entry["layer"], entry["count"]) == ("same", 1)
     assert entry["coverage"] == pytest.approx(1)
     sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]).flatten()
@@ -75,7 +75,7 @@ def test_a_layer_of_one_shape_has_one_prototype_and_a_small_layer_none() -> None
 
 
 def test_prototypes_are_drawn_with_their_words_and_without_cells_not_at_all() -> None:
-    entries = prototypes_of(bank())
+    entries = prototypes_of(bank_of_one_shape())
     (figure,) = prototype_figures(
         [{**entries[0], "layer": "<b>"}, {"layer": "x", "count": 3, "coverage": 1.0}]
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reports
+from saying import file_refusal
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.records.report import Report, Stage
@@ -89,17 +90,9 @@ def test_keys_of_a_later_minor_addition_are_passed_over(tmp_path: Path) -> None:
     assert read_report(tmp_path) == reports.report()
 
 
-def refusal(path: Path) -> str:
-    with pytest.raises(KernelsimpError) as caught:
-        read_report(path)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message.removeprefix(f"{path}: ")
-
-
 def test_a_report_that_is_not_there(tmp_path: Path) -> None:
     expected = "there is no report; 'kernelsimp simplify --out RUN' writes RUN/report.json"
-    assert refusal(tmp_path / "report.json") == expected
+    assert file_refusal(tmp_path / "report.json", read_report) == f"FILE: {expected}"
 
 
 def test_a_run_without_a_report_names_the_file_that_is_missing(tmp_path: Path) -> None:
@@ -110,8 +103,8 @@ def test_a_run_without_a_report_names_the_file_that_is_missing(tmp_path: Path) -
 def test_a_report_that_is_cut_off(tmp_path: Path) -> None:
     path = written(tmp_path / "report.json", reports.report())
     path.write_text(path.read_text()[:300])
-    message = refusal(path)
-    assert message.startswith("not whole JSON (")
+    message = file_refusal(path, read_report)
+    assert message.startswith("FILE: not whole JSON (")
     assert message.endswith("); the file is cut off or no JSON, write it again")
 
 
@@ -138,14 +131,14 @@ FOREIGN = [
 def test_foreign_json_is_refused_in_one_line(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(text)
-    assert refusal(path) == expected
+    assert file_refusal(path, read_report) == f"FILE: {expected}"
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"[" * 200_000, b"9" * 5000, b"", b"\x00" * 40])
 def test_rubbish_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "report.json"
     path.write_bytes(data)
-    assert refusal(path)
+    assert file_refusal(path, read_report)
 
 
 DAMAGE = [
@@ -163,7 +156,10 @@ DAMAGE = [
 def test_a_damaged_report_names_the_key(tmp_path: Path, key: str, value: object, expected: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps(report_json(reports.report()) | {key: value}))
-    assert refusal(path) == f"{expected}; the file is damaged, render it again from its run"
+    assert (
+        file_refusal(path, read_report)
+        == f"FILE: {expected}; the file is damaged, render it again from its run"
+    )
 
 
 def test_an_interval_must_have_two_ends(tmp_path: Path) -> None:
@@ -171,11 +167,13 @@ def test_an_interval_must_have_two_ends(tmp_path: Path) -> None:
     data["accuracy"]["stages"][0]["ci95"] = [1.0]
     path = tmp_path / "report.json"
     path.write_text(json.dumps(data))
-    assert refusal(path).startswith("key 'accuracy.stages[0].ci95' has 1 items; expected 2;")
+    assert file_refusal(path, read_report).startswith(
+        "FILE: key 'accuracy.stages[0].ci95' has 1 items; expected 2;"
+    )
 
 
 def test_a_name_too_long_for_the_disk_is_one_line(tmp_path: Path) -> None:
-    assert refusal(tmp_path / ("x" * 5000)).startswith("cannot read: ")
+    assert file_refusal(tmp_path / ("x" * 5000), read_report).startswith("FILE: cannot read: ")
 
 
 def test_scan_json_has_the_published_keys() -> None:

@@ -1,27 +1,22 @@
 """A run that is stopped anywhere, even by kill -9, and resumed ends with the same bits."""
 
-import hashlib
 import io
-import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from builders import flip_bit
-from test_finetune import PLAIN, Heard, bits, images, job, net, same
-from test_hold import plan_for, simplified
+from processes import HERE, run_warm
+from saying import Heard
+from tuning import PLAIN, VARIANTS, bar_net, bars, equal, job, prepared, values_of
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import read_sealed, write_sealed
 from kernelsimp.training.finetune import finetune
-from kernelsimp.training.hold import hold, release
+from kernelsimp.training.hold import release
 
 TEN = 10
 
@@ -35,7 +30,7 @@ def crashing(after, how):
     count = [0]
 
     def train(epoch, shard):
-        result = images(epoch)
+        result = bars(epoch)
 
         class Loader:
             def __len__(self):
@@ -57,32 +52,13 @@ def crash():
     raise CrashError
 
 
-FULL = replace(
-    PLAIN, epochs=4, lr=0.02, save_every=0.0, ema=0.9, warmup=0.5, clip=1.0, accumulate=2, distill=0.3
-)
-VARIANTS = {
-    "sgd": FULL,
-    "adamw": replace(FULL, optimizer="adamw", accumulate=1, schedule="one-cycle", mixup=0.5, cutmix=0.5),
-    "soft": replace(FULL, soft=5.0, ema=None),
-}
-
-
-def prepared(mode):
-    model = net(dropout=0.2)
-    plan = plan_for(model)
-    simplified(model, plan)
-    if mode != "soft":
-        hold(model, plan, "tie" if mode == "adamw" else "freeze")
-    return model, plan
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_run_that_crashed_and_was_resumed_ends_with_the_same_bits(tmp_path, name):
-    settings, teacher = VARIANTS[name], net(9)
+    settings, teacher = VARIANTS[name], bar_net(9)
     model, plan = prepared(name)
     usual = job(teacher=teacher, plan=plan)
     whole = finetune(model, usual, settings)
-    expected = bits(model)
+    expected = values_of(model)
     for after in random.Random(name).sample(range(16), 5):
         folder = tmp_path / str(after)
         model, plan = prepared(name)
@@ -91,7 +67,7 @@ def test_a_run_that_crashed_and_was_resumed_ends_with_the_same_bits(tmp_path, na
         model, _ = prepared(name)
         torch.manual_seed(after)
         resumed = finetune(model, replace(usual, folder=folder), replace(settings, resume=True))
-        assert same(bits(model), expected), after
+        assert equal(values_of(model), expected), after
         assert resumed.best_epoch == whole.best_epoch
         assert [epoch.train_loss for epoch in resumed.history] == [
             epoch.train_loss for epoch in whole.history
@@ -104,12 +80,12 @@ def test_a_resumed_run_does_not_train_what_was_trained(tmp_path):
 
     def train(epoch, shard):
         seen.append(epoch)
-        return images(epoch)
+        return bars(epoch)
 
     with pytest.raises(CrashError):
-        finetune(net(), job(folder=tmp_path, train=crashing(9, crash)), PLAIN)
+        finetune(bar_net(), job(folder=tmp_path, train=crashing(9, crash)), PLAIN)
     heard = Heard()
-    finetune(net(), job(folder=tmp_path, train=train), replace(PLAIN, resume=True), heard)
+    finetune(bar_net(), job(folder=tmp_path, train=train), replace(PLAIN, resume=True), heard)
     assert seen == [3]
     assert heard.notes[0] == "going on in epoch 3 after batch 0"
 
@@ -117,16 +93,16 @@ def test_a_resumed_run_does_not_train_what_was_trained(tmp_path):
 @pytest.mark.parametrize("patience", [None, 1])
 def test_a_finished_run_resumed_is_the_same_and_trains_nothing(tmp_path, patience):
     def train(epoch, shard):
-        return [(x, y if epoch < 2 else 1 - y) for x, y in images(epoch)]
+        return [(x, y if epoch < 2 else 1 - y) for x, y in bars(epoch)]
 
     settings = replace(PLAIN, epochs=5, patience=patience, schedule="constant")
-    model = net()
+    model = bar_net()
     first = finetune(model, job(folder=tmp_path, train=train), settings)
     assert len(first.history) == (5 if patience is None else 2)
-    again = net()
+    again = bar_net()
     second = finetune(again, job(folder=tmp_path, train=crashing(0, crash)), replace(settings, resume=True))
     assert second == first
-    assert same(bits(again), bits(model))
+    assert equal(values_of(again), values_of(model))
 
 
 # ---------------------------------------------------------------- interruptions
@@ -136,19 +112,19 @@ def test_a_finished_run_resumed_is_the_same_and_trains_nothing(tmp_path, patienc
 def test_an_interrupt_finishes_the_step_saves_and_raises(tmp_path, number):
     before = signal.getsignal(number)
     settings = replace(PLAIN, epochs=2)
-    model = net()
+    model = bar_net()
     finetune(model, job(), settings)
-    expected = bits(model)
+    expected = values_of(model)
     heard = Heard()
     train = crashing(2, lambda: signal.raise_signal(number))
     with pytest.raises(KeyboardInterrupt):
-        finetune(net(), job(folder=tmp_path, train=train), settings, heard)
+        finetune(bar_net(), job(folder=tmp_path, train=train), settings, heard)
     assert heard.notes == [f"interrupted; the state is in {tmp_path / 'finetune.pt'}: go on with --resume"]
     assert signal.getsignal(number) is before
-    model, heard = net(), Heard()
+    model, heard = bar_net(), Heard()
     finetune(model, job(folder=tmp_path), replace(settings, resume=True), heard)
     assert heard.notes[0] == "going on in epoch 1 after batch 3"
-    assert same(bits(model), expected)
+    assert equal(values_of(model), expected)
 
 
 def test_a_second_interrupt_does_not_wait_for_the_step(tmp_path):
@@ -157,7 +133,7 @@ def test_a_second_interrupt_does_not_wait_for_the_step(tmp_path):
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(net(), job(folder=tmp_path, train=crashing(1, twice)), PLAIN)
+        finetune(bar_net(), job(folder=tmp_path, train=crashing(1, twice)), PLAIN)
     assert not (tmp_path / "finetune.pt").exists()
 
 
@@ -165,8 +141,8 @@ def test_a_run_in_another_thread_listens_to_no_signal():
     before, ends = signal.getsignal(signal.SIGINT), []
 
     def run():
-        model = net()
-        finetune(model, job(train=lambda epoch, shard: images(epoch)), replace(PLAIN, epochs=1))
+        model = bar_net()
+        finetune(model, job(train=lambda epoch, shard: bars(epoch)), replace(PLAIN, epochs=1))
         ends.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=run)
@@ -180,9 +156,9 @@ def test_a_run_in_another_thread_listens_to_no_signal():
 
 def failed(tmp_path, settings=PLAIN, seed=0, start=0, **changes):
     """Return the words with which a run is refused after one of PLAIN with seed 0."""
-    finetune(net(), job(folder=tmp_path), replace(PLAIN, epochs=1))
+    finetune(bar_net(), job(folder=tmp_path), replace(PLAIN, epochs=1))
     with pytest.raises(KernelsimpError) as caught:
-        finetune(net(start), job(folder=tmp_path, seed=seed, **changes), replace(settings, resume=True))
+        finetune(bar_net(start), job(folder=tmp_path, seed=seed, **changes), replace(settings, resume=True))
     head, _, words = str(caught.value).partition(": ")
     assert head == str(tmp_path / "finetune.pt")
     return words
@@ -204,11 +180,11 @@ def test_a_state_of_another_run_is_refused(tmp_path):
 
 
 def test_a_damaged_state_is_refused(tmp_path):
-    finetune(net(), job(folder=tmp_path), replace(PLAIN, epochs=1))
+    finetune(bar_net(), job(folder=tmp_path), replace(PLAIN, epochs=1))
     file = tmp_path / "finetune.pt"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(KernelsimpError) as caught:
-        finetune(net(), job(folder=tmp_path), replace(PLAIN, epochs=1, resume=True))
+        finetune(bar_net(), job(folder=tmp_path), replace(PLAIN, epochs=1, resume=True))
     assert str(caught.value).startswith(f"{file}: cannot read the resume state: ")
     assert str(caught.value).endswith("; delete it to start again")
     assert "\n" not in str(caught.value)
@@ -218,13 +194,13 @@ def stopped(folder):
     """Leave the states of a run that crashed in its third epoch; return its settings and the last state."""
     settings = replace(PLAIN, epochs=3)
     with pytest.raises(CrashError):
-        finetune(net(), job(folder=folder, train=crashing(2 * len(images(1)) + 1, crash)), settings)
+        finetune(bar_net(), job(folder=folder, train=crashing(2 * len(bars(1)) + 1, crash)), settings)
     return replace(settings, resume=True), folder / "finetune.pt"
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_flipped_bit_goes_on_from_the_state_before_it(share, tmp_path):
-    whole, other, heard = net(), net(), Heard()
+    whole, other, heard = bar_net(), bar_net(), Heard()
     finetune(whole, job(), replace(PLAIN, epochs=3))
     settings, file = stopped(tmp_path)
     flip_bit(file, int(share * file.stat().st_size))
@@ -232,7 +208,7 @@ def test_a_flipped_bit_goes_on_from_the_state_before_it(share, tmp_path):
     words = "cannot read the resume state: damaged: its content is not what was written"
     assert heard.warnings[0] == f"{file}: {words}; going on from the state before it"
     assert heard.notes[0].startswith("going on in epoch 2 ")
-    assert same(bits(whole), bits(other))
+    assert equal(values_of(whole), values_of(other))
 
 
 def test_a_flipped_bit_with_no_state_before_it_is_refused(tmp_path):
@@ -242,7 +218,7 @@ def test_a_flipped_bit_with_no_state_before_it_is_refused(tmp_path):
     with pytest.raises(
         KernelsimpError, match="its content is not what was written; delete it to start again"
     ):
-        finetune(net(), job(folder=tmp_path), settings)
+        finetune(bar_net(), job(folder=tmp_path), settings)
 
 
 def test_a_state_of_other_content_is_one_line(tmp_path):
@@ -252,16 +228,16 @@ def test_a_state_of_other_content_is_one_line(tmp_path):
         altered = {**state, key: 3}
         write_sealed(file, lambda partial, altered=altered: torch.save(altered, partial))
         with pytest.raises(KernelsimpError) as caught:
-            finetune(net(), job(folder=tmp_path), settings)
+            finetune(bar_net(), job(folder=tmp_path), settings)
         assert str(caught.value).startswith(f"{file}: no resume state of this run (")
 
 
 def test_resume_without_a_state_starts_from_the_beginning(tmp_path):
-    model, other, heard = net(), net(), Heard()
+    model, other, heard = bar_net(), bar_net(), Heard()
     finetune(model, job(), PLAIN)
     finetune(other, job(folder=tmp_path), replace(PLAIN, resume=True), heard)
     assert heard.notes[0] == f"no resume state in {tmp_path}: starting from the beginning"
-    assert same(bits(model), bits(other))
+    assert equal(values_of(model), values_of(other))
 
 
 def test_a_state_is_written_every_so_many_minutes(tmp_path, monkeypatch):
@@ -276,7 +252,7 @@ def test_a_state_is_written_every_so_many_minutes(tmp_path, monkeypatch):
     def tick():
         clock[0] += 25.0
 
-    train = images(1, batches=8)
+    train = bars(1, batches=8)
 
     class Slow(list):
         def __iter__(self):
@@ -285,73 +261,17 @@ def test_a_state_is_written_every_so_many_minutes(tmp_path, monkeypatch):
                 yield batch
 
     settings = replace(PLAIN, epochs=1, save_every=1.0)
-    finetune(net(), job(folder=tmp_path, train=lambda epoch, shard: Slow(train)), settings)
+    finetune(bar_net(), job(folder=tmp_path, train=lambda epoch, shard: Slow(train)), settings)
     assert saved == [75.0, 150.0, 200.0]  # the first after a minute has gone by, and at the epoch's end
 
 
 # ---------------------------------------------------------------- kill -9
 
 
-RUN = """
-    import hashlib, os, random, signal, sys, time
-    from dataclasses import replace
-    from pathlib import Path
-    import torch
-    torch.set_num_threads(1)
-    import kernelsimp.training.engine  # before the forks, so that each is quick
-    from test_resume import VARIANTS, net, prepared, digest
-    from test_finetune import images, job
-    from kernelsimp.training.finetune import finetune
-
-    folder, name = Path(sys.argv[1]), "sgd"
-    settings = replace(VARIANTS[name], epochs=30)
-
-    class Slow(list):
-        def __iter__(self):
-            for batch in list.__iter__(self):
-                time.sleep(0.01)  # ten kills come before the end, however fast the machine
-                yield batch
-
-    def child(folder):
-        model, plan = prepared(name)
-        train = lambda epoch, shard: Slow(images(epoch))
-        usual = job(teacher=net(9), plan=plan, folder=folder, train=train)
-        finetune(model, usual, replace(settings, resume=True))
-        (folder / "end").write_text(digest(model))
-
-    def start(folder):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                child(folder)
-            finally:
-                os._exit(0)
-        return pid
-
-    os.waitpid(start(folder / "whole"), 0)
-    killed, dice = 0, random.Random(os.getpid())
-    while killed < 10:
-        pid = start(folder / "killed")
-        time.sleep(dice.uniform(0.02, 0.1))
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        killed += os.WIFSIGNALED(status)
-    os.waitpid(start(folder / "killed"), 0)
-"""
-
-
-def digest(model):
-    parts = [value.contiguous().view(torch.uint8).numpy().tobytes() for value in bits(model) if value.ndim]
-    return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(RUN), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run_warm(HERE / "killed_training.py", str(tmp_path))
     assert done.returncode == 0, done.stderr
     ends = [(tmp_path / name / "end").read_text() for name in ("whole", "killed")]
     assert ends[0] == ends[1]

@@ -1,12 +1,12 @@
 """Robustness measures on networks whose answers are known in closed form."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from saying import refusal
 from torch import Tensor, nn
 
 from kernelsimp.data.corruptions import style_suite
@@ -14,7 +14,6 @@ from kernelsimp.data.images import Geometry
 from kernelsimp.data.splits import Data, Split
 from kernelsimp.data.stores import ArrayStore
 from kernelsimp.data.transforms import Preprocess
-from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, measure
 from kernelsimp.evaluation.attacks import adversarial
 from kernelsimp.evaluation.corrupted import (
@@ -64,12 +63,6 @@ def noise_images(count: int = 60, side: int = 8, channels: int = 1) -> Split:
 def brightness_net(side: int = 8) -> Linear:
     """Right on every one of `noise_images`: is the mean above 127.5 / 255?"""
     return Linear(torch.full((1, side, side), 100 / side**2), -50.0)
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(KernelsimpError) as caught:
-        call()
-    return str(caught.value)
 
 
 # --- adversaries

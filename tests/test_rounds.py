@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_solve import FAMILIES, network, smooth_images
+from networks import network, smooth_images
+from solving import FAMILIES
 
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.settings import PlanSettings

@@ -7,23 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from builders import tiny_state, write_zip
+from saying import command_refusal
 
 from kernelsimp.cli.main import run
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_zip({"state_dict": tiny_state()}, tmp_path / "tiny.pt")
-
-
-def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the one line of a command that could not be done."""
-    assert run(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = [line for line in captured.err.splitlines() if not line.endswith(" ...")]
-    assert len(lines) == 1, captured.err
-    return lines[0].removeprefix("kernelsimp: ")
 
 
 def scanned(model: Path, *options: str, folder: Path) -> dict:
@@ -124,7 +110,7 @@ EXPLAIN = [
 
 @pytest.mark.parametrize(("place", "words"), EXPLAIN)
 def test_a_kernel_that_is_not_there_is_one_line(model: Path, capsys, place: str, words: str) -> None:
-    assert refusal(["scan", str(model), "--explain", place], capsys) == words
+    assert command_refusal(["scan", str(model), "--explain", place], capsys) == words
 
 
 OPTIONS = [
@@ -142,7 +128,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("options", "words"), OPTIONS)
 def test_options_that_select_nothing_are_one_line(model: Path, capsys, options, words: str) -> None:
-    assert refusal(["scan", str(model), *options], capsys) == words
+    assert command_refusal(["scan", str(model), *options], capsys) == words
 
 
 def test_a_page_holds_pictures_and_sentences_and_needs_nothing_else(tmp_path: Path) -> None:
@@ -178,21 +164,25 @@ def test_a_folder_is_one_line_and_one_json_a_checkpoint(model: Path, tmp_path: P
 def test_bad_folders_are_one_line(model: Path, tmp_path: Path, capsys) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert refusal(["scan", str(empty)], capsys).startswith(f"{empty}: a directory without checkpoints; ")
-    assert refusal(["scan", str(tmp_path), "--csv", "x.csv"], capsys) == (
+    assert command_refusal(["scan", str(empty)], capsys).startswith(
+        f"{empty}: a directory without checkpoints; "
+    )
+    assert command_refusal(["scan", str(tmp_path), "--csv", "x.csv"], capsys) == (
         "--csv is for one checkpoint, not for a folder of them; name the file"
     )
-    assert refusal(["scan", str(tmp_path), "--json", "-"], capsys) == (
+    assert command_refusal(["scan", str(tmp_path), "--json", "-"], capsys) == (
         "--json -: a folder gives one JSON a checkpoint; name a folder for them"
     )
-    assert refusal(["scan", str(tmp_path), "--jobs", "0"], capsys) == "--jobs is 0; expected 1 or more"
+    assert (
+        command_refusal(["scan", str(tmp_path), "--jobs", "0"], capsys) == "--jobs is 0; expected 1 or more"
+    )
     (empty / "bad.onnx").write_bytes(b"")
-    words = refusal(["scan", str(empty), "-q"], capsys)
+    words = command_refusal(["scan", str(empty), "-q"], capsys)
     assert words == f"{empty}: none of its 1 checkpoints could be scanned"
 
 
 def test_an_unknown_published_network_is_one_line(capsys) -> None:
-    assert refusal(["scan", "torchvision:resnet19"], capsys).startswith(
+    assert command_refusal(["scan", "torchvision:resnet19"], capsys).startswith(
         "torchvision:resnet19: no such network"
     )
 
@@ -200,7 +190,9 @@ def test_an_unknown_published_network_is_one_line(capsys) -> None:
 @pytest.mark.parametrize("name", ["none.onnx", "none.pt2"])
 def test_empty_exports_are_one_line(tmp_path: Path, capsys, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
-    assert refusal(["scan", str(tmp_path / name)], capsys).endswith("the file is empty; fetch it again")
+    assert command_refusal(["scan", str(tmp_path / name)], capsys).endswith(
+        "the file is empty; fetch it again"
+    )
 
 
 @pytest.mark.parametrize("size", ["2", "3", "1x5", "5"])

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_solve import FAMILIES, network, smooth_images
+from networks import network, smooth_images
+from solving import FAMILIES
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError

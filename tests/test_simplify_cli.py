@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import tiny_state, write_zip
-from test_cli import SMALL, fails
+from builders import SMALL, tiny_state, weights_in, write_zip
+from saying import fails
 
 from kernelsimp.cli.main import run
 from kernelsimp.commands.round_files import RoundFiles
@@ -34,16 +34,12 @@ def base(model: Path, images: str) -> list[str]:
     return ["simplify", str(model), "--data", images, *SMALL]
 
 
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "tiny.pt", weights_only=True)["state_dict"]  # type: ignore[no-any-return]
-
-
 def report(out: Path) -> dict[str, Any]:
     return json.loads((out / "report.json").read_text())  # type: ignore[no-any-return]
 
 
 def same(one: Path, two: Path) -> bool:
-    first, second = weights(one), weights(two)
+    first, second = weights_in(one), weights_in(two)
     return all(torch.equal(first[name], second[name]) for name in first)
 
 

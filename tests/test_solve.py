@@ -6,91 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from networks import Twice, network, smooth_images
+from solving import HALF, all_exact, calibrated, error_of, road_of, solve, with_tensors
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.kernels.families import SEVENTEEN
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.records.plan import Plan
-from kernelsimp.settings import PlanSettings
 from kernelsimp.solver.apply import apply_plan
-from kernelsimp.solver.layerwise import CalibratedNetwork, reconstruct, targets_of
+from kernelsimp.solver.layerwise import reconstruct, targets_of
 from kernelsimp.solver.moments import Moments, pair_moments
-from kernelsimp.solver.plan_builder import chooser, data_free_plan
+from kernelsimp.solver.plan_builder import data_free_plan
 from kernelsimp.solver.projected_cg import FilterConstraint, Solved, resolve
-from kernelsimp.solver.solve import Solution, calibrated_network, solve_at_budget, survey_layers
-from kernelsimp.training.survival import outside
-
-FAMILIES = (*SEVENTEEN, "zero")
-HALF = PlanSettings(dof=0.5, families=FAMILIES, cost="absolute")
-
-
-class Residual(nn.Module):
-    """A small residual network with batch norm, as most are."""
-
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.bn0 = nn.BatchNorm2d(width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.deep = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.point = nn.Conv2d(width, width, 1, bias=False)
-        self.head = nn.Linear(width, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn0(self.stem(x)))
-        x = x + self.conv2(F.relu(self.bn1(self.conv1(x))))
-        x = self.point(F.relu(self.bn2(self.deep(x))))
-        return self.head(x.mean((2, 3)))
-
-
-def smooth_images(count: int, seed: int = 0, side: int = 12) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return F.avg_pool2d(torch.randn(count, 3, side + 2, side + 2, generator=generator), 3, 1) * 3
-
-
-def settled(model: nn.Module, images: Tensor) -> nn.Module:
-    """Give batch norms the statistics of `images`, as training would have."""
-    model.train()
-    with torch.no_grad():
-        for _ in range(30):
-            model(images)
-    return model.eval()
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return settled(Residual(), smooth_images(64, 9))
-
-
-def road_of(model: nn.Module, settings: PlanSettings = HALF, images: Tensor | None = None) -> Solution:
-    batches = (smooth_images(48) if images is None else images).split(16)
-    return solve(calibrated_network(model, bank_from_model(model), batches, 0), settings)
-
-
-def solve(calibrated: CalibratedNetwork, settings: PlanSettings) -> Solution:
-    return solve_at_budget(survey_layers(calibrated, settings), chooser(settings), settings.cost)
-
-
-def with_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    state = model.state_dict()
-    assert all(name in state and value.shape == state[name].shape for name, value in tensors.items())
-    model.load_state_dict({**state, **tensors}, strict=True)
-    return model.eval()
-
-
-def error_of(made: nn.Module, original: nn.Module, images: Tensor) -> float:
-    with torch.no_grad():
-        return float((made(images) - original(images)).norm() / original(images).norm())
-
-
-def all_exact(model: nn.Module, plan: Plan) -> bool:
-    layers = {layer.name: layer.kernels for layer in bank_from_model(model).layers}
-    return not any(outside(layers[layer.name], layer, plan.structures).any() for layer in plan.layers)
+from kernelsimp.solver.solve import calibrated_network
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -153,12 +80,6 @@ def test_free_filters_on_unchanged_inputs_keep_their_bits() -> None:
     reconstruction = reconstruct(calibrated(model), targets_of(plan))
     same = (reconstruction.tensors["stem.weight"] == bank.layers[0].kernels).flatten(1).all(1).numpy()
     assert np.array_equal(same, ~touched)
-
-
-def calibrated(model: nn.Module, images: Tensor | None = None) -> CalibratedNetwork:
-    return calibrated_network(
-        model, bank_from_model(model), (smooth_images(48) if images is None else images).split(16), 0
-    )
 
 
 def test_mean_outputs_are_kept_by_the_bias_or_the_running_mean() -> None:
@@ -226,24 +147,6 @@ def test_the_original_network_is_left_as_it_was() -> None:
 
 
 # ---------------------------------------------------------------- odd networks and poor images
-
-
-class Twice(nn.Module):
-    """One convolution used twice, one weight in two modules, one layer never used."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 6, 3, padding=1)
-        self.again = nn.Conv2d(6, 6, 3, padding=1)
-        self.left, self.right = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1, stride=2)
-        self.right.weight = self.left.weight
-        self.unused = nn.Conv2d(6, 6, 3)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem(x))
-        x = F.relu(self.again(F.relu(self.again(x))))
-        return self.head(self.right(F.relu(self.left(x))).mean((2, 3)))
 
 
 def test_shared_layers_are_changed_once_and_unused_ones_only_projected() -> None:

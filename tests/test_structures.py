@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_solve import all_exact, calibrated, error_of, network, smooth_images, with_tensors
+from networks import network, smooth_images
+from solving import all_exact, calibrated, error_of, with_tensors
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import families, partitions

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_hold import made, simplified
+from held import made, simplified
 
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.training.hold import hold, survival_in_model

@@ -1,18 +1,16 @@
 """Fine-tuning as a user meets it: interruptions, many processes, bad input, and the words for each."""
 
 import json
-import os
 import shlex
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from builders import npz, tiny_state, write_zip
-from test_cli import NET, fails
+from builders import NET, npz, weights_in, write_zip
+from processes import run_fresh, run_warm
+from saying import fails
 from torch import nn
 
 from kernelsimp.cli.main import resume_line, run
@@ -30,28 +28,11 @@ def bare() -> nn.Module:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_zip({"state_dict": tiny_state()}, tmp_path / "tiny.pt")
-
-
-@pytest.fixture
 def command(model: Path, tmp_path: Path) -> list[str]:
     """Simplify and fine-tune a tiny network on forty images: four steps an epoch, two epochs."""
     images = npz(tmp_path / "images.npz", (8, 8, 3))
     out = ["--arch", NET, "--data", images, "--out", str(tmp_path / "run")]
     return ["simplify", str(model), *RUN, *out]
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path / "tiny.pt", weights_only=True)["state_dict"]
-
-
-def started(arguments: list[str], *launcher: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, or under a launcher."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("KERNELSIMP")}
-    environment |= {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    whole = [sys.executable, "-W", "ignore", *launcher, "-m", "kernelsimp", *arguments]
-    return subprocess.run(whole, env=environment, capture_output=True, text=True, check=False)
 
 
 def at_batch(monkeypatch, number, happens):
@@ -100,7 +81,7 @@ def test_an_interrupt_finishes_the_step_says_how_to_go_on_and_exits_130(
     command, tmp_path, capsys, monkeypatch
 ):
     assert run([*command, "--quiet"]) == 0
-    expected = weights(tmp_path / "run")
+    expected = weights_in(tmp_path / "run")
 
     def interrupt(loss):
         signal.raise_signal(signal.SIGINT)
@@ -115,7 +96,7 @@ def test_an_interrupt_finishes_the_step_says_how_to_go_on_and_exits_130(
     assert not (tmp_path / "again" / "tiny.pt").exists()
     assert run(shlex.split(line)[1:]) == 0
     assert "going on in epoch 2 after batch 2" in capsys.readouterr().err
-    found = weights(tmp_path / "again")
+    found = weights_in(tmp_path / "again")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     events = [json.loads(line) for line in (tmp_path / "again" / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in events if line["event"] == "row"] == [1, 2]
@@ -192,7 +173,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state_and_exits_1(
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert any("no longer finite" in note for note in report["notes"])
     assert len(report["training"]) == 1
-    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+    assert all(torch.isfinite(value).all() for value in weights_in(tmp_path / "run").values())
 
 
 @pytest.mark.parametrize(
@@ -320,11 +301,11 @@ def test_two_processes_make_one_run_like_one_with_double_batches(command, tmp_pa
     norm = ["--batch-norm", "eval", "--device", "cpu"]
     alone = [*command[:-1], str(tmp_path / "alone"), *norm, "--batch-size", "20", "--quiet"]
     assert run(alone) == 0
-    done = started([*command, *norm, "--devices", "2"])
+    done = run_warm("kernelsimp", *command, *norm, "--devices", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1
     assert done.stderr.count("epoch 2 of 2 ...") == 1
-    found, expected = weights(tmp_path / "run"), weights(tmp_path / "alone")
+    found, expected = weights_in(tmp_path / "run"), weights_in(tmp_path / "alone")
     assert not all(torch.equal(found[name], value) for name, value in weights_before(command).items())
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
@@ -340,7 +321,7 @@ def weights_before(command: list[str]) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 def test_torchrun_makes_one_run(command, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = started([*command, "--device", "cpu"], *launcher)
+    done = run_fresh(*launcher, "-m", "kernelsimp", *command, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1
     assert json.loads((tmp_path / "run" / "report.json").read_text())["training"]

@@ -201,7 +201,7 @@ def _few(kernels: Tensor, look: Look) -> list[Measured]:
     if look.deep:
         residual = {found.values: found.residual for found in few_values.fit_all(kernels, counts)}
     else:
-        residual = _few_where_near(kernels, counts, look.tolerance)
+        residual = few_values_where_near(kernels, counts, look.tolerance)
     bits = {u: partitions.bits(grid[0] * grid[1], u) / CHOICE_BITS_PER_NUMBER for u in counts}
     return [
         Measured(f"few-values-{u}", u, np.full(len(r), u + bits[u]), r.nan_to_num(1.0).float().numpy())
@@ -209,7 +209,7 @@ def _few(kernels: Tensor, look: Look) -> list[Measured]:
     ]
 
 
-def _few_where_near(kernels: Tensor, counts: Sequence[int], tolerance: float) -> dict[int, Tensor]:
+def few_values_where_near(kernels: Tensor, counts: Sequence[int], tolerance: float) -> dict[int, Tensor]:
     """Return residuals of two and three values, (n,): rough in float32 (1e-3) beyond the tolerance."""
     parts = [_rough_few(part) for part in chunks(kernels.flatten(1).float(), CHUNK)]
     rough = torch.cat(parts, dim=1)

@@ -145,14 +145,14 @@ def _total_variation(bank: Bank) -> Knob:
         weight = bank.level * knob / max(1 - knob, 1e-6)
         dual = np.zeros((2, *bank.kernels.shape))
         for _ in range(60 if weight else 0):
-            step = _gradient(_divergence(dual) - bank.kernels / weight)
+            step = gradient(divergence(dual) - bank.kernels / weight)
             dual = (dual + 0.25 * step) / (1 + 0.25 * np.sqrt(np.square(step).sum(axis=0)))
-        return np.asarray(bank.kernels - weight * _divergence(dual))
+        return np.asarray(bank.kernels - weight * divergence(dual))
 
     return flattened
 
 
-def _gradient(values: Floats) -> Floats:
+def gradient(values: Floats) -> Floats:
     """Forward differences down and right, zero at the far border, (2, n, kh, kw)."""
     slope = np.zeros((2, *values.shape))
     slope[0, :, :-1] = np.diff(values, axis=1)
@@ -160,8 +160,8 @@ def _gradient(values: Floats) -> Floats:
     return slope
 
 
-def _divergence(field: Floats) -> Floats:
-    """The negative adjoint of `_gradient`."""
+def divergence(field: Floats) -> Floats:
+    """The negative adjoint of `gradient`."""
     down, right = field[0].copy(), field[1].copy()
     down[:, -1], right[:, :, -1] = 0, 0
     down[:, 1:] -= down[:, :-1].copy()
@@ -231,7 +231,7 @@ def _wavelet(bank: Bank) -> Knob:
     corners = [(i, j) for i in range(1 + wide[0]) for j in range(1 + wide[1])]
     rows, columns = (side - go for side, go in zip(padded.shape[1:], wide, strict=True))
     windows = np.stack([padded[:, i : i + rows, j : j + columns] for i, j in corners])
-    haar = _haar(wide)
+    haar = haar_matrix(wide)
     details = np.tensordot(haar, windows, axes=1)
     height, width = bank.kernels.shape[1:]
 
@@ -249,7 +249,7 @@ def _wavelet(bank: Bank) -> Knob:
     return shrunk
 
 
-def _haar(wide: list[bool]) -> Floats:
+def haar_matrix(wide: list[bool]) -> Floats:
     """The orthonormal Haar matrix of a window of 1 or 2 cells a side; its first row is the mean."""
     pair, single = np.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2), np.ones((1, 1))
     return np.asarray(np.kron(pair if wide[0] else single, pair if wide[1] else single))

@@ -157,7 +157,7 @@ def _calls_of(kind: str, function: ast.FunctionDef) -> Iterator[tuple[_Owner, Co
     # a helper is handed the weight under the name of the attribute it came from
     named.setdefault("weight", (kind, "weight"))
     for node in ast.walk(function):
-        use = _use(node) if isinstance(node, ast.Call) and len(node.args) > 1 else None
+        use = convolution_of(node) if isinstance(node, ast.Call) and len(node.args) > 1 else None
         if use is None or not isinstance(node, ast.Call):
             continue
         weight = node.args[1]
@@ -183,7 +183,7 @@ _PLAIN = {f"conv{n}d": False for n in (1, 2, 3)} | {f"conv_transpose{n}d": True 
 """Convolutions whose name says whether they are transposed; their groups stand at place 6."""
 
 
-def _use(call: ast.Call) -> Convolution | None:
+def convolution_of(call: ast.Call) -> Convolution | None:
     """Return how a call of a torch convolution uses its weight."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
     if name in _PLAIN:
