@@ -165,6 +165,9 @@ class RunSettings:
 
     seed: int = option(0, "seed of everything random")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    recipe: str = option(
+        "auto", "auto: what suits a large network sets what is left open; none: nothing does"
+    )
     memory: float | None = option(None, "gigabytes that may be used; the default is half of what is free")
 
 

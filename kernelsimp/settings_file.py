@@ -64,6 +64,8 @@ def settle(command_line: Given, config: str | None = None, base: Given | None = 
     for name in file:
         if name not in hints:
             raise KernelsimpError(f"{config}: unknown stage [{name}]{did_you_mean(name, hints)}")
+    if config:  # whoever names a settings file has chosen
+        file = {**file, "run": {"recipe": "none", **file.get("run", {})}}
     given = (command_line, file, base or {})
     where = config or "settings"
     return Settings(

@@ -200,6 +200,7 @@ class ImageStack:
             self._parts.append(batch)
             if self.count * int(np.prod(self._shape)) * 4 > self.limit:
                 self._file = tempfile.TemporaryFile(dir=self._made_folder())  # noqa: SIM115 (to the end)
+                weakref.finalize(self, self._file.close)
                 for part in self._parts:
                     self._write(part)
                 self._parts = []
@@ -281,9 +282,7 @@ class LabelledBatches(Sequence[tuple[Tensor, Tensor]]):
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]: ...
     @overload
     def __getitem__(self, place: slice) -> Sequence[tuple[Tensor, Tensor]]: ...
-    def __getitem__(
-        self, place: int | slice
-    ) -> tuple[Tensor, Tensor] | Sequence[tuple[Tensor, Tensor]]:
+    def __getitem__(self, place: int | slice) -> tuple[Tensor, Tensor] | Sequence[tuple[Tensor, Tensor]]:
         if isinstance(place, slice):
             return [self[index] for index in range(*place.indices(len(self)))]
         images = self.batches[place]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import refusal, toy_network
+from networks import network
+from saying import refusal
 from torch import Tensor, nn
 
 from kernelsimp import memory, shelf
@@ -144,15 +145,13 @@ def test_a_control_group_that_limits_more_than_the_machine_counts(
 
 
 def test_the_batch_is_what_the_room_is_over_what_one_image_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = toy_network(), pictures(2)
+    model, images = network(), pictures(2)
     traced = trace(model, images)
     each = bytes_of_a_pass(model, traced, images[:1])
     assert each > 3 * 8 * 8 * 4
-    device = torch.device("cpu")
     for wanted in (1, 5, 64):
         monkeypatch.setattr(Room, "working", lambda *_, wanted=wanted: int((wanted + 0.5) * each))
         assert batch_that_fits(model, traced, images[:1], Room(batch=16)) == min(16, wanted)
-    assert device.type == "cpu"
     monkeypatch.setattr(Room, "working", lambda *_: each - 1)
     words = refusal(lambda: batch_that_fits(model, traced, images[:1], Room(bytes=0.5 * GB)))
     assert words.startswith("--memory 0.5: a backward pass of one image takes ")
@@ -176,7 +175,7 @@ def test_a_deeper_network_takes_more_memory_and_a_batch_as_much_more() -> None:
 
 
 def test_the_survey_does_not_hang_on_the_size_of_a_batch() -> None:
-    model, images = toy_network(), pictures(20, 16)
+    model, images = network(), pictures(20, 16)
     whole, parts = (survey(model, trace(model, images), images.split(size), seed=3) for size in (20, 3))
     assert whole.keys() == parts.keys()
     for name, item in whole.items():
@@ -187,7 +186,7 @@ def test_the_survey_does_not_hang_on_the_size_of_a_batch() -> None:
 def test_a_survey_that_runs_out_of_memory_halves_its_batch_and_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, images = toy_network(), pictures(20, 16)
+    model, images = network(), pictures(20, 16)
     expected = survey(model, trace(model, images), images.split(20), seed=3)
     forward, sizes = model.forward, list[int]()
 
@@ -195,7 +194,9 @@ def test_a_survey_that_runs_out_of_memory_halves_its_batch_and_loses_nothing(
         sizes.append(len(batch))
         output: Tensor = forward(batch)
         if len(batch) > 6:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"
+            )
         return output
 
     traced = trace(model, images)
@@ -208,7 +209,7 @@ def test_a_survey_that_runs_out_of_memory_halves_its_batch_and_loses_nothing(
 
 
 def test_a_survey_without_memory_for_one_image_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = toy_network(), pictures(4, 16)
+    model, images = network(), pictures(4, 16)
     traced = trace(model, images)
 
     def cramped(_: Tensor) -> Tensor:
@@ -255,12 +256,15 @@ def test_batches_that_early_layers_do_not_read_are_brought_up_in_one_go(tmp_path
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 2 * 768]
 
 
-def test_a_reconstruction_does_not_hang_on_batches_or_on_where_it_keeps_things(tmp_path: Path) -> None:
-    model, images = toy_network(), pictures(24, 16)
+def test_a_reconstruction_does_not_hang_on_batches_or_on_where_it_keeps_things(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images = network(), pictures(24, 16)
     bank: KernelBank = bank_from_model(model)
     targets = targets_of(data_free_plan(bank, PlanSettings(dof=0.5)))
     wide = calibrated_network(model, bank, [images], 0, Room(batch=24))
-    narrow = calibrated_network(model, bank, [images], 0, Room(bytes=20.0, batch=5, folder=tmp_path))
+    monkeypatch.setattr(Room, "kept", 0)
+    narrow = calibrated_network(model, bank, [images], 0, Room(batch=5, folder=tmp_path))
     one, other = (reconstruct(stood, targets) for stood in (wide, narrow))
     assert len(narrow.images) > len(wide.images)
     for name, tensor in one.tensors.items():
@@ -271,7 +275,7 @@ def test_a_reconstruction_does_not_hang_on_batches_or_on_where_it_keeps_things(t
 
 
 def test_an_estimate_is_made_of_positive_times_and_grows_with_the_solves() -> None:
-    model = toy_network()
+    model = network()
     stood = calibrated_network(model, bank_from_model(model), [pictures(16, 16)], 0)
     found = estimate(stood)
     assert found.survey > 0 < found.solve

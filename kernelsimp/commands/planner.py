@@ -202,7 +202,7 @@ def _time_needed(calibrated: CalibratedNetwork, plan: PlanSettings) -> str:
     seconds = estimate(calibrated)
     costs = len(costs_to_try([layer.kind for layer in calibrated.bank.spatial])) if plan.cost == "auto" else 1
     solves = costs if plan.max_drop is None else costs + USUAL_TRIALS
-    each = f"{solves} re-solves of {duration(seconds.solve)}" if solves > 1 else "one re-solve"
+    each = f"{solves} re-solve{'s' * (solves > 1)} of {duration(seconds.solve)}"
     whole = duration(seconds.total(solves * plan.rounds))
     return f"choosing takes about {whole}: {duration(seconds.survey)} to see the layers, {each}"
 

@@ -12,6 +12,7 @@ from kernelsimp.commands.handover import Handover, handed_over
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
 from kernelsimp.commands.measure import MEASURING, StageMeasurer
 from kernelsimp.commands.planner import choose, judge_memorised
+from kernelsimp.commands.recipes import with_recipe
 from kernelsimp.commands.rounds import stages_of
 from kernelsimp.commands.run import (
     REPORTED,
@@ -67,7 +68,9 @@ def simplify_to(
 ) -> tuple[Simplified, Report]:
     """Do the same, and return the networks of every stage beside the report."""
     check_hold(settings)
-    original, data = open_network(path, settings, watcher), open_data(settings, watcher)
+    original = open_network(path, settings, watcher)
+    settings = with_recipe(original, settings, watcher)
+    data = open_data(settings, watcher)
     watcher.expect(phases_of(settings, data))
     measurer = measure_original(original, data, settings, watcher)  # before anything is written
     run = RunFolder.new(out, path)
@@ -106,6 +109,7 @@ def simplify_in_memory(
 ) -> tuple[Simplified, Report]:
     """Do the same and write nothing. Raises as `simplify` does."""
     check_hold(settings)
+    settings = with_recipe(original, settings, watcher)
     measurer = measure_original(original, data, settings, watcher)
     done = plan_and_apply(Task(original, data, settings), measurer, watcher)
     if settings.finetune.finetune:
@@ -217,7 +221,9 @@ def follow_first_process(path: Path, settings: Settings, out: Path) -> None:
     """
     if not settings.finetune.finetune and settings.plan.rounds == 1:
         return  # nothing is done together
-    original, data = open_network(path, settings), open_data(settings)
+    original = open_network(path, settings)
+    settings = with_recipe(original, settings, SILENT)
+    data = open_data(settings)
     task = _task_of(original, data, settings, out)
     if handed_over(settings):
         network, plan = Handover(task, out / "resume").wait_for_plan()
@@ -243,5 +249,7 @@ def _task_of(network: Network, data: Data | None, settings: Settings, out: Path)
 
 def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:
     """Return the plan that `simplify` would carry out."""
-    task = Task(open_network(path, settings, watcher), open_data(settings, watcher), settings)
+    network = open_network(path, settings, watcher)
+    settings = with_recipe(network, settings, watcher)
+    task = Task(network, open_data(settings, watcher), settings)
     return choose(task, watcher).plan
