@@ -128,7 +128,8 @@ class JsonLog(Watcher):
         self._inner.warn(text)
 
     def _append(self, event: str, values: Mapping[str, Any]) -> None:
-        line = {"time": round(time.time(), 3), "stage": self._stage, "event": event, **values}
+        now = {"time": round(time.time(), 3), "cpu": round(time.process_time(), 2)}
+        line = {**now, "stage": self._stage, "event": event, **values}
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
