@@ -54,7 +54,7 @@ def test_the_functions_are_not_hidden_by_rooms_of_the_same_name() -> None:
 
 def test_a_scan_is_the_same_in_memory_and_from_a_file(tmp_path: Path) -> None:
     path = write_zip(tiny_state(), tmp_path / "m.pt")
-    found = [ks.scan(model, seed=1) for model in (tiny_net(), tiny_state(), str(path), path)]
+    found = [ks.scan(model, seed=1, depth="shallow") for model in (tiny_net(), tiny_state(), str(path), path)]
     assert all(list(scan) == ["stem", "depthwise"] for scan in found)
     rows = [scan.kernels.to_dict() for scan in found]
     assert rows[1] == rows[2] == rows[3]
@@ -76,11 +76,11 @@ def test_a_scan_shows_itself_in_the_words_of_the_command(tmp_path: Path, capsys)
 
 def test_a_hostile_name_is_escaped_in_a_notebook() -> None:
     state = {"<b>x.weight": torch.randn(4, 4, 3, 3)}
-    assert "<b>" not in ks.scan(state, tolerance=0.9)._repr_html_()
+    assert "<b>" not in ks.scan(state, tolerance=0.9, depth="shallow")._repr_html_()
 
 
 def test_kernels_are_columns() -> None:
-    scan = ks.scan(tiny_net(), tolerance=0.5)
+    scan = ks.scan(tiny_net(), tolerance=0.5, depth="shallow")
     kernels = scan["stem"].kernels
     columns = kernels.to_dict()
     assert len(kernels) == 12 == len(columns["residual"])
@@ -93,7 +93,7 @@ def test_kernels_are_columns() -> None:
 
 
 def test_pandas_is_optional(monkeypatch) -> None:
-    kernels = ks.scan(tiny_net()).kernels
+    kernels = ks.scan(tiny_net(), depth="shallow").kernels
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(
         ks.KernelsimpError, match="pandas is not installed; pip install pandas, or use to_dict"

@@ -150,7 +150,9 @@ def test_a_folder_is_one_line_and_one_json_a_checkpoint(model: Path, tmp_path: P
     (folder / "deep" / "b.pth").write_bytes(model.read_bytes())
     (folder / "cut.pt").write_bytes(model.read_bytes()[:-200])
     (folder / "notes.txt").write_text("not a checkpoint")
-    assert run(["scan", str(folder), "--json", str(tmp_path / "out"), "--jobs", "2"]) == 0
+    assert (
+        run(["scan", str(folder), "--json", str(tmp_path / "out"), "--jobs", "2", "--depth", "shallow"]) == 0
+    )
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("a.pt", "deep/b.pth", "Failed", "cut.pt"))
     assert "notes.txt" not in printed

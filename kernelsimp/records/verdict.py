@@ -4,7 +4,6 @@ A finding is one crossed limit at one place. `level` error fails the check, warn
 from foreign checkpoints, so every rendering of a verdict passes them through `shown`.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,12 +58,6 @@ class Verdict:
     def exit_code(self) -> int:
         """0 within the limits, 1 where one is crossed at level error."""
         return 1 if self.errors else 0
-
-
-def join_verdicts(*parts: Iterable[Finding]) -> Verdict:
-    """Return the verdict over several groups of findings, errors first, else in the order given."""
-    findings = [finding for part in parts for finding in part]
-    return Verdict(tuple(sorted(findings, key=lambda finding: finding.level != "error")))
 
 
 def printable(name: str) -> str:

@@ -18,6 +18,7 @@ from kernelsimp.kernels.families import SEVENTEEN, ZERO
 from kernelsimp.kernels.structures import CURVED, LINEAR, expand
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
+from kernelsimp.solver.lagrangian import check_share
 
 BISECTIONS = 40
 
@@ -30,11 +31,11 @@ def weight_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
     names = _linear_only(settings.families)
     examined = [examine(layer, names) for layer in bank.spatial]
     if settings.dof is not None:
-        _check_share("--dof", settings.dof)
+        check_share("--dof", settings.dof)
         tolerance = tolerance_for(examined, settings.dof)
     else:
         tolerance = 0.1 if settings.tolerance is None else settings.tolerance
-        _check_share("--tolerance", tolerance)
+        check_share("--tolerance", tolerance)
     rule = {
         "rule": "relative tolerance",
         "tolerance": tolerance,
@@ -109,8 +110,3 @@ def _dims(layer: Examined) -> NDArray[np.int64]:
 
 def _choice(layer: Examined, tolerance: float) -> NDArray[np.int64]:
     return layer.best(tolerance) + 1
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise KernelsimpError(f"{name} is {value:g}; expected a number from 0 to 1")
