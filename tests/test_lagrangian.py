@@ -13,7 +13,7 @@ from kernelsimp.kernels.families import SEVENTEEN, find
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.solver.candidates import candidates_for, chosen_layers, rows_of_layer
-from kernelsimp.solver.costs import COSTS, cost_table, predicted_loss
+from kernelsimp.solver.costs import BY_KIND, COSTS, cost_table, costs_to_try, predicted_loss
 from kernelsimp.solver.fisher import Sensitivity
 from kernelsimp.solver.lagrangian import (
     CostTable,
@@ -278,3 +278,40 @@ def test_a_plan_of_choices_predicts_their_loss() -> None:
     _, predicted = plan_of(prepared, tables, choices, "filter")
     paid = tables[0].costs[torch.arange(24), choices.structures[0]].double().sum()
     assert predicted == pytest.approx({"one": float(paid) / 2}, rel=1e-5)
+
+
+def test_the_cost_by_kind_is_the_filters_where_depthwise_and_absolute_elsewhere_in_one_unit() -> None:
+    bank = KernelBank((layer_of("dense", (6, 4, 3, 3), 5), layer_of("deep", (8, 1, 3, 3), 6, groups=8)))
+    seen = {layer.name: sensitivity(layer) for layer in bank.layers}
+    prepared = prepare(bank, PlanSettings(families=FAMILIES), seen)
+    dense, deep = cost_tables(prepared, BY_KIND)
+    offers = prepared.offers
+    assert torch.equal(deep.costs, cost_table(bank.layers[1], offers["deep"], seen["deep"], "filter"))
+    absolute = cost_table(bank.layers[0], offers["dense"], seen["dense"], "absolute")
+    informed = cost_table(bank.layers[0], offers["dense"], seen["dense"], "filter")
+    zero = [item.name for item in offers["dense"]].index("zero")
+    rate = float(informed[:, zero].double().sum() / absolute[:, zero].double().sum())
+    assert torch.allclose(dense.costs, rate * absolute, rtol=1e-4)
+    assert float(dense.costs[:, zero].sum()) == pytest.approx(float(informed[:, zero].sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (["dense", "dense"], tuple(COSTS)),
+        (["depthwise", "depthwise"], tuple(COSTS)),
+        (["dense", "depthwise"], ("kind", "filter", "mixed")),
+    ],
+)
+def test_auto_tries_the_cost_by_kind_where_there_are_several(
+    kinds: list[str], expected: tuple[str, ...]
+) -> None:
+    assert costs_to_try(kinds) == expected
+
+
+def test_a_share_of_kernels_is_reached_at_one_price_of_a_bit() -> None:
+    tables = menus_of(bank_of_two())
+    found = choose_for_count(tables, 0.6)
+    again = choices_at(tables, found.multiplier)
+    assert all(torch.equal(a, b) for a, b in zip(found.structures, again.structures, strict=True))
+    assert dof_share(tables, found) < 0.75  # simplified kernels are as short as the price makes them

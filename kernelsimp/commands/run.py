@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,6 @@ def verify(plan: Plan, simplified: KernelBank, written: KernelBank, mode: str) -
 
 def provenance(network: Network, data: Data | None, settings: Settings, command: str) -> dict[str, Any]:
     """Return where everything came from: file, data, seed, versions, and the command that repeats the run."""
-    import torchvision
-
     return {
         "input": str(network.checkpoint.path),
         "input_sha256": network.checkpoint.sha256,
@@ -120,7 +119,7 @@ def provenance(network: Network, data: Data | None, settings: Settings, command:
             "kernelsimp": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": metadata.version("torchvision"),
         },
         "command": command,
     }
