@@ -25,7 +25,9 @@ def apply_plan(bank: KernelBank, plan: Plan) -> dict[str, Tensor]:
         if choice.changed.any():
             layer = layers[choice.name]
             kernels = snap_layer(layer.kernels, choice, plan.structures)
-            changed[f"{choice.name}.weight"] = stored_order(kernels, layer.kind, layer.groups)
+            changed[f"{choice.name}.weight"] = stored_order(
+                kernels, layer.kind, layer.groups, layer.weight_shape or None
+            )
     return changed
 
 
