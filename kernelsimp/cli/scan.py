@@ -38,11 +38,12 @@ def scan(
 ) -> None:
     """Count the kernels near each family, layer by layer, beside what chance would give."""
     from kernelsimp.commands import outputs
+    from kernelsimp.models.folders import is_in_parts
 
     settings = settle(put(given, "scan", "depth", "deep") if deep else given, config)
     outputs.check_outputs([("--json", json), ("--csv", csv), ("--html", html)], (model,), settings, config)
     with watch_command(quiet=quiet, json=json) as watcher:
-        if Path(model).is_dir():
+        if Path(model).is_dir() and not is_in_parts(Path(model)):
             _refuse_for_folder(csv=csv, html=html, explain=explain)
             _folder(Path(model), settings, watcher, (json, jobs, quiet))
         elif explain is not None:
