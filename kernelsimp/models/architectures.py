@@ -7,6 +7,7 @@ a callable takes no argument and returns the network. Whatever foreign code rais
 import importlib
 import inspect
 import io
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kernelsimp.error_text import kind_and_words, short
-from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.errors import KernelsimpError, did_you_mean, how_to_install, nearest
 from kernelsimp.files import importing_from, quiet, run_file, tensors_only
 from kernelsimp.models.checkpoint import Checkpoint, tensors_sha256
 from kernelsimp.models.layers import tied_names
@@ -167,8 +168,18 @@ def _count(names: list[str], what: str) -> str:
 
 def _from_zoo(name: str) -> nn.Module:
     if name not in ZOO:
-        raise KernelsimpError(f"zoo:{name}: no such network{did_you_mean(name, ZOO)}")
+        raise KernelsimpError(f"zoo:{name}: no such network{_near_in_zoo(name)}")
     return ZOO[name]()
+
+
+def _near_in_zoo(name: str) -> str:
+    """Return a did-you-mean with all names: one that a slip of a key gives, else the nearest depth."""
+    near, listed = nearest(name, ZOO), f"known: {', '.join(sorted(ZOO))}"
+    depth = re.fullmatch(r"resnet(\d{1,9})", name)
+    if depth and not (near and name.startswith(near)):
+        depths = [item for item in ZOO if item.startswith("resnet")]
+        near = min(depths, key=lambda item: abs(int(item.removeprefix("resnet")) - int(depth[1])))
+    return f"; did you mean '{near}'? {listed}" if near else f"; {listed}"
 
 
 def _from_torchvision(name: str) -> object:
@@ -214,7 +225,7 @@ def _timm_with(name: str) -> Any:
         with quiet():
             library = importlib.import_module("timm")
     except ImportError as error:
-        raise KernelsimpError("timm is not installed; pip install 'kernelsimp[timm]'") from error
+        raise KernelsimpError(f"timm is not installed; {how_to_install('timm')}") from error
     if not library.is_model(name):
         raise KernelsimpError(f"timm:{name}: no such network{_near(name, library.list_models())}")
     return library
