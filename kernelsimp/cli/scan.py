@@ -12,7 +12,10 @@ from kernelsimp.settings import Given, ModelSettings, ScanSettings, Settings
 from kernelsimp.settings_file import settle
 
 ScanModel = Annotated[
-    str, typer.Argument(metavar="MODEL", help="a checkpoint, a folder of them, torchvision:NAME or timm:NAME")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="a checkpoint, a folder of them, or torchvision:, timm: or hf-hub:NAME"
+    ),
 ]
 CsvOption = Annotated[str | None, typer.Option("--csv", metavar="PATH", help="write one row a kernel here")]
 HtmlOption = Annotated[str | None, typer.Option("--html", metavar="PATH", help="write one page here")]

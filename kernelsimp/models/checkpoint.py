@@ -33,6 +33,7 @@ from kernelsimp.models.wrappers import (
     is_array,
     names_without_wrappers,
     value_at,
+    without_parallel,
 )
 from kernelsimp.models.writing import write_state
 from kernelsimp.settings import ModelSettings
@@ -95,6 +96,33 @@ class Checkpoint:
         """Return the part whose names begin with `prefix`, which is taken off; `save` still writes it all."""
         part = {name[len(prefix) :]: item for name, item in self.tensors.items() if name.startswith(prefix)}
         return replace(self, tensors=part, prefix=self.prefix + prefix)
+
+    def without_parallel(self) -> "Checkpoint | None":
+        """Return this checkpoint by names without the `module.` of wrapped parts; `save` still writes it.
+
+        None where no name has it, or two would become one.
+        """
+
+        def plain(name: str) -> str:
+            kept = self.prefix if name.startswith(self.prefix) else ""
+            return kept + without_parallel(name[len(kept) :])
+
+        names = {value: key for key, value in self.spelled.items()}
+        names |= {name: name for name in self.own_names if name not in names}
+        fresh = {plain(name): key for key, name in names.items()}
+        tensors = {without_parallel(name): item for name, item in self.tensors.items()}
+        if (
+            tensors.keys() == self.tensors.keys()
+            or len(tensors) < len(self.tensors)
+            or len(fresh) < len(names)
+        ):
+            return None
+        forms = {
+            plain(name): replace(form, parts={plain(part): item for part, item in form.parts.items()})
+            for name, form in self.forms.items()
+        }
+        spelled = {name: key for name, key in fresh.items() if name != key}
+        return replace(self, tensors=tensors, forms=forms, spelled=spelled)
 
     def with_tensors(self, changed: Mapping[str, Tensor]) -> "Checkpoint":
         """Return this checkpoint with some tensors changed, cast to their stored dtypes.
