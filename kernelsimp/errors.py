@@ -3,8 +3,9 @@
 An error message is one line that says what was found, what was expected, where, and what to do.
 """
 
+import re
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 MOST_NAMED = 40
 """How many known names an error lists at most."""
@@ -30,14 +31,46 @@ class HoldError(KernelsimpError):
     exit_code = 3
 
 
+EXTRAS = {"demo": "scikit-learn", "onnx": "onnx", "timm": "timm", "tensorboard": "tensorboard"}
+"""The package that each optional part needs."""
+
+
+def how_to_install(extra: str) -> str:
+    """Return the line that installs what an optional part needs.
+
+    It names the package itself, which is right for a checkout, a wheel and an install from an index alike; an
+    index need not have this program under its name.
+    """
+    return f"pip install {EXTRAS[extra]}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name most like `name`; of two alike, the one whose number is nearer.
+
+    >>> nearest("resnet21", ["resnet110", "resnet32", "resnet20"])
+    'resnet20'
+    """
+    near = get_close_matches(name, sorted(known), n=8)
+
+    def rank(other: str) -> tuple[float, int]:
+        return -SequenceMatcher(None, other, name).ratio(), abs(_number(other) - _number(name))
+
+    return min(near, key=rank, default=None)
+
+
+def _number(name: str) -> int:
+    digits = re.findall(r"\d+", name)
+    return int(digits[-1][:18]) if digits else 0
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the nearest known name, or the list of known names.
 
     The answer is the tail of an error sentence: it begins with its own punctuation.
     """
     names = sorted(known)
-    near = get_close_matches(name, names, n=1)
+    near = nearest(name, names)
     if near:
-        return f"; did you mean '{near[0]}'?"
+        return f"; did you mean '{near}'?"
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return f"; known: {', '.join(names[:MOST_NAMED])}{more}"

@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.settings import Given, S, Settings
 
-REGISTRIES = ("zoo", "torchvision", "timm")
+REGISTRIES = ("zoo", "torchvision", "timm", "hf-hub")
 """Where an architecture is looked up by name; any other source is Python code of the user's."""
 
 

@@ -3,6 +3,7 @@
 import importlib
 import sys
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,19 @@ def test_words_that_name_nothing() -> None:
     assert (
         refusal(lambda: build_model("whatever")) == f"--arch 'whatever' is no architecture; expected {FORMS}"
     )
-    assert (
-        refusal(lambda: build_model("zoo:resnet200"))
-        == "zoo:resnet200: no such network; did you mean 'resnet20'?"
-    )
+    listed = f"known: {', '.join(sorted(ZOO))}"
+    nearest = {
+        "resnet200": "resnet20",
+        "resnet21": "resnet20",
+        "resnet18": "resnet20",
+        "digits": "digits-cnn",
+    }
+    for name, near in {**nearest, "resnet2o": "resnet20"}.items():
+        assert (
+            refusal(partial(build_model, f"zoo:{name}"))
+            == f"zoo:{name}: no such network; did you mean '{near}'? {listed}"
+        )
+    assert refusal(lambda: build_model("zoo:vgg")) == f"zoo:vgg: no such network; {listed}"
     assert (
         refusal(lambda: build_model("zoo:vgg"))
         == f"zoo:vgg: no such network; known: {', '.join(sorted(ZOO))}"
@@ -228,10 +238,7 @@ def test_a_torchvision_that_does_not_match_torch_is_one_line_of_advice(monkeypat
 
 def test_timm_missing_and_present(monkeypatch) -> None:
     stand_in(monkeypatch, "timm", ModuleNotFoundError("No module named 'timm'"))
-    assert (
-        refusal(lambda: build_model("timm:convnext_tiny"))
-        == "timm is not installed; pip install 'kernelsimp[timm]'"
-    )
+    assert refusal(lambda: build_model("timm:convnext_tiny")) == "timm is not installed; pip install timm"
     names = ["convnext_tiny", "convnext_small"]
     timm = types.SimpleNamespace(
         is_model=lambda name: name in names,

@@ -159,4 +159,4 @@ def test_a_bug_is_exit_3_and_an_interrupt_130(model, capsys, monkeypatch):
 
 def test_the_demo_without_scikit_learn_says_how_to_get_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    fails(["demo", "--out", str(tmp_path), "--quiet"], capsys, "pip install 'kernelsimp[demo]'")
+    fails(["demo", "--out", str(tmp_path), "--quiet"], capsys, "pip install scikit-learn")

@@ -69,7 +69,7 @@ def test_the_test_split_is_the_same_for_every_seed_and_train_is_not() -> None:
 def test_digits_without_scikit_learn_tell_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     words = "--data digits needs scikit-learn, which is not installed; install it: "
-    assert refusal(lambda: load("digits")) == words + "pip install 'kernelsimp[demo]'"
+    assert refusal(lambda: load("digits")) == words + "pip install scikit-learn"
 
 
 # --- npz

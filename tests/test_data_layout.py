@@ -182,6 +182,18 @@ def test_sixteen_bits_are_read_by_their_range(tmp_path: Path, suffix: str) -> No
     assert deep(tmp_path / f"dark.{suffix}", np.full((2, 2), 200, np.uint16)).unique().tolist() == [1]
 
 
+@pytest.mark.parametrize(("highest", "warned"), [(255, True), (256, False), (0, False)])
+def test_sixteen_bits_that_hold_eight_are_warned_of(tmp_path: Path, highest: int, *, warned: bool) -> None:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for at in range(3):
+                pixels = np.full((4, 4), highest, np.uint16)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{at}.png")
+    told = load(f"imagefolder:{tmp_path}").warnings
+    assert any("16 bits hold nothing above 255" in words for words in told) is warned
+
+
 def test_floats_of_no_range_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     for pixels in (np.array([[-1, 1]], np.float32), np.array([[0, np.nan]], np.float32)):

@@ -192,6 +192,17 @@ def test_output_says_which_one_classifies(place: Path, capsys: pytest.CaptureFix
     assert "--output c: the network returns dict of a (24, 3), b (24, 3); name one" in capsys.readouterr().err
 
 
+def test_simplifying_what_classifies_nobody_knows_hints_at_output(place: Path, capsys) -> None:
+    words = ("--calibration", "8", "--dof", "0.8", "--quiet", "--out", str(place / "run"))
+    assert run(command(place, "simplify", "Unclear", *words)) == 0
+    told = capsys.readouterr().err
+    assert told.count("nothing tells which are the scores of classes") == 1
+    assert "warning: the network returns dict of a (2, 3), b (2, 3)" in told
+    assert "name the one that classifies with --output KEY" in " ".join(told.split())
+    assert run(command(place, "simplify", "Unclear", "--output", "b", *words)) == 0
+    assert "--output KEY" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("net", "options"), [("Auxiliary", ()), ("Unclear", ("--output", "b"))])
 def test_fine_tuning_trains_on_the_scores(place: Path, net: str, options: tuple[str, ...]) -> None:
     words = ("--calibration", "8", "--dof", "0.8", "--finetune", "--epochs", "1", "--quiet", *options)

@@ -80,3 +80,13 @@ def test_two_runs_go_by_their_shortest_different_names() -> None:
     assert short_names((Path("/a/runs/one"), Path("/a/runs/two"))) == ("one", "two")
     assert short_names((Path("/a/one/run"), Path("/a/two/run"))) == ("one/run", "two/run")
     assert short_names((Path("same"), Path("same"))) == ("same", "same")
+
+
+def test_a_run_is_also_known_by_its_report(tmp_path: Path, capsys) -> None:
+    model, out = write_zip(tiny_state(), tmp_path / "net.pt"), tmp_path / "run"
+    assert run(["simplify", str(model), "--tolerance", "0.6", "--out", str(out), "-q"]) == 0
+    page = (out / "report.md").read_text()
+    (out / "report.md").write_text("old")
+    assert run(["report", str(out / "report.json")]) == 0
+    assert (out / "report.md").read_text() == page
+    assert run(["report", str(out / "report.json"), str(out), "--out", str(tmp_path / "pair")]) == 0

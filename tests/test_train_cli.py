@@ -96,3 +96,30 @@ def test_a_written_kernel_that_left_its_family_is_refused_by_name(tmp_path, caps
     assert run([*WORDS, *rule, "--out", str(tmp_path / "run")]) == 3
     assert "stem.0[0,0] moved while it was held" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_a_parametrised_network_is_trained_plain_and_says_so(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "from torch.nn.utils.parametrizations import weight_norm\n"
+        "def net():\n"
+        "    layers = weight_norm(nn.Conv2d(1, 4, 3)), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()\n"
+        "    return nn.Sequential(*layers, nn.Linear(4, 10))\n"
+    )
+    words = [
+        "--arch",
+        f"{tmp_path}/net.py:net",
+        "--epochs",
+        "1",
+        "--curve",
+        "0",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert run([*WORDS, *words]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert (
+        "0.weight stand in parts (weight norm, spectral norm or pruning); they are trained and written"
+        in told
+    )
+    assert "0.weight" in torch.load(tmp_path / "run" / "model.pt", weights_only=True)["state_dict"]

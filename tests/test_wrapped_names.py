@@ -10,7 +10,9 @@ import pytest
 import torch
 from builders import Bomb, prefixed, same, tiny_state, write_zip
 
+from kernelsimp.cli.main import run
 from kernelsimp.errors import CheckpointError
+from kernelsimp.models.architectures import build_model, fit
 from kernelsimp.models.checkpoint import load_checkpoint
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
@@ -98,3 +100,51 @@ def test_a_state_dict_and_a_number(kind: type, tmp_path: Path) -> None:
     assert type(again) is kind
     assert same(again[0], tiny_state())
     assert again[1] == 12
+
+
+PARTS = """
+from torch import nn
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        self.head = nn.Linear(4, 5)
+    def forward(self, x):
+        return self.head(self.backbone(x).mean((2, 3)))
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.module = nn.Conv2d(3, 4, 3)
+    def forward(self, x):
+        return self.inner.module(x).mean((2, 3))
+"""
+
+
+@pytest.mark.parametrize("outer", ["", "module.", "model."])
+def test_a_wrapped_part_fits_a_network_without_the_wrapper(outer: str, tmp_path: Path) -> None:
+    arch = tmp_path / "net.py"
+    arch.write_text(PARTS)
+    torch.manual_seed(0)
+    plain = build_model(f"{arch}:Parts").state_dict()
+    state = {outer + name.replace("backbone.", "backbone.module."): item for name, item in plain.items()}
+    path, out = write_zip(state, tmp_path / "net.pt"), tmp_path / "run"
+    words = ["--arch", f"{arch}:Parts", "--tolerance", "0.6", "--out", str(out), "-q"]
+    assert run(["simplify", str(path), *words]) == 0
+    after = torch.load(out / "net.pt", weights_only=True)
+    assert list(after) == list(state)
+    changed = f"{outer}backbone.module.2.weight"
+    assert not torch.equal(after[changed], state[changed])
+    check = ["--baseline", str(out), "-q"]
+    assert run(["check", str(out / "net.pt"), *check]) == 0
+    assert run(["check", str(out / "net.pt"), "--arch", f"{arch}:Parts", *check]) == 0
+    after[changed].view(-1)[:9] = torch.arange(9.0) ** 2
+    assert run(["check", str(write_zip(after, tmp_path / "bad.pt")), *check]) == 1
+
+
+def test_a_network_whose_own_part_is_called_module_keeps_it(tmp_path: Path) -> None:
+    arch = tmp_path / "net.py"
+    arch.write_text(PARTS)
+    model = build_model(f"{arch}:Named")
+    checkpoint = load_checkpoint(write_zip(model.state_dict(), tmp_path / "net.pt"))
+    assert list(fit(model, checkpoint).tensors) == ["inner.module.weight", "inner.module.bias"]

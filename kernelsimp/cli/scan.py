@@ -12,7 +12,10 @@ from kernelsimp.settings import Given, ModelSettings, ScanSettings, Settings
 from kernelsimp.settings_file import settle
 
 ScanModel = Annotated[
-    str, typer.Argument(metavar="MODEL", help="a checkpoint, a folder of them, torchvision:NAME or timm:NAME")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="a checkpoint, a folder of them, or torchvision:, timm: or hf-hub:NAME"
+    ),
 ]
 CsvOption = Annotated[str | None, typer.Option("--csv", metavar="PATH", help="write one row a kernel here")]
 HtmlOption = Annotated[str | None, typer.Option("--html", metavar="PATH", help="write one page here")]
@@ -38,11 +41,12 @@ def scan(
 ) -> None:
     """Count the kernels near each family, layer by layer, beside what chance would give."""
     from kernelsimp.commands import outputs
+    from kernelsimp.models.folders import is_in_parts
 
     settings = settle(put(given, "scan", "depth", "deep") if deep else given, config)
     outputs.check_outputs([("--json", json), ("--csv", csv), ("--html", html)], (model,), settings, config)
     with watch_command(quiet=quiet, json=json) as watcher:
-        if Path(model).is_dir():
+        if Path(model).is_dir() and not is_in_parts(Path(model)):
             _refuse_for_folder(csv=csv, html=html, explain=explain)
             _folder(Path(model), settings, watcher, (json, jobs, quiet))
         elif explain is not None:

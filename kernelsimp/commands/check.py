@@ -16,6 +16,7 @@ from kernelsimp.gate import check as verdict_on
 from kernelsimp.gate.sound import graph_layers, named_as_layers
 from kernelsimp.models.checkpoint import checkpoint_in_memory, load_checkpoint
 from kernelsimp.models.contents import narrow_checkpoint, tensors_beside
+from kernelsimp.models.folders import written_places
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.models.network import open_network
 from kernelsimp.records.limits import Baseline
@@ -96,10 +97,12 @@ def update_baseline(
 
 def _run_of(path: Path) -> Path | None:
     """Return the report of the run that wrote this checkpoint, where it lies beside one."""
-    report = path.parent / "report.json"
-    if not report.is_file() or not is_report(report):
-        return None
-    return report if Path(str(read_report(report).provenance.get("input", ""))).name == path.name else None
+    for folder in (path.parent, path.parent.parent):  # an index stands in a folder of its own
+        report = folder / "report.json"
+        if report.is_file() and is_report(report):
+            source = Path(str(read_report(report).provenance.get("input", "")))
+            return report if path in written_places(folder, source) else None
+    return None
 
 
 def open_subject(

@@ -14,6 +14,7 @@ from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.files import write_atomically, write_bytes
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
 from kernelsimp.models.digest import tensors_sha256
+from kernelsimp.models.folders import files_of, is_in_parts, written_places
 from kernelsimp.models.network import open_network
 from kernelsimp.models.storage import unreal
 from kernelsimp.models.wrappers import value_at
@@ -58,21 +59,33 @@ def export(place: Path, form: str, out: Path | None, given: Given) -> Written:
         raise KernelsimpError(f"--to is '{form}'{did_you_mean(form, FORMS)}")
     row = FORMS[form]
     source = open_source(place, given, runs=row.runs)
-    target = out or source.path.with_suffix(row.ending)
-    if target.resolve() == source.path.resolve():
+    target = out or _beside(source.path, row.ending)
+    if target.resolve() in [path.resolve() for path in (source.path, *files_of(source.path))]:
         raise KernelsimpError(f"{target} is the file that is exported; name another with --out")
     if target.is_dir():
         raise KernelsimpError(f"{target}: is a directory; --out names the file to write")
     row.write(source, target)
     if row.lossless:
         _check(source, target)
-    sizes = (target.stat().st_size, source.path.stat().st_size)
+    sizes = (target.stat().st_size, sum(path.stat().st_size for path in files_of(source.path)))
     return Written(target, form, *sizes, notes=_left_out(source.checkpoint) if row.lossless else ())
+
+
+def _beside(source: Path, ending: str) -> Path:
+    """Return where the export of `source` goes by itself: under its name, with another ending."""
+    if not is_in_parts(source):
+        return source.with_suffix(ending)
+    place = source if source.is_dir() else source.parent
+    return (
+        place.resolve().with_name(place.resolve().name + ending)
+        if not place.name
+        else Path(f"{place}{ending}")
+    )
 
 
 def open_source(place: Path, given: Given, *, runs: bool) -> ExportSource:
     """Open a RUN with its plan, or a checkpoint file; `runs` says whether the network itself is needed."""
-    if not place.is_dir():
+    if not place.is_dir() or is_in_parts(place):
         settings = settle_for_model(given, None)
         return ExportSource(place, load_checkpoint(place, settings.model), settings)
     report = read_report(place)
@@ -83,10 +96,11 @@ def open_source(place: Path, given: Given, *, runs: bool) -> ExportSource:
 
 def checkpoint_of(run: Path, report: Report) -> Path:
     """Return the checkpoint that a run wrote; it has the name of the one it came from."""
-    path = run / Path(str(report.provenance.get("input", ""))).name
-    if path.is_file():
-        return path
-    raise KernelsimpError(f"{run}: the run's checkpoint '{path.name}' is not there; run simplify again")
+    places = written_places(run, Path(str(report.provenance.get("input", ""))))
+    for path in places:
+        if path.is_file() or is_in_parts(path):
+            return path
+    raise KernelsimpError(f"{run}: the run's checkpoint '{places[0].name}' is not there; run simplify again")
 
 
 def _to_packed(source: ExportSource, path: Path) -> None:

@@ -14,6 +14,7 @@ from kernelsimp.evaluation.accuracy import Outcome, measure
 from kernelsimp.evaluation.metric import metric_of
 from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.models.network import Network, device_of
+from kernelsimp.models.outputs import describe_output
 from kernelsimp.records.report import Figure, Metric
 from kernelsimp.settings import Settings
 from kernelsimp.shelf import ImageBatches, ImageStack, LabelledBatches
@@ -30,7 +31,9 @@ class StageMeasurer:
     def __init__(self, original: Network, data: Data | None, settings: Settings) -> None:
         self.original, self.data, self.settings = original, data, settings
         self.metric = metric_of(settings)
-        self.classifier = data is None or not len(data.test) or classifies(original, data, settings)
+        output = _output_of(original, data, settings) if data is not None and len(data.test) else None
+        self.classifier = output is None or class_scores(output) is not None
+        self.undecided = "" if self.classifier or isinstance(output, Tensor) else describe_output(output)
         check_figure(settings, classifier=self.classifier)
         self.outcomes: dict[str, Outcome] = {}
         self.figures: dict[str, float] = {}
@@ -47,6 +50,11 @@ class StageMeasurer:
             named = Within(watcher, stage)
             self.outcomes[stage] = measure_module(network.module(), self.data, self.settings, named)
             return
+        if self.undecided and self.metric is None and not self.figures:
+            watcher.warn(
+                f"the network returns {self.undecided}, and nothing tells which are the scores of classes: "
+                "its outputs are compared as a whole; name the one that classifies with --output KEY"
+            )
         watcher.start(f"{MEASURING}, {stage}")
         if self.metric is not None:
             judged = load_split(self.data.test, self.settings)
@@ -79,18 +87,15 @@ def load_split(split: Split, settings: Settings) -> Sequence[tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def classifies(network: Network, data: Data, settings: Settings) -> bool:
-    """Say whether a network gives one score a class and image, by its output for two test images.
-
-    Raises `KernelsimpError` with the network's own words where it refuses them.
-    """
+def _output_of(network: Network, data: Data, settings: Settings) -> object:
+    """Return the output of a network for two test images; None where it refuses them."""
     loader = batches(data.test.subset(range(min(2, len(data.test)))), preprocess_of(settings.data), 2)
     images, _ = next(iter(loader))
     try:
-        output = network.module()(images.to(network.device))
+        output: object = network.module()(images.to(network.device))
     except Exception:  # measuring says what is wrong, in full
-        return True
-    return class_scores(output) is not None
+        return None
+    return output
 
 
 def check_figure(settings: Settings, *, classifier: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.models.folders import files_of, is_in_parts, written_name
 from kernelsimp.settings import Settings
 from kernelsimp.settings_file import names_code
 
@@ -48,10 +49,11 @@ def check_run(
     out: Path, model: Path | None, settings: Settings, config: str | None, json: str | None = None
 ) -> None:
     """Raise `KernelsimpError` where a run in the directory `out` would overwrite an input."""
-    names = (*FILES, *((model.name,) if model else ()))
+    names = (*FILES, *((written_name(model),) if model else ()))
     files = [("--out", out), *(("--out", out / name) for name in names)]
-    source = model if model and not model.is_dir() else None  # a folder is refused where it is opened
-    check_outputs([*files, ("--json", json)], (source,), settings, config)
+    # any other folder is refused where it is opened
+    sources = (model, *files_of(model)) if model and (is_in_parts(model) or not model.is_dir()) else ()
+    check_outputs([*files, ("--json", json)], sources, settings, config)
 
 
 def _takes_the_place(target: Path, source: Path) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 from kernelsimp.commands.evaluate import check_robustness, robustness_of
 from kernelsimp.commands.inputs import check_training, open_data
 from kernelsimp.commands.measure import StageMeasurer
-from kernelsimp.commands.run import provenance, training_notes, verify, write_checkpoint, write_run
+from kernelsimp.commands.optional import Part, write_by_parts
+from kernelsimp.commands.run import provenance, training_notes, verify, write_checkpoint
 from kernelsimp.commands.task import Task
 from kernelsimp.commands.tune import finetune_network
 from kernelsimp.errors import KernelsimpError
@@ -94,11 +95,13 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
         hold="tie",
         outcomes=measurer.outcomes,
         training=state.history,
-        robustness=robustness_of(ends, data, settings, log),
         metric=measurer.record(),
         notes=(*_words(settings), *_name_emptied(state.plan), *state.notes),
     )
-    return write_run(run, facts)
+    more = Part(
+        "robustness", lambda facts: replace(facts, robustness=robustness_of(ends, data, settings, log))
+    )
+    return write_by_parts(run, facts, (more,) if settings.robustness.robustness else (), log)
 
 
 def _iterate(state: _PruningState, number: int, share: float, folder: Path, watcher: Watcher) -> None:

@@ -16,8 +16,9 @@ from kernelsimp.report.tables.table import Table
 
 
 def render_again(folder: Path) -> Report:
-    """Write report.md and report.html of a run again from its report.json."""
+    """Write report.md and report.html of a run again; its report.json may stand for it."""
     report = read_report(folder)
+    folder = folder.parent if folder.is_file() else folder
     RunFolder(folder).write_pages(report, load_gallery(folder / "pictures.npz"))
     return report
 

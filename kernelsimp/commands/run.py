@@ -13,7 +13,7 @@ from kernelsimp.data.sources import Data
 from kernelsimp.errors import HoldError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
-from kernelsimp.models.contents import narrow_checkpoint, tensors_beside
+from kernelsimp.models.contents import narrow_checkpoint, plan_in_file, tensors_beside
 from kernelsimp.models.digest import describe_tensors
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.models.network import Network, open_network
@@ -55,7 +55,8 @@ def describe_checkpoint(report: Report, run: RunFolder, plan: Plan, settings: Se
 def pack_source(source: ExportSource) -> Packed:
     """Return the packed form of what is exported."""
     found = source.checkpoint.found
-    return pack(source.checkpoint.stored_state, source.plan, found.keys)
+    plan = plan_in_file(source.plan, source.checkpoint) if source.plan else None
+    return pack(source.checkpoint.stored_state, plan, found.keys)
 
 
 REPORTED = {"freeze": "freeze", "tie": "tie", "scale": "tie", "soft": "tie", "none": "none"}

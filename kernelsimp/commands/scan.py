@@ -14,6 +14,7 @@ from kernelsimp.analysis.explain import explain
 from kernelsimp.analysis.scan import check, scan_bank
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
+from kernelsimp.models.folders import files_of, is_in_parts
 from kernelsimp.models.scannable import open_to_scan
 from kernelsimp.records.scan import Explanation, Scan, ScanLine
 from kernelsimp.records.serialise import json_text
@@ -85,9 +86,15 @@ def folder_scan(job: FolderJob, watcher: Watcher = SILENT) -> tuple[ScanLine, ..
 
 
 def checkpoints_in(folder: Path) -> tuple[Path, ...]:
-    """Return the checkpoint files under a folder by their names, hidden ones left out."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return tuple(sorted(path for path in found if not path.name.startswith(".")))
+    """Return the checkpoints under a folder by their names, hidden ones left out.
+
+    A network in parts is one, by its folder; its files are none.
+    """
+    places = [path for path in folder.rglob("*") if not path.name.startswith(".")]
+    parted = [path for path in places if path.is_dir() and is_in_parts(path)]
+    parts = {part for path in parted for part in files_of(path)}
+    found = {path for path in places if path.suffix.lower() in SUFFIXES and path.is_file()}
+    return tuple(sorted((found - parts) | set(parted)))
 
 
 def scan_one(job: FolderJob, path: Path) -> ScanLine:

@@ -11,6 +11,7 @@ from kernelsimp.commands.evaluate import check_robustness, robustness_of
 from kernelsimp.commands.handover import Handover, handed_over
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
 from kernelsimp.commands.measure import MEASURING, StageMeasurer
+from kernelsimp.commands.optional import Part, add_all, write_by_parts
 from kernelsimp.commands.planner import choose, judge_memorised
 from kernelsimp.commands.recipes import with_recipe
 from kernelsimp.commands.rounds import stages_of
@@ -20,7 +21,6 @@ from kernelsimp.commands.run import (
     training_notes,
     verify,
     write_checkpoint,
-    write_run,
 )
 from kernelsimp.commands.task import Task
 from kernelsimp.commands.tune import finetune_network, re_estimate_network
@@ -83,8 +83,8 @@ def simplify_to(
         handover.clear()
     measure_stages(done, log)
     written = write_checkpoint(done.last, run, settings)
-    facts = facts_of(done, written, log, command_of_run(path, settings, out))
-    return done, write_run(run, facts)
+    facts = facts_of(done, written, command_of_run(path, settings, out))
+    return done, write_by_parts(run, facts, parts_of(done, log), log)
 
 
 def phases_of(settings: Settings, data: Data | None) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ def simplify_in_memory(
 def report_in_memory(done: Simplified, watcher: Watcher = SILENT) -> Report:
     """Measure what was not measured yet, verify what is held, and return the report."""
     measure_stages(done, watcher)
-    return assemble(facts_of(done, done.last, watcher, ""))
+    return assemble(add_all(facts_of(done, done.last, ""), parts_of(done, watcher)))
 
 
 def check_hold(settings: Settings) -> None:
@@ -175,16 +175,14 @@ def measure_stages(done: Simplified, watcher: Watcher) -> None:
     done.notes = (*done.notes, *gap)
 
 
-def facts_of(done: Simplified, written: Network, log: Watcher, command: str) -> RunFacts:
-    """Return everything that a report tells, with the optional measurements that the settings ask for.
+def facts_of(done: Simplified, written: Network, command: str) -> RunFacts:
+    """Return what a report tells before anything optional is measured.
 
     Raises `HoldError` where a held kernel of `written` moved.
     """
-    chosen, stages, settings = done.chosen, done.stages, done.task.settings
-    original, data, mode = done.task.network, done.task.data, hold_of(done.task.settings)
+    chosen, settings, mode = done.chosen, done.task.settings, hold_of(done.task.settings)
+    original, data = done.task.network, done.task.data
     verify(chosen.plan, chosen.network.bank, written.bank, mode)
-    controls = controls_beside(done.task, chosen, done.measurer.outcomes, log)
-    ends = {"original": original, list(stages)[-1]: done.last}
     return RunFacts(
         chosen,
         original,
@@ -194,12 +192,32 @@ def facts_of(done: Simplified, written: Network, log: Watcher, command: str) -> 
         hold=REPORTED[mode],
         outcomes=done.measurer.outcomes,
         training=done.training,
-        controls=controls,
-        robustness=robustness_of(ends, data, settings, log),
-        similarity=similarity_of(_stages_to_compare(stages), data, settings, log),
         metric=done.measurer.record(),
-        notes=(*done.notes, *controls_notes(controls)),
+        notes=done.notes,
     )
+
+
+def parts_of(done: Simplified, log: Watcher) -> tuple[Part, ...]:
+    """Return the optional measurements that the settings ask for, in order."""
+    settings, data, stages = done.task.settings, done.task.data, done.stages
+    ends = {"original": done.task.network, list(stages)[-1]: done.last}
+
+    def controls(facts: RunFacts) -> RunFacts:
+        arms = controls_beside(done.task, done.chosen, done.measurer.outcomes, log)
+        return replace(facts, controls=arms, notes=(*facts.notes, *controls_notes(arms)))
+
+    def robustness(facts: RunFacts) -> RunFacts:
+        return replace(facts, robustness=robustness_of(ends, data, settings, log))
+
+    def similarity(facts: RunFacts) -> RunFacts:
+        return replace(facts, similarity=similarity_of(_stages_to_compare(stages), data, settings, log))
+
+    asked = (
+        (settings.plan.controls, Part("controls", controls)),
+        (settings.robustness.robustness, Part("robustness", robustness)),
+        (settings.plan.similarity, Part("similarity", similarity)),
+    )
+    return tuple(part for wanted, part in asked if wanted)
 
 
 def _scan_and_choose(task: Task, watcher: Watcher) -> Chosen:

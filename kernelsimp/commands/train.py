@@ -19,7 +19,7 @@ from kernelsimp.evaluation.accuracy import checked_logits, evaluation_mode
 from kernelsimp.files import write_atomically
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.kernels.coding import coefficient_bits
-from kernelsimp.models.architectures import build_model
+from kernelsimp.models.architectures import build_model, folded_in
 from kernelsimp.models.network import Network, device_of, open_network
 from kernelsimp.models.outputs import keep_output
 from kernelsimp.records.plan import Plan
@@ -100,11 +100,23 @@ def fresh_network(settings: Settings, watcher: Watcher = SILENT) -> Fresh:
     penalties = read_penalties(words.penalty) if words.penalty is not None else None
     data = open_data(settings, watcher)
     assert data is not None
+    _tell_of_folded(settings.model.arch, watcher)
     torch.manual_seed(settings.run.seed)
     model = keep_output(build_model(settings.model.arch), settings.model.output)
     plan = constrain(model, read_rules(words.constrain), seed=settings.run.seed) if words.constrain else None
     how = PenaltySettings(words.penalty_families, words.penalty_schedule, words.rounding)
     return Fresh(model, data, plan, Penalties(model, penalties, how) if penalties is not None else None)
+
+
+def _tell_of_folded(arch: str, watcher: Watcher) -> None:
+    """Warn where the network has weights in parts: they are trained as what the parts make."""
+    folded = folded_in(arch)
+    if folded:
+        more = f" and {len(folded) - 1} more" if len(folded) > 1 else ""
+        watcher.warn(
+            f"--arch {arch}: {folded[0]}{more} stand in parts (weight norm, spectral norm or pruning); they "
+            "are trained and written as plain weights"
+        )
 
 
 def fit(fresh: Fresh, settings: Settings, folder: Path | None, watcher: Watcher = SILENT) -> Trained:

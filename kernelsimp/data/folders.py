@@ -4,15 +4,20 @@ The label of an image is the place of its class folder in sorted order, over all
 says which folders are splits and which are classes.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from kernelsimp.data.images import is_read_dark
 from kernelsimp.data.layout import FolderLayout, read_layout
 from kernelsimp.data.splits import FoundSplits, Request, Split, split_by_hash
 from kernelsimp.data.stores import FileStore
 from kernelsimp.errors import KernelsimpError
+
+LOOKED_AT = 8
+"""Pictures that are looked at before any is read."""
 
 
 def load_folder(request: Request) -> FoundSplits:
@@ -24,7 +29,7 @@ def load_folder(request: Request) -> FoundSplits:
     if not request.where or not root.is_dir():
         found = "no folder named" if not request.where else f"{root} is no folder"
         raise KernelsimpError(f"--data imagefolder: {found}; expected imagefolder:DIR")
-    layout = read_layout(root)
+    layout = _with_dark(root, read_layout(root))
     store = _store(root, layout)
     if layout.splits:
         return _ready(layout, store, request)
@@ -34,6 +39,20 @@ def load_folder(request: Request) -> FoundSplits:
     splits = [Split(store, part, request.geometry) for part in (train, val, test)]
     warnings = (*layout.warnings, *((told,) if left_out else ()))
     return FoundSplits(splits[2], splits[0], splits[1], len(layout.classes), warnings, (layout.note,))
+
+
+def _with_dark(root: Path, layout: FolderLayout) -> FolderLayout:
+    """Add a warning where pictures of 16 bits, by a look at a few, hold 8 bits."""
+    files = [file for _, _, file in layout.images]
+    looked = files[:: max(1, len(files) // LOOKED_AT)][:LOOKED_AT]
+    dark = [file for file in looked if is_read_dark(root / file)]
+    if not dark or len(dark) < len(looked) / 2:
+        return layout
+    told = (
+        f"{root}: pictures of 16 bits hold nothing above 255 ({dark[0]}), so they are read as almost black; "
+        "save them with 8 bits"
+    )
+    return replace(layout, warnings=(*layout.warnings, told))
 
 
 def _ready(layout: FolderLayout, store: FileStore, request: Request) -> FoundSplits:

@@ -107,6 +107,16 @@ def read_image(path: Path) -> Tensor:
         raise KernelsimpError(f"{path}: cannot decode the image: {reason}; repair or remove it") from error
 
 
+def is_read_dark(path: Path) -> bool:
+    """Say whether a picture of 16 bits holds nothing above 255, so that by its range it is all but black."""
+    try:
+        with Image.open(path) as image:
+            deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+            return deep and 0 < float(np.asarray(image).max(initial=0)) <= 255
+    except Exception:  # reading it says what is wrong
+        return False
+
+
 def from_pil(image: Image.Image, *, rgb: bool = False) -> Tensor:
     """Return a Pillow image as (C, H, W) uint8; grey stays one channel unless `rgb`."""
     if image.mode.startswith("I") or image.mode == "F":

@@ -17,7 +17,7 @@ from kernelsimp.data.images import Geometry
 from kernelsimp.data.numpy_files import load_npy, load_npz
 from kernelsimp.data.splits import Data, FoundSplits, Request, Split, carve, split_by_hash
 from kernelsimp.data.stores import ArrayStore, as_images, as_labels
-from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.errors import KernelsimpError, did_you_mean, how_to_install
 from kernelsimp.settings import DataSettings
 
 __all__ = ["SOURCES", "Data", "Source", "Split", "load_data"]
@@ -42,7 +42,7 @@ def load_digits(request: Request) -> FoundSplits:
     try:
         from sklearn.datasets import load_digits as sklearn_digits
     except ImportError as error:
-        advice = "install it: pip install 'kernelsimp[demo]'"
+        advice = f"install it: {how_to_install('demo')}"
         raise KernelsimpError(
             f"--data digits needs scikit-learn, which is not installed; {advice}"
         ) from error

@@ -28,7 +28,7 @@ class LayerKernels:
     kind: Kind
     kernels: Tensor
     groups: int = 1
-    kind_source: Literal["weights", "architecture"] = "weights"
+    kind_source: Literal["weights", "architecture", "guessed"] = "weights"
     weight_shape: tuple[int, ...] = ()
 
     @property

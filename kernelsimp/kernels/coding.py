@@ -81,9 +81,13 @@ def step_for(kernels: Tensor, distortion: float = DISTORTION) -> float:
 
 
 def coefficient_bits(kernels: Tensor, distortion: float = DISTORTION) -> float:
-    """Return b, the bits of one coefficient at the step that gives `distortion` on this layer."""
-    flat = _rows(kernels, distortion)
-    return adaptive_bits(np.round(flat / step_for(kernels, distortion)).astype(np.int64)) / flat.size
+    """Return b, the bits of one coefficient at the step that gives `distortion` on this layer.
+
+    `kernels` are (n, *grid) of any number of axes: what neighbours a cell has does not count.
+    """
+    lines = kernels.reshape(len(kernels), 1, -1)
+    flat = _rows(lines, distortion)
+    return adaptive_bits(np.round(flat / step_for(lines, distortion)).astype(np.int64)) / flat.size
 
 
 def adaptive_bits(symbols: Ints) -> float:

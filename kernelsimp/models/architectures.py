@@ -1,12 +1,14 @@
 """Build a network from a word on the command line, and put a checkpoint's weights into it.
 
-A word is `zoo:NAME`, `torchvision:NAME`, `timm:NAME`, `file.py:callable` or `package.module:callable`;
-a callable takes no argument and returns the network. Whatever foreign code raises becomes one line.
+A word is `zoo:NAME`, `torchvision:NAME`, `timm:NAME`, `hf-hub:OWNER/NAME`, `file.py:callable` or
+`package.module:callable`; a callable takes no argument and returns the network. Whatever
+foreign code raises becomes one line.
 """
 
 import importlib
 import inspect
 import io
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -20,16 +22,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kernelsimp.error_text import kind_and_words, short
-from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.errors import KernelsimpError, did_you_mean, how_to_install, nearest
 from kernelsimp.files import importing_from, quiet, run_file, tensors_only
 from kernelsimp.models.checkpoint import Checkpoint, tensors_sha256
+from kernelsimp.models.hub import HUB, from_hub, weights_on_hub
 from kernelsimp.models.layers import tied_names
 from kernelsimp.models.reading import Raw
 from kernelsimp.models.reparametrised import plain_module
 from kernelsimp.models.zoo import ZOO
 from kernelsimp.settings_file import REGISTRIES
 
-FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, file.py:callable or package.module:callable"
+FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, hf-hub:NAME, file.py:callable or package.module:callable"
 
 DOWNLOAD_TIMEOUT = 30.0
 """Seconds of silence after which a download of pretrained weights gives up."""
@@ -40,20 +43,32 @@ def build_model(spec: str) -> nn.Module:
 
     Raises `KernelsimpError` for an unknown word and for whatever the user's code raises.
     """
+    return _in_full_precision(spec, plain_module(unwrap(_build(spec)).eval()))
+
+
+def folded_in(spec: str) -> list[str]:
+    """Name the weights that `build_model` makes plain: weight norm, spectral norm, pruning."""
+    own = unwrap(_build(spec)).state_dict()
+    return [name for name in build_model(spec).state_dict() if name not in own]
+
+
+def _build(spec: str) -> nn.Module:
+    """Return the network as its own code makes it."""
     source, _, name = spec.rpartition(":")
     if not source or not name:
         known = [f"zoo:{item}" for item in ZOO]
         near = did_you_mean(f"zoo:{spec.removeprefix('zoo:')}", known)
         hint = near if near.startswith("; did") else ""
         raise KernelsimpError(f"--arch '{spec}' is no architecture; expected {FORMS}{hint}")
-    from_registry = dict(zip(REGISTRIES, (_from_zoo, _from_torchvision, _from_timm), strict=True))
+    builders = (_from_zoo, _from_torchvision, _from_timm, _from_hub)
+    from_registry = dict(zip(REGISTRIES, builders, strict=True))
     built = from_registry[source](name) if source in from_registry else _from_code(spec, source, name)
     if not isinstance(built, nn.Module):
         kind = type(built).__name__
         raise KernelsimpError(
             f"--arch {spec}: returned {kind}, expected a torch.nn.Module; return the network"
         )
-    return _in_full_precision(spec, plain_module(unwrap(built).eval()))
+    return built
 
 
 def _in_full_precision(spec: str, model: nn.Module) -> nn.Module:
@@ -77,24 +92,28 @@ def recipe_of(spec: str) -> str | None:
 
 def is_pretrained_name(word: str) -> bool:
     """Say whether MODEL is the name of a published network, such as `torchvision:resnet18`, and no file."""
-    return word.startswith(("torchvision:", "timm:"))
+    return word.startswith(("torchvision:", "timm:", f"{HUB}:"))
 
 
 def load_pretrained(spec: str) -> tuple[nn.Module, Checkpoint]:
-    """Fetch a published network with its weights: `torchvision:NAME` or `timm:NAME`.
+    """Fetch a published network with its weights: `torchvision:NAME`, `timm:NAME` or `hf-hub:OWNER/NAME`.
 
     The checkpoint is what `torch.save(model.state_dict())` would give. Raises `KernelsimpError` with the way
     round it where the weights cannot be fetched.
     """
     source, _, name = spec.partition(":")
-    library = _torchvision_with(name) if source == "torchvision" else _timm_with(name)
     try:
-        said = io.StringIO()  # the fetchers write to either
-        with _patient(), tensors_only(), quiet(), redirect_stderr(said), redirect_stdout(said):
-            if source == "torchvision":
+        if source == "torchvision":
+            library = _torchvision_with(name)
+            with _fetching():
                 model = library.models.get_model(name, weights="DEFAULT", progress=False)
-            else:
-                model = library.create_model(name, pretrained=True)
+        else:
+            library = _timm() if source == HUB else _timm_with(name)
+            place = name if source == HUB else weights_on_hub(library, name)
+            with from_hub(spec, place), _fetching():
+                model = library.create_model(spec if source == HUB else name, pretrained=True)
+    except KernelsimpError:
+        raise
     except Exception as error:
         advice = f"download the checkpoint yourself and pass its file with --arch {spec}"
         what = f"{spec}: cannot fetch pretrained weights ({short(error)})"
@@ -112,12 +131,22 @@ def fit(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
     names do not fit, the checkpoint comes back as it is and `load_weights` says what is wrong.
     """
     wanted = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    fitting = _narrowed(wanted, checkpoint)
+    if any(name not in fitting.tensors for name in wanted):
+        other = checkpoint.without_parallel()
+        other = _narrowed(wanted, other) if other else fitting
+        fitting = other if all(name in other.tensors for name in wanted) else fitting
+    return replace(fitting, ties=tied_names(model))
+
+
+def _narrowed(wanted: list[str], checkpoint: Checkpoint) -> Checkpoint:
+    """Return the part of a checkpoint under the only prefix where all wanted names stand; else all of it."""
     prefix = "" if any(name in checkpoint.tensors for name in wanted) else _prefix_of(wanted, checkpoint)
-    if prefix:
-        rest = sum(not name.startswith(prefix) for name in checkpoint.tensors)
-        told = f"{checkpoint.path}: took the network under '{prefix}'; {rest} other tensors stay as they are"
-        checkpoint = replace(checkpoint.under(prefix), warnings=(*checkpoint.warnings, told))
-    return replace(checkpoint, ties=tied_names(model))
+    if not prefix:
+        return checkpoint
+    rest = sum(not name.startswith(prefix) for name in checkpoint.tensors)
+    told = f"{checkpoint.path}: took the network under '{prefix}'; {rest} other tensors stay as they are"
+    return replace(checkpoint.under(prefix), warnings=(*checkpoint.warnings, told))
 
 
 def _prefix_of(wanted: list[str], checkpoint: Checkpoint) -> str:
@@ -167,8 +196,18 @@ def _count(names: list[str], what: str) -> str:
 
 def _from_zoo(name: str) -> nn.Module:
     if name not in ZOO:
-        raise KernelsimpError(f"zoo:{name}: no such network{did_you_mean(name, ZOO)}")
+        raise KernelsimpError(f"zoo:{name}: no such network{_near_in_zoo(name)}")
     return ZOO[name]()
+
+
+def _near_in_zoo(name: str) -> str:
+    """Return a did-you-mean with all names: one that a slip of a key gives, else the nearest depth."""
+    near, listed = nearest(name, ZOO), f"known: {', '.join(sorted(ZOO))}"
+    depth = re.fullmatch(r"resnet(\d{1,9})", name)
+    if depth and not (near and name.startswith(near)):
+        depths = [item for item in ZOO if item.startswith("resnet")]
+        near = min(depths, key=lambda item: abs(int(item.removeprefix("resnet")) - int(depth[1])))
+    return f"; did you mean '{near}'? {listed}" if near else f"; {listed}"
 
 
 def _from_torchvision(name: str) -> object:
@@ -182,6 +221,18 @@ def _from_torchvision(name: str) -> object:
 def _from_timm(name: str) -> object:
     timm = _timm_with(name)
     return _call(f"timm:{name}", lambda: timm.create_model(name, pretrained=False))
+
+
+def _from_hub(name: str) -> object:
+    timm, spec = _timm(), f"{HUB}:{name}"
+    try:
+        with from_hub(spec, name), _fetching():
+            return timm.create_model(spec, pretrained=False)
+    except KernelsimpError:
+        raise
+    except Exception as error:
+        advice = "expected a network that timm can build"
+        raise KernelsimpError(f"--arch {spec}: raised {kind_and_words(error)}; {advice}") from error
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -210,14 +261,18 @@ def _torchvision_with(name: str) -> Any:
 
 def _timm_with(name: str) -> Any:
     """Import timm, which must know `name`, with or without the tag of its weights (`NAME.TAG`)."""
-    try:
-        with quiet():
-            library = importlib.import_module("timm")
-    except ImportError as error:
-        raise KernelsimpError("timm is not installed; pip install 'kernelsimp[timm]'") from error
+    library = _timm()
     if not library.is_model(name):
         raise KernelsimpError(f"timm:{name}: no such network{_near(name, library.list_models())}")
     return library
+
+
+def _timm() -> Any:
+    try:
+        with quiet():
+            return importlib.import_module("timm")
+    except ImportError as error:
+        raise KernelsimpError(f"timm is not installed; {how_to_install('timm')}") from error
 
 
 def _from_code(spec: str, source: str, name: str) -> object:
@@ -283,6 +338,14 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+@contextmanager
+def _fetching() -> Iterator[None]:
+    """Fetch tensors alone, with patience, and without what the fetchers write to either stream."""
+    said = io.StringIO()
+    with _patient(), tensors_only(), quiet(), redirect_stderr(said), redirect_stdout(said):
+        yield
 
 
 @contextmanager

@@ -5,7 +5,6 @@ writing. Tensors stay as stored (dtype, shape, memory-mapped where the file is);
 tensors, not of file bytes.
 """
 
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from kernelsimp.errors import CheckpointError, KernelsimpError, did_you_mean
-from kernelsimp.files import write_atomically
 from kernelsimp.models.digest import tensors_sha256 as tensors_sha256
+from kernelsimp.models.folders import is_in_parts, read_parts
 from kernelsimp.models.identify import Format, identify
-from kernelsimp.models.packed import pack
 from kernelsimp.models.reading import Raw, read_raw
 from kernelsimp.models.reparametrised import Reparametrisation, effective_weights, remarks_on
+from kernelsimp.models.shards import Shards
 from kernelsimp.models.snapshot import file_sha256, steady
 from kernelsimp.models.storage import tensors_with_numbers
 from kernelsimp.models.wrappers import (
@@ -33,9 +32,10 @@ from kernelsimp.models.wrappers import (
     in_the_form_of,
     is_array,
     names_without_wrappers,
-    rebuild_payload,
     value_at,
+    without_parallel,
 )
+from kernelsimp.models.writing import write_state
 from kernelsimp.settings import ModelSettings
 
 
@@ -47,7 +47,8 @@ class Checkpoint:
     them, None where they stood bare; `dropped` names the entries that `save` leaves out (optimiser state,
     the weights that were not chosen). `ties` groups names that the network reads as one tensor, though the
     file may store it more than once. `forms` says, by the file's names, which tensors are made of several
-    in the file; `spelled` says how the file spells a name in which wrappers of modules stand.
+    in the file; `spelled` says how the file spells a name in which wrappers of modules stand. `shards` are
+    the files of a network that stands in several.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Checkpoint:
     digest: str = ""
     forms: Mapping[str, Reparametrisation] = field(default_factory=dict, repr=False)
     spelled: Mapping[str, str] = field(default_factory=dict, repr=False)
+    shards: Shards | None = field(default=None, repr=False)
 
     @cached_property
     def sha256(self) -> str:
@@ -95,6 +97,33 @@ class Checkpoint:
         part = {name[len(prefix) :]: item for name, item in self.tensors.items() if name.startswith(prefix)}
         return replace(self, tensors=part, prefix=self.prefix + prefix)
 
+    def without_parallel(self) -> "Checkpoint | None":
+        """Return this checkpoint by names without the `module.` of wrapped parts; `save` still writes it.
+
+        None where no name has it, or two would become one.
+        """
+
+        def plain(name: str) -> str:
+            kept = self.prefix if name.startswith(self.prefix) else ""
+            return kept + without_parallel(name[len(kept) :])
+
+        names = {value: key for key, value in self.spelled.items()}
+        names |= {name: name for name in self.own_names if name not in names}
+        fresh = {plain(name): key for key, name in names.items()}
+        tensors = {without_parallel(name): item for name, item in self.tensors.items()}
+        if (
+            tensors.keys() == self.tensors.keys()
+            or len(tensors) < len(self.tensors)
+            or len(fresh) < len(names)
+        ):
+            return None
+        forms = {
+            plain(name): replace(form, parts={plain(part): item for part, item in form.parts.items()})
+            for name, form in self.forms.items()
+        }
+        spelled = {name: key for name, key in fresh.items() if name != key}
+        return replace(self, tensors=tensors, forms=forms, spelled=spelled)
+
     def with_tensors(self, changed: Mapping[str, Tensor]) -> "Checkpoint":
         """Return this checkpoint with some tensors changed, cast to their stored dtypes.
 
@@ -115,23 +144,16 @@ class Checkpoint:
 
         Raises `KernelsimpError` where the disk refuses or the format is one that is only read.
         """
-        if self.raw is not None and self.format == "packed":
-            stored = value_at(self.raw.payload, self.found.keys)
-            pack(self._state(stored), keys=self.found.keys).save(path)
-            return
-        if self.raw is None or self.format not in ("zip", "legacy", "safetensors"):
-            advice = "simplify the PyTorch checkpoint it was exported from"
-            raise KernelsimpError(f"{self.path}: {self.format} files are only read, not written; {advice}")
-        if self.format == "safetensors":
-            write_atomically(path, self._write_safetensors)
-            return
+        if self.raw is None:
+            raise KernelsimpError(f"{self.path}: there is no file to write it as")
         state = self._state(value_at(self.raw.payload, self.found.keys))
-        payload = rebuild_payload(self.raw.payload, self.found, state)
-        protocol = self.raw.protocol
-        if protocol is not None:
-            write_atomically(path, lambda partial: _write_pickle(payload, partial, protocol))
+        if self.shards is None:
+            write_state(self.raw, self.found, state, (self.path, path))
             return
-        write_atomically(path, lambda partial: _write_torch(payload, partial, zipped=self.format == "zip"))
+        first = {name: next(iter(form.parts)) for name, form in self.forms.items()}
+        spell = self.spelled.get
+        folded = {spell(name, name): spell(part, part) for name, part in first.items()}
+        self.shards.write(path, state, folded)
 
     @property
     def own_names(self) -> set[str]:
@@ -163,18 +185,6 @@ class Checkpoint:
                 state[key] = in_the_form_of(value, written.pop(key, value))
         return {self.spelled.get(name, name): value for name, value in {**state, **written}.items()}
 
-    def _write_safetensors(self, partial: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        metadata = dict(self.raw.metadata or {}) if self.raw else {}
-        stored = self.raw.payload if self.raw else {}
-        tensors = {name: value.contiguous() for name, value in self._state(stored).items()}
-        try:
-            save_file(tensors, partial, metadata=metadata or None)
-        except SafetensorError as error:  # its own words for a full or read-only disk
-            raise OSError(str(error)) from error
-
     def _spread(self, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give a change of one name to all names that the network ties to it."""
         spread = dict(changed)
@@ -199,14 +209,25 @@ def load_checkpoint(path: Path, settings: ModelSettings = ModelSettings()) -> Ch
     Raises `CheckpointError`, in one line, for whatever is missing, damaged, foreign or hostile, and where
     the file's SHA-256 is not the one asked for.
     """
+    if is_in_parts(path):
+        raw, shards, digest = read_parts(path, lambda part: _read(part, replace(settings, sha256=None)))
+        if settings.sha256 is not None:
+            _verify_sha256(path, digest, settings.sha256)
+        return replace(_chosen(path, raw, settings.weights, digest), shards=shards)
+    raw, digest = _read(path, settings)
+    if raw.convolutions is not None:  # an exported graph: its names are the network's own
+        return Checkpoint(path, raw.format, raw.payload, warnings=raw.warnings, raw=raw, digest=digest)
+    return _chosen(path, raw, settings.weights, digest)
+
+
+def _read(path: Path, settings: ModelSettings) -> tuple[Raw, str]:
+    """Return what one file holds, and its SHA-256."""
     file_format = identify(path)
     with steady(path) as digest:
         if settings.sha256 is not None:
             _verify_sha256(path, digest, settings.sha256)
         raw = read_raw(path, file_format, trust_pickle=settings.trust_pickle)
-    if raw.convolutions is not None:  # an exported graph: its names are the network's own
-        return Checkpoint(path, file_format, raw.payload, warnings=raw.warnings, raw=raw, digest=digest)
-    return _chosen(path, raw, settings.weights, digest)
+    return raw, digest
 
 
 def checkpoint_in_memory(state: Mapping[str, Any], name: str) -> Checkpoint:
@@ -256,17 +277,6 @@ def _verify_sha256(path: Path, actual: str, expected: str) -> None:
         raise CheckpointError(f"--sha256 '{expected}' is no SHA-256; expected 64 hexadecimal digits")
     if actual != wanted:
         raise CheckpointError(f"{path}: SHA-256 is {actual}, expected {wanted}; fetch the file again")
-
-
-def _write_torch(payload: Any, partial: Path, *, zipped: bool) -> None:
-    # through a file object: given a name, torch would write that name into the archive
-    with partial.open("wb") as file:
-        torch.save(payload, file, _use_new_zipfile_serialization=zipped)
-
-
-def _write_pickle(payload: Any, partial: Path, protocol: int) -> None:
-    with partial.open("wb") as file:
-        pickle.dump(payload, file, protocol=protocol)
 
 
 def _groups_by_storage(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:

@@ -6,7 +6,7 @@ A payload is whatever the file held: mappings, sequences and namespaces of tenso
 import argparse
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from kernelsimp.models.checkpoint import Checkpoint
 from kernelsimp.models.digest import describe_tensors, tensors_sha256
+from kernelsimp.models.stored_order import layer_name, tensor_name
 from kernelsimp.models.wrappers import is_training_state
+from kernelsimp.records.plan import LayerPlan, Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +38,35 @@ def narrow_checkpoint(checkpoint: Checkpoint, names: list[str]) -> Checkpoint:
 
     A file without them, or with several such parts, comes back with what fits first; the rest is `beside`.
     """
-    if not names or any(name in checkpoint.tensors for name in names):
+    if not names or all(name in checkpoint.tensors for name in names):
         return checkpoint
+    plain = checkpoint.without_parallel()
+    fitting = _under_prefix(checkpoint, names) or (plain and _under_prefix(plain, names))
+    return fitting or checkpoint
+
+
+def _under_prefix(checkpoint: Checkpoint, names: list[str]) -> Checkpoint | None:
+    """Return the part under the shortest prefix where all `names` stand, which may be none."""
+    if all(name in checkpoint.tensors for name in names):
+        return checkpoint
+    if any(name in checkpoint.tensors for name in names):
+        return None
     prefixes = {name.removesuffix(names[0]) for name in checkpoint.tensors if name.endswith("." + names[0])}
     for prefix in sorted(prefixes, key=len):
         if all(prefix + name in checkpoint.tensors for name in names):
             return checkpoint.under(prefix)
-    return checkpoint
+    return None
+
+
+def plan_in_file(plan: Plan, checkpoint: Checkpoint) -> Plan:
+    """Return the plan with its layers under the names that the file has for them, wrappers included."""
+    own = narrow_checkpoint(checkpoint, [tensor_name(layer.name) for layer in plan.layers])
+
+    def spell(layer: LayerPlan) -> LayerPlan:
+        name = own.prefix + tensor_name(layer.name)
+        return replace(layer, name=layer_name(own.spelled.get(name, name)))
+
+    return replace(plan, layers=tuple(map(spell, plan.layers)))
 
 
 def tensors_beside(checkpoint: Checkpoint) -> dict[str, Beside]:

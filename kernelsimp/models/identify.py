@@ -12,7 +12,7 @@ from typing import Literal
 
 from kernelsimp.errors import CheckpointError
 
-Format = Literal["zip", "legacy", "safetensors", "packed", "onnx", "pt2", "torchscript"]
+Format = Literal["zip", "legacy", "safetensors", "packed", "onnx", "pt2", "torchscript", "sharded", "dcp"]
 
 EXPECTED = "expected a PyTorch (.pt, .pth, .bin, .ckpt) or .safetensors checkpoint"
 

@@ -7,7 +7,7 @@ round. Without an architecture the kind of a layer is guessed from shapes alone,
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, Kind, LayerKernels, Skipped
 from kernelsimp.models.checkpoint import Checkpoint
 from kernelsimp.models.exported import Convolution
+from kernelsimp.models.ranks import is_convolution
 from kernelsimp.models.soundness import check_weights as check_weights
 from kernelsimp.models.soundness import damage as damage
 from kernelsimp.models.storage import unreal
@@ -157,21 +158,35 @@ class _Widths:
 def bank_from_tensors(tensors: Mapping[str, Tensor], where: str = "the checkpoint") -> KernelBank:
     """Return the kernels of a state dict without its network: each 4-D `*.weight` is a convolution.
 
-    Kinds are guessed from shapes. Raises `KernelsimpError`, saying what was found instead, where there is
+    A 3-D or 5-D one is, where a bias or a normalisation beside it says so; others are warned of. Kinds are
+    guessed from shapes. Raises `KernelsimpError`, saying what was found instead, where there is
     no convolution.
     """
     widths = _widths(tensors)
     layers: list[LayerKernels] = []
     skipped: list[Skipped] = []
     seen: dict[object, str] = {}
+    doubtful: list[str] = []
     for name, tensor in tensors.items():
-        reason = _reason(name, tensor) or _seen_before(name, tensor, seen)
+        reason = _reason(name, tensor)
+        other_rank = reason.endswith(DOUBTFUL)
+        guessed = other_rank and is_convolution(name, tensors)
+        reason = (unreal(tensor) if guessed else reason) or _seen_before(name, tensor, seen)
+        doubtful += [layer_name(name)] if other_rank and not guessed else []
         if reason:
             skipped.append(Skipped(name, reason))
         else:
-            layers.append(_guess_kind(name, tensor, _bias_of(name, tensors), widths))
-    remarks = tuple(f"{where}: {words}; it is passed over" for words in _unreal_kernels(tensors))
-    return _nonempty(KernelBank(tuple(layers), tuple(skipped), remarks), tensors, where)
+            layer = _guess_kind(name, tensor, _bias_of(name, tensors), widths)
+            layers.append(replace(layer, kind_source="guessed") if guessed else layer)
+    remarks = [f"{where}: {words}; it is passed over" for words in _unreal_kernels(tensors)]
+    remarks += [f"{where}: {_passed_over(doubtful)}"] if doubtful else []
+    return _nonempty(KernelBank(tuple(layers), tuple(skipped), tuple(remarks)), tensors, where)
+
+
+def _passed_over(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    listed = f"{', '.join(names[:MOST_NAMED])}{more}"
+    return f"{listed}: 3-D or 5-D and passed over, nothing shows a convolution{DOUBTFUL}"
 
 
 def _guess_kind(name: str, weight: Tensor, bias: Tensor | None, widths: _Widths) -> LayerKernels:
@@ -215,6 +230,11 @@ def _seen_before(name: str, tensor: Tensor, seen: dict[object, str]) -> str:
     return "" if first == name else f"the same tensor as {first}"
 
 
+DOUBTFUL = ", pass --arch"
+"""How the reasons end that an architecture would settle."""
+
+MOST_NAMED = 5
+
 _BY_NDIM = {0: "a scalar", 1: "a vector: bias or normalisation", 2: "a matrix: linear layer or embedding"}
 
 
@@ -229,7 +249,7 @@ def _reason(name: str, tensor: Tensor, *, from_model: bool = False) -> str:
     if not name.endswith(".weight") and name != "weight":
         return f"{tensor.ndim}-D, but not named *.weight: a table, an embedding or a re-parametrised weight"
     if tensor.ndim != 4:
-        guess = {3: "; if it is a Conv1d, pass --arch", 5: "; if it is a Conv3d, pass --arch"}
+        guess = {3: f"; if it is a Conv1d{DOUBTFUL}", 5: f"; if it is a Conv3d{DOUBTFUL}"}
         return f"{tensor.ndim}-D{guess.get(tensor.ndim, '')}"
     return unreal(tensor)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.error_text import kind_and_words
-from kernelsimp.errors import KernelsimpError
+from kernelsimp.errors import KernelsimpError, how_to_install
 from kernelsimp.files import quiet, write_bytes
 from kernelsimp.models.onnx_file import read_onnx
 
@@ -28,7 +28,7 @@ def export_onnx(model: nn.Module, shape: tuple[int, ...], path: Path) -> None:
     what ONNX has no word for, and where a convolution did not arrive bit for bit.
     """
     if find_spec("onnx") is None:
-        raise KernelsimpError("--to onnx needs the package onnx; pip install 'kernelsimp[onnx]'")
+        raise KernelsimpError(f"--to onnx needs the package onnx; {how_to_install('onnx')}")
     write_bytes(path, _trace(model.cpu().eval(), torch.zeros(1, *shape)))
     _check(path, model.state_dict())
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernelsimp.error_text import short
-from kernelsimp.errors import CheckpointError
+from kernelsimp.errors import CheckpointError, how_to_install
 from kernelsimp.files import quiet
 from kernelsimp.models.exported import Convolution, Exported
 from kernelsimp.models.onnx_weights import ANY_CONVOLUTION, Passed, Resolver, Used
@@ -104,7 +104,7 @@ def _onnx() -> Any:
         importlib.import_module("onnx.numpy_helper")
         return importlib.import_module("onnx")
     except ImportError as error:
-        raise CheckpointError("reading .onnx needs a package: pip install 'kernelsimp[onnx]'") from error
+        raise CheckpointError(f"reading .onnx needs a package: {how_to_install('onnx')}") from error
 
 
 def _nodes(graph: Any) -> Iterator[Any]:

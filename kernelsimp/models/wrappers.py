@@ -52,6 +52,9 @@ PREFIXES = ("module.", "_orig_mod.")
 _INFIX = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_fpw_module)\.")
 """What torch.compile, FSDP and activation checkpointing leave inside a name."""
 
+_PARALLEL = re.compile(r"(?<![^.])module\.")
+"""What DataParallel leaves inside a name where it wraps a part; networks have own parts of that name, too."""
+
 _BESIDE_PREFIX = {"n_averaged"}
 """What AveragedModel keeps beside `module.*`; it is no tensor of the network."""
 
@@ -115,6 +118,15 @@ def names_without_wrappers(names: list[str], prefix: str) -> dict[str, str]:
         for name in names
     }
     return plain if len(plain) == len(names) else {name: name for name in names}
+
+
+def without_parallel(name: str) -> str:
+    """Return a name without the `module.` of wrapped parts.
+
+    >>> without_parallel("backbone.module.conv.weight")
+    'backbone.conv.weight'
+    """
+    return _PARALLEL.sub("", name)
 
 
 def is_array(value: Any) -> bool:

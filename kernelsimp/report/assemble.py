@@ -19,6 +19,7 @@ from kernelsimp.kernels.families import ZERO
 from kernelsimp.kernels.masks import kind_of
 from kernelsimp.kernels.structures import TEMPLATE
 from kernelsimp.models.checkpoint import Checkpoint
+from kernelsimp.models.folders import files_of
 from kernelsimp.models.network import Network
 from kernelsimp.records.held import HeldLayer, encode_shapes, hold_layer
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
@@ -207,14 +208,15 @@ def _bits(plan: Plan) -> dict[str, float]:
 
 def _size(before: Checkpoint, after: Checkpoint) -> Size:
     """Return the sizes of both files; what was not written is sized as `torch.save` would write it."""
-    original, original_zip = _bytes_of(before, written=before.path.is_file())
-    now, now_zip = _bytes_of(after, written=after.path.is_file() and after.path != before.path)
+    original, original_zip = _bytes_of(before, written=bool(files_of(before.path)))
+    now, now_zip = _bytes_of(after, written=bool(files_of(after.path)) and after.path != before.path)
     return Size(file=now, zip=now_zip, original_file=original, original_zip=original_zip)
 
 
 def _bytes_of(checkpoint: Checkpoint, *, written: bool) -> tuple[int, int]:
     if written:
-        return checkpoint.path.stat().st_size, deflated_size(checkpoint.path)
+        files = files_of(checkpoint.path)
+        return sum(path.stat().st_size for path in files), sum(map(deflated_size, files))
     page = io.BytesIO()
     torch.save(dict(checkpoint.tensors), page)
     return page.tell(), len(zlib.compress(page.getbuffer(), 6))

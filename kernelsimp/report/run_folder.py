@@ -9,6 +9,7 @@ from typing import Any
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import remove_partials, write_text
+from kernelsimp.models.folders import written_name
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import save_plan
 from kernelsimp.records.report import Epoch, Report
@@ -27,7 +28,7 @@ from kernelsimp.watch import Watcher
 class RunFolder:
     """A run directory at `path`; `checkpoint` is where the simplified network goes."""
 
-    def __init__(self, path: Path, name: str = "") -> None:
+    def __init__(self, path: Path, name: str | Path = "") -> None:
         self.path = path
         self.checkpoint = path / name
 
@@ -37,7 +38,7 @@ class RunFolder:
 
         Raises `KernelsimpError` where it cannot, or where the simplified checkpoint would overwrite `source`.
         """
-        run = cls(path, source.name)
+        run = cls(path, written_name(source))
         if run.checkpoint.resolve() == source.resolve():
             raise KernelsimpError(f"--out {path} would overwrite {source}; choose another directory")
         run.prepare()

@@ -24,7 +24,9 @@ def apply_plan(bank: KernelBank, plan: Plan) -> dict[str, Tensor]:
         if choice.changed.any():
             layer = bank.by_name[choice.name]
             kernels = snap_layer(layer.kernels, choice, plan.structures)
-            changed[tensor_name(choice.name)] = stored_order(kernels, layer.kind, layer.groups)
+            changed[tensor_name(choice.name)] = stored_order(
+                kernels, layer.kind, layer.groups, layer.weight_shape or None
+            )
     return changed
 
 
