@@ -157,6 +157,8 @@ def _file(value: Any, path: Path) -> _Filed:
 class ImageStack:
     """Images of one shape, (n, C, H, W) float32: in memory up to `limit` bytes, else in a nameless file.
 
+    Their channels come last in memory: convolutions run faster so, and windows are read faster.
+
     >>> stack = ImageStack.of([torch.ones(2, 1, 4, 4), torch.zeros(1, 1, 4, 4)])
     >>> stack.count, stack.rows(1, 3).amax((1, 2, 3)).tolist()
     (3, [1.0, 0.0])
@@ -185,11 +187,14 @@ class ImageStack:
             return self._parts[0][start:stop]
         numbers = int(np.prod(self._shape))
         self._file.seek(start * numbers * 4)
-        raw = np.fromfile(self._file, np.float32, count=(stop - start) * numbers)
-        return torch.from_numpy(raw).reshape(-1, *self._shape).to(self._device)
+        raw = torch.from_numpy(np.fromfile(self._file, np.float32, count=(stop - start) * numbers))
+        if len(self._shape) != 3:
+            return raw.reshape(-1, *self._shape).to(self._device)
+        channels, *sides = self._shape
+        return raw.reshape(-1, *sides, channels).permute(0, 3, 1, 2).to(self._device)
 
     def _append(self, batch: Tensor) -> None:
-        batch = batch.float()
+        batch = _channels_last(batch.float())
         if not self.count:
             self._shape, self._device = tuple(batch.shape[1:]), batch.device
         if tuple(batch.shape[1:]) != self._shape:
@@ -215,7 +220,7 @@ class ImageStack:
     def _write(self, batch: Tensor) -> None:
         assert self._file is not None
         try:
-            batch.cpu().contiguous().numpy().tofile(self._file)
+            (batch.movedim(1, -1) if batch.ndim == 4 else batch).cpu().contiguous().numpy().tofile(self._file)
             self._file.flush()
         except OSError as error:
             where = self.folder or tempfile.gettempdir()
@@ -265,7 +270,9 @@ class ImageBatches(Sequence[Tensor]):
 
     def _rows(self, start: int, stop: int) -> Tensor:
         images = self.stack.rows(start, stop)
-        return torch.stack([images, images.flip(-1)], 1).flatten(0, 1) if self.flip else images
+        return (
+            _channels_last(torch.stack([images, images.flip(-1)], 1).flatten(0, 1)) if self.flip else images
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,6 +303,10 @@ class LabelledBatches(Sequence[tuple[Tensor, Tensor]]):
 def images_of(batches: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Tensor]:
     """Return the images of labelled batches alone."""
     return batches.batches if isinstance(batches, LabelledBatches) else [images for images, _ in batches]
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
 def count_images(batches: Sequence[Tensor]) -> int:

@@ -19,9 +19,10 @@ from torch.nn.functional import pad
 from kernelsimp.models.hooks import Call, Use
 from kernelsimp.models.layers import TRANSPOSED
 
-ROWS_AT_LEAST = 65_536
-ROWS_A_CELL = 10
-"""A layer is read at max(65,536, 10 D) windows, or at all it has."""
+ROWS_AT_LEAST, ROWS_ENOUGH = 16_384, 65_536
+ROWS_A_CELL, ROWS_A_CELL_AT_LEAST = 128, 10
+"""A layer is read at 128 D windows, from 16,384 to 65,536 of them, at 10 D at least, or at all it has: the more
+numbers a filter has, the more windows its moments take to be as good."""
 
 READ_AT_MOST = 0.25
 IMAGES_AT_LEAST = 128
@@ -78,7 +79,8 @@ class Moments:
 
 def rows_wanted(width: int) -> int:
     """Return how many windows are read of a layer with D = `width`."""
-    return max(ROWS_AT_LEAST, ROWS_A_CELL * width)
+    enough = min(ROWS_ENOUGH, max(ROWS_AT_LEAST, ROWS_A_CELL * width))
+    return max(enough, ROWS_A_CELL_AT_LEAST * width)
 
 
 def images_wanted(use: Use, width: int) -> int:
@@ -174,7 +176,7 @@ def rows_of(call: Call, image: Tensor, place: Tensor) -> Tensor:
     index = torch.unravel_index(place.to(view.device), sizes)
     image = image.to(view.device)
     taken = view.movedim(1, 1 + axes)[(image, *index)].float()  # (rows, channels, *grid)
-    return taken.reshape(len(image), module.groups, -1).transpose(0, 1)
+    return taken.reshape(len(image), module.groups, -1).transpose(0, 1).contiguous()
 
 
 def pair_moments(
