@@ -256,6 +256,34 @@ def test_batches_that_early_layers_do_not_read_are_brought_up_in_one_go(tmp_path
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 2 * 768]
 
 
+class Shortcut(nn.Module):
+    """A block whose input is added behind it, by no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.second, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(images)))
+        return torch.as_tensor(self.last(x + self.second(x)))
+
+
+def test_an_output_that_only_kept_modules_use_is_not_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Shortcut().eval(), pictures(4)
+    traced = trace(model, images)
+    sizes = {use.name: traced.finished_before(use.name) for use in traced.uses}
+    whole = 4 * 8 * 8 * 4
+    assert sizes["second"] == {"first": 0, "norm": whole}
+    assert sizes["last"] == {"first": 0, "norm": whole, "second": whole}
+    replay = Replay(model, traced, [images], Shelf(0, tmp_path))
+    for use in traced.uses:
+        list(replay.inputs_of(use))
+    held = sorted(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert held == [0, 4 * whole, 4 * whole]
+
+
 def test_a_reconstruction_does_not_hang_on_batches_or_on_where_it_keeps_things(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

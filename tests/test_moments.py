@@ -19,6 +19,7 @@ from kernelsimp.solver.distance import DistanceJudge
 from kernelsimp.solver.fisher import Sensitivity, cached_survey, survey
 from kernelsimp.solver.moments import (
     WindowSampling,
+    images_wanted,
     pair_moments,
     rows_of,
     rows_wanted,
@@ -131,12 +132,19 @@ def test_positions_are_drawn_without_replacement_and_the_same_for_both_networks(
 
 
 def test_sampling_gives_the_rows_of_the_rule() -> None:
-    assert rows_wanted(27) == 65_536
-    assert rows_wanted(9_216) == 92_160
+    assert [rows_wanted(width) for width in (9, 27, 256, 4_608, 9_216)] == [
+        16_384,
+        16_384,
+        32_768,
+        65_536,
+        92_160,
+    ]
     use = trace(nn.Sequential(nn.Conv2d(3, 2, 3)), torch.zeros(1, 3, 34, 34)).uses[0]
     assert use.positions == 1024
-    assert sampling_for(use, 27, 640, 0).share == pytest.approx(0.1)
+    assert sampling_for(use, 27, 160, 0).share == pytest.approx(0.1)
     assert sampling_for(use, 27, 8, 0).share == 1.0
+    assert images_wanted(use, 27) == 128
+    assert images_wanted(use, 576) == 256
 
 
 # ---------------------------------------------------------------- the forward pass

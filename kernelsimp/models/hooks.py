@@ -4,7 +4,7 @@
 that way again. `tap_convolutions` sees every input and gradient as it comes, and keeps none.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from kernelsimp.error_text import short
@@ -46,6 +47,10 @@ class _Span:
     begin: int
     end: int = -1
     bytes: float = 0.0
+    used_in: set[int] = field(
+        default_factory=set
+    )  # the spans in which something was computed from its output
+    plain: bool = True  # whether that is one tensor
 
 
 @dataclass
@@ -58,7 +63,8 @@ class Trace:
     def finished_before(self, layer: str) -> dict[str, float]:
         """Return {module: bytes of output an image} for the outermost modules done when `layer` begins.
 
-        A module that is called twice is never among them: its output is not one value.
+        A module that is called twice is never among them: its output is not one value. The bytes are 0 where
+        nobody wants the output any more: only modules that are among them have computed something from it.
         """
         begin = min(span.begin for span in self.spans if span.layer == layer)
         done = [0 <= span.end < begin for span in self.spans]
@@ -66,11 +72,22 @@ class Trace:
         for span in self.spans:
             counts[span.name] = counts.get(span.name, 0) + 1
         kept = {
-            span.name: span.bytes
+            place: span
             for place, span in enumerate(self.spans)
-            if done[place] and (span.parent is None or not done[span.parent])
+            if done[place] and (span.parent is None or not done[span.parent]) and counts[span.name] == 1
         }
-        return {name: size for name, size in kept.items() if counts[name] == 1}
+        return {
+            span.name: 0.0
+            if span.plain and all(self._within(use, kept) for use in span.used_in)
+            else span.bytes
+            for span in kept.values()
+        }
+
+    def _within(self, place: int | None, outer: Container[int]) -> bool:
+        """Say whether a span is one of `outer` or lies within one."""
+        while place is not None and place not in outer:
+            place = self.spans[place].parent
+        return place is not None
 
     @property
     def largest_output(self) -> float:
@@ -97,6 +114,29 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
     return recorder.result()
 
 
+class _Uses(TorchFunctionMode):
+    """Tells a recorder of every tensor that something is computed from."""
+
+    def __init__(self, recorder: "_CallRecorder") -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.recorder.see_use((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def _unwatched(hook: Callable[..., None]) -> Callable[..., None]:
+    """Have a recorder not see what its own hook computes."""
+
+    def run(self: "_CallRecorder", *args: Any) -> None:
+        self.watching = False
+        hook(self, *args)
+        self.watching = True
+
+    return run
+
+
 class _CallRecorder:
     """Hooks on every module that write down when it runs and what its output is."""
 
@@ -110,6 +150,9 @@ class _CallRecorder:
         self.shapes: dict[str, list[int]] = {}
         self.outputs: list[tuple[str, Tensor]] = []
         self.normed: list[tuple[str, str | None]] = []
+        self.made: dict[int, list[_Span]] = {}  # whose output a tensor is, by its identity
+        self.watching = True
+        self.alive: list[Tensor] = []  # so that no identity is used twice
 
     @contextmanager
     def listen(self) -> Iterator[None]:
@@ -118,11 +161,20 @@ class _CallRecorder:
             handles.append(module.register_forward_pre_hook(self._begin))
             handles.append(module.register_forward_hook(self._end))
         try:
-            yield
+            with _Uses(self):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
 
+    def see_use(self, values: Any) -> None:
+        """Note that something is computed from `values` where the network is now."""
+        if self.open and self.watching:
+            for tensor in tensors_in(values):
+                for span in self.made.get(id(tensor), ()):
+                    span.used_in.add(self.open[-1])
+
+    @_unwatched
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.clock += 1
         weight = weight_of(module)
@@ -134,11 +186,16 @@ class _CallRecorder:
             source = next((name for name, output in self.outputs if output is inputs[0]), None)
             self.normed.append((self.names[module], source))
 
+    @_unwatched
     def _end(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         self.clock += 1
         span = self.spans[self.open.pop()]
         span.end = self.clock
         span.bytes = sum(item.nbytes for item in tensors_in(output)) / self.images
+        span.plain = isinstance(output, Tensor)
+        for item in tensors_in(output):
+            self.alive.append(item)
+            self.made.setdefault(id(item), []).append(span)
         if span.layer is not None and isinstance(output, Tensor):
             self.outputs.append((span.layer, output))  # kept alive, so that identity means identity
             self.shapes.setdefault(span.layer, []).append(int(output[0, 0].numel()))

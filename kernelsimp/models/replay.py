@@ -7,7 +7,7 @@ of the trace, and be changed only once visited. A layer may be asked of the firs
 stay where they are until a later layer wants them, and are then brought up in one go.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -21,6 +21,10 @@ from kernelsimp.shelf import Shelf
 
 KEPT_BYTES = 1 << 28
 """What a replay keeps in memory of the outputs of finished modules, unless told; the rest goes to files."""
+
+
+UNWANTED = torch.empty(0)
+"""Stands for an output that only modules whose own outputs are kept have used."""
 
 
 class _Reached(BaseException):
@@ -44,15 +48,17 @@ class Replay:
     @torch.no_grad()
     def inputs_of(self, use: Use, batches: int | None = None) -> Iterator[list[Call]]:
         """Yield every call of the layer in one forward pass, for each batch or for the first `batches`."""
-        keep = set(self.traced.finished_before(use.name))
+        keep = self.traced.finished_before(use.name)
         for place, images in enumerate(islice(self.images, batches)):
             found: list[Call] = []
             self._run(use, images, place, keep, found)
             yield found
 
-    def _run(self, use: Use, images: Tensor, place: int, keep: set[str], found: list[Call]) -> None:
+    def _run(
+        self, use: Use, images: Tensor, place: int, keep: Mapping[str, float], found: list[Call]
+    ) -> None:
         """Run one batch until the layer's last call, and shelve the outputs that later layers need."""
-        layer = weight_of(self.modules[module_name(use.name)])
+        layer, known = weight_of(self.modules[module_name(use.name)]), self.kept[place]
 
         def on_call(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             last = len(found) + 1 == use.calls
@@ -63,26 +69,30 @@ class Replay:
         twins = [module for module in self.modules.values() if weight_of(module) is layer]
         handles = [module.register_forward_pre_hook(on_call) for module in twins]
         try:
-            with self._shortcuts(place, keep - self.kept[place]):
+            with self._shortcuts(place, {name: size for name, size in keep.items() if name not in known}):
                 self.model(images)
         except _Reached:
             pass
         finally:
             for handle in handles:
                 handle.remove()
-        for name in self.kept[place] - keep:
+        for name in known - keep.keys():
             self.shelf.drop((place, name))
         self.kept[place] = {name for name in keep if (place, name) in self.shelf}
+        for name in self.kept[place] & known:
+            if not keep[name]:  # nobody wants it any more
+                self.shelf.put((place, name), UNWANTED)
 
     @contextmanager
-    def _shortcuts(self, place: int, wanted: set[str]) -> Iterator[None]:
+    def _shortcuts(self, place: int, wanted: Mapping[str, float]) -> Iterator[None]:
         """Let modules that are kept return what they returned before, and keep the outputs of `wanted`."""
         patched = [self.modules[name] for name in self.kept[place]]
         own = [module.__dict__.get("forward") for module in patched]
         for name in self.kept[place]:
             self.modules[name].forward = self._recall((place, name))
         handles = [
-            self.modules[name].register_forward_hook(self._keep_output((place, name))) for name in wanted
+            self.modules[name].register_forward_hook(self._keep_output((place, name), needed=size > 0))
+            for name, size in wanted.items()
         ]
         try:
             yield
@@ -97,8 +107,8 @@ class Replay:
     def _recall(self, key: tuple[int, str]) -> Callable[..., Any]:
         return lambda *_, **__: self.shelf.get(key)
 
-    def _keep_output(self, key: tuple[int, str]) -> Callable[[nn.Module, Any, Any], None]:
+    def _keep_output(self, key: tuple[int, str], *, needed: bool) -> Callable[[nn.Module, Any, Any], None]:
         def keep(_: nn.Module, __: Any, output: Any) -> None:
-            self.shelf.put(key, output)
+            self.shelf.put(key, output if needed else UNWANTED)
 
         return keep

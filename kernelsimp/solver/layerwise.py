@@ -261,6 +261,6 @@ def _shift(state: _ReconstructionState, use: Use, weights: Tensor, moments: Mome
 
 
 def in_float32(model: nn.Module) -> nn.Module:
-    """Return a copy of the network that calculates in float32, in evaluation mode, channels last in memory."""
+    """Return a copy of the network that calculates in float32, in evaluation mode, with channels last."""
     made: Any = copy.deepcopy(model).float().eval()
     return made.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]

@@ -21,8 +21,8 @@ from kernelsimp.models.layers import TRANSPOSED
 
 ROWS_AT_LEAST, ROWS_ENOUGH = 16_384, 65_536
 ROWS_A_CELL, ROWS_A_CELL_AT_LEAST = 128, 10
-"""A layer is read at 128 D windows, from 16,384 to 65,536 of them, at 10 D at least, or at all it has: the more
-numbers a filter has, the more windows its moments take to be as good."""
+"""A layer is read at 128 D windows, from 16,384 to 65,536 of them, at 10 D at least, or at all it has: the
+more numbers a filter has, the more windows its moments take to be as good."""
 
 READ_AT_MOST = 0.25
 IMAGES_AT_LEAST = 128
