@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from kernelsimp.errors import CheckpointError, KernelsimpError, did_you_mean
 from kernelsimp.files import write_atomically
+from kernelsimp.models.coded import code_state
 from kernelsimp.models.digest import tensors_sha256 as tensors_sha256
 from kernelsimp.models.identify import Format, identify
 from kernelsimp.models.packed import pack
@@ -90,6 +91,16 @@ class Checkpoint:
             for name, value in tensors.items()
         }
 
+    @property
+    def current_state(self) -> dict[str, Tensor]:
+        """Every tensor as it is now, under the names and in the order of the file."""
+        state = self._state(value_at(self.raw.payload, self.found.keys) if self.raw else {})
+        return {name: as_tensor(value) for name, value in state.items() if is_array(value)}
+
+    def name_in_file(self, name: str) -> str:
+        """Return how the file spells the name of one of the network's tensors."""
+        return self.spelled.get(self.prefix + name, self.prefix + name)
+
     def under(self, prefix: str) -> "Checkpoint":
         """Return the part whose names begin with `prefix`, which is taken off; `save` still writes it all."""
         part = {name[len(prefix) :]: item for name, item in self.tensors.items() if name.startswith(prefix)}
@@ -118,6 +129,9 @@ class Checkpoint:
         if self.raw is not None and self.format == "packed":
             stored = value_at(self.raw.payload, self.found.keys)
             pack(self._state(stored), keys=self.found.keys).save(path)
+            return
+        if self.raw is not None and self.format == "coded":  # the same form, its tensors as they are
+            code_state(self.current_state, {}, self.found.keys).save(path)
             return
         if self.raw is None or self.format not in ("zip", "legacy", "safetensors"):
             advice = "simplify the PyTorch checkpoint it was exported from"
