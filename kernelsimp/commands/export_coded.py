@@ -89,7 +89,7 @@ def _kept(filed: CodedFile) -> tuple[str, ...]:
 # ---------------------------------------------------------------- with images
 
 
-class _Job:
+class CodingJob:
     """A network, the ground that its coding stands on, and how a coding becomes a file."""
 
     def __init__(self, network: Network, ground: Ground) -> None:
@@ -129,7 +129,7 @@ def _on_images(
     calibrated = calibrate(task, data.calibration(settings.data.calibration, settings.run.seed))
     dtypes = {name: item.dtype for name, item in network.checkpoint.tensors.items()}
     ground = prepare_ground(calibrated.model, calibrated.images, dtypes, calibrated.seed, watcher)
-    job = _Job(network, ground)
+    job = CodingJob(network, ground)
     held = DistanceJudge(calibrated.model, calibrated.held)
     coding, drop = settings.coding, settings.coding.max_drop
     if coding.kl is None and coding.size is None:

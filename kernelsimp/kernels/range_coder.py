@@ -83,7 +83,7 @@ def start_decoding(coder: Integers, data: Integers) -> None:
 def _next_byte(coder: Integers, data: Integers) -> int:
     place = coder[PLACE]
     coder[PLACE] = place + 1
-    return data[place] if place < len(data) else 0  # type: ignore[no-any-return]
+    return data[place] if place < len(data) else 0
 
 
 @compiled

@@ -127,7 +127,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers = {item: name for name, items in layer_modules(model).items() for item in items}
-        self.norms: dict[nn.Module, str] = {item: name for name, item in model.named_modules() if isinstance(item, _BatchNorm)}
+        self.norms: dict[nn.Module, str] = {
+            item: name for name, item in model.named_modules() if isinstance(item, _BatchNorm)
+        }
         self.outputs: list[_Output] = []
         self.owner: dict[int, tuple[_Output, bool]] = {}
         self.alive: list[Tensor] = []  # an id means one tensor only while that tensor lives

@@ -7,7 +7,7 @@ new weights are W + (H + dI)^-1 T'R/n, H the second moment of T, centred where t
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,29 +21,36 @@ Array = NDArray[np.float64]
 DAMPING = 0.01
 """Of the mean of H's diagonal; without it, directions that no image shows would be free."""
 
+ROUNDING = 1e-4
+"""What float32 leaves of a moment where nothing varies, as a share of the inputs' mean square."""
+
 
 @dataclass(frozen=True, eq=False)
 class FitMoments:
-    """`gram` T'T/n (groups, D, D), `cross` T'R/n (groups, D, filters), means of T and R; `rows` is n."""
+    """`gram` T'T/n (groups, D, D), `cross` T'R/n (groups, D, filters), means of T and R; `rows` is n.
+
+    `scale` is the mean square of T before any centring.
+    """
 
     gram: Array
     cross: Array
     mean: Array
     missing: Array
     rows: int
+    scale: float = 1.0
 
     def centred(self) -> "FitMoments":
         """Return covariances, for a layer whose bias takes care of the means."""
         gram = self.gram - self.mean[:, :, None] * self.mean[:, None, :]
         cross = self.cross - self.mean[:, :, None] * self.missing[:, None, :]
-        return FitMoments(gram, cross, self.mean, self.missing, self.rows)
+        return replace(self, gram=gram, cross=cross)
 
     def metric(self) -> Array:
         """Return H damped: positive, whatever the inputs were, and more where there are few rows."""
         few = max(1.0, ROWS_A_CELL * self.gram.shape[-1] / self.rows) if self.rows else 1.0
         size = np.trace(self.gram, axis1=1, axis2=2) / self.gram.shape[-1]
-        whole = float(size.mean()) or 1.0  # a layer that sees nothing counts every cell alike
-        least = few * DAMPING * np.maximum(size, 1e-6 * whole)
+        # a layer that sees nothing, or always the same, counts every cell alike
+        least = np.maximum(few * DAMPING * size, ROUNDING * self.scale or 1.0)
         damped: Array = self.gram + np.eye(self.gram.shape[-1]) * least[:, None, None]
         return damped
 
@@ -76,8 +83,9 @@ def fit_moments(layer: nn.Module, seen: Iterable[Seen], share: float, seed: int)
             sums = whole if sums is None else [one + other for one, other in zip(sums, whole, strict=True)]
             rows += len(rest)
     assert sums is not None
-    gram, cross, mean, missing = (item.cpu().numpy() / rows for item in sums)
-    return FitMoments(gram, cross, mean, missing, rows)
+    gram, cross, mean, left = (item.cpu().numpy() / rows for item in sums)
+    size = float(np.trace(gram, axis1=1, axis2=2).mean()) / gram.shape[-1]
+    return FitMoments(gram, cross, mean, left, rows, size)
 
 
 def share_of(layer: nn.Module, inputs: Tensor, images: int, width: int) -> float:

@@ -130,7 +130,7 @@ class CodingTrial:
 
 @dataclass(frozen=True, eq=False)
 class CodingFound:
-    """The smallest trial within the budget, or the one nearest to it; `tried` is (price, size, spent) of all."""
+    """The smallest trial within the budget, or the one nearest to it; `tried`: (price, size, spent)."""
 
     best: CodingTrial
     met: bool

@@ -30,7 +30,9 @@ def output_metrics(
     model: nn.Module, images: Sequence[Tensor], seed: int, watcher: Watcher = SILENT
 ) -> Mapping[str, Tensor]:
     """Return G of every layer that the images reach; empty where the network gives no gradients."""
-    pieces = [piece for batch in images for piece in torch.split(batch, max(1, PIXELS // batch[0, 0].numel()))]
+    pieces = [
+        piece for batch in images for piece in torch.split(batch, max(1, PIXELS // batch[0, 0].numel()))
+    ]
     sums = _Sums(model)
     generator = torch.Generator().manual_seed(seed)
     watcher.start("measuring what the answers mind", len(pieces))
@@ -46,7 +48,7 @@ def output_metrics(
             watcher.step()
     count = DIRECTIONS * sum(map(len, images))
     model.zero_grad(set_to_none=True)
-    return {name: value.cpu() / count for name, value in sums.sums.items()}
+    return {name: value.detach().cpu() / count for name, value in sums.sums.items()}
 
 
 class _Sums:
