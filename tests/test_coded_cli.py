@@ -97,6 +97,30 @@ def test_every_command_reads_a_coded_file(place: Path) -> None:
     )
 
 
+def test_a_check_bounds_the_bytes_of_a_coded_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, coded = place / "base", place / "c.kscode"
+    assert run(["simplify", str(place / "tiny.pt"), "--tolerance", "0.01", "--out", str(base), "-q"]) == 0
+    assert run(words(place, "tiny.pt", "--size", "1100", "--out", str(coded))) == 0
+    size = coded.stat().st_size
+    for most, code in ((size, 0), (size - 1, 1)):
+        (place / "l.toml").write_text(f"[size.coded_bytes]\nmax = {most}\n[bits.per_weight]\nmax = 1000\n")
+        with_limits = ["--baseline", str(base / "report.json"), "--limits", str(place / "l.toml")]
+        capsys.readouterr()
+        assert run(["check", str(coded), *with_limits]) == code
+    assert f"size.coded_bytes is {size}" in capsys.readouterr().out
+    assert run(["check", str(place / "tiny.pt"), *with_limits]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert all("skipped" in row for row in rows if row.strip().startswith(("size.coded_bytes", "bits.per_weight")))
+
+
+def test_without_a_compiler_there_is_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kernelsimp.kernels.rounding.AVAILABLE", False)
+    assert run(words(place, "tiny.pt", "--kl", "0.01", "--out", str(place / "x.kscode"))) == 2
+    assert "pip install 'kernelsimp[coding]'" in capsys.readouterr().err
+
+
 def test_the_usual_budget_is_half_a_point(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     coded = words(place, "tiny.pt", "--out", str(place / "u.kscode"))[:-1]
     assert run(coded) in (0, 1)
