@@ -229,6 +229,17 @@ class CompareSettings:
 
 
 @dataclass(frozen=True)
+class CodingSettings:
+    """What a coded checkpoint may cost; one of these."""
+
+    max_drop: float | None = option(
+        None, "coded: lose at most this accuracy, in pp [0.5, where images judge]"
+    )
+    kl: float | None = option(None, "coded: stay within this KL of the original, in nats an image")
+    size: int | None = option(None, "coded: stay within this many bytes")
+
+
+@dataclass(frozen=True)
 class Settings:
     """All stages; the field names are the headings of a settings file."""
 
@@ -243,6 +254,7 @@ class Settings:
     compare: CompareSettings = CompareSettings()
     run: RunSettings = RunSettings()
     train: TrainSettings = TrainSettings()
+    coding: CodingSettings = CodingSettings()
 
 
 Given = Mapping[str, Mapping[str, Any]]

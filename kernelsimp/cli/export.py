@@ -5,28 +5,38 @@ from typing import Annotated
 
 import typer
 
-from kernelsimp.cli.console import out
-from kernelsimp.cli.options import put, with_settings
-from kernelsimp.settings import Given, ModelSettings
+from kernelsimp.cli.console import out, watch_command
+from kernelsimp.cli.options import QuietOption, put, with_settings
+from kernelsimp.settings import CodingSettings, DataSettings, Given, ModelSettings, RunSettings
 
 SourceArgument = Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run, or a checkpoint file")]
 
 
-@with_settings(model=ModelSettings)
+@with_settings(model=ModelSettings, data=DataSettings, coding=CodingSettings, run=RunSettings)
 def export(
     source: SourceArgument,
     given: Given,
-    to: Annotated[str, typer.Option("--to", help="packed, safetensors, torch or onnx")] = "packed",
+    to: Annotated[str, typer.Option("--to", help="packed, coded, safetensors, torch or onnx")] = "packed",
     file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="default: beside it")] = None,
-    input_size: Annotated[int | None, typer.Option(help="onnx: side of an image in pixels")] = None,
+    holdout: Annotated[
+        str | None, typer.Option(help="coded: judge --max-drop by this split or --data form")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="coded: file.py:callable that judges --max-drop")] = None,
+    quiet: QuietOption = False,
 ) -> None:
-    """Write a RUN's network, or MODEL, in another form; packed is lossless, and every command reads it."""
+    """Write a RUN's network, or MODEL, in another form; every command reads packed and coded ones.
+
+    packed is lossless; coded takes far fewer bytes, within a budget (--max-drop, --kl or --size).
+    """
     from kernelsimp.commands import export as command
     from kernelsimp.commands import outputs
     from kernelsimp.report import fmt
 
     outputs.check_outputs([("--out", file)], (source,))
-    written = command.export(source, to, file, put(given, "data", "input_size", input_size))
+    for key, value in (("holdout", holdout), ("metric", metric)):
+        given = put(given, "plan", key, value)
+    with watch_command(quiet=quiet, json=None) as watcher:
+        written = command.export(source, to, file, given, watcher)
     share = written.size / max(written.source_size, 1)
     out.print(
         f"{written.form}: {written.path}, {fmt.size(written.size)}, {share:.1%} of "
@@ -35,3 +45,6 @@ def export(
     )
     for note in written.notes:
         out.print(note, markup=False)
+    if not written.met:
+        out.print("the budget is not met; what was written is the nearest to it", markup=False)
+        raise typer.Exit(1)

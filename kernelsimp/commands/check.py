@@ -130,6 +130,7 @@ def open_subject(
         allow_extra=gate.allow_extra,
         layers=layers,
         unseen=checkpoint.raw.unseen if checkpoint.raw else {},
+        coded_bytes=loaded.path.stat().st_size if loaded.format == "coded" else None,
     )
     return subject, replace(settings, model=replace(settings.model, sha256=checkpoint.sha256))
 

@@ -22,6 +22,7 @@ from kernelsimp.records.plan_file import read_plan
 from kernelsimp.records.report import Report
 from kernelsimp.report import read_report
 from kernelsimp.settings import Given, ModelSettings
+from kernelsimp.watch import SILENT, Watcher
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Written:
     size: int
     source_size: int
     notes: tuple[str, ...] = ()
+    met: bool = True
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a form has to say of the file that it wrote, and whether its budget is met."""
+
+    notes: tuple[str, ...] = ()
+    met: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,13 @@ class ExportForm:
     """
 
     ending: str
-    write: Callable[[ExportSource, Path], None]
+    write: Callable[[ExportSource, Path, Watcher], Said]
     meaning: str
     lossless: bool = True
     runs: bool = False
 
 
-def export(place: Path, form: str, out: Path | None, given: Given) -> Written:
+def export(place: Path, form: str, out: Path | None, given: Given, watcher: Watcher = SILENT) -> Written:
     """Write the network of a RUN, or of a checkpoint file, in another form beside it or at `out`.
 
     What can be read back is, and must be the same bit for bit. Raises `KernelsimpError` for an unknown form,
@@ -64,11 +74,20 @@ def export(place: Path, form: str, out: Path | None, given: Given) -> Written:
         raise KernelsimpError(f"{target} is the file that is exported; name another with --out")
     if target.is_dir():
         raise KernelsimpError(f"{target}: is a directory; --out names the file to write")
-    row.write(source, target)
+    if form != "coded":
+        _refuse_budgets(source)
+    said = row.write(source, target, watcher)
     if row.lossless:
         _check(source, target)
     sizes = (target.stat().st_size, sum(path.stat().st_size for path in files_of(source.path)))
-    return Written(target, form, *sizes, notes=_left_out(source.checkpoint) if row.lossless else ())
+    left = () if form == "onnx" else _left_out(source.checkpoint)
+    return Written(target, form, *sizes, (*said.notes, *left), said.met)
+
+
+def _refuse_budgets(source: ExportSource) -> None:
+    for name in ("max_drop", "kl", "size"):
+        if getattr(source.settings.coding, name) is not None:
+            raise KernelsimpError(f"--{name.replace('_', '-')} is a budget of --to coded alone")
 
 
 def _beside(source: Path, ending: str) -> Path:
@@ -103,11 +122,12 @@ def checkpoint_of(run: Path, report: Report) -> Path:
     raise KernelsimpError(f"{run}: the run's checkpoint '{places[0].name}' is not there; run simplify again")
 
 
-def _to_packed(source: ExportSource, path: Path) -> None:
+def _to_packed(source: ExportSource, path: Path, _: Watcher) -> Said:
     pack_source(source).save(path)
+    return Said()
 
 
-def _to_safetensors(source: ExportSource, path: Path) -> None:
+def _to_safetensors(source: ExportSource, path: Path, _: Watcher) -> Said:
     from safetensors.torch import save
 
     state = source.checkpoint.stored_state
@@ -116,16 +136,18 @@ def _to_safetensors(source: ExportSource, path: Path) -> None:
             raise KernelsimpError(f"{source.path}: '{name}' is {unreal(item)}; or export it --to torch")
     # clones: the format refuses tensors that share memory
     write_bytes(path, save({name: item.contiguous().clone() for name, item in state.items()}))
+    return Said()
 
 
-def _to_torch(source: ExportSource, path: Path) -> None:
+def _to_torch(source: ExportSource, path: Path, _: Watcher) -> Said:
     payload: Mapping[str, object] = source.checkpoint.stored_state
     for key in reversed(source.checkpoint.found.keys):
         payload = {key: payload}
     write_atomically(path, lambda partial: torch.save(payload, partial))
+    return Said()
 
 
-def _to_onnx(source: ExportSource, path: Path) -> None:
+def _to_onnx(source: ExportSource, path: Path, _: Watcher) -> Said:
     from kernelsimp.models.onnx_export import export_onnx
 
     if source.settings.model.arch is None:
@@ -136,11 +158,22 @@ def _to_onnx(source: ExportSource, path: Path) -> None:
     if shape is None:
         raise KernelsimpError("--to onnx needs the side of an image: pass --input-size")
     export_onnx(network.module(), shape, path)
+    return Said()
+
+
+def _to_coded(source: ExportSource, path: Path, watcher: Watcher) -> Said:
+    from kernelsimp.commands.export_coded import export_coded
+
+    done = export_coded(source, path, watcher)
+    return Said(done.notes, done.met)
 
 
 FORMS: Mapping[str, ExportForm] = {
     "packed": ExportForm(
         ".kspack", _to_packed, "every kernel by the free numbers of its structure; lossless"
+    ),
+    "coded": ExportForm(
+        ".kscode", _to_coded, "weights as integers in an adaptive code; within a budget", lossless=False
     ),
     "safetensors": ExportForm(".safetensors", _to_safetensors, "plain tensors, as the file names them"),
     "torch": ExportForm(".pt", _to_torch, "what torch.load reads, under the keys where the weights stood"),

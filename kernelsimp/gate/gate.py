@@ -13,7 +13,7 @@ from kernelsimp.evaluation.accuracy import Outcome
 from kernelsimp.gate.accuracy import ROUNDING, Drop, measure_drop
 from kernelsimp.gate.beside import EXTRA, extra_findings, notes_outside, sort_outside, twin_findings
 from kernelsimp.gate.kernels import from_tensors, spatial_layers, verify_holds, zeroed_layers
-from kernelsimp.gate.measures import figures
+from kernelsimp.gate.measures import CODED_RULES, coded_figures, figures
 from kernelsimp.gate.rules import USUAL
 from kernelsimp.gate.sound import UNREAL, UNSEEN, unreal_weights, unseen_layers
 from kernelsimp.gate.tensors import added_tensors, broken_tensors, changed_tensors
@@ -36,7 +36,8 @@ class CheckedNetwork:
 
     `unmeasured` says why it was not, where it should have been. `beside` is what else its file holds, which
     fails unless `allow_extra`. `layers` are those of its graph where its file has one, and `unseen` the
-    convolutions of it whose weights cannot be read, with the reason.
+    convolutions of it whose weights cannot be read, with the reason. `coded_bytes` is the size of its file
+    where that is a coded one.
     """
 
     tensors: Mapping[str, Tensor]
@@ -48,6 +49,7 @@ class CheckedNetwork:
     allow_extra: bool = False
     layers: tuple[LayerKernels, ...] | None = None
     unseen: Mapping[str, str] = field(default_factory=dict)
+    coded_bytes: int | None = None
 
     @property
     def spatial(self) -> tuple[LayerKernels, ...]:
@@ -89,6 +91,7 @@ def check(baseline: Baseline, subject: CheckedNetwork, limits: Limits = USUAL) -
     values = {
         **{rule: sum(item.measured or 0 for item in found if item.rule == rule) for rule in COUNTED},
         **figures(baseline, kernels),
+        **coded_figures(subject.tensors, subject.coded_bytes),
         **({"accuracy.drop_pp": drop.drop_pp} if drop else {}),
         **({"accuracy.top1": subject.outcome.top1} if subject.outcome else {}),
     }
@@ -140,7 +143,8 @@ def _before(baseline: Baseline, against: str) -> dict[str, float]:
 def _measure(limit: Limit, value: float | None, before: float | None, why: str) -> RuleMeasure:
     """Return what a rule measured; `why` is the reason where there is no accuracy."""
     if value is None:
-        why = why if limit.rule.startswith("accuracy.") else "no layer to measure"
+        words = "the file is not a coded one" if limit.rule in CODED_RULES else "no layer to measure"
+        why = why if limit.rule.startswith("accuracy.") else words
         return RuleMeasure(limit.rule, None, before, limit.text, "skip", why)
     if (limit.max_delta is not None or limit.min_delta is not None) and before is None:
         return RuleMeasure(

@@ -45,6 +45,17 @@ def figures(baseline: Baseline, kernels: Mapping[str, Tensor]) -> dict[str, floa
     }
 
 
+CODED_RULES = ("size.coded_bytes", "bits.per_weight")
+
+
+def coded_figures(tensors: Mapping[str, Tensor], size: int | None) -> dict[str, float]:
+    """Return the figures of a coded file of `size` bytes; none of any other file."""
+    if size is None:
+        return {}
+    weights = sum(item.numel() for item in tensors.values() if item.is_floating_point() and item.ndim > 1)
+    return dict(zip(CODED_RULES, (float(size), 8 * size / max(weights, 1)), strict=True))
+
+
 def _layers(baseline: Baseline, kernels: Mapping[str, Tensor]) -> Iterator[LayerFigures]:
     for layer in baseline.layers:
         here = kernels.get(layer.name)

@@ -65,6 +65,8 @@ RULES: tuple[Rule, ...] = (
     Rule("kernels.dead_share", "share of kernels with under 1 % of their layer's mean energy, 0..1"),
     Rule("dof.fraction", "independent values left in kernels, as a share of their cells, 0..1"),
     Rule("bits.per_kernel", "bits of a kernel's independent values, with the choice of its structure"),
+    Rule("size.coded_bytes", "bytes of a coded file"),
+    Rule("bits.per_weight", "bits of a coded file for each of its weights, biases and vectors apart"),
     Rule(
         "layers.changed",
         "layers and other tensors missing, added or of another shape or dtype",

@@ -92,6 +92,16 @@ class Checkpoint:
             for name, value in tensors.items()
         }
 
+    @property
+    def current_state(self) -> dict[str, Tensor]:
+        """Every tensor as it is now, under the names and in the order of the file."""
+        state = self._state(value_at(self.raw.payload, self.found.keys) if self.raw else {})
+        return {name: as_tensor(value) for name, value in state.items() if is_array(value)}
+
+    def name_in_file(self, name: str) -> str:
+        """Return how the file spells the name of one of the network's tensors."""
+        return self.spelled.get(self.prefix + name, self.prefix + name)
+
     def under(self, prefix: str) -> "Checkpoint":
         """Return the part whose names begin with `prefix`, which is taken off; `save` still writes it all."""
         part = {name[len(prefix) :]: item for name, item in self.tensors.items() if name.startswith(prefix)}

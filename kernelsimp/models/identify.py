@@ -12,7 +12,9 @@ from typing import Literal
 
 from kernelsimp.errors import CheckpointError
 
-Format = Literal["zip", "legacy", "safetensors", "packed", "onnx", "pt2", "torchscript", "sharded", "dcp"]
+Format = Literal[
+    "zip", "legacy", "safetensors", "packed", "coded", "onnx", "pt2", "torchscript", "sharded", "dcp"
+]
 
 EXPECTED = "expected a PyTorch (.pt, .pth, .bin, .ckpt) or .safetensors checkpoint"
 
@@ -38,6 +40,9 @@ _HEAD = 4096
 PACKED = b"kspack"
 """What a packed checkpoint begins with, of whatever version."""
 
+CODED = b"kscode"
+"""What a coded checkpoint begins with."""
+
 
 def identify(path: Path) -> Format:
     """Return the container format of the checkpoint at `path`.
@@ -56,6 +61,8 @@ def identify(path: Path) -> Format:
         return _zip_format(path)
     if head[:6] == PACKED:
         return "packed"
+    if head[:6] == CODED:
+        return "coded"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "legacy"
     if _safetensors_header(head) or path.suffix.lower() == ".safetensors":

@@ -91,8 +91,8 @@ def pack(state: Mapping[str, Tensor], plan: Plan | None = None, keys: Sequence[s
     structures = plan.structures if plan else ("free",)
     entries, seen = [], dict[object, int]()
     for place, (name, tensor) in enumerate(state.items()):
-        entry: dict[str, Any] = {"name": name, "dtype": _name_of(name, tensor), "shape": list(tensor.shape)}
-        twin = seen.setdefault(_memory(tensor) or name, place)
+        entry: dict[str, Any] = {"name": name, "dtype": dtype_name(name, tensor), "shape": list(tensor.shape)}
+        twin = seen.setdefault(shared_memory(tensor) or name, place)
         if twin != place:
             entry["same"] = twin
         elif name in layers:
@@ -184,7 +184,7 @@ def _put_layer(
     place[menu] = np.arange(len(menu))
     pools.add(CHOICES, place[coded.choice], 2)
     pools.add(SIDE, coded.side, 1)
-    pools.add(_name_of(layer.name, tensor), coded.values, tensor.element_size())
+    pools.add(dtype_name(layer.name, tensor), coded.values, tensor.element_size())
     sizes = {"values": int(coded.values.size), "side": int(coded.side.size)}
     return {"kind": layer.kind, "groups": layer.groups, "menu": menu, **sizes}
 
@@ -194,7 +194,7 @@ def _state(head: Mapping[str, Any], pools: Mapping[str, Pool]) -> dict[str, Tens
     tensors: list[Tensor] = []
     structures = tuple(map(str, head["structures"]))
     for entry in head["tensors"]:
-        dtype, shape = _dtype(entry["dtype"]), tuple(map(int, entry["shape"]))
+        dtype, shape = dtype_named(entry["dtype"]), tuple(map(int, entry["shape"]))
         if "same" in entry:
             tensors.append(tensors[int(entry["same"])])
         elif "layer" in entry:
@@ -224,7 +224,7 @@ def _layer(
     return stored_order(decode(tuple(kernels), dtype, coded, structures), kind, groups, shape).contiguous()
 
 
-def _memory(tensor: Tensor) -> object:
+def shared_memory(tensor: Tensor) -> object:
     """Return what tensors have in common that are one and the same in memory; None where there is nothing."""
     place = tensor.data_ptr()
     return (place, tensor.dtype, tuple(tensor.shape), tensor.stride()) if place else None
@@ -234,7 +234,7 @@ def _plain_bytes(tensor: Tensor) -> NDArray[np.uint8]:
     return np.asarray(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def _name_of(name: str, tensor: Tensor) -> str:
+def dtype_name(name: str, tensor: Tensor) -> str:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         raise KernelsimpError(f"'{name}' is sparse, quantised or empty of values: it has no packed form")
     return _short(tensor.dtype)
@@ -244,7 +244,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_named(name: str) -> torch.dtype:
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"there is no dtype '{name}'")
@@ -328,7 +328,7 @@ def _pools(path: Path, head: Mapping[str, Any], data: bytes) -> dict[str, Pool]:
 
 def _check_growth(path: Path, head: Mapping[str, Any], size: int) -> None:
     cells = sum(
-        int(np.prod(entry["shape"], dtype=object)) * _dtype(entry["dtype"]).itemsize
+        int(np.prod(entry["shape"], dtype=object)) * dtype_named(entry["dtype"]).itemsize
         for entry in head["tensors"]
     )
     pooled = sum(int(pool["count"]) * len(pool["planes"]) for pool in head["pools"].values())

@@ -24,6 +24,7 @@ from torch import nn
 from kernelsimp.error_text import short
 from kernelsimp.errors import CheckpointError
 from kernelsimp.files import quiet, read_tensor_file
+from kernelsimp.models.coded import read_coded
 from kernelsimp.models.exported import Convolution, Exported
 from kernelsimp.models.identify import Format
 from kernelsimp.models.inert_tree import plain_data
@@ -72,6 +73,8 @@ def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> 
         return _read_safetensors(path)
     if file_format == "packed":
         return Raw("packed", read_packed(path))
+    if file_format == "coded":
+        return Raw("coded", read_coded(path))
     remarks = () if file_format in ("legacy", "onnx") else check_crc(path)
     if file_format in EXPORTED:
         network = EXPORTED[file_format](path)

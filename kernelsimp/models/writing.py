@@ -9,6 +9,7 @@ import torch
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_atomically
+from kernelsimp.models.coded import code_state
 from kernelsimp.models.packed import pack
 from kernelsimp.models.reading import Raw
 from kernelsimp.models.wrappers import FoundState, rebuild_payload
@@ -22,6 +23,9 @@ def write_state(raw: Raw, found: FoundState, state: Mapping[str, Any], paths: tu
     source, path = paths
     if raw.format == "packed":
         pack(state, keys=found.keys).save(path)
+        return
+    if raw.format == "coded":  # the same form, its tensors as they are
+        code_state(state, {}, found.keys).save(path)
         return
     if raw.format == "safetensors":
         write_atomically(path, lambda partial: _write_safetensors(state, raw.metadata, partial))

@@ -1,0 +1,194 @@
+"""The coded export: a network in as few bytes as a budget allows, judged on what the file decodes to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernelsimp.commands.inputs import open_data
+from kernelsimp.commands.measure import classifies, measure_module
+from kernelsimp.commands.planner import budget_judge, calibrate
+from kernelsimp.commands.run import ExportSource
+from kernelsimp.commands.task import Task
+from kernelsimp.data.sources import Data
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.models.checkpoint import Checkpoint
+from kernelsimp.models.coded import Coded, CodedFile, Layout, code_state, numbers_of
+from kernelsimp.models.network import Network, open_network
+from kernelsimp.models.stages import groups_of, is_transposed, layer_modules
+from kernelsimp.models.stored_order import tensor_name
+from kernelsimp.settings import Settings
+from kernelsimp.solver.coding_search import Budget, CodingFound, first_price, prepare_ground, search_price
+from kernelsimp.solver.coding_walk import Coding, Ground, code_network, code_tensors
+from kernelsimp.solver.distance import DistanceJudge
+from kernelsimp.watch import SILENT, Watcher
+
+USUAL_DROP = 0.5
+
+DATA_FREE_PRICE = 2e-6
+"""The price of a bit where nothing else is known, in relative squared error of a layer's filters."""
+
+NAMED = 8
+"""How many tensors that go in whole are named."""
+
+
+@dataclass(frozen=True, eq=False)
+class CodedExport:
+    """What a coded export came to: the file, whether it keeps its budget, and what is worth saying."""
+
+    file: CodedFile
+    met: bool
+    notes: tuple[str, ...]
+
+
+def export_coded(source: ExportSource, path: Path, watcher: Watcher = SILENT) -> CodedExport:
+    """Write the smallest coded file within the budget of the settings; where none is, the nearest to it.
+
+    Without a network and images weights alone are coded, by their relative errors. Raises `KernelsimpError`
+    for two budgets, one that needs images and has none, and where numba is missing.
+    """
+    settings = source.settings
+    _check_budgets(settings)
+    if settings.data.data is None:
+        watcher.warn("no images were given: coding by relative error of weights, and nothing answers for it")
+        found, filed = _without_images(source.checkpoint, settings, watcher)
+        told = ["coded without images: what it costs in accuracy was not measured"]
+    else:
+        model = replace(settings.model, sha256=None)
+        network = open_network(source.path, replace(settings, model=model), watcher)
+        data = open_data(settings, watcher)
+        assert data is not None
+        found, filed, told = _on_images(network, data, settings, watcher)
+    filed.save(path)
+    tried = "; ".join(f"{size:,} bytes: {spent:.4g}" for _, size, spent in sorted(found.tried))
+    return CodedExport(filed, found.met, (*told, *_kept(filed), f"tried: {tried}"))
+
+
+def _check_budgets(settings: Settings) -> None:
+    coding = settings.coding
+    given = [
+        f"--{name}".replace("_", "-")
+        for name in ("max_drop", "kl", "size")
+        if getattr(coding, name) is not None
+    ]
+    if len(given) > 1:
+        raise KernelsimpError(f"choose one budget, not {' and '.join(given)}")
+    if given and given[0] != "--size" and settings.data.data is None:
+        raise KernelsimpError(f"{given[0]} needs a network and images: pass --arch and --data")
+
+
+def _kept(filed: CodedFile) -> tuple[str, ...]:
+    if not filed.kept:
+        return ()
+    more = f" and {len(filed.kept) - NAMED} more" if len(filed.kept) > NAMED else ""
+    return (f"kept whole, or in 16 bits: {', '.join(filed.kept[:NAMED])}{more}",)
+
+
+# ---------------------------------------------------------------- with images
+
+
+class CodingJob:
+    """A network, the ground that its coding stands on, and how a coding becomes a file."""
+
+    def __init__(self, network: Network, ground: Ground) -> None:
+        self.network, self.ground = network, ground
+        self.original = ground.model.state_dict()
+        self.layouts = {
+            tensor_name(name): Layout(transposed=is_transposed(items[0]), groups=groups_of(items[0]))
+            for name, items in layer_modules(ground.model).items()
+        }
+
+    def decoded(self, coding: Coding) -> Network:
+        """Return the network that a coding decodes to, in the dtypes of the checkpoint."""
+        assert coding.model is not None
+        changed = {
+            name: item for name, item in coding.model.state_dict().items() if self._moved(name, coding)
+        }
+        return self.network.with_weights(changed)
+
+    def _moved(self, name: str, coding: Coding) -> bool:
+        return name in coding.tensors or name in self.ground.absorbed
+
+    def file(self, coding: Coding) -> CodedFile:
+        """Return the file of a coding."""
+        checkpoint = self.decoded(coding).checkpoint
+        coded = {
+            checkpoint.name_in_file(name): (item, self.layouts.get(name, Layout()))
+            for name, item in coding.tensors.items()
+            if checkpoint.name_in_file(name) in checkpoint.current_state
+        }
+        return code_state(checkpoint.current_state, coded, checkpoint.found.keys, halve=True)
+
+
+def _on_images(
+    network: Network, data: Data, settings: Settings, watcher: Watcher
+) -> tuple[CodingFound, CodedFile, list[str]]:
+    task = Task(network, data, settings)
+    calibrated = calibrate(task, data.calibration(settings.data.calibration, settings.run.seed))
+    dtypes = {name: item.dtype for name, item in network.checkpoint.tensors.items()}
+    ground = prepare_ground(calibrated.model, calibrated.images, dtypes, calibrated.seed, watcher)
+    job = CodingJob(network, ground)
+    held = DistanceJudge(calibrated.model, calibrated.held)
+    coding, drop = settings.coding, settings.coding.max_drop
+    if coding.kl is None and coding.size is None:
+        drop = USUAL_DROP if drop is None else drop
+        watcher.note(f"judging by --max-drop {drop:g}")
+        judge = budget_judge(task, watcher)
+
+    def measure(made: Coding) -> tuple[int, float]:
+        if drop is not None:
+            return job.file(made).size, judge.drop(job.decoded(made).module())
+        assert made.model is not None
+        return job.file(made).size, held.distance(made.model).divergence
+
+    limit = next(float(item) for item in (coding.kl, coding.size, drop) if item is not None)
+    budget = Budget(limit, first_price(ground), by_size=coding.size is not None)
+    found = search_price(lambda price: code_network(ground, price, watcher), measure, budget, watcher)
+    best = found.best.coding
+    assert best.model is not None
+    told = [f"KL {held.distance(best.model).divergence:.4f} on {held.count} images held back"]
+    told += _tested((network, job.decoded(best)), data, settings, watcher)
+    return found, job.file(best), told
+
+
+def _tested(networks: tuple[Network, Network], data: Data, settings: Settings, watcher: Watcher) -> list[str]:
+    """Say how the original and the decoded network do on test images, which chose nothing."""
+    if not len(data.test) or not classifies(networks[0], data, settings):
+        return []
+    before, after = (measure_module(item.module(), data, settings, watcher) for item in networks)
+    return [f"test images: {after.right} of {after.total} right, the original {before.right}"]
+
+
+# ---------------------------------------------------------------- without
+
+
+def _without_images(
+    checkpoint: Checkpoint, settings: Settings, watcher: Watcher
+) -> tuple[CodingFound, CodedFile]:
+    state = checkpoint.current_state
+
+    def file(coding: Coding) -> CodedFile:
+        coded: Coded = {name: (item, Layout()) for name, item in coding.tensors.items()}
+        decoded: Mapping[str, Tensor] = {name: numbers_of(*coded[name], state[name]) for name in coded}
+        return code_state({**state, **decoded}, coded, checkpoint.found.keys, halve=True)
+
+    def measure(coding: Coding) -> tuple[int, float]:
+        return file(coding).size, _relative_error(coding, state)
+
+    budget = Budget(float(settings.coding.size or 0), DATA_FREE_PRICE, by_size=True)
+    if settings.coding.size is None:
+        coding = code_tensors(state, DATA_FREE_PRICE)
+        budget = replace(budget, limit=float(file(coding).size))
+    found = search_price(lambda price: code_tensors(state, price), measure, budget, watcher)
+    return found, file(found.best.coding)
+
+
+def _relative_error(coding: Coding, state: Mapping[str, Tensor]) -> float:
+    error = whole = 0.0
+    for name, item in coding.tensors.items():
+        old = state[name].double().flatten(1)
+        error += float((torch.from_numpy(item.numbers()).double() - old).square().sum())
+        whole += float(old.square().sum())
+    return (error / whole) ** 0.5 if whole else 0.0

@@ -1,0 +1,347 @@
+"""The coded form of a checkpoint, `.kscode`: weights as integers times a step, in an adaptive code.
+
+The file: eight bytes of signature, the length and the CRC-32 of the header (little-endian uint32 each), the
+header (deflated JSON), then one stream a tensor. The header says of each tensor what it is:
+
+- `integers`: the code of `kernels.integer_coding`, in the order of `coded`; a value is one float32 product of
+  integer and step, cast to the tensor's dtype;
+- `fill`: one value; `same`: the tensor of another name; `half`: float16; `raw`: its bytes; both deflated.
+
+Decoding is integers alone up to that product, so it gives the same bits everywhere; the header has the
+SHA-256 of what must come out.
+"""
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernelsimp.error_text import short
+from kernelsimp.errors import CheckpointError
+from kernelsimp.files import write_atomically
+from kernelsimp.kernels.coded_tensor import CodedTensor
+from kernelsimp.models.digest import tensors_sha256
+from kernelsimp.models.identify import CODED
+from kernelsimp.models.packed import dtype_name, dtype_named, shared_memory
+from kernelsimp.models.stored_order import canonical, stored_order
+
+SIGNATURE = CODED + b"1\n"
+SCHEMA = "kernelsimp.coded/1"
+
+MOST_HEADER = 1 << 26
+MOST_GROWTH, ALWAYS = 4096, 1 << 26
+"""A file that says it decodes to more than so many times its size, and so many bytes, is refused."""
+
+HALF_ERROR = 1e-3
+"""Vectors that no layer takes up go into 16 bits where that moves none of them by a larger share."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How a matrix (outputs, cells of a filter) is stored: as a convolution of some kind and groups."""
+
+    transposed: bool = False
+    groups: int = 1
+
+    def stored(self, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the weight of the stored `shape`."""
+        if len(shape) <= 2:
+            return matrix.reshape(shape)
+        grid = shape[2:] if len(shape) > 3 else (1, *shape[2:])
+        kind = "transposed" if self.transposed else "dense"
+        return stored_order(matrix.reshape(len(matrix), -1, *grid), kind, self.groups, shape)
+
+
+@dataclass(frozen=True, eq=False)
+class CodedFile:
+    """A coded checkpoint in memory; `kept` names what went in whole, in file order."""
+
+    parts: tuple[bytes, ...]
+    kept: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return sum(map(len, self.parts))
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        write_atomically(path, self._write)
+
+    def _write(self, partial: Path) -> None:
+        with partial.open("wb") as file:
+            file.writelines(self.parts)
+
+
+Coded = Mapping[str, tuple[CodedTensor, Layout]]
+"""What is coded by integers, by name, in the order of coding."""
+
+
+def code_state(
+    state: Mapping[str, Tensor], coded: Coded, keys: Sequence[str] = (), *, halve: bool = False
+) -> CodedFile:
+    """Return the file of a state dict whose tensors are already what `coded` decodes to.
+
+    One that is not, bit for bit, goes in whole; so does what is not in `coded`. `keys` is where the state
+    dict stood in its file; with `halve`, vectors that are not coded may go in as 16 bits. Raises
+    `KernelsimpError` for a tensor without plain cells.
+    """
+    streams = _code_integers(state, coded)
+    entries, parts, kept, seen = list[dict[str, Any]](), list[bytes](), list[str](), dict[object, int]()
+    for place, (name, tensor) in enumerate(state.items()):
+        entry: dict[str, Any] = {"name": name, "dtype": dtype_name(name, tensor), "shape": list(tensor.shape)}
+        twin = seen.setdefault(shared_memory(tensor) or name, place)
+        if twin != place:
+            entry |= {"kind": "same", "as": twin}
+        elif name in streams:
+            entry |= _integers_entry(coded[name])
+            parts.append(streams[name])
+        elif (value := _filled_with(tensor)) is not None:
+            entry |= {"kind": "fill", "value": value}
+        else:
+            kind, data = _whole(tensor, halve=halve)
+            entry["kind"] = kind
+            parts.append(data)
+            kept.append(name)
+        if entry["kind"] in ("integers", "half", "raw"):
+            entry |= {"bytes": len(parts[-1]), "crc": zlib.crc32(parts[-1])}
+        entries.append(entry)
+    places = {entry["name"]: place for place, entry in enumerate(entries)}
+    order = [places[name] for name in streams if entries[places[name]]["kind"] == "integers"]
+    head = {"schema": SCHEMA, "keys": list(keys), "coded": order, "tensors": entries}
+    head["sha256"] = tensors_sha256(
+        {name: _decoded_half(state[name], entries[places[name]]) for name in state}
+    )
+    header = zlib.compress(json.dumps(head, separators=(",", ":")).encode(), 9)
+    begin = SIGNATURE + struct.pack("<II", len(header), zlib.crc32(header))
+    return CodedFile((begin, header, *parts), tuple(kept))
+
+
+def _code_integers(state: Mapping[str, Tensor], coded: Coded) -> dict[str, bytes]:
+    from kernelsimp.kernels.integer_coding import encode, new_memory
+
+    memory, streams, seen = new_memory(), dict[str, bytes](), set[object]()
+    for name, (item, layout) in coded.items():
+        tensor = state[name]
+        twin = shared_memory(tensor) or name
+        value = numbers_of(item, layout, tensor)
+        if twin not in seen and _bytes(value) == _bytes(tensor):
+            streams[name] = encode(item.values, memory)
+            seen.add(twin)
+    return streams
+
+
+def numbers_of(item: CodedTensor, layout: Layout, like: Tensor) -> Tensor:
+    """Return the tensor that integers stand for, of the shape and the dtype of `like`."""
+    return layout.stored(torch.from_numpy(item.numbers()), tuple(like.shape)).to(like.dtype).contiguous()
+
+
+def _integers_entry(coded: tuple[CodedTensor, Layout]) -> dict[str, Any]:
+    item, layout = coded
+    entry: dict[str, Any] = {"kind": "integers", "step": int(np.float32(item.step).view(np.uint32))}
+    if layout.transposed or layout.groups > 1:
+        entry["layout"] = [int(layout.transposed), layout.groups]
+    return entry
+
+
+def _filled_with(tensor: Tensor) -> str | None:
+    """Return the bytes of the one value of all cells, in hexadecimal digits; None where there are several."""
+    data, width = _bytes(tensor), tensor.element_size()
+    return data[:width].hex() if data and data == data[:width] * (len(data) // width) else None
+
+
+def _whole(tensor: Tensor, *, halve: bool) -> tuple[str, bytes]:
+    half = _as_half(tensor) if halve else None
+    data = _bytes(tensor if half is None else half)
+    return ("raw" if half is None else "half"), zlib.compress(data, 9)
+
+
+def _as_half(tensor: Tensor) -> Tensor | None:
+    """Return a vector of floats in 16 bits, where these are near enough."""
+    if tensor.dtype not in (torch.float32, torch.float64) or tensor.ndim != 1:
+        return None
+    half = tensor.detach().half()
+    near = (half.to(tensor.dtype) - tensor.detach()).abs() <= HALF_ERROR * tensor.detach().abs()
+    return half if bool(near.all()) else None
+
+
+def _decoded_half(tensor: Tensor, entry: Mapping[str, Any]) -> Tensor:
+    return tensor.detach().half().to(tensor.dtype) if entry["kind"] == "half" else tensor
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_coded(path: Path) -> dict[str, Any]:
+    """Return what was coded: a state dict, under the keys where it stood.
+
+    Raises `CheckpointError` where the file is cut off, damaged, of a newer form or hostile.
+    """
+    try:
+        data = path.read_bytes()
+        head, begin = _header(path, data)
+        state = _state(path, head, data[begin:])
+        if tensors_sha256(state) != head["sha256"]:
+            raise ValueError("the SHA-256 of its tensors is another")
+        payload: dict[str, Any] = state
+        for key in reversed(head["keys"]):
+            payload = {str(key): payload}
+    except CheckpointError:
+        raise
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: too large to decode in this machine's memory") from error
+    except Exception as error:  # whatever a damaged file makes of the code above
+        raise CheckpointError(f"{path}: damaged coded checkpoint ({short(error)}); fetch it again") from error
+    return payload
+
+
+def _header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
+    """Return the header and where the streams begin; a newer form and a cut file have words of their own."""
+    begin = len(SIGNATURE) + 8
+    if len(data) < begin:
+        raise CheckpointError(f"{path}: cut off after {len(data)} bytes; fetch it again")
+    if not data.startswith(SIGNATURE):
+        raise CheckpointError(f"{path}: a coded form that this version does not know; update kernelsimp")
+    length, crc = struct.unpack("<II", data[len(SIGNATURE) : begin])
+    header = data[begin : begin + length]
+    if len(header) < length:
+        raise CheckpointError(f"{path}: cut off after {len(data):,} bytes, in its header; fetch it again")
+    if zlib.crc32(header) != crc:
+        raise CheckpointError(f"{path}: its header fails its CRC check, the file is damaged; fetch it again")
+    head = json.loads(_inflated(header, MOST_HEADER))
+    if head.get("schema") != SCHEMA:
+        found = str(head.get("schema"))[:60]
+        raise CheckpointError(
+            f"{path}: of schema {found!r}, this version reads '{SCHEMA}'; update kernelsimp"
+        )
+    return head, begin + length
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor, as the header has it, checked."""
+
+    about: Mapping[str, Any]
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    kind: str
+
+    @property
+    def cells(self) -> int:
+        return math.prod(self.shape)
+
+
+def _entries(path: Path, head: Mapping[str, Any], size: int) -> list[_Entry]:
+    """Return the tensors; raises where they are malformed, or too large for the file that they stand in."""
+    entries = []
+    for about in head["tensors"]:
+        shape = about["shape"]
+        if any(type(side) is not int or side < 0 for side in shape):
+            raise ValueError("a shape is no list of sizes")
+        entries.append(
+            _Entry(about, str(about["name"]), dtype_named(about["dtype"]), tuple(shape), about["kind"])
+        )
+    whole = sum(entry.cells * entry.dtype.itemsize for entry in entries)
+    if whole > max(MOST_GROWTH * size, ALWAYS):
+        raise CheckpointError(f"{path}: {size:,} bytes that would decode to {whole:,}; damaged or hostile")
+    if len({entry.name for entry in entries}) != len(entries):
+        raise ValueError("two tensors have one name")
+    return entries
+
+
+def _streams(path: Path, entries: Sequence[_Entry], data: bytes) -> Iterator[bytes]:
+    """Yield the stream of each tensor, empty where it has none; raises where one is damaged."""
+    sizes = [int(entry.about.get("bytes", 0)) for entry in entries]
+    if min(sizes, default=0) < 0 or sum(sizes) != len(data):
+        what = "cut off" if len(data) < sum(sizes) else "too long"
+        raise CheckpointError(
+            f"{path}: {what}: {len(data):,} bytes of streams, its header says {sum(sizes):,}; fetch it again"
+        )
+    at = 0
+    for entry, size in zip(entries, sizes, strict=True):
+        part, at = data[at : at + size], at + size
+        if "crc" in entry.about and zlib.crc32(part) != entry.about["crc"]:
+            raise CheckpointError(f"{path}: '{entry.name}' fails its CRC check; fetch the file again")
+        yield part
+
+
+def _state(path: Path, head: Mapping[str, Any], data: bytes) -> dict[str, Tensor]:
+    from kernelsimp.kernels.integer_coding import decode, new_memory
+
+    entries = _entries(path, head, len(data) + 1)
+    streams = list(_streams(path, entries, data))
+    integers, memory = dict[int, NDArray[np.int64]](), new_memory()
+    order = [int(place) for place in head["coded"]]
+    if sorted(order) != [place for place, entry in enumerate(entries) if entry.kind == "integers"]:
+        raise ValueError("the order of coding is not of its tensors")
+    for place in order:
+        integers[place] = decode(streams[place], _matrix_shape(entries[place]), memory)
+    tensors: list[Tensor] = []
+    for place, entry in enumerate(entries):
+        tensors.append(_tensor(entry, streams[place], integers.get(place), tensors))
+    return {entry.name: tensor for entry, tensor in zip(entries, tensors, strict=True)}
+
+
+def _layout(entry: _Entry) -> Layout:
+    transposed, groups = entry.about.get("layout", (0, 1))
+    return Layout(bool(transposed), int(groups))
+
+
+def _matrix_shape(entry: _Entry) -> tuple[int, ...]:
+    layout, shape = _layout(entry), entry.shape
+    if len(shape) < 2:
+        return (entry.cells,)
+    if len(shape) == 2:
+        return shape
+    kind = "transposed" if layout.transposed else "dense"
+    kernels = canonical(torch.empty(shape, device="meta"), kind, layout.groups)
+    return int(kernels.shape[0]), math.prod(kernels.shape[1:])
+
+
+def _tensor(
+    entry: _Entry, stream: bytes, integers: NDArray[np.int64] | None, before: Sequence[Tensor]
+) -> Tensor:
+    if integers is not None:
+        step = np.array([entry.about["step"]], np.uint32).view(np.float32)[0]
+        like = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+        return numbers_of(CodedTensor(integers, step), _layout(entry), like)
+    if entry.kind == "same":
+        twin = int(entry.about["as"])
+        if not 0 <= twin < len(before) or before[twin].shape != entry.shape:
+            raise ValueError("a tensor is the same as one that is not there")
+        return before[twin]
+    if entry.kind == "fill":
+        cell = _from_bytes(bytes.fromhex(entry.about["value"]), entry.dtype, ())
+        return cell.expand(entry.shape).contiguous().clone()
+    if entry.kind == "half":
+        return _from_bytes(_inflated(stream, 2 * entry.cells), torch.float16, entry.shape).to(entry.dtype)
+    if entry.kind == "raw":
+        return _from_bytes(_inflated(stream, entry.cells * entry.dtype.itemsize), entry.dtype, entry.shape)
+    raise ValueError(f"unknown kind '{str(entry.kind)[:20]}'")
+
+
+def _from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError("a tensor has another length than its shape")
+    if not data:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype).reshape(shape)
+
+
+def _inflated(data: bytes, size: int) -> bytes:
+    """Undo deflate, to at most one byte more than `size`."""
+    return zlib.decompressobj().decompress(data, size + 1)

@@ -1,0 +1,102 @@
+"""How much the loss minds each combination of a layer's outputs: the second moment of its gradient there.
+
+G = E[sum over positions of g g'], g = dL/dy, an image: (groups, rows, rows) in float64. The Fisher
+information of the answers: a random direction in place of a label, v = sqrt(p) * s - p sum(sqrt(p) * s) with
+signs s, has the covariance of a label drawn from the model, diag(p) - p p', at less noise. Answers are
+softened first: on images that the network knows by heart a label says almost nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kernelsimp.evaluation.outputs import class_scores
+from kernelsimp.models.stages import groups_of, layer_modules
+from kernelsimp.solver.fisher import output_tensors
+from kernelsimp.watch import SILENT, Watcher
+
+SOFTENED = 2.0
+"""The temperature of the answers."""
+
+DIRECTIONS = 2
+"""Random directions an image."""
+
+PIXELS = 1 << 18
+"""Pixels in one backward pass, whose whole memory it is."""
+
+
+def output_metrics(
+    model: nn.Module, images: Sequence[Tensor], seed: int, watcher: Watcher = SILENT
+) -> Mapping[str, Tensor]:
+    """Return G of every layer that the images reach; empty where the network gives no gradients."""
+    pieces = [
+        piece for batch in images for piece in torch.split(batch, max(1, PIXELS // batch[0, 0].numel()))
+    ]
+    sums = _Sums(model)
+    generator = torch.Generator().manual_seed(seed)
+    watcher.start("measuring what the answers mind", len(pieces))
+    with torch.enable_grad():
+        for inputs in pieces:
+            try:
+                sums.pass_over(inputs, generator)
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                watcher.warn("this network gives no gradients: every output counts alike")
+                return {}
+            watcher.step()
+    count = DIRECTIONS * sum(map(len, images))
+    model.zero_grad(set_to_none=True)
+    return {name: value.detach().cpu() / count for name, value in sums.sums.items()}
+
+
+class _Sums:
+    """Sums of g g' by layer, from hooks that are there during one pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.sums = model, dict[str, Tensor]()
+        self.layers = {item: name for name, items in layer_modules(model).items() for item in items}
+
+    def pass_over(self, inputs: Tensor, generator: torch.Generator) -> None:
+        outputs: list[tuple[nn.Module, Tensor]] = []
+
+        def keep(module: nn.Module, _: object, output: Tensor) -> Tensor:
+            outputs.append((module, output))
+            return output.clone()  # what follows may work in place
+
+        handles = [module.register_forward_hook(keep) for module in self.layers]
+        try:
+            answer = self.model(inputs.clone().requires_grad_())
+        finally:
+            for handle in handles:
+                handle.remove()
+        tensors = [output for _, output in outputs]
+        for turn in range(DIRECTIONS):
+            loss = _directed(answer, generator)
+            again = turn + 1 < DIRECTIONS
+            slopes = torch.autograd.grad(loss, tensors, retain_graph=again, allow_unused=True)
+            for (module, _), slope in zip(outputs, slopes, strict=True):
+                if slope is not None:
+                    self._add(module, slope)
+
+    def _add(self, module: nn.Module, slope: Tensor) -> None:
+        rows = slope.flatten(0, -2) if isinstance(module, nn.Linear) else slope.movedim(1, -1).flatten(0, -2)
+        split = rows.float().reshape(len(rows), groups_of(module), -1).transpose(0, 1)
+        product, name = (split.mT @ split).double(), self.layers[module]
+        self.sums[name] = self.sums[name] + product if name in self.sums else product
+
+
+def _directed(answer: object, generator: torch.Generator) -> Tensor:
+    """Return a scalar whose gradient's second moment is the Fisher information of the answer."""
+    scores = class_scores(answer)
+    if scores is None:
+        parts = output_tensors(answer)
+        noise = [torch.randn(part.shape, generator=generator).to(part.device) for part in parts]
+        return torch.stack(
+            [(part.float() * other).sum() for part, other in zip(parts, noise, strict=True)]
+        ).sum()
+    root = (scores.detach().float() / SOFTENED).softmax(1).sqrt()
+    signs = torch.randint(0, 2, root.shape, generator=generator).to(root) * 2 - 1
+    drawn = root * signs
+    return (scores.float() * (drawn - root.square() * drawn.sum(1, keepdim=True))).sum()

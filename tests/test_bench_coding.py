@@ -1,0 +1,37 @@
+"""What `scripts/bench_coding` sets beside ours: rivals are what their names say, and means are means."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from test_bench_simplify import script
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    return script("bench_coding")
+
+
+def weight() -> torch.Tensor:
+    return torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+
+
+def test_more_bits_are_nearer_and_cost_more(bench: ModuleType) -> None:
+    found = [bench.uniform(bits)(weight()) for bits in (8, 6, 4)]
+    errors = [float((value - weight()).norm()) for value, _ in found]
+    assert errors == sorted(errors)
+    assert [size for _, size in found] == sorted((size for _, size in found), reverse=True)
+    assert errors[0] < 0.02 * float(weight().norm())
+
+
+def test_a_codebook_has_so_many_values(bench: ModuleType) -> None:
+    value, size = bench.codebook(16)(weight())
+    assert len(value.unique()) <= 16
+    assert size < weight().numel()
+
+
+def test_a_row_of_several_draws_is_their_mean(bench: ModuleType) -> None:
+    rows = [bench.Row("ours", draw, 100 + draw, 10 + draw, 0.1 * draw) for draw in range(3)]
+    (mean,) = bench.means(rows)
+    assert (mean.size, mean.right, mean.draw) == (101, 11, 3)
+    assert mean.kl == pytest.approx(0.1)

@@ -1,0 +1,282 @@
+"""Where layers stand, passes that stop at each, and coding on changed inputs: laws on small networks."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from builders import tiny_net
+from torch import Tensor, nn
+
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.models.stages import Stage, absorb_norms, layer_modules, matrix_of, put_matrix, stages_of
+from kernelsimp.models.zoo import CifarResNet
+from kernelsimp.solver import coding_walk
+from kernelsimp.solver.coding_search import Budget, first_price, prepare_ground, search_price
+from kernelsimp.solver.coding_walk import Coding, Ground, code_network, code_tensors
+from kernelsimp.solver.output_metric import output_metrics
+from kernelsimp.solver.passes import Passes
+
+
+class Odd(nn.Module):
+    """Transposed and grouped, a layer called twice, a norm that others' outputs pass, one with a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 6, 3, stride=2, groups=3)
+        self.up_norm = nn.BatchNorm2d(6)
+        self.twice = nn.Conv2d(6, 6, 1, bias=False)
+        self.both = nn.Conv2d(6, 6, 3, padding=1, groups=2)
+        self.both_norm = nn.BatchNorm2d(6)
+        self.side = nn.Conv2d(6, 6, 1, bias=False)
+        self.side_norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+        self.unused = nn.Conv2d(6, 6, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        first = torch.relu(self.up_norm(self.up(images)))
+        first = torch.relu(self.twice(torch.relu(self.twice(first))))
+        raw = self.both(first)
+        second = torch.relu(self.both_norm(raw) + raw)  # taken twice: not to be absorbed
+        third = self.side_norm(self.side(second))
+        third += second
+        return self.head(torch.relu(third).mean((2, 3)))
+
+
+def trained(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The network with norms that do something."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) / 4)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.bias.data.copy_(torch.randn(module.num_features, generator=generator) / 4)
+    return model.eval()
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return trained(build())
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "tiny": tiny_net,
+    "residual": lambda: CifarResNet(1),
+    "odd": Odd,
+}
+
+
+def images(count: int = 48, seed: int = 1) -> tuple[Tensor, ...]:
+    drawn = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return drawn.split(16)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def ground_of(name: str) -> tuple[nn.Module, Ground]:
+    model = seeded(NETWORKS[name])
+    return model, prepare_ground(model, images(), {})
+
+
+def test_stages_say_where_an_output_is_seen() -> None:
+    found = {stage.name: stage for stage in stages_of(seeded(Odd), images()[0])}
+    assert list(found) == ["up", "twice", "both", "side", "head"]
+    assert found["up"] == Stage("up", 1, "up_norm", None)
+    assert found["twice"].calls == 2
+    assert found["both"] == Stage("both", 1, None, None)
+    assert found["side"] == Stage("side", 1, "side_norm", 0)
+
+
+def test_a_shortcut_belongs_to_the_layer_before_the_addition() -> None:
+    found = {stage.name: stage.addition for stage in stages_of(seeded(lambda: CifarResNet(1)), images()[0])}
+    assert {name for name, addition in found.items() if addition is not None} == {
+        f"layer{place}.0.conv2" for place in (1, 2, 3)
+    }
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_absorbing_norms_changes_no_answer(name: str) -> None:
+    model = seeded(NETWORKS[name])
+    before = model(images()[0])
+    done = absorb_norms(model, stages_of(model, images()[0]))
+    assert torch.allclose(model(images()[0]), before, rtol=1e-4, atol=1e-5)
+    for norm in (dict(model.named_modules())[norm] for norm in done.values()):
+        assert bool((norm.weight == 1).all())
+        assert bool((norm.running_mean == 0).all())
+        assert bool((norm.running_var == torch.tensor(1 - norm.eps)).all())
+
+
+def test_a_matrix_goes_back_where_it_came_from() -> None:
+    for items in layer_modules(seeded(Odd)).values():
+        weight = items[0].weight.detach().clone()
+        put_matrix(items[0], matrix_of(items[0]) * 2)
+        assert torch.equal(items[0].weight, 2 * weight)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_passes_that_change_nothing_end_as_the_network_does(name: str) -> None:
+    model, ground = ground_of(name)
+    seen: list[Tensor] = []
+    handle = ground.model.register_forward_hook(lambda _, __, output: seen.append(output))
+    with Passes(ground.model, ground.stages, ground.images) as passes:
+        order = []
+        while (stop := passes.arrive()) is not None:
+            order.append(stop[0].name)
+            assert [len(inputs) for inputs, _ in stop[1]] == [16, 16, 16]
+    handle.remove()
+    assert order == [stage.name for stage in ground.stages if stage.calls == 1]
+    for output, batch in zip(seen, ground.images, strict=True):
+        assert torch.allclose(output, model(batch), rtol=1e-4, atol=1e-5)
+
+
+class Wavering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        layer = self.one if float(batch.mean()) > 0 else self.other
+        return layer(batch).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def test_batches_that_go_different_ways_are_refused() -> None:
+    model, batches = Wavering().eval(), (torch.ones(2, 3, 8, 8), -torch.ones(2, 3, 8, 8))
+    stages = (Stage("one"), Stage("other"))
+    with Passes(model, stages, batches) as passes, pytest.raises(KernelsimpError, match="another way"):
+        passes.arrive()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_fine_coding_is_the_network_again(name: str) -> None:
+    model, ground = ground_of(name)
+    coding = code_network(ground, 1e-12)
+    assert coding.model is not None
+    assert set(coding.tensors) >= {f"{stage.name}.weight" for stage in ground.stages}
+    for batch in images(seed=5):
+        assert torch.allclose(coding.model(batch), model(batch), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_coding_is_deterministic_and_a_price_buys_bits(name: str) -> None:
+    _, ground = ground_of(name)
+    one, other, dear = (code_network(ground, price) for price in (1e-9, 1e-9, 1e-5))
+    for key, item in one.tensors.items():
+        assert (item.values == other.tensors[key].values).all()
+        assert item.step == other.tensors[key].step
+    assert dear.bits < one.bits
+
+
+def test_the_decoded_numbers_are_what_the_walk_left_behind() -> None:
+    _, ground = ground_of("odd")
+    coding = code_network(ground, 1e-5)
+    assert coding.model is not None
+    state = coding.model.state_dict()
+    for key, item in coding.tensors.items():
+        if key.endswith("bias"):
+            assert torch.equal(state[key], torch.from_numpy(item.numbers()))
+    side = layer_modules(coding.model)["side"][0]
+    assert torch.equal(matrix_of(side), torch.from_numpy(coding.tensors["side.weight"].numbers()))
+
+
+def test_later_layers_answer_for_earlier_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what is missing at each layer, the same steps leave a larger error at the end."""
+    model, ground = ground_of("residual")
+
+    def error(coding: Coding) -> float:
+        assert coding.model is not None
+        with torch.no_grad():
+            return sum(float((coding.model(batch) - model(batch)).square().sum()) for batch in images())
+
+    whole = error(code_network(ground, 1e-6))
+    real = coding_walk.fit_moments
+    monkeypatch.setattr(
+        coding_walk,
+        "fit_moments",
+        lambda layer, seen, *rest: real(layer, ((x, None) for x, _ in seen), *rest),
+    )
+    assert whole < error(code_network(ground, 1e-6))
+
+
+def test_a_dead_layer_costs_next_to_nothing() -> None:
+    model = seeded(lambda: CifarResNet(1))
+    layer = layer_modules(model)["layer2.0.conv1"][0]
+    put_matrix(layer, torch.zeros_like(matrix_of(layer)))
+    coding = code_network(prepare_ground(model, images(), {}), 1e-6)
+    assert not coding.tensors["layer2.0.conv1.weight"].values.any()
+    assert all(
+        bool(torch.isfinite(torch.from_numpy(item.numbers())).all()) for item in coding.tensors.values()
+    )
+    assert code_network(prepare_ground(model, images(), {}), 1e9).bits < 2000
+
+
+def test_metrics_are_positive_and_have_one_block_a_group() -> None:
+    model = seeded(Odd)
+    found = output_metrics(model, images(), 0)
+    assert {name: tuple(item.shape) for name, item in found.items()} == {
+        "up": (3, 2, 2),
+        "twice": (1, 6, 6),
+        "both": (2, 3, 3),
+        "side": (1, 6, 6),
+        "head": (1, 4, 4),
+    }
+    assert all(
+        bool((torch.linalg.eigvalsh(item) > -1e-6 * item.abs().max()).all()) for item in found.values()
+    )
+
+
+def test_half_precision_is_kept() -> None:
+    model = seeded(tiny_net)
+    ground = prepare_ground(model, images(), {"stem.weight": torch.float16})
+    coding = code_network(ground, 1e-7)
+    assert coding.model is not None
+    weight = coding.model.state_dict()["stem.weight"]
+    assert torch.equal(weight, weight.half().float())
+
+
+def test_weights_alone_are_coded_by_their_size() -> None:
+    tensors = {
+        "a.weight": torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)),
+        "a.bias": torch.ones(8),
+    }
+    tensors["b.weight"] = 1000 * tensors["a.weight"]
+    fine, coarse = (code_tensors(tensors, price) for price in (1e-7, 1e-3))
+    assert list(fine.tensors) == ["a.weight", "b.weight"]
+    assert coarse.bits < fine.bits
+    numbers = torch.from_numpy(fine.tensors["a.weight"].numbers()).reshape(8, 4, 3, 3)
+    assert float((numbers - tensors["a.weight"]).norm() / tensors["a.weight"].norm()) < 0.02
+
+
+# ---------------------------------------------------------------- the search
+
+
+def bytes_at(price: float) -> int:
+    return int(1000 * price**-0.5)
+
+
+def fake(price: float) -> Coding:
+    return Coding(None, {}, price)
+
+
+@pytest.mark.parametrize("first", [1e-9, 1e-6, 1.0])
+def test_the_search_ends_at_the_budget(first: float) -> None:
+    found = search_price(fake, lambda made: (bytes_at(made.price), made.price**1.3), Budget(1e-5**1.3, first))
+    assert found.met
+    assert 0.8e-5 < found.best.coding.price <= 1e-5
+    found = search_price(
+        fake, lambda made: (bytes_at(made.price), 0.0), Budget(bytes_at(1e-5), first, by_size=True)
+    )
+    assert found.met
+    assert 1e-5 <= found.best.coding.price < 1.25e-5
+
+
+def test_a_budget_that_nothing_meets_gives_the_nearest() -> None:
+    found = search_price(fake, lambda made: (bytes_at(made.price), 1.0 + made.price), Budget(0.5, 1e-3))
+    assert not found.met
+    assert found.best.spent == min(spent for _, _, spent in found.tried)
+    with pytest.raises(KernelsimpError, match="expected a number from 0 up"):
+        search_price(fake, lambda _: (1, 1.0), Budget(-1.0, 1e-3))
+
+
+def test_the_first_price_follows_the_size_of_the_network() -> None:
+    assert first_price(ground_of("tiny")[1]) > first_price(ground_of("residual")[1])
