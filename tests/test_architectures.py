@@ -23,7 +23,7 @@ from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.models.zoo import ZOO
 
-FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, file.py:callable or package.module:callable"
+FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, hf-hub:NAME, file.py:callable or package.module:callable"
 
 
 # ---------------------------------------------------------------- the zoo

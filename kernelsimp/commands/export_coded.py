@@ -126,7 +126,7 @@ def _on_images(
     network: Network, data: Data, settings: Settings, watcher: Watcher
 ) -> tuple[CodingFound, CodedFile, list[str]]:
     task = Task(network, data, settings)
-    calibrated = calibrate(task, data.calibration(settings.data.calibration, settings.run.seed))
+    calibrated = calibrate(task, data.calibration(settings.data.calibration, settings.run.seed), watcher)
     dtypes = {name: item.dtype for name, item in network.checkpoint.tensors.items()}
     ground = prepare_ground(calibrated.model, calibrated.images, dtypes, calibrated.seed, watcher)
     job = CodingJob(network, ground)

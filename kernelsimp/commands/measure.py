@@ -86,6 +86,12 @@ def load_split(split: Split, settings: Settings) -> Sequence[tuple[Tensor, Tenso
     return LabelledBatches(ImageBatches(stack, 0, stack.count, loader.batch_size), split.labels)
 
 
+def classifies(network: Network, data: Data, settings: Settings) -> bool:
+    """Say whether a network gives one score a class and image, by its output for test images."""
+    output = _output_of(network, data, settings)
+    return output is None or class_scores(output) is not None
+
+
 @torch.no_grad()
 def _output_of(network: Network, data: Data, settings: Settings) -> object:
     """Return the output of a network for two test images; None where it refuses them."""

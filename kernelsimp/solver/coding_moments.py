@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn, split
 
 from kernelsimp.models.stages import groups_of, matrix_of
-from kernelsimp.solver.moments import ROWS_A_CELL, ROWS_AT_ONCE, WindowSampling, rows_of, rows_wanted, windows
+from kernelsimp.solver.moments import (
+    ROWS_A_CELL_AT_LEAST,
+    ROWS_AT_ONCE,
+    ROWS_ENOUGH,
+    WindowSampling,
+    rows_of,
+    rows_wanted,
+    windows,
+)
 
 Array = NDArray[np.float64]
 
@@ -47,7 +55,7 @@ class FitMoments:
 
     def metric(self) -> Array:
         """Return H damped: positive, whatever the inputs were, and more where there are few rows."""
-        few = max(1.0, ROWS_A_CELL * self.gram.shape[-1] / self.rows) if self.rows else 1.0
+        few = max(1.0, ROWS_A_CELL_AT_LEAST * self.gram.shape[-1] / self.rows) if self.rows else 1.0
         size = np.trace(self.gram, axis1=1, axis2=2) / self.gram.shape[-1]
         # a layer that sees nothing, or always the same, counts every cell alike
         least = np.maximum(few * DAMPING * size, ROUNDING * self.scale or 1.0)
@@ -90,7 +98,7 @@ def fit_moments(layer: nn.Module, seen: Iterable[Seen], share: float, seed: int)
 
 def share_of(layer: nn.Module, inputs: Tensor, images: int, width: int) -> float:
     """Return the share of positions that gives a layer of D = `width` its rows."""
-    return min(1.0, rows_wanted(width) / max(1, images * _positions(layer, inputs)))
+    return min(1.0, max(ROWS_ENOUGH, rows_wanted(width)) / max(1, images * _positions(layer, inputs)))
 
 
 def _positions(layer: nn.Module, inputs: Tensor) -> int:

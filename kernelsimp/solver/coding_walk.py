@@ -180,6 +180,10 @@ class _Work:
         return damped
 
 
+NOTHING = 1e-20
+"""Weights below this are the rounding of a layer that is dead."""
+
+
 class LayerFit:
     """One layer: its weights (outputs, D) before, and in what metric they may move."""
 
@@ -192,8 +196,10 @@ class LayerFit:
 
     def round_weight(self, price: float, memory: Integers) -> CodedTensor:
         """Return integers and step of the weights; a step is never longer than makes all of them zero."""
-        longest = 4 * max(float(np.abs(self.aim).max()), 1e-30)
-        step = np.float32(min(step_for(price, self.factors.pivot), longest))
+        most = float(np.abs(self.aim).max())
+        if most < NOTHING:
+            return CodedTensor(np.zeros(self.aim.shape, dtype=np.int64), np.float32(1.0), 0.0)
+        step = np.float32(min(step_for(price, self.factors.pivot), 4 * most))
         values, bits = round_matrix(self.aim, self.factors, Rate(price, float(step)), memory)
         fade(memory)
         return CodedTensor(values, step, bits)
