@@ -11,7 +11,9 @@ from kernelsimp.settings import DataSettings, Given, ModelSettings, RobustnessSe
 
 MetricOption = Annotated[
     str | None,
-    typer.Option("--metric", help="file.py:callable (model, batches) -> float, in place of accuracy"),
+    typer.Option(
+        "--metric", metavar="CODE", help="file.py:callable (model, batches) -> float, in place of accuracy"
+    ),
 ]
 
 

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from kernelsimp.cli.completion import completer
 from kernelsimp.cli.console import out
 from kernelsimp.cli.options import put, with_settings
 from kernelsimp.settings import Given, ModelSettings
 
+FORMS = ("packed", "safetensors", "torch", "onnx")
 SourceArgument = Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run, or a checkpoint file")]
 
 
@@ -16,9 +18,18 @@ SourceArgument = Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run
 def export(
     source: SourceArgument,
     given: Given,
-    to: Annotated[str, typer.Option("--to", help="packed, safetensors, torch or onnx")] = "packed",
-    file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="default: beside it")] = None,
-    input_size: Annotated[int | None, typer.Option(help="onnx: side of an image in pixels")] = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="FORM", help="packed, safetensors, torch or onnx", autocompletion=completer(FORMS)
+        ),
+    ] = "packed",
+    file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="where to write [beside it]")
+    ] = None,
+    input_size: Annotated[
+        int | None, typer.Option(metavar="N", help="onnx: side of an image in pixels")
+    ] = None,
 ) -> None:
     """Write a RUN's network, or MODEL, in another form; packed is lossless, and every command reads it."""
     from kernelsimp.commands import export as command

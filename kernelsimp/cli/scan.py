@@ -20,7 +20,9 @@ ExplainOption = Annotated[
     str | None, typer.Option("--explain", metavar="LAYER[OUT,IN]", help="show one kernel and its candidates")
 ]
 DeepOption = Annotated[bool, typer.Option("--deep", help="look for everything, however large the network")]
-JobsOption = Annotated[int, typer.Option("--jobs", help="checkpoints of a folder that are scanned at once")]
+JobsOption = Annotated[
+    int, typer.Option("--jobs", metavar="N", help="checkpoints of a folder that are scanned at once")
+]
 
 
 @with_settings(model=ModelSettings, scan=ScanSettings)

@@ -26,6 +26,15 @@ from kernelsimp.settings import (
     RunSettings,
 )
 
+FreezeOption = Annotated[
+    bool, typer.Option("--freeze", help="the same as --hold freeze", rich_help_panel="Hold and train")
+]
+TieOption = Annotated[
+    bool, typer.Option("--tie", help="the same as --hold tie", rich_help_panel="Hold and train")
+]
+NoFreezeOption = Annotated[
+    bool, typer.Option("--no-freeze", help="the same as --hold none", rich_help_panel="Hold and train")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the plan and change nothing")]
 
 
@@ -41,9 +50,9 @@ def simplify(
     model: ModelArgument,
     given: Given,
     out_dir: OutOption = None,
-    freeze: Annotated[bool, typer.Option("--freeze", help="the same as --hold freeze")] = False,
-    tie: Annotated[bool, typer.Option("--tie", help="the same as --hold tie")] = False,
-    no_freeze: Annotated[bool, typer.Option("--no-freeze", help="the same as --hold none")] = False,
+    freeze: FreezeOption = False,
+    tie: TieOption = False,
+    no_freeze: NoFreezeOption = False,
     dry_run: DryRunOption = False,
     config: ConfigOption = None,
     json: JsonOption = None,
