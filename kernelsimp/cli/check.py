@@ -69,6 +69,7 @@ def check(
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.report import ci_formats
 
+    models = [inputs.model_file(model) for model in models]
     settings = inputs.settle_for_check(given, config, baseline)
     wanted = [("--json", json), ("--junit", junit), ("--gitlab", gitlab)]
     if update_baseline:

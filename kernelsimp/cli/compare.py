@@ -34,10 +34,11 @@ def compare(
     from kernelsimp.report.tables.comparison import comparison_json, comparison_tables
     from kernelsimp.report.terminal import draw
 
-    settings = inputs.settle_for_model(given, config)
-    outputs.check_outputs([("--json", json), ("--html", html)], (first, second), settings, config)
+    settings = inputs.settle_for_place(given, config, Path(first))
+    one, other = inputs.model_file(Path(first)), inputs.model_file(Path(second))
+    outputs.check_outputs([("--json", json), ("--html", html)], (one, other), settings, config)
     with watch_command(quiet=quiet, json=json) as watcher:
-        found = command.compare((Path(first), Path(second)), settings, watcher)
+        found = command.compare((one, other), settings, watcher)
     if json:
         emit_json(comparison_json(found), json)
     if html:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kernelsimp.cli.console import emit_json, out, watch_command
-from kernelsimp.cli.options import ConfigOption, JsonOption, ModelArgument, QuietOption, put, with_settings
+from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, RunOrModel, put, with_settings
 from kernelsimp.settings import DataSettings, Given, ModelSettings, RobustnessSettings, RunSettings
 
 MetricOption = Annotated[
@@ -19,7 +19,7 @@ MetricOption = Annotated[
 
 @with_settings(model=ModelSettings, data=DataSettings, robustness=RobustnessSettings, run=RunSettings)
 def evaluate(
-    model: ModelArgument,
+    model: RunOrModel,
     given: Given,
     config: ConfigOption = None,
     metric: MetricOption = None,
@@ -33,10 +33,11 @@ def evaluate(
     from kernelsimp.report.terminal import draw
 
     given = put(given, "plan", "metric", metric)
-    settings = inputs.settle_for_model(given, config)
-    outputs.check_outputs([("--json", json)], (model,), settings, config)
+    settings = inputs.settle_for_place(given, config, Path(model))
+    path = inputs.model_file(Path(model))
+    outputs.check_outputs([("--json", json)], (path,), settings, config)
     with watch_command(quiet=quiet, json=json) as watcher:
-        found = command.evaluate(Path(model), settings, watcher)
+        found = command.evaluate(path, settings, watcher)
     if json:
         emit_json(evaluation_json(found), json)
     if not quiet and json != "-":

@@ -34,13 +34,13 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
     ),
     "evaluate": (
         "kernelsimp evaluate model.pt --arch zoo:resnet20 --data npz:cifar10.npz",
-        "kernelsimp evaluate run --robustness",
+        "kernelsimp evaluate run --data npz:cifar10.npz --robustness",
         "kernelsimp evaluate model.pt --arch A --data D --json accuracy.json",
     ),
     "compare": (
         "kernelsimp compare model.pt run/model.pt --arch A --data D",
         "kernelsimp compare a.pt b.pt --arch A --arch-b B --data D --matrix",
-        "kernelsimp compare run-1 run-2 --html compare.html",
+        "kernelsimp compare run-1 run-2 --data D --html compare.html",
     ),
     "audit": (
         "kernelsimp audit model.pt --arch zoo:resnet20",

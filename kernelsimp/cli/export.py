@@ -8,6 +8,7 @@ import typer
 from kernelsimp.cli.completion import completer
 from kernelsimp.cli.console import out
 from kernelsimp.cli.options import put, with_settings
+from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.settings import Given, ModelSettings
 
 FORMS = ("packed", "safetensors", "torch", "onnx")
@@ -32,11 +33,19 @@ def export(
     ] = None,
 ) -> None:
     """Write a RUN's network, or MODEL, in another form; packed is lossless, and every command reads it."""
-    from kernelsimp.commands import export as command
     from kernelsimp.commands import outputs
+
+    if to not in FORMS:
+        raise KernelsimpError(f"--to is '{to}'{did_you_mean(to, FORMS)}")
+    if source.is_dir():
+        outputs.check_is_run(source)
+    elif not source.exists():
+        raise KernelsimpError(f"{source}: no such file; check the path")
+    outputs.check_outputs([("--out", file)], (source,))
+
+    from kernelsimp.commands import export as command  # after what can be refused without torch
     from kernelsimp.report import fmt
 
-    outputs.check_outputs([("--out", file)], (source,))
     written = command.export(source, to, file, put(given, "data", "input_size", input_size))
     share = written.size / max(written.source_size, 1)
     out.print(

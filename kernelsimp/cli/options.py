@@ -13,6 +13,7 @@ from kernelsimp.option_fields import help_of, shown_of, usual_of
 from kernelsimp.settings import Given
 from kernelsimp.settings_file import given_from
 
+RunOrModel = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="a run, or a checkpoint file")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint file")]
 ConfigOption = Annotated[
     str | None,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.commands.audit import input_shape
-from kernelsimp.commands.inputs import settle_for_check, settle_for_model
+from kernelsimp.commands.inputs import checkpoint_of, settle_for_check, settle_for_model
 from kernelsimp.commands.run import ExportSource, pack_source
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.files import write_atomically, write_bytes
@@ -18,7 +18,6 @@ from kernelsimp.models.network import open_network
 from kernelsimp.models.storage import unreal
 from kernelsimp.models.wrappers import value_at
 from kernelsimp.records.plan_file import read_plan
-from kernelsimp.records.report import Report
 from kernelsimp.report import read_report
 from kernelsimp.settings import Given, ModelSettings
 
@@ -79,14 +78,6 @@ def open_source(place: Path, given: Given, *, runs: bool) -> ExportSource:
     path, settings = checkpoint_of(place, report), settle_for_check(given, None, place, runs=runs)
     plan = read_plan(place / "plan.safetensors")
     return ExportSource(path, load_checkpoint(path, settings.model), settings, plan)
-
-
-def checkpoint_of(run: Path, report: Report) -> Path:
-    """Return the checkpoint that a run wrote; it has the name of the one it came from."""
-    path = run / Path(str(report.provenance.get("input", ""))).name
-    if path.is_file():
-        return path
-    raise KernelsimpError(f"{run}: the run's checkpoint '{path.name}' is not there; run simplify again")
 
 
 def _to_packed(source: ExportSource, path: Path) -> None:

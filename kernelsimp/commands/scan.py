@@ -85,9 +85,23 @@ def folder_scan(job: FolderJob, watcher: Watcher = SILENT) -> tuple[ScanLine, ..
 
 
 def checkpoints_in(folder: Path) -> tuple[Path, ...]:
-    """Return the checkpoint files under a folder by their names, hidden ones left out."""
+    """Return the checkpoint files under a folder by their names.
+
+    Left out are hidden ones and what a run keeps beside its report: its plan, and states to go on from.
+    """
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return tuple(sorted(path for path in found if not path.name.startswith(".")))
+    shown = (path for path in found if not path.name.startswith("."))
+    return tuple(sorted(path for path in shown if not _of_a_run(path, folder)))
+
+
+def _of_a_run(path: Path, folder: Path) -> bool:
+    if path.name == "plan.safetensors" and (path.parent / "report.json").is_file():
+        return True
+    above = [folder, *(folder / part for part in path.relative_to(folder).parents)]
+    resumed = [place for place in above if place.name == "resume"]
+    return any(
+        (place.parent / name).is_file() for place in resumed for name in ("report.json", "settings.toml")
+    )
 
 
 def scan_one(job: FolderJob, path: Path) -> ScanLine:
