@@ -62,6 +62,11 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         "kernelsimp families --size 5",
         "kernelsimp families --size 1x3",
     ),
+    "doctor": (
+        "kernelsimp doctor",
+        "kernelsimp doctor | grep MISSING",
+        "kernelsimp doctor > doctor.txt",
+    ),
     "help": (
         "kernelsimp help simplify",
         "kernelsimp help McNemar",

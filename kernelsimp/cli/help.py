@@ -103,6 +103,15 @@ def _title(ctx: Any, text: str | None, arguments: list[Any]) -> None:
     _section("Arguments", [(name, item.help) for name, item in zip(names, arguments, strict=True)])
 
 
+def draw_rows(rows: Iterable[tuple[str, str, tuple[str, str]]]) -> None:
+    """Print rows of a name, a text and a (colour, word) that stands between them."""
+    for name, text, (colour, word) in rows:
+        first, *rest = wrap(text, max(out.width - 30, 24), break_long_words=False, break_on_hyphens=False)
+        _print(Text.assemble(f"{name:<18}  ", (f"{word:<7}", colour), "  ", first))
+        for line in rest:
+            _print(Text(" " * 29 + line))
+
+
 def _section(title: str, rows: list[tuple[str, str]]) -> None:
     if not rows:
         return

@@ -18,6 +18,7 @@ from kernelsimp.cli.compare import compare
 from kernelsimp.cli.completion import join_colons
 from kernelsimp.cli.console import Pipe, StoppedError, err
 from kernelsimp.cli.demo import demo
+from kernelsimp.cli.doctor import doctor
 from kernelsimp.cli.evaluate import evaluate
 from kernelsimp.cli.examples import EXAMPLES
 from kernelsimp.cli.export import export
@@ -55,6 +56,7 @@ for command in (
     report,
     export,
     families,
+    doctor,
 ):
     app.command(cls=Command, epilog="\n".join(EXAMPLES[command.__name__]))(command)
 app.command("help", cls=Command, epilog="\n".join(EXAMPLES["help"]))(explain)
