@@ -65,6 +65,7 @@ def check(
     quiet: QuietOption = False,
 ) -> None:
     """Verify that held kernels did not move, that structures hold and, with --data, the accuracy."""
+    from kernelsimp.cli.present import say_written
     from kernelsimp.commands import check as command
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.report import ci_formats
@@ -90,6 +91,8 @@ def check(
         write_text(junit, ci_formats.junit(_verdicts_as_text(results)))
     if gitlab:
         write_text(gitlab, ci_formats.gitlab(_verdicts_as_text(results)))
+    if not quiet and json != "-":
+        say_written((json, junit, gitlab))
     for result in results.values():
         if isinstance(result, KernelsimpError):
             raise result  # the others are written; this one cannot be judged, so neither can all

@@ -27,6 +27,7 @@ def compare(
     quiet: QuietOption = False,
 ) -> None:
     """Compare what the layers of two networks give on the same test images."""
+    from kernelsimp.cli.present import say_written
     from kernelsimp.commands import compare as command
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.files import write_text
@@ -47,3 +48,5 @@ def compare(
         for table in comparison_tables(found):
             out.print(draw(table))
         out.print(found.sampling, markup=False)
+    if not quiet and json != "-":
+        say_written((json, html))

@@ -27,6 +27,7 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Measure accuracy on the test split; with --robustness, also where pictures and weights change."""
+    from kernelsimp.cli.present import say_written
     from kernelsimp.commands import evaluate as command
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.report.evaluation import evaluation_json, evaluation_tables
@@ -43,3 +44,5 @@ def evaluate(
     if not quiet and json != "-":
         for table in evaluation_tables(found):
             out.print(draw(table))
+    if not quiet and json != "-":
+        say_written((json,))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from kernelsimp.cli.console import err, out
+from kernelsimp.cli.options import AllOption
 from kernelsimp.errors import KernelsimpError
 
 RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="what simplify wrote")]
@@ -14,7 +15,7 @@ FolderOption = Annotated[
 ]
 
 
-def report(runs: RunsArgument, folder: FolderOption = None) -> None:
+def report(runs: RunsArgument, folder: FolderOption = None, everything: AllOption = False) -> None:
     """Render the pages of a RUN again; of two, write one that puts them side by side; of more, one table."""
     from kernelsimp.commands import outputs
 
@@ -28,7 +29,7 @@ def report(runs: RunsArgument, folder: FolderOption = None) -> None:
     from kernelsimp.report.terminal import draw, report_tables
 
     if folder is None:
-        for table in report_tables(command.render_again(runs[0])):
+        for table in report_tables(command.render_again(runs[0]), everything=everything):
             out.print(table)
         out.print(f"rendered again: {runs[0]}/report.html  report.md", markup=False)
         return

@@ -7,6 +7,7 @@ import typer
 
 from kernelsimp.cli.console import out, watch_command
 from kernelsimp.cli.options import (
+    AllOption,
     ConfigOption,
     JsonOption,
     ModelArgument,
@@ -57,6 +58,7 @@ def simplify(
     config: ConfigOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
+    everything: AllOption = False,
 ) -> None:
     """Replace near-structured kernels by the exact thing, hold them, train the rest, and report the cost."""
     from kernelsimp.cli.present import present_run
@@ -83,7 +85,7 @@ def simplify(
         else:
             plan = command.plan_only(Path(model), settings, watcher)
     if out_dir is not None and not dry_run:
-        present_run(result, out_dir, json, quiet=quiet)
+        present_run(result, out_dir, json, quiet=quiet, everything=everything)
     elif not quiet and json != "-":
         for table in plan_tables(plan):
             out.print(draw(table))

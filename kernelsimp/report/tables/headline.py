@@ -25,6 +25,21 @@ def headline(report: Report) -> tuple[Fact, ...]:
     )
 
 
+def verdict_line(report: Report) -> str:
+    """Say in one line what was done, what it cost on which images, and whether the budget was met."""
+    kernels, parts = report.kernels, []
+    parts.append(f"{fmt.count(kernels.simplified)} of {fmt.count(kernels.total)} kernels simplified")
+    accuracy = report.accuracy
+    if accuracy is not None and accuracy.stages:
+        last = accuracy.stages[-1]
+        change = f" ({fmt.points(accuracy.change_pp)})" if len(accuracy.stages) > 1 else ""
+        parts.append(f"{fmt.percent(last.top1)} of {last.split} images right{change}")
+    else:
+        parts.append("accuracy not measured")
+    parts.append(f"{fmt.share(report.dof.fraction)} of the degrees of freedom left")
+    return ", ".join(parts)
+
+
 def label_words(report: Report) -> str:
     """Spell how many kernels were found, imposed and, if any, zeroed or denoised."""
     kernels = report.kernels

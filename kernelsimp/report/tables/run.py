@@ -24,7 +24,12 @@ def stage_table(report: Report) -> Table:
         )
         for place, stage in enumerate(stages)
     ]
-    return Table("Accuracy", ("stage", "top-1", "correct", "95 % interval", "change", "loss"), tuple(rows))
+    return Table(
+        "Accuracy",
+        ("stage", "top-1", "correct", "95 % interval", "change", "loss"),
+        tuple(rows),
+        least=(5, 3),
+    )
 
 
 def layer_table(report: Report) -> Table:
@@ -107,4 +112,4 @@ def control_table(report: Report) -> Table:
         )
         for arm in report.controls
     ]
-    return Table("Controls", heads, tuple(rows), frozenset({0, 6}))
+    return Table("Controls", heads, tuple(rows), frozenset({0, 6}), least=(3, 5, 1))

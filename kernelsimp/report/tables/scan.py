@@ -68,7 +68,7 @@ def scan_family_brief(scan: Scan) -> Table:
             figures = (fmt.number(chance.get("expected")), _times(chance.get("enrichment")))
             found = fmt.count(chance.get("found"))
             rows.append((printable(name), fmt.count(total["observed"]), *figures, found, null))
-    return Table("Families", heads, tuple(rows), frozenset({0, 5}))
+    return Table("Families", heads, tuple(rows), frozenset({0, 5}), least=(5, 2))
 
 
 def most_structured(scan: Scan) -> tuple[LayerScan, ...]:
@@ -110,7 +110,7 @@ def scan_layer_table(scan: Scan) -> Table:
     layers = most_structured(scan)
     rows = tuple(_scan_row(scan, layer) for layer in layers)
     shares = tuple(float((layer.best >= 0).mean()) if layer.best.size else 0.0 for layer in layers)
-    return Table("Layers", heads, rows, frozenset({0, 1, 2, 7}), {5: shares})
+    return Table("Layers", heads, rows, frozenset({0, 1, 2, 7}), {5: shares}, least=(2, 1, 4))
 
 
 def _scan_row(scan: Scan, layer: LayerScan) -> tuple[str, ...]:
