@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import reports
 
@@ -11,7 +12,7 @@ from kernelsimp.report.tables.headline import verdict_line
 from kernelsimp.report.tables.run import control_table, family_table, layer_table, stage_table
 from kernelsimp.report.tables.scan import scan_layer_table
 from kernelsimp.report.tables.table import Table
-from kernelsimp.report.terminal import as_text, draw, fitting_columns, report_tables
+from kernelsimp.report.terminal import as_text, draw, fitting_columns, report_tables, scan_tables
 
 
 def tables() -> list[Table]:
@@ -70,3 +71,23 @@ def test_the_line_of_a_verdict_has_accuracy_and_its_split():
     line = verdict_line(reports.report())
     assert " of test images right (" in line
     assert " pp)" in line
+
+
+def test_a_scan_says_how_more_kernels_are_found_than_match():
+    scan = reports.scan()
+    assert "do not match" not in as_text(scan_tables(scan), 200)
+    layers = tuple(replace(layer, found=np.arange(12) < 7) for layer in scan.layers)
+    text = as_text(scan_tables(replace(scan, layers=layers)), 200)
+    assert "14 are found (nearer to a family than chance explains), 8 match" in text
+    assert "6 are found and do not match" in text
+
+
+def test_a_training_of_which_no_epoch_was_kept_is_not_called_fine_tuning():
+    base = reports.report()
+    stages = (*base.accuracy.stages[:1], replace(base.accuracy.stages[-1], stage="finetuned"))
+    tuned = replace(base, accuracy=replace(base.accuracy, stages=stages), training=tuple(reports.epochs()))
+    for kept in (True, False):
+        epochs = tuple(replace(epoch, kept=kept) for epoch in tuned.training)
+        text = as_text(report_tables(replace(tuned, training=epochs)), 200)
+        assert ("finetuned" in text) == kept
+        assert ("no epoch kept" in text) != kept

@@ -37,6 +37,19 @@ def near_words(scan: Scan) -> str | None:
     )
 
 
+def found_words(scan: Scan) -> str | None:
+    """Say how both can be where more kernels are found than match; nothing for other scans."""
+    matching = sum(int((layer.best >= 0).sum()) for layer in scan.layers)
+    found = sum(int(layer.found.sum()) for layer in scan.layers)
+    if found <= matching:
+        return None
+    outside = sum(int((layer.found & (layer.best < 0)).sum()) for layer in scan.layers)
+    return (
+        f"{fmt.count(found)} are found (nearer to a family than chance explains), {fmt.count(matching)} "
+        f"match (lie within the tolerance); {fmt.count(outside)} are found and do not match"
+    )
+
+
 def null_of(scan: Scan) -> str:
     """Return the null that the scan was asked for."""
     return str(scan.settings.get("null") or "white")
