@@ -100,12 +100,17 @@ def config_path(config: str) -> Path:
     """Return the file of a `--config` value: a path, or `recipe:NAME` for one that comes with the package."""
     if not config.startswith("recipe:"):
         return Path(config)
-    name, package = config.removeprefix("recipe:"), Path(__file__).parent
-    folders = (package / "configs", package.parent / "configs")  # in a wheel, in a checkout
-    known = {path.stem: path for folder in folders for path in folder.glob("*.toml")}
+    name, known = config.removeprefix("recipe:"), recipes()
     if name not in known:
         raise KernelsimpError(f"unknown recipe '{name}'{did_you_mean(name, known)}")
     return known[name]
+
+
+def recipes() -> dict[str, Path]:
+    """Return the settings files that come with the package by their names."""
+    package = Path(__file__).parent
+    folders = (package / "configs", package.parent / "configs")  # in a wheel, in a checkout
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
 
 def read_toml(path: Path) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ def audit(
     quiet: QuietOption = False,
 ) -> None:
     """Say what every layer costs, how wide it is, how far it sees, and what cheaper layers would cost."""
+    from kernelsimp.cli.present import say_written
     from kernelsimp.commands import audit as command
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.report.tables.audit import audit_json, audit_tables, audit_words
@@ -33,3 +34,5 @@ def audit(
         out.print(audit_words(found), markup=False)
         for note in found.notes:
             out.print(note, markup=False)
+    if not quiet and json != "-":
+        say_written((json,))

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
+from kernelsimp.cli.completion import completer
 from kernelsimp.cli.console import emit_json, err, out, watch_command
 from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, with_settings
 from kernelsimp.errors import KernelsimpError
@@ -20,15 +21,31 @@ if TYPE_CHECKING:
     from kernelsimp.records.verdict import Verdict
 
 ModelsArgument = Annotated[list[Path], typer.Argument(metavar="MODEL...", help="checkpoint files")]
-BaselineOption = Annotated[Path, typer.Option(help="a run's report.json, or what --update-baseline made")]
+BaselineOption = Annotated[
+    Path, typer.Option(metavar="FILE", help="a run's report.json, or what --update-baseline made")
+]
 LimitsOption = Annotated[
-    Path | None, typer.Option(help="limits as TOML, or a pyproject.toml with [tool.kernelsimp.check]")
+    Path | None,
+    typer.Option(metavar="FILE", help="limits as TOML, or a pyproject.toml with [tool.kernelsimp.check]"),
+]
+MaxDropOption = Annotated[
+    float | None, typer.Option(metavar="X", help="accuracy that may be lost, in pp [0.5]")
+]
+AgainstOption = Annotated[
+    str,
+    typer.Option(
+        metavar="STAGE",
+        help="the baseline's stage: last or original",
+        autocompletion=completer(("last", "original")),
+    ),
 ]
 AllowExtraOption = Annotated[
     bool, typer.Option("--allow-extra", help="tensors that the baseline does not have are no fault")
 ]
-JunitOption = Annotated[Path | None, typer.Option(help="write JUnit XML here")]
-GitlabOption = Annotated[Path | None, typer.Option(help="write GitLab code-quality JSON here")]
+JunitOption = Annotated[Path | None, typer.Option(metavar="PATH", help="write JUnit XML here")]
+GitlabOption = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="write GitLab code-quality JSON here")
+]
 
 
 @with_settings(model=ModelSettings, data=DataSettings, run=RunSettings)
@@ -37,8 +54,8 @@ def check(
     given: Given,
     baseline: BaselineOption,
     limits: LimitsOption = None,
-    max_drop: Annotated[float | None, typer.Option(help="accuracy that may be lost, in pp [0.5]")] = None,
-    against: Annotated[str, typer.Option(help="the baseline's stage: last or original")] = "last",
+    max_drop: MaxDropOption = None,
+    against: AgainstOption = "last",
     allow_extra: AllowExtraOption = False,
     update_baseline: Annotated[bool, typer.Option(help="write the baseline from MODEL as it is")] = False,
     junit: JunitOption = None,
@@ -48,10 +65,12 @@ def check(
     quiet: QuietOption = False,
 ) -> None:
     """Verify that held kernels did not move, that structures hold and, with --data, the accuracy."""
+    from kernelsimp.cli.present import say_written
     from kernelsimp.commands import check as command
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.report import ci_formats
 
+    models = [inputs.model_file(model) for model in models]
     settings = inputs.settle_for_check(given, config, baseline)
     wanted = [("--json", json), ("--junit", junit), ("--gitlab", gitlab)]
     if update_baseline:
@@ -72,6 +91,8 @@ def check(
         write_text(junit, ci_formats.junit(_verdicts_as_text(results)))
     if gitlab:
         write_text(gitlab, ci_formats.gitlab(_verdicts_as_text(results)))
+    if not quiet and json != "-":
+        say_written((json, junit, gitlab))
     for result in results.values():
         if isinstance(result, KernelsimpError):
             raise result  # the others are written; this one cannot be judged, so neither can all

@@ -27,6 +27,7 @@ def compare(
     quiet: QuietOption = False,
 ) -> None:
     """Compare what the layers of two networks give on the same test images."""
+    from kernelsimp.cli.present import say_written
     from kernelsimp.commands import compare as command
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.files import write_text
@@ -34,10 +35,11 @@ def compare(
     from kernelsimp.report.tables.comparison import comparison_json, comparison_tables
     from kernelsimp.report.terminal import draw
 
-    settings = inputs.settle_for_model(given, config)
-    outputs.check_outputs([("--json", json), ("--html", html)], (first, second), settings, config)
+    settings = inputs.settle_for_place(given, config, Path(first))
+    one, other = inputs.model_file(Path(first)), inputs.model_file(Path(second))
+    outputs.check_outputs([("--json", json), ("--html", html)], (one, other), settings, config)
     with watch_command(quiet=quiet, json=json) as watcher:
-        found = command.compare((Path(first), Path(second)), settings, watcher)
+        found = command.compare((one, other), settings, watcher)
     if json:
         emit_json(comparison_json(found), json)
     if html:
@@ -46,3 +48,5 @@ def compare(
         for table in comparison_tables(found):
             out.print(draw(table))
         out.print(found.sampling, markup=False)
+    if not quiet and json != "-":
+        say_written((json, html))

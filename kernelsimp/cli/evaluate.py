@@ -6,18 +6,20 @@ from typing import Annotated
 import typer
 
 from kernelsimp.cli.console import emit_json, out, watch_command
-from kernelsimp.cli.options import ConfigOption, JsonOption, ModelArgument, QuietOption, put, with_settings
+from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, RunOrModel, put, with_settings
 from kernelsimp.settings import DataSettings, Given, ModelSettings, RobustnessSettings, RunSettings
 
 MetricOption = Annotated[
     str | None,
-    typer.Option("--metric", help="file.py:callable (model, batches) -> float, in place of accuracy"),
+    typer.Option(
+        "--metric", metavar="CODE", help="file.py:callable (model, batches) -> float, in place of accuracy"
+    ),
 ]
 
 
 @with_settings(model=ModelSettings, data=DataSettings, robustness=RobustnessSettings, run=RunSettings)
 def evaluate(
-    model: ModelArgument,
+    model: RunOrModel,
     given: Given,
     config: ConfigOption = None,
     metric: MetricOption = None,
@@ -25,18 +27,22 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Measure accuracy on the test split; with --robustness, also where pictures and weights change."""
+    from kernelsimp.cli.present import say_written
     from kernelsimp.commands import evaluate as command
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.report.evaluation import evaluation_json, evaluation_tables
     from kernelsimp.report.terminal import draw
 
     given = put(given, "plan", "metric", metric)
-    settings = inputs.settle_for_model(given, config)
-    outputs.check_outputs([("--json", json)], (model,), settings, config)
+    settings = inputs.settle_for_place(given, config, Path(model))
+    path = inputs.model_file(Path(model))
+    outputs.check_outputs([("--json", json)], (path,), settings, config)
     with watch_command(quiet=quiet, json=json) as watcher:
-        found = command.evaluate(Path(model), settings, watcher)
+        found = command.evaluate(path, settings, watcher)
     if json:
         emit_json(evaluation_json(found), json)
     if not quiet and json != "-":
         for table in evaluation_tables(found):
             out.print(draw(table))
+    if not quiet and json != "-":
+        say_written((json,))

@@ -5,10 +5,13 @@ from typing import Annotated
 
 import typer
 
+from kernelsimp.cli.completion import completer
 from kernelsimp.cli.console import out, watch_command
 from kernelsimp.cli.options import QuietOption, put, with_settings
+from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.settings import CodingSettings, DataSettings, Given, ModelSettings, RunSettings
 
+FORMS = ("packed", "coded", "safetensors", "torch", "onnx")
 SourceArgument = Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run, or a checkpoint file")]
 
 
@@ -16,23 +19,44 @@ SourceArgument = Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run
 def export(
     source: SourceArgument,
     given: Given,
-    to: Annotated[str, typer.Option("--to", help="packed, coded, safetensors, torch or onnx")] = "packed",
-    file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="default: beside it")] = None,
-    holdout: Annotated[
-        str | None, typer.Option(help="coded: judge --max-drop by this split or --data form")
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORM",
+            help="packed, coded, safetensors, torch or onnx",
+            autocompletion=completer(FORMS),
+        ),
+    ] = "packed",
+    file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="where to write [beside it]")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="coded: file.py:callable that judges --max-drop")] = None,
+    holdout: Annotated[
+        str | None,
+        typer.Option(metavar="SPLIT|DATA", help="coded: judge --max-drop by this split or --data form"),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="CODE", help="coded: file.py:callable that judges --max-drop")
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Write a RUN's network, or MODEL, in another form; every command reads packed and coded ones.
 
     packed is lossless; coded takes far fewer bytes, within a budget (--max-drop, --kl or --size).
     """
-    from kernelsimp.commands import export as command
     from kernelsimp.commands import outputs
+
+    if to not in FORMS:
+        raise KernelsimpError(f"--to is '{to}'{did_you_mean(to, FORMS)}")
+    if source.is_dir():
+        outputs.check_is_run(source)
+    elif not source.exists():
+        raise KernelsimpError(f"{source}: no such file; check the path")
+    outputs.check_outputs([("--out", file)], (source,))
+
+    from kernelsimp.commands import export as command  # after what can be refused without torch
     from kernelsimp.report import fmt
 
-    outputs.check_outputs([("--out", file)], (source,))
     for key, value in (("holdout", holdout), ("metric", metric)):
         given = put(given, "plan", key, value)
     with watch_command(quiet=quiet, json=None) as watcher:

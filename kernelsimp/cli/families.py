@@ -9,7 +9,7 @@ from kernelsimp.errors import KernelsimpError
 
 
 def families(
-    size: Annotated[str, typer.Option(help="kernel sides, such as 3, 5 or 3x5")] = "3",
+    size: Annotated[str, typer.Option(metavar="SIZE", help="kernel sides, such as 3, 5 or 3x5")] = "3",
 ) -> None:
     """List the families, templates and denoisers for a kernel size, each with a picture in characters."""
     from kernelsimp.report.terminal import denoiser_catalogue, family_catalogue, template_catalogue

@@ -15,11 +15,15 @@ from rich.markup import escape
 from kernelsimp.cli.audit import audit
 from kernelsimp.cli.check import check
 from kernelsimp.cli.compare import compare
+from kernelsimp.cli.completion import join_colons
 from kernelsimp.cli.console import Pipe, StoppedError, err
 from kernelsimp.cli.demo import demo
+from kernelsimp.cli.doctor import doctor
 from kernelsimp.cli.evaluate import evaluate
+from kernelsimp.cli.examples import EXAMPLES
 from kernelsimp.cli.export import export
 from kernelsimp.cli.families import families
+from kernelsimp.cli.help import Command, Group, explain
 from kernelsimp.cli.prune import prune
 from kernelsimp.cli.report import report
 from kernelsimp.cli.scan import scan
@@ -34,7 +38,7 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="kernelsimp",
     help="Find the structure in trained convolution kernels, simplify to it, hold it, and say what it cost.",
-    no_args_is_help=True,
+    cls=Group,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -52,8 +56,10 @@ for command in (
     report,
     export,
     families,
+    doctor,
 ):
-    app.command()(command)
+    app.command(cls=Command, epilog="\n".join(EXAMPLES[command.__name__]))(command)
+app.command("help", cls=Command, epilog="\n".join(EXAMPLES["help"]))(explain)
 
 
 def _version(value: bool) -> None:
@@ -65,7 +71,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None:
     pass
@@ -74,13 +80,15 @@ def _root(
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code, whoever has stopped reading what it says."""
     sys.stdout, sys.stderr = Pipe(sys.stdout), Pipe(sys.stderr)
+    join_colons(os.environ)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; every exception becomes words here."""
     try:
-        code: Any = typer.main.get_command(app)(arguments, standalone_mode=False)
+        command = typer.main.get_command(app)
+        code: Any = command(arguments or ["--help"], prog_name="kernelsimp", standalone_mode=False)
         sys.stdout.flush()
     except StoppedError as stop:
         return _say_interrupted(arguments if stop.resumable else None)

@@ -1,20 +1,29 @@
 """Options of the command line, made from the settings dataclasses so that none is written twice."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from kernelsimp.settings import Given, help_of
+from kernelsimp.cli.completion import complete_config, completer
+from kernelsimp.option_fields import help_of, shown_of, usual_of
+from kernelsimp.settings import Given
 from kernelsimp.settings_file import given_from
 
+RunOrModel = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="a run, or a checkpoint file")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint file")]
-ConfigOption = Annotated[str | None, typer.Option("--config", help="settings file, or recipe:NAME")]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config", metavar="FILE", help="settings file, or recipe:NAME", autocompletion=complete_config
+    ),
+]
 JsonOption = Annotated[str | None, typer.Option("--json", metavar="PATH|-", help="write JSON here")]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="RUN", help="directory for everything")]
+AllOption = Annotated[bool, typer.Option("--all", help="every row of every table")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no tables")]
 
 
@@ -44,11 +53,34 @@ def with_settings(**stages: type[Any]) -> Callable[[Callable[..., None]], Callab
             command(given=given, **rest)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.first = first_options(stages.values())  # type: ignore[attr-defined]
         keyword = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own]
         run.__signature__ = inspect.Signature([*keyword, *extra.values()])  # type: ignore[attr-defined]
         return run
 
     return decorate
+
+
+FIRST_OF_OWN = {
+    "out_dir",
+    "folder",
+    "freeze",
+    "tie",
+    "dry_run",
+    "config",
+    "baseline",
+    "html",
+    "explain",
+    "limits",
+    "max_drop",
+}
+"""Of the options that commands spell themselves, those that matter first."""
+
+
+def first_options(stages: Iterable[type[Any]]) -> set[str]:
+    """Return the names of the options that matter first, of these settings and of the commands' own."""
+    named = {name for stage in stages for name, _, _ in help_of(stage) if shown_of(stage, name).first}
+    return named | FIRST_OF_OWN
 
 
 def put(given: Given, stage: str, key: str, value: Any) -> Given:
@@ -60,21 +92,28 @@ def put(given: Given, stage: str, key: str, value: Any) -> Given:
 
 def _parameters(stage: type[Any]) -> dict[str, inspect.Parameter]:
     """One keyword parameter for each field; None stands for 'not given', so the help shows the default."""
-    defaults = stage()
     return {
         name: inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[
-                _plain(hint) | None,
-                typer.Option(
-                    *_flags(name, hint), help=_help(text, getattr(defaults, name)), show_default=False
-                ),
-            ],
+            annotation=Annotated[_plain(hint) | None, _option(stage, name, hint, text)],
         )
         for name, hint, text in help_of(stage)
     }
+
+
+def _option(stage: type[Any], name: str, hint: Any, text: str) -> Any:
+    shown = shown_of(stage, name)
+    takes = "LIST" if _is_list(hint) else {int: "N", float: "X"}.get(_plain(hint), "TEXT")
+    return typer.Option(
+        *_flags(name, hint),
+        help=f"{text} [{usual_of(stage, name)}]",
+        metavar=takes,
+        show_default=False,
+        rich_help_panel=shown.group,
+        autocompletion=completer(shown.values) if shown.values else None,
+    )
 
 
 def _flags(name: str, hint: Any) -> list[str]:
@@ -82,12 +121,12 @@ def _flags(name: str, hint: Any) -> list[str]:
     return [f"{flag}/--no-{name.replace('_', '-')}"] if hint is bool else [flag]
 
 
+def _is_list(hint: Any) -> bool:
+    return any(get_origin(item) is tuple for item in (hint, *get_args(hint)))
+
+
 def _plain(hint: Any) -> Any:
     """The type that typer reads: sequences come as comma-separated text."""
-    inner = next((item for item in get_args(hint) if item is not NoneType), hint)
-    hint = inner if get_origin(hint) is not tuple else hint
-    return str if get_origin(hint) is tuple else hint
-
-
-def _help(text: str, default: Any) -> str:
-    return text if default in (None, False) else f"{text} [{default}]"
+    if _is_list(hint):
+        return str
+    return next((item for item in get_args(hint) if item is not NoneType), hint)

@@ -1,22 +1,38 @@
 """What a run came to, written and printed: what simplify, prune and train end with."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 
 from kernelsimp.cli.console import emit_json, out
 from kernelsimp.records.report import Report
 from kernelsimp.report import report_json
+from kernelsimp.report.tables.headline import verdict_line
 from kernelsimp.report.terminal import report_tables
 
 
-def present_run(report: Report, folder: Path, json: str | None, *, quiet: bool) -> None:
+def present_run(report: Report, folder: Path, json: str | None, *, quiet: bool, everything: bool) -> None:
     """Write and print what a run came to; raises `typer.Exit` 1 where its budget was not met."""
     if json:
         emit_json(report_json(report), json)
     if not quiet and json != "-":
-        for table in report_tables(report):
+        for table in report_tables(report, everything=everything):
             out.print(table)
-        out.print(f"report: {folder}/report.html  report.md  report.json", markup=False)
+        files = sorted(
+            path.name for path in folder.iterdir() if path.is_file() and path.name != "report.html"
+        )
+        out.print(f"report: {folder}/report.html  {'  '.join(files)}", markup=False)
+        say_written((json,))
+        budget = "[green]budget met[/]" if report.budget_met else "[red]budget NOT met[/]"
+        out.print(f"done: {escape(verdict_line(report))}; {budget}; see {escape(str(folder))}/report.html")
     if not report.budget_met:
         raise typer.Exit(1)
+
+
+def say_written(places: Iterable[str | Path | None]) -> None:
+    """Name the files that a command has written; none where it wrote to stdout alone."""
+    written = [str(place) for place in places if place and str(place) != "-"]
+    if written:
+        out.print(f"written: {'  '.join(written)}", markup=False)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from kernelsimp.cli.console import watch_command
 from kernelsimp.cli.options import (
+    AllOption,
     ConfigOption,
     JsonOption,
     ModelArgument,
@@ -38,6 +39,7 @@ def prune(
     config: ConfigOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
+    everything: AllOption = False,
 ) -> None:
     """Set the smallest weights, kernels or filters to zero, train the rest, and report the cost."""
     from kernelsimp.cli.present import present_run
@@ -50,4 +52,4 @@ def prune(
     outputs.check_run(out_dir, Path(model), settings, config, json)
     with watch_command(quiet=quiet, json=json, run=out_dir) as watcher:
         result = command.prune(Path(model), settings, out_dir, watcher)
-    present_run(result, out_dir, json, quiet=quiet)
+    present_run(result, out_dir, json, quiet=quiet, everything=everything)

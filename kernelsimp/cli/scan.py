@@ -23,7 +23,9 @@ ExplainOption = Annotated[
     str | None, typer.Option("--explain", metavar="LAYER[OUT,IN]", help="show one kernel and its candidates")
 ]
 DeepOption = Annotated[bool, typer.Option("--deep", help="look for everything, however large the network")]
-JobsOption = Annotated[int, typer.Option("--jobs", help="checkpoints of a folder that are scanned at once")]
+JobsOption = Annotated[
+    int, typer.Option("--jobs", metavar="N", help="checkpoints of a folder that are scanned at once")
+]
 
 
 @with_settings(model=ModelSettings, scan=ScanSettings)
@@ -57,6 +59,7 @@ def scan(
 
 def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str, str | bool | None]) -> None:
     """Scan one checkpoint and write what was asked for."""
+    from kernelsimp.cli.present import say_written
     from kernelsimp.commands import scan as command
     from kernelsimp.files import write_text
     from kernelsimp.report import scan_html, scan_json
@@ -74,6 +77,7 @@ def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str,
     if not to["quiet"] and to["json"] != "-":
         for table in scan_tables(result):
             out.print(table)
+        say_written([str(to[name] or "") for name in ("json", "csv", "html")])
 
 
 def _explain(what: tuple[str, str], settings: Settings, watcher: TerminalWatcher, json: str | None) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from kernelsimp.cli.console import out, watch_command
 from kernelsimp.cli.options import (
+    AllOption,
     ConfigOption,
     JsonOption,
     ModelArgument,
@@ -26,6 +27,15 @@ from kernelsimp.settings import (
     RunSettings,
 )
 
+FreezeOption = Annotated[
+    bool, typer.Option("--freeze", help="the same as --hold freeze", rich_help_panel="Hold and train")
+]
+TieOption = Annotated[
+    bool, typer.Option("--tie", help="the same as --hold tie", rich_help_panel="Hold and train")
+]
+NoFreezeOption = Annotated[
+    bool, typer.Option("--no-freeze", help="the same as --hold none", rich_help_panel="Hold and train")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the plan and change nothing")]
 
 
@@ -41,13 +51,14 @@ def simplify(
     model: ModelArgument,
     given: Given,
     out_dir: OutOption = None,
-    freeze: Annotated[bool, typer.Option("--freeze", help="the same as --hold freeze")] = False,
-    tie: Annotated[bool, typer.Option("--tie", help="the same as --hold tie")] = False,
-    no_freeze: Annotated[bool, typer.Option("--no-freeze", help="the same as --hold none")] = False,
+    freeze: FreezeOption = False,
+    tie: TieOption = False,
+    no_freeze: NoFreezeOption = False,
     dry_run: DryRunOption = False,
     config: ConfigOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
+    everything: AllOption = False,
 ) -> None:
     """Replace near-structured kernels by the exact thing, hold them, train the rest, and report the cost."""
     from kernelsimp.cli.present import present_run
@@ -74,7 +85,7 @@ def simplify(
         else:
             plan = command.plan_only(Path(model), settings, watcher)
     if out_dir is not None and not dry_run:
-        present_run(result, out_dir, json, quiet=quiet)
+        present_run(result, out_dir, json, quiet=quiet, everything=everything)
     elif not quiet and json != "-":
         for table in plan_tables(plan):
             out.print(draw(table))

@@ -5,7 +5,15 @@ from typing import Annotated
 import typer
 
 from kernelsimp.cli.console import watch_command
-from kernelsimp.cli.options import ConfigOption, JsonOption, OutOption, QuietOption, put, with_settings
+from kernelsimp.cli.options import (
+    AllOption,
+    ConfigOption,
+    JsonOption,
+    OutOption,
+    QuietOption,
+    put,
+    with_settings,
+)
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import (
     DataSettings,
@@ -45,6 +53,7 @@ def train(
     config: ConfigOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
+    everything: AllOption = False,
 ) -> None:
     """Train a network from scratch, with its kernels constrained or penalised, and report what came of it."""
     from kernelsimp.cli.present import present_run
@@ -62,4 +71,4 @@ def train(
         return
     with watch_command(quiet=quiet, json=json, run=out_dir) as watcher:
         result = command.train(settings, out_dir, watcher)
-    present_run(result, out_dir, json, quiet=quiet)
+    present_run(result, out_dir, json, quiet=quiet, everything=everything)

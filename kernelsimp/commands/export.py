@@ -8,18 +8,17 @@ import torch
 from torch import Tensor
 
 from kernelsimp.commands.audit import input_shape
-from kernelsimp.commands.inputs import settle_for_check, settle_for_model
+from kernelsimp.commands.inputs import checkpoint_of, settle_for_check, settle_for_model
 from kernelsimp.commands.run import ExportSource, pack_source
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.files import write_atomically, write_bytes
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
 from kernelsimp.models.digest import tensors_sha256
-from kernelsimp.models.folders import files_of, is_in_parts, written_places
+from kernelsimp.models.folders import files_of, is_in_parts
 from kernelsimp.models.network import open_network
 from kernelsimp.models.storage import unreal
 from kernelsimp.models.wrappers import value_at
 from kernelsimp.records.plan_file import read_plan
-from kernelsimp.records.report import Report
 from kernelsimp.report import read_report
 from kernelsimp.settings import Given, ModelSettings
 from kernelsimp.watch import SILENT, Watcher
@@ -111,15 +110,6 @@ def open_source(place: Path, given: Given, *, runs: bool) -> ExportSource:
     path, settings = checkpoint_of(place, report), settle_for_check(given, None, place, runs=runs)
     plan = read_plan(place / "plan.safetensors")
     return ExportSource(path, load_checkpoint(path, settings.model), settings, plan)
-
-
-def checkpoint_of(run: Path, report: Report) -> Path:
-    """Return the checkpoint that a run wrote; it has the name of the one it came from."""
-    places = written_places(run, Path(str(report.provenance.get("input", ""))))
-    for path in places:
-        if path.is_file() or is_in_parts(path):
-            return path
-    raise KernelsimpError(f"{run}: the run's checkpoint '{places[0].name}' is not there; run simplify again")
 
 
 def _to_packed(source: ExportSource, path: Path, _: Watcher) -> Said:

@@ -12,7 +12,9 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.memory import GB, PIXELS_AT_ONCE, Room, free_bytes, resident_bytes
 from kernelsimp.models.architectures import recipe_of
+from kernelsimp.models.folders import is_in_parts, written_places
 from kernelsimp.models.network import device_of
+from kernelsimp.records.report import Report
 from kernelsimp.records.verdict import printable
 from kernelsimp.report import read_report
 from kernelsimp.settings import Given, Settings
@@ -60,6 +62,32 @@ def settle_for_check(
             f"pass --arch {said} if you trust it"
         )
     return settings
+
+
+def checkpoint_of(run: Path, report: Report) -> Path:
+    """Return the checkpoint that a run wrote; it has the name of the one it came from."""
+    places = written_places(run, Path(str(report.provenance.get("input", ""))))
+    for path in places:
+        if path.is_file() or is_in_parts(path):
+            return path
+    raise KernelsimpError(f"{run}: the run's checkpoint '{places[0].name}' is not there; run simplify again")
+
+
+def is_run(place: Path) -> bool:
+    """Say whether a path is the folder of a run."""
+    return place.is_dir() and (place / "report.json").is_file()
+
+
+def model_file(place: Path) -> Path:
+    """Return the checkpoint that a RUN folder stands for; any other path is returned as it is."""
+    return checkpoint_of(place, read_report(place)) if is_run(place) else place
+
+
+def settle_for_place(given: Given, config: str | None, place: Path) -> Settings:
+    """Return all settings for a checkpoint, or for a RUN folder, then those of its run below the rest."""
+    if not is_run(place):
+        return settle_for_model(given, config)
+    return settle_for_check(given, config, place)
 
 
 def open_data(settings: Settings, watcher: Watcher = SILENT) -> Data | None:

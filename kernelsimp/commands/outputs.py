@@ -45,6 +45,15 @@ def check_outputs(
             raise KernelsimpError(f"{option} and {other} are both {target}; one would be lost, name another")
 
 
+def check_is_run(run: Path) -> None:
+    """Raise `KernelsimpError` where there is no report to read; needs no import that takes long."""
+    place = run / "report.json" if run.is_dir() else run
+    if not place.exists():
+        raise KernelsimpError(
+            f"{place}: there is no report; 'kernelsimp simplify --out RUN' writes RUN/report.json"
+        )
+
+
 def check_run(
     out: Path, model: Path | None, settings: Settings, config: str | None, json: str | None = None
 ) -> None:

@@ -1,7 +1,9 @@
-"""Reports of runs that are over: rendered again, or two side by side."""
+"""Reports of runs that are over: rendered again, two side by side, or any number in one table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
 from kernelsimp.records.report import Report
 from kernelsimp.report import (
@@ -9,9 +11,12 @@ from kernelsimp.report import (
     pair_html,
     pair_markdown,
     read_report,
+    runs_html,
+    runs_markdown,
 )
 from kernelsimp.report.run_folder import RunFolder
 from kernelsimp.report.tables.pair import pair_tables
+from kernelsimp.report.tables.runs import runs_table, warnings_of
 from kernelsimp.report.tables.table import Table
 
 
@@ -23,20 +28,34 @@ def render_again(folder: Path) -> Report:
     return report
 
 
-def short_names(folders: tuple[Path, Path]) -> tuple[str, str]:
-    """Return the last part of each path, and as many before it as it takes to tell the two apart."""
+def short_names(folders: Sequence[Path]) -> tuple[str, ...]:
+    """Return the last part of each path, and as many before it as it takes to tell all apart."""
     parts = [folder.absolute().parts for folder in folders]
     for count in range(1, max(map(len, parts))):
         tails = [str(Path(*part[-count:])) for part in parts]
-        if tails[0] != tails[1]:
-            return tails[0], tails[1]
-    return str(folders[0]), str(folders[1])
+        if len(set(tails)) == len(tails):
+            return tuple(tails)
+    return tuple(map(str, folders))
+
+
+def render_runs(folders: Sequence[Path], out: Path) -> tuple[Table, tuple[str, ...]]:
+    """Write runs.md and runs.html of any number of runs into `out`; return their table and the warnings.
+
+    Raises `KernelsimpError` for a run that cannot be read and for one that is named twice.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise KernelsimpError("report: one run is named twice; name each once")
+    runs = tuple(zip(short_names(folders), map(read_report, folders), strict=True))
+    write_text(out / "runs.md", runs_markdown(runs))
+    write_text(out / "runs.html", runs_html(runs))
+    return runs_table(runs), warnings_of(runs)
 
 
 def render_pair(folders: tuple[Path, Path], out: Path) -> tuple[Table, ...]:
     """Write pair.md and pair.html of two runs into `out`, and return their tables."""
     reports = (read_report(folders[0]), read_report(folders[1]))
-    names = short_names(folders)
+    one, other = short_names(folders)
+    names = (one, other)
     write_text(out / "pair.md", pair_markdown(reports, names))
     write_text(out / "pair.html", pair_html(reports, names))
     return pair_tables(reports, names)

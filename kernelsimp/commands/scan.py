@@ -86,15 +86,26 @@ def folder_scan(job: FolderJob, watcher: Watcher = SILENT) -> tuple[ScanLine, ..
 
 
 def checkpoints_in(folder: Path) -> tuple[Path, ...]:
-    """Return the checkpoints under a folder by their names, hidden ones left out.
+    """Return the checkpoints under a folder by their names.
 
-    A network in parts is one, by its folder; its files are none.
+    A network in parts is one, by its folder; its files are none. Left out are hidden files and what a run
+    keeps beside its report: its plan, and states to go on from.
     """
     places = [path for path in folder.rglob("*") if not path.name.startswith(".")]
     parted = [path for path in places if path.is_dir() and is_in_parts(path)]
     parts = {part for path in parted for part in files_of(path)}
     found = {path for path in places if path.suffix.lower() in SUFFIXES and path.is_file()}
-    return tuple(sorted((found - parts) | set(parted)))
+    return tuple(sorted(path for path in (found - parts) | set(parted) if not _of_a_run(path, folder)))
+
+
+def _of_a_run(path: Path, folder: Path) -> bool:
+    if path.name == "plan.safetensors" and (path.parent / "report.json").is_file():
+        return True
+    above = [folder, *(folder / part for part in path.relative_to(folder).parents)]
+    resumed = [place for place in above if place.name == "resume"]
+    return any(
+        (place.parent / name).is_file() for place in resumed for name in ("report.json", "settings.toml")
+    )
 
 
 def scan_one(job: FolderJob, path: Path) -> ScanLine:

@@ -2,8 +2,8 @@
 
 from kernelsimp.records.serialise import json_text
 from kernelsimp.report.baselines import baseline_text, read_baseline, write_baseline
-from kernelsimp.report.html import pair_html, report_html, scan_html
-from kernelsimp.report.markdown import pair_markdown, report_markdown
+from kernelsimp.report.html import pair_html, report_html, runs_html, scan_html
+from kernelsimp.report.markdown import pair_markdown, report_markdown, runs_markdown
 from kernelsimp.report.pictures.gallery import Gallery, Picture, choose, gallery_of, with_p
 from kernelsimp.report.pictures.gallery_file import load_gallery, save_gallery
 from kernelsimp.report.store import read_report, report_json, scan_json, verdict_json
@@ -23,6 +23,8 @@ __all__ = [
     "report_html",
     "report_json",
     "report_markdown",
+    "runs_html",
+    "runs_markdown",
     "save_gallery",
     "scan_html",
     "scan_json",

@@ -10,7 +10,8 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from kernelsimp.settings import Settings, help_of
+from kernelsimp.option_fields import help_of
+from kernelsimp.settings import Settings
 from kernelsimp.settings_file import CAN_NAME_CODE, names_code
 
 UNSPOKEN = ("scan", "train", "prune", "audit", "compare")

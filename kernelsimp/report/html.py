@@ -6,6 +6,7 @@ and script by their hashes and pictures from data addresses, and nothing else.
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -39,6 +40,7 @@ from kernelsimp.report.tables.headline import headline, speed_words, survival_wo
 from kernelsimp.report.tables.pair import pair_tables
 from kernelsimp.report.tables.robustness import SAYS, robustness_charts, robustness_tables
 from kernelsimp.report.tables.run import control_table, family_table, layer_table, stage_table
+from kernelsimp.report.tables.runs import Named, runs_table, sorted_runs, warnings_of
 from kernelsimp.report.tables.scan import (
     scan_facts,
     scan_family_table,
@@ -126,6 +128,26 @@ def pair_html(reports: tuple[Report, Report], names: tuple[str, str]) -> str:
         facts=(),
         sections=sections,
         schema=reports[0].schema,
+    )
+
+
+def runs_html(runs: Sequence[Named]) -> str:
+    """Return any number of runs, each with its name, as one self-contained page: a table, two charts."""
+    ordered = sorted_runs(runs)
+    numbered = [(f"{place} {name}", report) for place, (name, report) in enumerate(ordered, 1)]
+    warned = Table("Warnings", ("warning",), tuple((text,) for text in warnings_of(runs)))
+    sections = [
+        Section("Warnings", tables=_tables_with_rows(warned)),
+        Section("Accuracy and what was kept", figures.runs(ordered)),
+        Section("Runs", tables=(runs_table(numbered),), sortable=True),
+    ]
+    return _page(
+        title=f"{len(ordered)} runs",
+        lead=f"Sorted by degrees of freedom left; charts number them alike. "
+        f"{speed_words(*(report for _, report in ordered))}",
+        facts=(),
+        sections=[section for section in sections if section.charts or section.tables],
+        schema=ordered[0][1].schema,
     )
 
 

@@ -5,6 +5,7 @@ tag, a link, a table cell or a line.
 """
 
 import re
+from collections.abc import Sequence
 
 from kernelsimp.records.report import Report
 from kernelsimp.records.verdict import printable
@@ -15,6 +16,7 @@ from kernelsimp.report.tables.headline import headline, label_words, speed_words
 from kernelsimp.report.tables.pair import pair_tables
 from kernelsimp.report.tables.robustness import robustness_tables
 from kernelsimp.report.tables.run import control_table, family_table, layer_table, stage_table
+from kernelsimp.report.tables.runs import Named, runs_table, warnings_of
 from kernelsimp.report.tables.table import Table, flat, pairs
 
 MOST_LAYERS = 60
@@ -47,6 +49,12 @@ def pair_markdown(reports: tuple[Report, Report], names: tuple[str, str]) -> str
     """Return two runs side by side as Markdown."""
     parts = ["# Two runs side by side", *(section(table) for table in pair_tables(reports, names))]
     return "\n\n".join(parts) + "\n"
+
+
+def runs_markdown(runs: Sequence[Named]) -> str:
+    """Return any number of runs, each with its name, in one table as Markdown."""
+    warned = [f"**Warning**: {escape_markdown(text)}." for text in warnings_of(runs)]
+    return "\n\n".join([f"# {len(runs)} runs", *warned, section(runs_table(runs))]) + "\n"
 
 
 def section(table: Table) -> str:

@@ -2,13 +2,13 @@
 
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
 
@@ -29,6 +29,10 @@ from kernelsimp.report.tables.table import Table
 
 NAME = 24
 """The first column of a table, names, is not squeezed below this many characters."""
+GAP = 3
+"""Characters between two columns."""
+MOST = 8
+"""Rows of structures on a terminal, unless all are asked for."""
 
 
 def as_text(parts: Iterable[RenderableType], width: int = 100) -> str:
@@ -42,15 +46,63 @@ def as_text(parts: Iterable[RenderableType], width: int = 100) -> str:
 
 def draw(table: Table) -> RenderableType:
     """Return a table for the terminal, or nothing where it has no rows."""
-    if not table.rows:
-        return Group()
+    return Fitted(table) if table.rows else Group()
+
+
+class Fitted:
+    """A table as wide as the screen: no word is broken, columns that do not fit are left out."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield _drawn(self.table, column_widths(self.table, options.max_width))
+
+
+def fitting_columns(table: Table, width: int) -> list[int]:
+    """Return the columns that a screen of `width` characters has room for; the first always stands."""
+    kept = list(range(len(table.heads)))
+    rest = [place for place in reversed(kept[1:]) if place not in table.least]
+    for place in (*table.least, *rest):
+        if sum(_least_width(table, column) + GAP for column in kept) - 1 <= width or len(kept) <= 2:
+            break
+        kept.remove(place)
+    return kept
+
+
+def _least_width(table: Table, place: int) -> int:
+    """Return the narrowest that a column can be: of text its longest word, of figures its longest figure."""
+    cells = [row[place] for row in table.rows]
+    words = (word for cell in cells for word in (cell.split() if place in table.text else [cell]))
+    head = max(map(len, table.heads[place].split()), default=0)
+    longest = max([head, *map(len, words)])
+    return min(longest, NAME) if place == 0 else longest
+
+
+def column_widths(table: Table, width: int) -> dict[int, int]:
+    """Return how wide each column that fits is: as wide as it would be, but for what is wanting.
+
+    That is taken from the columns with most to spare; none is narrower than its longest word.
+    """
+    least = {place: _least_width(table, place) for place in fitting_columns(table, width)}
+    widths = {
+        place: max(len(table.heads[place]), *(len(row[place]) for row in table.rows)) for place in least
+    }
+    wanting = sum(widths.values()) + GAP * len(widths) - 1 - width
+    for place in sorted(widths, key=lambda place: least[place] - widths[place]):
+        cut = max(0, min(widths[place] - least[place], wanting))
+        widths[place] -= cut
+        wanting -= cut
+    return widths
+
+
+def _drawn(table: Table, widths: Mapping[int, int]) -> RichTable:
     rich = RichTable(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, head in enumerate(table.heads):
-        wide = max(len(row[0]) for row in table.rows) if place == 0 else 0
+    for place, width in widths.items():
         justify: Literal["left", "right"] = "left" if place in table.text else "right"
-        rich.add_column(escape(head), justify=justify, overflow="fold", min_width=min(wide, NAME) or None)
+        rich.add_column(escape(table.heads[place]), justify=justify, overflow="fold", width=width)
     for row in table.rows:
-        rich.add_row(*(escape(cell) for cell in row))
+        rich.add_row(*(escape(row[place]) for place in widths))
     return rich
 
 
@@ -63,9 +115,7 @@ def scan_tables(scan: Scan) -> Iterator[RenderableType]:
     kernels, dead = sum(layer.kernels for layer in scan.layers), sum(layer.dead for layer in scan.layers)
     pointwise = f", {scan.pointwise:,} pointwise kernels apart" if scan.pointwise else ""
     yield f"{len(scan.layers)} layers, {kernels:,} kernels larger than 1x1 ({dead:,} dead){pointwise}"
-    near = scan_rows.near_words(scan)
-    if near:
-        yield near
+    yield from filter(None, (scan_rows.near_words(scan), scan_rows.found_words(scan)))
     if scan.skipped:
         yield f"{len(scan.skipped)} tensors are no convolution; --json lists each with the reason"
 
@@ -100,15 +150,19 @@ def folder_tables(lines: Sequence[ScanLine]) -> Iterator[RenderableType]:
     yield draw(failure_table(lines))
 
 
-def report_tables(report: Report) -> Iterator[RenderableType]:
-    """Yield the report's headline, stages and structures."""
+def report_tables(report: Report, *, everything: bool = False) -> Iterator[RenderableType]:
+    """Yield the report's headline, stages and structures, of these the commonest or `everything`."""
     facts = tuple((fact.name, fact.value, fact.note) for fact in headline(report))
     yield draw(Table("Result", ("what", "value", ""), facts, frozenset({0, 2})))
     yield draw(run_tables.stage_table(report))
     yield draw(metric_table(report))
     yield draw(round_table(report))
     yield draw(training_table(report))
-    yield draw(run_tables.family_table(report))
+    structures = run_tables.family_table(report)
+    left = 0 if everything else max(len(structures.rows) - MOST, 0)
+    yield draw(replace(structures, rows=structures.rows[: len(structures.rows) - left]))
+    if left:
+        yield f"and {left} more (--all)"
     yield draw(run_tables.control_table(report))
     yield from map(draw, robustness_tables(report.robustness)[:2])  # the summary and the comparison
     for note in report.notes:
@@ -120,7 +174,7 @@ def verdict_tables(verdict: Verdict) -> Iterator[RenderableType]:
     yield draw(ci_formats.verdict_table(verdict))
     yield draw(ci_formats.finding_table(verdict))
     yield from (escape(printable(note)) for note in verdict.notes)
-    yield "check: FAILED" if verdict.exit_code else "check: passed"
+    yield "check: [red]FAILED[/]" if verdict.exit_code else "check: [green]passed[/]"
 
 
 def family_catalogue(shape: tuple[int, int]) -> RenderableType:

@@ -3,7 +3,7 @@
 The sentences beside the charts say what they can and cannot show.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,11 @@ from markupsafe import Markup
 from kernelsimp.records.report import Control, Report, Stage
 from kernelsimp.records.scan import Scan
 from kernelsimp.records.verdict import printable
+from kernelsimp.report import fmt
 from kernelsimp.report.pictures.charts import Level, SeenAgainstChance, against_chance, curve, dots, waterfall
+from kernelsimp.report.pictures.scatter import Point, scatter
 from kernelsimp.report.store import family_totals
+from kernelsimp.report.tables.runs import Named, bytes_of, last_stage
 from kernelsimp.report.tables.scan import null_of
 
 Charts = tuple[Markup, ...]
@@ -106,3 +109,24 @@ def _arm(arm: Control, total: int) -> Level:
     name = arm.name.removesuffix(TUNED)
     label = name if name == arm.name else f"tuned: {name}"  # long names are cut at their end
     return Level(printable(label), arm.top1, arm.top1 - half, arm.top1 + half)
+
+
+def runs(ordered: Sequence[Named]) -> tuple[Markup, ...]:
+    """Return accuracy against degrees of freedom left and against bytes, of the runs that measured it."""
+    drawn = [(name, report, stage) for name, report in ordered if (stage := last_stage(report))]
+    if not drawn:
+        return ()
+    axes = (
+        (
+            "degrees of freedom left",
+            lambda report: 100 * report.dof.fraction,
+            lambda value: fmt.percent(value, 0),
+        ),
+        ("bytes, packed or zipped", lambda report: float(bytes_of(report)), fmt.size),
+    )
+    return tuple(
+        scatter(
+            [Point(name, x(report), stage.top1, *stage.ci95) for name, report, stage in drawn], axis, spell
+        )
+        for axis, x, spell in axes
+    )

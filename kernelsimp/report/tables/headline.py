@@ -25,6 +25,28 @@ def headline(report: Report) -> tuple[Fact, ...]:
     )
 
 
+def stage_word(report: Report, stage: str) -> str:
+    """Return what a stage is called in words: a training of which no epoch was kept has tuned nothing."""
+    if stage == "finetuned" and report.training and not any(epoch.kept for epoch in report.training):
+        return "simplified, no epoch kept"
+    return stage
+
+
+def verdict_line(report: Report) -> str:
+    """Say in one line what was done, what it cost on which images, and whether the budget was met."""
+    kernels, parts = report.kernels, []
+    parts.append(f"{fmt.count(kernels.simplified)} of {fmt.count(kernels.total)} kernels simplified")
+    accuracy = report.accuracy
+    if accuracy is not None and accuracy.stages:
+        last = accuracy.stages[-1]
+        change = f" ({fmt.points(accuracy.change_pp)})" if len(accuracy.stages) > 1 else ""
+        parts.append(f"{fmt.percent(last.top1)} of {last.split} images right{change}")
+    else:
+        parts.append("accuracy not measured")
+    parts.append(f"{fmt.share(report.dof.fraction)} of the degrees of freedom left")
+    return ", ".join(parts)
+
+
 def label_words(report: Report) -> str:
     """Spell how many kernels were found, imposed and, if any, zeroed or denoised."""
     kernels = report.kernels
@@ -79,7 +101,7 @@ def _accuracy_facts(report: Report) -> tuple[Fact, ...]:
         return (before,)  # a network trained from scratch: nothing came before it
     return (
         before,
-        Fact(f"accuracy, {last.stage}", fmt.percent(last.top1), _stage_note(report, -1)),
+        Fact(f"accuracy, {stage_word(report, last.stage)}", fmt.percent(last.top1), _stage_note(report, -1)),
         Fact(
             "accuracy change",
             fmt.points(accuracy.change_pp),

@@ -7,6 +7,7 @@ from kernelsimp.kernels.structures import DENOISED
 from kernelsimp.records.report import LayerReport, Report
 from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
+from kernelsimp.report.tables.headline import stage_word
 from kernelsimp.report.tables.table import Table, families_text, ranked_families
 
 
@@ -15,7 +16,7 @@ def stage_table(report: Report) -> Table:
     stages = report.accuracy.stages if report.accuracy else ()
     rows = [
         (
-            printable(stage.stage),
+            printable(stage_word(report, stage.stage)),
             fmt.percent(stage.top1),
             fmt.right_of(stage),
             fmt.interval(*stage.ci95),
@@ -24,7 +25,12 @@ def stage_table(report: Report) -> Table:
         )
         for place, stage in enumerate(stages)
     ]
-    return Table("Accuracy", ("stage", "top-1", "correct", "95 % interval", "change", "loss"), tuple(rows))
+    return Table(
+        "Accuracy",
+        ("stage", "top-1", "correct", "95 % interval", "change", "loss"),
+        tuple(rows),
+        least=(5, 3),
+    )
 
 
 def layer_table(report: Report) -> Table:
@@ -107,4 +113,4 @@ def control_table(report: Report) -> Table:
         )
         for arm in report.controls
     ]
-    return Table("Controls", heads, tuple(rows), frozenset({0, 6}))
+    return Table("Controls", heads, tuple(rows), frozenset({0, 6}), least=(3, 5, 1))

@@ -37,6 +37,19 @@ def near_words(scan: Scan) -> str | None:
     )
 
 
+def found_words(scan: Scan) -> str | None:
+    """Say how both can be where more kernels are found than match; nothing for other scans."""
+    matching = sum(int((layer.best >= 0).sum()) for layer in scan.layers)
+    found = sum(int(layer.found.sum()) for layer in scan.layers)
+    if found <= matching:
+        return None
+    outside = sum(int((layer.found & (layer.best < 0)).sum()) for layer in scan.layers)
+    return (
+        f"{fmt.count(found)} are found (nearer to a family than chance explains), {fmt.count(matching)} "
+        f"match (lie within the tolerance); {fmt.count(outside)} are found and do not match"
+    )
+
+
 def null_of(scan: Scan) -> str:
     """Return the null that the scan was asked for."""
     return str(scan.settings.get("null") or "white")
@@ -68,7 +81,7 @@ def scan_family_brief(scan: Scan) -> Table:
             figures = (fmt.number(chance.get("expected")), _times(chance.get("enrichment")))
             found = fmt.count(chance.get("found"))
             rows.append((printable(name), fmt.count(total["observed"]), *figures, found, null))
-    return Table("Families", heads, tuple(rows), frozenset({0, 5}))
+    return Table("Families", heads, tuple(rows), frozenset({0, 5}), least=(5, 2))
 
 
 def most_structured(scan: Scan) -> tuple[LayerScan, ...]:
@@ -110,7 +123,7 @@ def scan_layer_table(scan: Scan) -> Table:
     layers = most_structured(scan)
     rows = tuple(_scan_row(scan, layer) for layer in layers)
     shares = tuple(float((layer.best >= 0).mean()) if layer.best.size else 0.0 for layer in layers)
-    return Table("Layers", heads, rows, frozenset({0, 1, 2, 7}), {5: shares})
+    return Table("Layers", heads, rows, frozenset({0, 1, 2, 7}), {5: shares}, least=(2, 1, 4))
 
 
 def _scan_row(scan: Scan, layer: LayerScan) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from kernelsimp.report import fmt
 class Table:
     """A title, column heads, rows of as many cells; `text` columns are left-aligned, the others right.
 
-    `bars` gives for some columns a share 0..1 for each row, where a bar can be drawn beside a figure.
+    `bars` gives for some columns a share 0..1 for each row, where a bar can be drawn beside a figure; `least`
+    the columns that a narrow screen does without, those that go first before the others.
     """
 
     title: str
@@ -23,6 +24,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     text: frozenset[int] = frozenset({0})
     bars: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    least: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""Any number of runs in one table, sorted by the degrees of freedom left, and what makes them differ."""
+
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from kernelsimp.records.report import Report, Stage
+from kernelsimp.records.verdict import printable
+from kernelsimp.report import fmt
+from kernelsimp.report.tables.table import Table
+
+Named = tuple[str, Report]
+
+
+def sorted_runs(runs: Sequence[Named]) -> tuple[Named, ...]:
+    """Return runs from the fewest degrees of freedom left to the most, names breaking ties."""
+    return tuple(sorted(runs, key=lambda run: (run[1].dof.fraction, run[0])))
+
+
+def last_stage(report: Report) -> Stage | None:
+    """Return the accuracy that a run ended with, on the test split, where it was measured."""
+    return report.accuracy.stages[-1] if report.accuracy and report.accuracy.stages else None
+
+
+def bytes_of(report: Report) -> int:
+    """Return the bytes of a run's network in its smallest lossless form."""
+    return report.size.packed or report.size.zip
+
+
+def runs_table(runs: Sequence[Named]) -> Table:
+    """Return one row a run: accuracy with its interval, what it kept, bytes, whether its budget was met."""
+    heads = ("run", "network", "test top-1", "95 % interval", "change", "DOF left", "found", "simplified")
+    last = ("bytes", "budget")
+    rows = tuple(_row(name, report) for name, report in sorted_runs(runs))
+    return Table("Runs", (*heads, *last), rows, frozenset({0, 1, 3, 9}))
+
+
+def _row(name: str, report: Report) -> tuple[str, ...]:
+    stage, accuracy = last_stage(report), report.accuracy
+    changed = accuracy.change_pp if accuracy and len(accuracy.stages) > 1 else None
+    return (
+        printable(name),
+        printable(PurePath(str(report.provenance.get("input") or "–")).name),
+        fmt.percent(stage.top1 if stage else None),
+        fmt.interval(*stage.ci95) if stage else fmt.DASH,
+        fmt.points(changed) if changed is not None else fmt.DASH,
+        fmt.share(report.dof.fraction),
+        fmt.count(report.kernels.found),
+        f"{fmt.count(report.kernels.simplified)} of {fmt.count(report.kernels.total)}",
+        fmt.size(bytes_of(report)),
+        "met" if report.budget_met else "not met",
+    )
+
+
+def warnings_of(runs: Sequence[Named]) -> tuple[str, ...]:
+    """Say where runs are of other networks or were measured on other images, which no table can compare."""
+    told = []
+    for key, what in (("input_sha256", "networks"), ("data_fingerprint", "test images")):
+        groups: dict[str, list[str]] = {}
+        for name, report in runs:
+            groups.setdefault(str(report.provenance.get(key)), []).append(name)
+        if len(groups) > 1:
+            parts = "; ".join(", ".join(printable(name) for name in names) for names in groups.values())
+            told.append(f"the runs have different {what}, their figures do not compare: {parts}")
+    return tuple(told)
