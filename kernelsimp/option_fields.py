@@ -54,6 +54,7 @@ GROUPS: Mapping[str, str] = {
     "PruneSettings": "What to remove",
     "AuditSettings": "Cheaper layers",
     "CompareSettings": "How to compare",
+    "CodingSettings": BUDGET,
     "RunSettings": OUTPUT,
     "TrainSettings": "Constraints and penalties",
 }
