@@ -33,7 +33,7 @@ def export(
     ] = None,
     holdout: Annotated[
         str | None,
-        typer.Option(metavar="SPLIT|DATA", help="coded: judge --max-drop by this split or --data form"),
+        typer.Option(metavar="SPLIT", help="coded: judge --max-drop by this split or --data form"),
     ] = None,
     metric: Annotated[
         str | None, typer.Option(metavar="CODE", help="coded: file.py:callable that judges --max-drop")

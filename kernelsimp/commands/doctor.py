@@ -23,6 +23,7 @@ EXTRAS = {
     "demo": ("scikit-learn", "the data of --data digits and of the demo"),
     "timm": ("timm", "networks as --arch timm:NAME"),
     "onnx": ("onnx", "export --to onnx, and reading ONNX weights"),
+    "coding": ("numba", "export --to coded: its search and coder"),
     "tensorboard": ("tensorboard", "curves of a training in TensorBoard"),
 }
 """The extras of the package: what each needs, and what for."""

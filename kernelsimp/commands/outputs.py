@@ -9,7 +9,6 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.models.folders import files_of, is_in_parts, written_name
 from kernelsimp.settings import Settings
 from kernelsimp.settings_file import names_code
 
@@ -58,6 +57,8 @@ def check_run(
     out: Path, model: Path | None, settings: Settings, config: str | None, json: str | None = None
 ) -> None:
     """Raise `KernelsimpError` where a run in the directory `out` would overwrite an input."""
+    from kernelsimp.models.folders import files_of, is_in_parts, written_name  # torch takes seconds
+
     names = (*FILES, *((written_name(model),) if model else ()))
     files = [("--out", out), *(("--out", out / name) for name in names)]
     # any other folder is refused where it is opened
