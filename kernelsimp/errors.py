@@ -31,7 +31,13 @@ class HoldError(KernelsimpError):
     exit_code = 3
 
 
-EXTRAS = {"demo": "scikit-learn", "onnx": "onnx", "timm": "timm", "tensorboard": "tensorboard"}
+EXTRAS = {
+    "demo": "scikit-learn",
+    "onnx": "onnx",
+    "timm": "timm",
+    "tensorboard": "tensorboard",
+    "coding": "numba",
+}
 """The package that each optional part needs."""
 
 

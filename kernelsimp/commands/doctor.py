@@ -5,6 +5,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from kernelsimp.errors import how_to_install
 from kernelsimp.version import __version__
 
 NEEDED = (
@@ -84,7 +85,7 @@ def _extras() -> list[Finding]:
     found = []
     for extra, (package, purpose) in EXTRAS.items():
         there = _version(package)
-        advice = "" if there else f"pip install 'kernelsimp[{extra}]': {purpose}"
+        advice = "" if there else f"{how_to_install(extra)}: {purpose}"
         found.append(Finding(f"extra {extra}", there or "missing", bool(there), False, advice))
     return found
 

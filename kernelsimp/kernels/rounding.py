@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsimp.errors import KernelsimpError
+from kernelsimp.errors import KernelsimpError, how_to_install
 from kernelsimp.kernels.compiled import AVAILABLE, compiled, compiled_freely
 from kernelsimp.kernels.integer_coding import (
     BINS,
@@ -30,7 +30,7 @@ from kernelsimp.kernels.range_coder import Integers
 
 Array = NDArray[np.float64]
 
-NO_COMPILER = "--to coded searches in compiled loops and numba is not here: pip install 'kernelsimp[coding]'"
+NO_COMPILER = f"--to coded searches in compiled loops and numba is not here; {how_to_install('coding')}"
 
 BREADTH = 16
 COARSE = 1.3
