@@ -99,22 +99,13 @@ def test_words_that_name_nothing() -> None:
         refusal(lambda: build_model("whatever")) == f"--arch 'whatever' is no architecture; expected {FORMS}"
     )
     listed = f"known: {', '.join(sorted(ZOO))}"
-    nearest = {
-        "resnet200": "resnet20",
-        "resnet21": "resnet20",
-        "resnet18": "resnet20",
-        "digits": "digits-cnn",
-    }
-    for name, near in {**nearest, "resnet2o": "resnet20"}.items():
+    nearest = dict.fromkeys(("resnet200", "resnet21", "resnet18", "resnet2o"), "resnet20")
+    for name, near in {**nearest, "digits": "digits-cnn"}.items():
         assert (
             refusal(partial(build_model, f"zoo:{name}"))
             == f"zoo:{name}: no such network; did you mean '{near}'? {listed}"
         )
     assert refusal(lambda: build_model("zoo:vgg")) == f"zoo:vgg: no such network; {listed}"
-    assert (
-        refusal(lambda: build_model("zoo:vgg"))
-        == f"zoo:vgg: no such network; known: {', '.join(sorted(ZOO))}"
-    )
     assert refusal(lambda: build_model("torchvision:resnet81")) == (
         "torchvision:resnet81: no such network; did you mean 'resnet18'?"
     )

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from kernelsimp.errors import DamagedError, KernelsimpError
 from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.files import read_sealed, write_sealed
-from kernelsimp.memory import is_out_of_memory
+from kernelsimp.memory import give_back, is_out_of_memory
 from kernelsimp.models.hooks import Call, Trace, tap_convolutions
 from kernelsimp.shelf import count_images
 from kernelsimp.solver.moments import ROWS_AT_ONCE, WindowSampling, rows_of, sampling_for, windows
@@ -65,6 +65,7 @@ def survey(
                 done += len(part)
                 watcher.step(len(part))
             first += len(batch)
+            give_back()
     if not surveyor.heard:
         watcher.warn("this network gives no gradients: every output channel counts alike")
     return surveyor.result(count)

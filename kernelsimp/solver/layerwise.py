@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
-from kernelsimp.memory import USUAL, Room
+from kernelsimp.memory import USUAL, Room, give_back
 from kernelsimp.models.hooks import Trace, Use
 from kernelsimp.models.layers import conv_modules, stored_order, tensor_name
 from kernelsimp.models.replay import Replay
@@ -141,6 +141,7 @@ def reconstruct(
             _fit_layer(state, use, (layer, target), moments)
         elif target:
             _store(state, layer, target.nearest_kernels(layer.kernels))
+        give_back()
         watcher.step()
     for name in targets.keys() - {use.name for use in calibrated.traced.uses}:
         _store(state, layers[name], targets[name].nearest_kernels(layers[name].kernels))
