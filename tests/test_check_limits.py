@@ -23,6 +23,8 @@ def test_the_table_of_rules_is_what_the_docs_promise() -> None:
         "kernels.dead_share",
         "dof.fraction",
         "bits.per_kernel",
+        "size.coded_bytes",
+        "bits.per_weight",
         "layers.changed",
         "tensors.extra",
         "layers.zeroed",

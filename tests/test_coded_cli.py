@@ -110,7 +110,9 @@ def test_a_check_bounds_the_bytes_of_a_coded_file(place: Path, capsys: pytest.Ca
     assert f"size.coded_bytes is {size}" in capsys.readouterr().out
     assert run(["check", str(place / "tiny.pt"), *with_limits]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert all("skipped" in row for row in rows if row.strip().startswith(("size.coded_bytes", "bits.per_weight")))
+    assert all(
+        "skipped" in row for row in rows if row.strip().startswith(("size.coded_bytes", "bits.per_weight"))
+    )
 
 
 def test_without_a_compiler_there_is_one_line(
