@@ -31,7 +31,7 @@ MATRICES = {
     "sparse": drawn(16, 27, 0.3),
     "dense": drawn(8, 36, 4.0),
     "large": drawn(3, 11, 5000.0),
-    "one": np.array([[-(1 << 23)]]),
+    "one": np.array([[1 - (1 << 23)]]),
     "a column": drawn(40, 1, 1.0),
     "a row": drawn(1, 40, 1.0),
     "nothing": np.zeros((0, 4), np.int64),
@@ -45,6 +45,11 @@ def test_what_is_encoded_comes_back(name: str) -> None:
     matrix = MATRICES[name]
     stream = encode(matrix, new_memory())
     assert np.array_equal(decode(stream, matrix.shape, new_memory()), matrix)
+
+
+def test_an_integer_beyond_the_code_is_refused() -> None:
+    with pytest.raises(ValueError, match="too large for its code"):
+        encode(np.array([[1 << 23]]), new_memory())
 
 
 def test_matrices_share_what_was_learned() -> None:

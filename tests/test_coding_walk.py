@@ -258,7 +258,7 @@ def fake(price: float) -> Coding:
     return Coding(None, {}, price)
 
 
-@pytest.mark.parametrize("first", [1e-9, 1e-6, 1.0])
+@pytest.mark.parametrize("first", [1e-7, 1e-6, 1.0])
 def test_the_search_ends_at_the_budget(first: float) -> None:
     found = search_price(fake, lambda made: (bytes_at(made.price), made.price**1.3), Budget(1e-5**1.3, first))
     assert found.met

@@ -33,7 +33,7 @@ GAMMA = CONTEXTS * BINS
 """Where the chances of the Elias-gamma lengths begin; those of lone vectors follow."""
 
 LENGTHS = 24
-"""An integer beyond 2^24 has no code; a stream that holds one is damaged."""
+"""An integer of 2^23 or more has no code; a stream that holds one is damaged."""
 
 CHANCES = GAMMA + 2 * LENGTHS
 
@@ -197,7 +197,9 @@ def decode_vector(values: Integers, memory: Integers, coder: Integers, data: Int
 
 
 def encode(values: NDArray[np.int64], memory: Integers) -> bytes:
-    """Return the code of a matrix (rows, columns), or of a vector, of integers below 2^24; `memory` learns.
+    """Return the code of a matrix (rows, columns), or of a vector, of integers below 2^23; `memory` learns.
+
+    Raises `ValueError` for a larger one.
 
     >>> import numpy as np
     >>> matrix = np.array([[0, -1, 2], [40, 0, 0]])
@@ -205,6 +207,8 @@ def encode(values: NDArray[np.int64], memory: Integers) -> bytes:
     >>> bool((decode(stream, matrix.shape, new_memory()) == matrix).all())
     True
     """
+    if np.abs(values).max(initial=0) >= 1 << LENGTHS - 1:
+        raise ValueError("an integer is too large for its code")
     coder, parts = new_coder(), [b""]
     if values.ndim == 1:
         parts.append(

@@ -22,7 +22,9 @@ from kernelsimp.solver.coding_walk import Coding, Ground
 from kernelsimp.solver.output_metric import output_metrics
 from kernelsimp.watch import SILENT, Watcher
 
-MOST_TRIALS = 9
+ENOUGH, MOST_TRIALS = 5, 9
+"""Trials once there is one on either side of the budget, and where there is none."""
+
 CLOSE = 0.07
 """The search ends where the bounds of the price are this close, as a share."""
 
@@ -164,6 +166,8 @@ def search_price(
     best: CodingTrial | None = None
     tried: list[tuple[float, int, float]] = []
     while len(tried) < MOST_TRIALS and (high - low > CLOSE * low):
+        if len(tried) >= ENOUGH and low > 0 and high < math.inf:
+            break
         coding = make(price)
         size, spent = measure(coding)
         trial = CodingTrial(coding, size, size if by_size else spent)
@@ -197,7 +201,7 @@ def _next_price(last: tuple[float, float], bounds: tuple[float, float], budget: 
     (low, high), (price, spent) = bounds, last
     ratio = budget.limit / spent if 0 < spent < math.inf else 4.0
     ratio = (spent / max(budget.limit, 1)) ** 2 if budget.by_size else ratio
-    guess = price * min(max(ratio, 1 / 16), 16.0)
+    guess = price * min(max(ratio, 1 / 256), 256.0)
     if low == 0:
         return min(guess, high / 1.5)
     if high == math.inf:

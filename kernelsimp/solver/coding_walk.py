@@ -31,7 +31,7 @@ OUTPUT_DAMPING = 0.1
 """Of the mean of G's diagonal."""
 
 LARGEST = 1 << 20
-"""The largest integer that stands for a bias."""
+"""The largest integer that a search aims at; the coder reaches eight times further."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,11 +195,10 @@ class LayerFit:
         self.factors = self.metric.factors()
 
     def round_weight(self, price: float, memory: Integers) -> CodedTensor:
-        """Return integers and step of the weights; a step is never longer than makes all of them zero."""
-        most = float(np.abs(self.aim).max())
-        if most < NOTHING:
+        """Return integers and step of the weights."""
+        if float(np.abs(self.aim).max()) < NOTHING:
             return CodedTensor(np.zeros(self.aim.shape, dtype=np.int64), np.float32(1.0), 0.0)
-        step = np.float32(min(step_for(price, self.factors.pivot), 4 * most))
+        step = _within_reach(step_for(price, self.factors.pivot), self.aim)
         values, bits = round_matrix(self.aim, self.factors, Rate(price, float(step)), memory)
         fade(memory)
         return CodedTensor(values, step, bits)
@@ -214,10 +213,14 @@ class LayerFit:
             (written - self.before).reshape(groups, -1, written.shape[1]) @ self.moments.mean[:, :, None]
         )[..., 0]
         aim = level + (self.moments.missing - moved).reshape(-1)
-        least = float(np.abs(aim).max()) / LARGEST or 1e-30  # integers stay within the coder's reach
-        step = np.float32(max(step_for(price, float(self.factors.row_pivots.mean()), coarse=1.0), least))
-        step = min(step, np.float32(4 * max(float(np.abs(aim).max()), 1e-30)))
+        step = _within_reach(step_for(price, float(self.factors.row_pivots.mean()), coarse=1.0), aim)
         return CodedTensor(round_vector(aim, self.factors, float(step)), step)
+
+
+def _within_reach(step: float, aim: Array) -> np.float32:
+    """Return a step that leaves neither all integers zero many times over, nor any beyond the coder."""
+    largest = max(float(np.abs(aim).max()), 1e-30)
+    return np.float32(min(max(step, largest / LARGEST), 4 * largest))
 
 
 def _change(stage: Stage, modules: tuple[nn.Module, nn.Module], shift: Tensor | None) -> Change:
