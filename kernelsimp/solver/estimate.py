@@ -22,7 +22,7 @@ STEPS = 40
 SIDE = 512
 """Matrices of this side are multiplied to time the machine."""
 
-GATHERED = 1.5e8
+GATHERED = 6e7
 """Numbers a second that windows are read at, about: it is memory that limits them."""
 
 
