@@ -292,7 +292,7 @@ def test_with_a_size_everything_is_there(model, capsys):
     assert names == {"bottleneck", "depthwise-separable", "k x 1 + 1 x k", "FFT", "fully connected"}
 
 
-def test_with_images_outputs_have_ranks_and_the_table_says_so(model, tmp_path, capsys):
+def test_with_images_outputs_have_ranks_and_the_table_says_so(model, tmp_path, capsys, monkeypatch):
     generator = np.random.default_rng(0)
     arrays = {}
     for split in ("train", "val", "test"):
@@ -302,6 +302,7 @@ def test_with_images_outputs_have_ranks_and_the_table_says_so(model, tmp_path, c
     data = ["--arch", NET, "--data", f"npz:{tmp_path}/images.npz"]
     found = audited([str(model), *data], capsys)
     assert all(layer["activations"]["full"] > 0 for layer in found["layers"])
+    monkeypatch.setattr("kernelsimp.cli.console.out.width", 120)
     assert run(["audit", str(model), *data]) == 0
     printed = capsys.readouterr().out
     for words in ("Cost", "narrows", "mean |r|", "times fewer weights", "4 layers, 221 parameters"):

@@ -48,9 +48,7 @@ def export(
 
     if to not in FORMS:
         raise KernelsimpError(f"--to is '{to}'{did_you_mean(to, FORMS)}")
-    if source.is_dir():
-        outputs.check_is_run(source)
-    elif not source.exists():
+    if not source.exists():
         raise KernelsimpError(f"{source}: no such file; check the path")
     outputs.check_outputs([("--out", file)], (source,))
 

@@ -19,11 +19,11 @@ def report(runs: RunsArgument, folder: FolderOption = None, everything: AllOptio
     """Render the pages of a RUN again; of two, write one that puts them side by side; of more, one table."""
     from kernelsimp.commands import outputs
 
+    outputs.check_outputs([("--out", folder)], runs)
     for run in runs:
         outputs.check_is_run(run)  # before torch is imported, which takes seconds
     if len(runs) > 1 and folder is None:
         raise KernelsimpError("several runs on one page need a place to write: pass --out DIR")
-    outputs.check_outputs([("--out", folder)], runs)
 
     from kernelsimp.commands import report as command
     from kernelsimp.report.terminal import draw, report_tables
