@@ -15,9 +15,10 @@ from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
 from kernelsimp.models.contents import narrow_checkpoint, plan_in_file, tensors_beside
 from kernelsimp.models.digest import describe_tensors
+from kernelsimp.models.framed import FramedFile
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.models.network import Network, open_network
-from kernelsimp.models.packed import Packed, pack
+from kernelsimp.models.packed import pack
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Report
 from kernelsimp.report import gallery_of, with_p
@@ -52,7 +53,7 @@ def describe_checkpoint(report: Report, run: RunFolder, plan: Plan, settings: Se
     return replace(report, size=size, tensors=describe_tensors(network.tensors), beside=others)
 
 
-def pack_source(source: ExportSource) -> Packed:
+def pack_source(source: ExportSource) -> FramedFile:
     """Return the packed form of what is exported."""
     found = source.checkpoint.found
     plan = plan_in_file(source.plan, source.checkpoint) if source.plan else None

@@ -1,7 +1,6 @@
 """The coded form of a checkpoint, `.kscode`: weights as integers times a step, in an adaptive code.
 
-The file: eight bytes of signature, the length and the CRC-32 of the header (little-endian uint32 each), the
-header (deflated JSON), then one stream a tensor. The header says of each tensor what it is:
+Behind the frame of `framed` stands one stream a tensor. The header says of each tensor what it is:
 
 - `integers`: the code of `kernels.integer_coding`, in the order of `coded`; a value is one float32 product of
   integer and step, cast to the tensor's dtype;
@@ -11,9 +10,7 @@ Decoding is integers alone up to that product, so it gives the same bits everywh
 SHA-256 of what must come out.
 """
 
-import json
 import math
-import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,21 +22,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernelsimp.error_text import short
 from kernelsimp.errors import CheckpointError
-from kernelsimp.files import write_atomically
 from kernelsimp.kernels.coded_tensor import CodedTensor
 from kernelsimp.models.digest import tensors_sha256
+from kernelsimp.models.framed import Form, FramedFile, dtype_name, dtype_named, inflated, shared_memory
 from kernelsimp.models.identify import CODED
-from kernelsimp.models.packed import dtype_name, dtype_named, shared_memory
 from kernelsimp.models.stored_order import canonical, stored_order
 
 SIGNATURE = CODED + b"1\n"
 SCHEMA = "kernelsimp.coded/1"
 
 MOST_HEADER = 1 << 26
-MOST_GROWTH, ALWAYS = 4096, 1 << 26
-"""A file that says it decodes to more than so many times its size, and so many bytes, is refused."""
+FORM = Form("coded", "decode", SIGNATURE, SCHEMA, MOST_HEADER)
 
 HALF_ERROR = 1e-3
 """Vectors that no layer takes up go into 16 bits where that moves none of them by a larger share."""
@@ -62,24 +56,10 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
-class CodedFile:
+class CodedFile(FramedFile):
     """A coded checkpoint in memory; `kept` names what went in whole, in file order."""
 
-    parts: tuple[bytes, ...]
     kept: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return sum(map(len, self.parts))
-
-    def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
-        write_atomically(path, self._write)
-
-    def _write(self, partial: Path) -> None:
-        with partial.open("wb") as file:
-            file.writelines(self.parts)
 
 
 Coded = Mapping[str, tuple[CodedTensor, Layout]]
@@ -117,13 +97,11 @@ def code_state(
         entries.append(entry)
     places = {entry["name"]: place for place, entry in enumerate(entries)}
     order = [places[name] for name in streams if entries[places[name]]["kind"] == "integers"]
-    head = {"schema": SCHEMA, "keys": list(keys), "coded": order, "tensors": entries}
+    head: dict[str, Any] = {"keys": list(keys), "coded": order, "tensors": entries}
     head["sha256"] = tensors_sha256(
         {name: _decoded_half(state[name], entries[places[name]]) for name in state}
     )
-    header = zlib.compress(json.dumps(head, separators=(",", ":")).encode(), 9)
-    begin = SIGNATURE + struct.pack("<II", len(header), zlib.crc32(header))
-    return CodedFile((begin, header, *parts), tuple(kept))
+    return CodedFile(FORM.frame(head, parts), tuple(kept))
 
 
 def _code_integers(state: Mapping[str, Tensor], coded: Coded) -> dict[str, bytes]:
@@ -190,44 +168,7 @@ def read_coded(path: Path) -> dict[str, Any]:
 
     Raises `CheckpointError` where the file is cut off, damaged, of a newer form or hostile.
     """
-    try:
-        data = path.read_bytes()
-        head, begin = _header(path, data)
-        state = _state(path, head, data[begin:])
-        if tensors_sha256(state) != head["sha256"]:
-            raise ValueError("the SHA-256 of its tensors is another")
-        payload: dict[str, Any] = state
-        for key in reversed(head["keys"]):
-            payload = {str(key): payload}
-    except CheckpointError:
-        raise
-    except MemoryError as error:
-        raise CheckpointError(f"{path}: too large to decode in this machine's memory") from error
-    except Exception as error:  # whatever a damaged file makes of the code above
-        raise CheckpointError(f"{path}: damaged coded checkpoint ({short(error)}); fetch it again") from error
-    return payload
-
-
-def _header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
-    """Return the header and where the streams begin; a newer form and a cut file have words of their own."""
-    begin = len(SIGNATURE) + 8
-    if len(data) < begin:
-        raise CheckpointError(f"{path}: cut off after {len(data)} bytes; fetch it again")
-    if not data.startswith(SIGNATURE):
-        raise CheckpointError(f"{path}: a coded form that this version does not know; update kernelsimp")
-    length, crc = struct.unpack("<II", data[len(SIGNATURE) : begin])
-    header = data[begin : begin + length]
-    if len(header) < length:
-        raise CheckpointError(f"{path}: cut off after {len(data):,} bytes, in its header; fetch it again")
-    if zlib.crc32(header) != crc:
-        raise CheckpointError(f"{path}: its header fails its CRC check, the file is damaged; fetch it again")
-    head = json.loads(_inflated(header, MOST_HEADER))
-    if head.get("schema") != SCHEMA:
-        found = str(head.get("schema"))[:60]
-        raise CheckpointError(
-            f"{path}: of schema {found!r}, this version reads '{SCHEMA}'; update kernelsimp"
-        )
-    return head, begin + length
+    return FORM.read(path, _state)
 
 
 @dataclass(frozen=True)
@@ -256,8 +197,7 @@ def _entries(path: Path, head: Mapping[str, Any], size: int) -> list[_Entry]:
             _Entry(about, str(about["name"]), dtype_named(about["dtype"]), tuple(shape), about["kind"])
         )
     whole = sum(entry.cells * entry.dtype.itemsize for entry in entries)
-    if whole > max(MOST_GROWTH * size, ALWAYS):
-        raise CheckpointError(f"{path}: {size:,} bytes that would decode to {whole:,}; damaged or hostile")
+    FORM.check_growth(path, size, whole)
     if len({entry.name for entry in entries}) != len(entries):
         raise ValueError("two tensors have one name")
     return entries
@@ -328,9 +268,9 @@ def _tensor(
         cell = _from_bytes(bytes.fromhex(entry.about["value"]), entry.dtype, ())
         return cell.expand(entry.shape).contiguous().clone()
     if entry.kind == "half":
-        return _from_bytes(_inflated(stream, 2 * entry.cells), torch.float16, entry.shape).to(entry.dtype)
+        return _from_bytes(inflated(stream, 2 * entry.cells), torch.float16, entry.shape).to(entry.dtype)
     if entry.kind == "raw":
-        return _from_bytes(_inflated(stream, entry.cells * entry.dtype.itemsize), entry.dtype, entry.shape)
+        return _from_bytes(inflated(stream, entry.cells * entry.dtype.itemsize), entry.dtype, entry.shape)
     raise ValueError(f"unknown kind '{str(entry.kind)[:20]}'")
 
 
@@ -340,8 +280,3 @@ def _from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tens
     if not data:
         return torch.empty(shape, dtype=dtype)
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype).reshape(shape)
-
-
-def _inflated(data: bytes, size: int) -> bytes:
-    """Undo deflate, to at most one byte more than `size`."""
-    return zlib.decompressobj().decompress(data, size + 1)

@@ -2,14 +2,11 @@
 
 A kernel with a structure is written with the free numbers of that structure alone (`kernels.packing`), in
 the dtype of the checkpoint; every other tensor is written whole. Numbers of one dtype are pooled, split into
-byte planes and deflated. The file: eight bytes of signature, the length and the CRC-32 of the header
-(little-endian uint32 each), the header (deflated JSON), then the planes in the header's order, each with its
+byte planes and deflated. Behind the frame of `framed` stand the planes in the header's order, each with its
 CRC-32 there.
 """
 
-import json
 import lzma
-import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernelsimp.error_text import short
 from kernelsimp.errors import CheckpointError, KernelsimpError
-from kernelsimp.files import write_atomically
 from kernelsimp.kernels.packing import Coded, Pool, decode, encode, tensor_of
 from kernelsimp.models.digest import tensors_sha256
+from kernelsimp.models.framed import (
+    Form,
+    FramedFile,
+    dtype_name,
+    dtype_named,
+    inflated,
+    shared_memory,
+    spelled,
+)
 from kernelsimp.models.identify import PACKED
 from kernelsimp.models.stored_order import canonical, stored_order, tensor_name
 from kernelsimp.records.plan import LayerPlan, Plan
@@ -44,30 +48,9 @@ SMALL = 1 << 23
 
 SAMPLE = 1 << 16
 
-MOST_GROWTH, ALWAYS = 4096, 1 << 26
-"""A file that says it unpacks to more than so many times its size, and so many bytes, is refused."""
+FORM = Form("packed", "unpack", SIGNATURE, SCHEMA, 1 << 28)
 
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
-
-
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """A packed checkpoint in memory."""
-
-    parts: tuple[bytes, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return sum(map(len, self.parts))
-
-    def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
-        write_atomically(path, self._write)
-
-    def _write(self, partial: Path) -> None:
-        with partial.open("wb") as file:
-            file.writelines(self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +64,7 @@ class _Pools:
         self.parts.setdefault(name, []).append(flat)
 
 
-def pack(state: Mapping[str, Tensor], plan: Plan | None = None, keys: Sequence[str] = ()) -> Packed:
+def pack(state: Mapping[str, Tensor], plan: Plan | None = None, keys: Sequence[str] = ()) -> FramedFile:
     """Pack a state dict; `plan` says what structures its kernels have, and `keys` where it stood in its file.
 
     A plan never costs anything: a kernel that is not exactly in its structure is written whole. Raises
@@ -105,16 +88,13 @@ def pack(state: Mapping[str, Tensor], plan: Plan | None = None, keys: Sequence[s
         for name, parts in pools.parts.items()
     }
     head = {
-        "schema": SCHEMA,
         "keys": list(keys),
         "structures": list(structures),
         "tensors": entries,
         "pools": {name: _describe_pools(name, pools, planes[name]) for name in planes},
         "sha256": tensors_sha256(state),
     }
-    header = zlib.compress(json.dumps(head, separators=(",", ":")).encode(), 9)
-    begin = SIGNATURE + struct.pack("<II", len(header), zlib.crc32(header))
-    return Packed((begin, header, *(data for parts in planes.values() for _, data in parts)))
+    return FramedFile(FORM.frame(head, (data for parts in planes.values() for _, data in parts)))
 
 
 def read_packed(path: Path) -> dict[str, Any]:
@@ -122,25 +102,7 @@ def read_packed(path: Path) -> dict[str, Any]:
 
     Raises `CheckpointError` where the file is cut off, damaged, of a newer form or hostile.
     """
-    try:
-        data = path.read_bytes()
-        head, begin = _header(path, data)
-        pools = _pools(path, head, data[begin:])
-        state = _state(head, pools)
-        if tensors_sha256(state) != head["sha256"]:
-            raise ValueError("the SHA-256 of its tensors is another")
-        payload: dict[str, Any] = state
-        for key in reversed(head["keys"]):
-            payload = {str(key): payload}
-    except CheckpointError:
-        raise
-    except MemoryError as error:
-        raise CheckpointError(f"{path}: too large to unpack in this machine's memory") from error
-    except Exception as error:  # whatever a damaged file makes of the code above
-        raise CheckpointError(
-            f"{path}: damaged packed checkpoint ({short(error)}); fetch it again"
-        ) from error
-    return payload
+    return FORM.read(path, lambda path, head, data: _state(head, _pools(path, head, data)))
 
 
 # ---------------------------------------------------------------- tensors
@@ -219,36 +181,13 @@ def _layer(
     kernels = canonical(torch.empty(shape, device="meta"), kind, groups).shape
     menu = np.array(entry["menu"], np.int16)
     choice = menu[pools[CHOICES].take(int(kernels[0] * kernels[1]))]
-    values = pools[_short(dtype)].take(int(entry["values"])).view(f"<u{dtype.itemsize}").reshape(-1)
+    values = pools[spelled(dtype)].take(int(entry["values"])).view(f"<u{dtype.itemsize}").reshape(-1)
     coded = Coded(choice, values, pools[SIDE].take(int(entry["side"])).view(np.uint8).reshape(-1))
     return stored_order(decode(tuple(kernels), dtype, coded, structures), kind, groups, shape).contiguous()
 
 
-def shared_memory(tensor: Tensor) -> object:
-    """Return what tensors have in common that are one and the same in memory; None where there is nothing."""
-    place = tensor.data_ptr()
-    return (place, tensor.dtype, tuple(tensor.shape), tensor.stride()) if place else None
-
-
 def _plain_bytes(tensor: Tensor) -> NDArray[np.uint8]:
     return np.asarray(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-def dtype_name(name: str, tensor: Tensor) -> str:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-        raise KernelsimpError(f"'{name}' is sparse, quantised or empty of values: it has no packed form")
-    return _short(tensor.dtype)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def dtype_named(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"there is no dtype '{name}'")
-    return dtype
 
 
 # ---------------------------------------------------------------- planes of bytes
@@ -282,28 +221,6 @@ def _huffman(raw: bytes) -> bytes:
     return packer.compress(raw) + packer.flush()
 
 
-def _header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
-    """Return the header and where the planes begin; a newer form and a cut file have words of their own."""
-    begin = len(SIGNATURE) + 8
-    if len(data) < begin:
-        raise CheckpointError(f"{path}: cut off after {len(data)} bytes; fetch it again")
-    if not data.startswith(SIGNATURE):
-        raise CheckpointError(f"{path}: a packed form that this version does not know; update kernelsimp")
-    length, crc = struct.unpack("<II", data[len(SIGNATURE) : begin])
-    header = data[begin : begin + length]
-    if len(header) < length:
-        raise CheckpointError(f"{path}: cut off after {len(data):,} bytes, in its header; fetch it again")
-    if zlib.crc32(header) != crc:
-        raise CheckpointError(f"{path}: its header fails its CRC check, the file is damaged; fetch it again")
-    head = json.loads(_decompress("deflate", header, 1 << 28))
-    if head.get("schema") != SCHEMA:
-        found = str(head.get("schema"))[:60]
-        raise CheckpointError(
-            f"{path}: of schema {found!r}, this version reads '{SCHEMA}'; update kernelsimp"
-        )
-    return head, begin + length
-
-
 def _pools(path: Path, head: Mapping[str, Any], data: bytes) -> dict[str, Pool]:
     """Return the pools of numbers; raises `CheckpointError` where bytes are missing, damaged or too many."""
     described = head["pools"]
@@ -332,9 +249,7 @@ def _check_growth(path: Path, head: Mapping[str, Any], size: int) -> None:
         for entry in head["tensors"]
     )
     pooled = sum(int(pool["count"]) * len(pool["planes"]) for pool in head["pools"].values())
-    if max(cells, pooled) > max(MOST_GROWTH * size, ALWAYS):
-        whole = max(cells, pooled)
-        raise CheckpointError(f"{path}: {size:,} bytes that would unpack to {whole:,}; damaged or hostile")
+    FORM.check_growth(path, size, max(cells, pooled))
 
 
 def _join_planes(planes: list[Bytes], count: int) -> Pool:
@@ -350,7 +265,7 @@ def _decompress(codec: str, data: bytes, size: int) -> bytes:
     if codec == "raw":
         return data
     if codec == "deflate":
-        return zlib.decompressobj().decompress(data, size + 1)
+        return inflated(data, size)
     if codec == "lzma":
         return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA).decompress(data, size + 1)
     raise ValueError(f"unknown codec '{codec[:20]}'")
