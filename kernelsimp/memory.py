@@ -49,8 +49,7 @@ class Room:
 
     def working(self, device: torch.device) -> int:
         """Return what activations may take now: what is left of the room, less a part for the rest."""
-        used = resident_bytes() if device.type == "cpu" else torch.cuda.memory_allocated(device)
-        left = int((1 - BESIDE) * self.bytes - used)
+        left = int((1 - BESIDE) * self.bytes) - used_bytes(device)
         return min(left, ENOUGH) if device.type == "cpu" else left
 
 
@@ -74,9 +73,14 @@ def resident_bytes() -> int:
         return 0
 
 
+def used_bytes(device: torch.device) -> int:
+    """Return what this process holds on a device: resident on the CPU, allocated on a GPU."""
+    return resident_bytes() if device.type == "cpu" else torch.cuda.memory_allocated(device)
+
+
 def give_back() -> None:
     """Hand freed memory back to the system, which the C library may keep: gigabytes of it, in a long run."""
-    with suppress(AttributeError, OSError):  # glibc's alone
+    with suppress(AttributeError, OSError, TypeError):  # glibc's alone
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -10,7 +10,7 @@ from kernelsimp.data.splits import Split
 from kernelsimp.data.transforms import Batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
-from kernelsimp.memory import GB, PIXELS_AT_ONCE, Room, free_bytes, resident_bytes
+from kernelsimp.memory import GB, PIXELS_AT_ONCE, Room, free_bytes, used_bytes
 from kernelsimp.models.architectures import recipe_of
 from kernelsimp.models.folders import is_in_parts, written_places
 from kernelsimp.models.network import device_of
@@ -125,8 +125,7 @@ def room_of(settings: Settings, device: torch.device, folder: Path | None) -> Ro
     asked = settings.run.memory
     if asked is not None and not 0 < asked < math.inf:
         raise KernelsimpError(f"--memory is {asked:g}; expected gigabytes, such as 4")
-    used = resident_bytes() if device.type == "cpu" else torch.cuda.memory_allocated(device)
-    room = asked * GB if asked is not None else (free_bytes(device) + used) / 2
+    room = asked * GB if asked is not None else (free_bytes(device) + used_bytes(device)) / 2
     return Room(room, settings.data.batch_size, folder)
 
 

@@ -68,9 +68,7 @@ def simplify_to(
 ) -> tuple[Simplified, Report]:
     """Do the same, and return the networks of every stage beside the report."""
     check_hold(settings)
-    original = open_network(path, settings, watcher)
-    settings = with_recipe(original, settings, watcher)
-    data = open_data(settings, watcher)
+    original, data, settings = _opened(path, settings, watcher)
     watcher.expect(phases_of(settings, data))
     measurer = measure_original(original, data, settings, watcher)  # before anything is written
     run = RunFolder.new(out, path)
@@ -239,9 +237,7 @@ def follow_first_process(path: Path, settings: Settings, out: Path) -> None:
     """
     if not settings.finetune.finetune and settings.plan.rounds == 1:
         return  # nothing is done together
-    original = open_network(path, settings)
-    settings = with_recipe(original, settings, SILENT)
-    data = open_data(settings)
+    original, data, settings = _opened(path, settings, SILENT)
     task = _task_of(original, data, settings, out)
     if handed_over(settings):
         network, plan = Handover(task, out / "resume").wait_for_plan()
@@ -267,7 +263,11 @@ def _task_of(network: Network, data: Data | None, settings: Settings, out: Path)
 
 def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:
     """Return the plan that `simplify` would carry out."""
+    return choose(Task(*_opened(path, settings, watcher)), watcher).plan
+
+
+def _opened(path: Path, settings: Settings, watcher: Watcher) -> tuple[Network, Data | None, Settings]:
+    """Return the network, its images, and the settings with what the recipe of its kind adds."""
     network = open_network(path, settings, watcher)
     settings = with_recipe(network, settings, watcher)
-    task = Task(network, open_data(settings, watcher), settings)
-    return choose(task, watcher).plan
+    return network, open_data(settings, watcher), settings

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.memory import BESIDE, GB, Room, is_out_of_memory, resident_bytes
+from kernelsimp.memory import BESIDE, GB, Room, is_out_of_memory, used_bytes
 from kernelsimp.models.hooks import Trace
 from kernelsimp.solver.fisher import output_tensors, without_weight_gradients
 
@@ -21,7 +21,7 @@ def batch_that_fits(model: nn.Module, traced: Trace, image: Tensor, room: Room) 
     each = bytes_of_a_pass(model, traced, image)
     left = room.working(image.device)
     if each > left:
-        beside = resident_bytes() if image.device.type == "cpu" else torch.cuda.memory_allocated(image.device)
+        beside = used_bytes(image.device)
         needed = (each + beside) / (1 - BESIDE)
         raise KernelsimpError(
             f"--memory {room.bytes / GB:.2g}: a backward pass of one image takes {each / GB:.2f} GB beside "
