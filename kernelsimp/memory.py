@@ -47,10 +47,14 @@ class Room:
         """What one store may keep in memory before it goes to files: a twentieth, and never over 256 MiB."""
         return int(min(self.bytes / 20, 1 << 28))
 
+    def left(self, device: torch.device) -> int:
+        """Return what is left of the room now, less a part for what is not counted."""
+        give_back()  # what was freed before is not in use
+        return int((1 - BESIDE) * self.bytes) - used_bytes(device)
+
     def working(self, device: torch.device) -> int:
-        """Return what activations may take now: what is left of the room, less a part for the rest."""
-        left = int((1 - BESIDE) * self.bytes) - used_bytes(device)
-        return min(left, ENOUGH) if device.type == "cpu" else left
+        """Return what the activations of one pass may take now."""
+        return min(self.left(device), ENOUGH) if device.type == "cpu" else self.left(device)
 
 
 USUAL = Room()

@@ -172,3 +172,14 @@ def test_bad_input_is_one_line(
     assert run(["export", str(place / "tiny.pt"), "--out", str(place / "x.kscode"), *more]) == 2
     err = capsys.readouterr().err.strip()
     assert said in err.splitlines()[-1]
+
+
+def test_images_whose_activations_do_not_fit_at_once_are_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kernelsimp.memory.Room.left", lambda *_: 100_000)
+    assert run(words(place, "tiny.pt", "--kl", "0.01", "--out", str(place / "big.kscode"))) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("kernelsimp: coding holds the activations of all ")
+    assert "pass --calibration " in said
+    assert not (place / "big.kscode").exists()

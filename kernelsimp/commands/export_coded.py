@@ -14,6 +14,7 @@ from kernelsimp.commands.run import ExportSource
 from kernelsimp.commands.task import Task
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.memory import GB
 from kernelsimp.models.checkpoint import Checkpoint
 from kernelsimp.models.coded import Coded, CodedFile, Layout, code_state, numbers_of
 from kernelsimp.models.network import Network, open_network
@@ -23,12 +24,16 @@ from kernelsimp.settings import Settings
 from kernelsimp.solver.coding_search import Budget, CodingFound, first_price, prepare_ground, search_price
 from kernelsimp.solver.coding_walk import Coding, Ground, code_network, code_tensors
 from kernelsimp.solver.distance import DistanceJudge
+from kernelsimp.solver.layerwise import CalibratedNetwork
 from kernelsimp.watch import SILENT, Watcher
 
 USUAL_DROP = 0.5
 
 DATA_FREE_PRICE = 2e-6
 """The price of a bit where nothing else is known, in relative squared error of a layer's filters."""
+
+LIVE = 4
+"""Outputs that a pass which has stopped still needs, each counted as the largest."""
 
 NAMED = 8
 """How many tensors that go in whole are named."""
@@ -127,6 +132,7 @@ def _on_images(
 ) -> tuple[CodingFound, CodedFile, list[str]]:
     task = Task(network, data, settings)
     calibrated = calibrate(task, data.calibration(settings.data.calibration, settings.run.seed), watcher)
+    _check_memory(calibrated)
     dtypes = {name: item.dtype for name, item in network.checkpoint.tensors.items()}
     ground = prepare_ground(calibrated.model, calibrated.images, dtypes, calibrated.seed, watcher)
     job = CodingJob(network, ground)
@@ -151,6 +157,18 @@ def _on_images(
     told = [f"KL {held.distance(best.model).divergence:.4f} on {held.count} images held back"]
     told += _tested((network, job.decoded(best)), data, settings, watcher)
     return found, job.file(best), told
+
+
+def _check_memory(calibrated: CalibratedNetwork) -> None:
+    """Raise `KernelsimpError` where what coding holds of all its images at once is more than there may be."""
+    device = calibrated.images[0].device
+    each = LIVE * calibrated.traced.largest_output + calibrated.images[0][0].nbytes
+    most = int(max(0, calibrated.room.left(device)) / each)
+    if calibrated.count > most:
+        raise KernelsimpError(
+            f"coding holds the activations of all {calibrated.count} images at once, about "
+            f"{calibrated.count * each / GB:.1f} GB; pass --calibration {max(2, most)} or more --memory"
+        )
 
 
 def _tested(networks: tuple[Network, Network], data: Data, settings: Settings, watcher: Watcher) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.evaluation.outputs import class_scores
+from kernelsimp.memory import is_out_of_memory
 from kernelsimp.models.stages import groups_of, layer_modules
 from kernelsimp.solver.fisher import output_tensors
 from kernelsimp.watch import SILENT, Watcher
@@ -41,7 +42,7 @@ def output_metrics(
             try:
                 sums.pass_over(inputs, generator)
             except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
+                if is_out_of_memory(error):
                     raise
                 watcher.warn("this network gives no gradients: every output counts alike")
                 return {}
