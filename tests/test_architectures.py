@@ -3,7 +3,6 @@
 import importlib
 import sys
 import types
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,11 @@ from kernelsimp.models.layers import bank_from_model
 from kernelsimp.models.zoo import ZOO
 
 FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, hf-hub:NAME, file.py:callable or package.module:callable"
+
+
+def unbuilt(spec: str) -> str:
+    """Return the line with which an architecture is refused."""
+    return refusal(lambda: build_model(spec))
 
 
 # ---------------------------------------------------------------- the zoo
@@ -92,21 +96,16 @@ def test_recipes() -> None:
 
 
 def test_words_that_name_nothing() -> None:
-    assert refusal(lambda: build_model("resnet20")) == (
+    assert unbuilt("resnet20") == (
         f"--arch 'resnet20' is no architecture; expected {FORMS}; did you mean 'zoo:resnet20'?"
     )
-    assert (
-        refusal(lambda: build_model("whatever")) == f"--arch 'whatever' is no architecture; expected {FORMS}"
-    )
+    assert unbuilt("whatever") == f"--arch 'whatever' is no architecture; expected {FORMS}"
     listed = f"known: {', '.join(sorted(ZOO))}"
     nearest = dict.fromkeys(("resnet200", "resnet21", "resnet18", "resnet2o"), "resnet20")
     for name, near in {**nearest, "digits": "digits-cnn"}.items():
-        assert (
-            refusal(partial(build_model, f"zoo:{name}"))
-            == f"zoo:{name}: no such network; did you mean '{near}'? {listed}"
-        )
-    assert refusal(lambda: build_model("zoo:vgg")) == f"zoo:vgg: no such network; {listed}"
-    assert refusal(lambda: build_model("torchvision:resnet81")) == (
+        assert unbuilt(f"zoo:{name}") == f"zoo:{name}: no such network; did you mean '{near}'? {listed}"
+    assert unbuilt("zoo:vgg") == f"zoo:vgg: no such network; {listed}"
+    assert unbuilt("torchvision:resnet81") == (
         "torchvision:resnet81: no such network; did you mean 'resnet18'?"
     )
 
@@ -119,10 +118,7 @@ def write_code(folder: Path, text: str) -> str:
 
 def test_code_that_does_not_give_a_network(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere.py"
-    assert (
-        refusal(lambda: build_model(f"{missing}:build"))
-        == f"--arch {missing}:build: no file {missing}; check the path"
-    )
+    assert unbuilt(f"{missing}:build") == f"--arch {missing}:build: no file {missing}; check the path"
     path = write_code(
         tmp_path,
         "def build(): raise ValueError('no\\nluck')\n"
@@ -132,34 +128,22 @@ def test_code_that_does_not_give_a_network(tmp_path: Path) -> None:
         "constant = 3\n",
     )
     without = "expected a callable without arguments that returns the network"
+    assert unbuilt(f"{path}:biuld") == f"--arch {path}:biuld: {path} has no 'biuld'; did you mean 'build'?"
+    assert unbuilt(f"{path}:build") == f"--arch {path}:build: raised ValueError: no luck; {without}"
+    assert unbuilt(f"{path}:leave") == f"--arch {path}:leave: raised SystemExit: 0; {without}"
     assert (
-        refusal(lambda: build_model(f"{path}:biuld"))
-        == f"--arch {path}:biuld: {path} has no 'biuld'; did you mean 'build'?"
-    )
-    assert (
-        refusal(lambda: build_model(f"{path}:build"))
-        == f"--arch {path}:build: raised ValueError: no luck; {without}"
-    )
-    assert (
-        refusal(lambda: build_model(f"{path}:leave"))
-        == f"--arch {path}:leave: raised SystemExit: 0; {without}"
-    )
-    assert (
-        refusal(lambda: build_model(f"{path}:number"))
+        unbuilt(f"{path}:number")
         == f"--arch {path}:number: returned int, expected a torch.nn.Module; return the network"
     )
-    assert (
-        refusal(lambda: build_model(f"{path}:constant"))
-        == f"--arch {path}:constant: 'constant' is int, expected a callable"
-    )
+    assert unbuilt(f"{path}:constant") == f"--arch {path}:constant: 'constant' is int, expected a callable"
     what = "TypeError: needy() missing 1 required positional argument: 'width'"
-    assert refusal(lambda: build_model(f"{path}:needy")) == f"--arch {path}:needy: raised {what}; {without}"
+    assert unbuilt(f"{path}:needy") == f"--arch {path}:needy: raised {what}; {without}"
     path = write_code(tmp_path, "import not_a_module_of_anyone\n")
-    assert refusal(lambda: build_model(f"{path}:build")) == (
+    assert unbuilt(f"{path}:build") == (
         f"--arch {path}:build: importing {path} raised ModuleNotFoundError: "
         "No module named 'not_a_module_of_anyone'; mend that file"
     )
-    assert refusal(lambda: build_model("not_a_module_of_anyone:build")) == (
+    assert unbuilt("not_a_module_of_anyone:build") == (
         "--arch not_a_module_of_anyone:build: importing not_a_module_of_anyone raised ModuleNotFoundError: "
         f"No module named 'not_a_module_of_anyone'; expected {FORMS}"
     )
@@ -221,7 +205,7 @@ def stand_in(monkeypatch, name: str, module: object) -> None:
 
 def test_a_torchvision_that_does_not_match_torch_is_one_line_of_advice(monkeypatch) -> None:
     stand_in(monkeypatch, "torchvision", RuntimeError("operator torchvision::nms does not exist"))
-    assert refusal(lambda: build_model("torchvision:resnet18")) == (
+    assert unbuilt("torchvision:resnet18") == (
         f"torchvision fails with torch {torch.__version__} (operator torchvision::nms does not exist); "
         "they do not match: pip install --upgrade --force-reinstall torch torchvision"
     )
@@ -229,7 +213,7 @@ def test_a_torchvision_that_does_not_match_torch_is_one_line_of_advice(monkeypat
 
 def test_timm_missing_and_present(monkeypatch) -> None:
     stand_in(monkeypatch, "timm", ModuleNotFoundError("No module named 'timm'"))
-    assert refusal(lambda: build_model("timm:convnext_tiny")) == "timm is not installed; pip install timm"
+    assert unbuilt("timm:convnext_tiny") == "timm is not installed; pip install timm"
     names = ["convnext_tiny", "convnext_small"]
     timm = types.SimpleNamespace(
         is_model=lambda name: name in names,
@@ -237,7 +221,7 @@ def test_timm_missing_and_present(monkeypatch) -> None:
         create_model=lambda name, pretrained: tiny_net(),
     )
     stand_in(monkeypatch, "timm", timm)
-    assert refusal(lambda: build_model("timm:convnext_tinny")) == (
+    assert unbuilt("timm:convnext_tinny") == (
         "timm:convnext_tinny: no such network; did you mean 'convnext_tiny'?"
     )
     assert isinstance(build_model("timm:convnext_tiny"), nn.Module)
