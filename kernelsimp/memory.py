@@ -54,7 +54,7 @@ class Room:
 
     def working(self, device: torch.device) -> int:
         """Return what the activations of one pass may take now."""
-        return min(self.left(device), ENOUGH) if device.type == "cpu" else self.left(device)
+        return self.left(device) if device.type == "cuda" else min(self.left(device), ENOUGH)
 
 
 USUAL = Room()
@@ -79,7 +79,7 @@ def resident_bytes() -> int:
 
 def used_bytes(device: torch.device) -> int:
     """Return what this process holds on a device: resident on the CPU, allocated on a GPU."""
-    return resident_bytes() if device.type == "cpu" else torch.cuda.memory_allocated(device)
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
 
 
 def give_back() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernelsimp.memory import give_back
 from kernelsimp.models.hooks import Call, Trace, Use, weight_of
 from kernelsimp.models.stored_order import module_name
 from kernelsimp.shelf import Shelf
@@ -22,6 +23,9 @@ from kernelsimp.shelf import Shelf
 KEPT_BYTES = 1 << 28
 """What a replay keeps in memory of the outputs of finished modules, unless told; the rest goes to files."""
 
+
+TRIM_EVERY = 16
+"""Batches after which freed memory is handed back: what is shelved between them leaves holes in the heap."""
 
 UNWANTED = torch.empty(0)
 """Stands for an output that only modules whose own outputs are kept have used."""
@@ -53,6 +57,8 @@ class Replay:
             found: list[Call] = []
             self._run(use, images, place, keep, found)
             yield found
+            if place % TRIM_EVERY == TRIM_EVERY - 1:
+                give_back()
 
     def _run(
         self, use: Use, images: Tensor, place: int, keep: Mapping[str, float], found: list[Call]

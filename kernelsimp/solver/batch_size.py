@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.memory import BESIDE, GB, Room, is_out_of_memory, used_bytes
@@ -36,13 +37,14 @@ def bytes_of_a_pass(model: nn.Module, traced: Trace, image: Tensor) -> int:
 
     What autograd saves is counted, tensors that share memory once; what is in flight is a bound.
     """
-    own = {item.untyped_storage().data_ptr() for item in (*model.parameters(), *model.buffers())}
-    saved: dict[int, int] = {}
+    own = {StorageWeakRef(item.untyped_storage()) for item in (*model.parameters(), *model.buffers())}
+    saved: dict[StorageWeakRef, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
+        key = StorageWeakRef(storage)
+        if key not in own:
+            saved[key] = storage.nbytes()
         return tensor
 
     with saved_tensors_hooks(count, lambda tensor: tensor):
