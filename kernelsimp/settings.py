@@ -141,7 +141,7 @@ class PlanSettings:
     )
     cost: str = option(
         "auto",
-        "what an error costs: absolute, layer, filter, mixed or kind (filter where depthwise); or auto",
+        "what an error costs: absolute, layer, filter, mixed or kind (per kernel where depthwise); or auto",
         words("auto", "absolute", "layer", "filter", "mixed", "kind"),
     )
     choice_weight: float = option(

@@ -13,7 +13,7 @@ from kernelsimp.kernels.families import SEVENTEEN, find
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.solver.candidates import candidates_for, chosen_layers, rows_of_layer
-from kernelsimp.solver.costs import BY_KIND, COSTS, cost_table, costs_to_try, predicted_loss
+from kernelsimp.solver.costs import BY_KIND, COSTS, DAMPING, cost_of, cost_table, costs_to_try, predicted_loss
 from kernelsimp.solver.fisher import Sensitivity
 from kernelsimp.solver.lagrangian import (
     CostTable,
@@ -229,6 +229,35 @@ def sensitivity(layer: LayerKernels, seed: int = 0) -> Sensitivity:
     return Sensitivity(
         root.mT @ root, torch.rand(len(layer.kernels), dtype=torch.float64, generator=generator)
     )
+
+
+def test_a_depthwise_kernel_costs_what_the_best_member_of_its_structure_does() -> None:
+    layer = layer_of("one", (6, 1, 3, 3), 4, 6)
+    generator = torch.Generator().manual_seed(1)
+    root = torch.randn(6, 9, 9, dtype=torch.float64, generator=generator)
+    seen = replace(sensitivity(layer), kernels=root.mT @ root)
+    offer = candidates_for(layer, ("mirror-h", "constant", "zero", "rank-one"))
+    table = cost_table(layer, offer, seen, cost_of(layer, "kind"))
+    damped = seen.kernels + DAMPING * seen.kernels.diagonal(dim1=1, dim2=2).mean() * torch.eye(9)
+    kernels = layer.kernels.double().reshape(6, 9)
+    for place, candidate in enumerate(offer):
+        flats = candidate.projectors(kernels)
+        for number, w in enumerate(kernels):
+            flat = (
+                torch.eye(9, dtype=torch.float64)
+                if flats is None
+                else flats
+                if flats.ndim == 2
+                else flats[number]
+            )
+            basis = torch.linalg.svd(flat)[0][:, : round(float(flat.trace()))]
+            root = torch.linalg.cholesky(damped[number]).mT
+            nearest = (
+                torch.linalg.lstsq(root @ basis, root @ w).solution if basis.shape[1] else w.new_zeros(0)
+            )
+            assert float(table[number, place]) == pytest.approx(
+                float((root @ (w - basis @ nearest)).square().sum()), rel=1e-4, abs=1e-6
+            )
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])

@@ -1,5 +1,6 @@
 """Windows, moments and sensitivities against what the network itself computes."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,8 +17,9 @@ from kernelsimp.models.layers import bank_from_model, canonical
 from kernelsimp.models.replay import Replay
 from kernelsimp.shelf import Shelf
 from kernelsimp.solver.distance import DistanceJudge
-from kernelsimp.solver.fisher import Sensitivity, cached_survey, survey
+from kernelsimp.solver.fisher import Sensitivity, cached_survey, survey, weight_slopes
 from kernelsimp.solver.moments import (
+    Moments,
     WindowSampling,
     images_wanted,
     pair_moments,
@@ -96,6 +98,90 @@ def test_moments_are_those_of_the_unfolded_inputs() -> None:
     assert torch.allclose(found.mean, t.mean(1), atol=1e-6)
     assert torch.allclose(found.level, (x @ weights.mT).mean(1), atol=1e-6)
     assert torch.allclose(found.power, (x @ weights.mT).square().mean(1), atol=1e-6)
+
+
+def test_halves_are_the_moments_of_every_other_image_and_add_up_to_all() -> None:
+    module = nn.Conv2d(4, 6, 3, padding=1, bias=False)
+    images = torch.randn(7, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    other = images + 0.1 * images.roll(1, 0)
+    weights = module.weight.detach().double().reshape(1, 6, -1)
+    sampling = WindowSampling(0.5, 0)
+
+    def moments(keep: slice, sizes: int, **how: bool) -> Moments:
+        parts = ([[(module, part)] for part in item[keep].split(sizes)] for item in (other, images))
+        found = pair_moments(*parts, weights, sampling, **how)
+        assert found is not None
+        return found
+
+    whole, halved = moments(slice(None), 7), moments(slice(None), 3, halved=True)
+    even, odd = halved.halves
+    assert (whole.halves, even.rows + odd.rows) == ((), whole.rows)
+    for name in ("gram", "target", "mean", "level", "power"):
+        shares = (even.rows / whole.rows) * getattr(even, name) + (odd.rows / whole.rows) * getattr(odd, name)
+        assert torch.allclose(getattr(halved, name), getattr(whole, name), rtol=1e-6, atol=1e-7)
+        assert torch.allclose(shares, getattr(whole, name), rtol=1e-6, atol=1e-7)
+    assert even.rows == 4 * whole.rows // 7  # images 0, 2, 4 and 6
+    first = moments(slice(0, 1), 7, halved=True)
+    assert first.halves == ()
+
+
+DEPTHWISE: dict[str, Callable[[], nn.Module]] = {
+    "depthwise": lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4),
+    "two filters a channel, strided": lambda: nn.Conv2d(4, 8, (3, 5), stride=2, groups=4, bias=False),
+    "transposed": lambda: nn.ConvTranspose2d(4, 8, 3, stride=2, padding=1, groups=4),
+    "one-dimensional": lambda: nn.Conv1d(4, 4, 5, groups=4),
+}
+
+
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_slopes_are_each_images_own_gradient_of_weights_and_bias(name: str) -> None:
+    module: nn.Module = DEPTHWISE[name]()
+    images = input_for(module)
+    layer = bank_from_model(module).layers[0]
+    slope = torch.randn(module(images).shape, generator=torch.Generator().manual_seed(4))
+    found = weight_slopes((module, images), slope)
+    for place in range(len(images)):
+        (gradient,) = torch.autograd.grad((module(images[place, None]) * slope[place]).sum(), module.weight)
+        expected = canonical(gradient, layer.kind, layer.groups).reshape(layer.count, -1)
+        assert torch.allclose(found[place, :, :-1], expected, atol=1e-4)
+        assert torch.allclose(found[place, :, -1], slope[place].flatten(1).sum(1), atol=1e-4)
+
+
+class Gated(nn.Module):
+    """A depthwise layer whose channels count differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Conv2d(3, 3, 3, padding=1, groups=3)
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.deep(images).square().mean((2, 3)))
+
+
+def test_the_information_of_a_depthwise_kernel_is_that_of_its_weights_less_the_bias() -> None:
+    """A loss that moves by e and is mended by the bias moves as much as e'F e says, by finite differences."""
+    torch.manual_seed(0)
+    model = Gated().eval()
+    images = torch.randn(3000, 3, 6, 6) + 1
+    seen = survey(model, trace(model, images[:2]), images.split(500), 0)["deep"]
+    assert seen.kernels is not None
+    assert seen.kernels.shape == (3, 9, 9)
+    mean = torch.stack([rows.mean(0) for rows in every_row(model.deep, images)])
+    step, wide = 0.005, copy.deepcopy(model).double()
+    with torch.no_grad():
+        before = wide(images.double()).log_softmax(1)
+        for kernel in range(3):
+            error = torch.randn(9, generator=torch.Generator().manual_seed(kernel))
+            moved = copy.deepcopy(model)
+            moved.deep.weight[kernel, 0] += step * error.reshape(3, 3)
+            moved.deep.bias[kernel] -= step * error @ mean[kernel]
+            after = moved(images).log_softmax(1)
+            divergence = float((before.exp() * (before - after)).sum(1).mean())
+            wide = error.double()
+            assert divergence == pytest.approx(
+                0.5 * step**2 * float(wide @ seen.kernels[kernel] @ wide), rel=0.3
+            )
 
 
 @pytest.mark.parametrize("centred", [False, True])

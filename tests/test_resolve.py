@@ -1,5 +1,7 @@
 """The re-solve against its slow direct twin, and what it must leave alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +22,37 @@ def moments_of(now: Tensor, before: Tensor, original: Tensor) -> Moments:
         n,
         torch.equal(now, before),
     )
+
+
+def halved(now: Tensor, before: Tensor, original: Tensor) -> Moments:
+    """Moments of all rows, with those of every other one."""
+    halves = tuple(moments_of(now[:, half::2], before[:, half::2], original) for half in (0, 1))
+    return replace(moments_of(now, before, original), halves=halves)
+
+
+@pytest.mark.parametrize(("rows", "mendable"), [(2000, True), (220, False)])
+def test_a_free_layer_stays_where_it_was_unless_the_other_half_of_the_images_gains(
+    rows: int, mendable: bool
+) -> None:
+    """What another linear map undoes is mended; noise that few rows cannot tell from it is left alone."""
+    generator = torch.Generator().manual_seed(7)
+    before = torch.randn(1, rows, 40, dtype=torch.float64, generator=generator)
+    change = torch.randn(before.shape, dtype=torch.float64, generator=generator)
+    turned = before + 0.3 * before.roll(1, 2)
+    now = turned if mendable else before + 0.3 * change
+    original = torch.randn(1, 5, 40, dtype=torch.float64, generator=generator)
+    moments, free = halved(now, before, original), FilterConstraint(1, ())
+    fresh = torch.randn(1, 5000, 40, dtype=torch.float64, generator=generator)
+    seen = fresh + 0.3 * (fresh.roll(1, 2) if mendable else torch.randn(fresh.shape, generator=generator))
+    judge = moments_of(seen, fresh, original)
+    chosen = resolve(original, free, moments).weights
+    greedy = resolve(original, free, replace(moments, halves=())).weights
+    errors = [float(judge.error(item).sum()) for item in (chosen, greedy, original)]
+    if mendable:
+        assert errors[0] < 0.01 * errors[2]
+    else:
+        assert errors[0] < errors[1]
+        assert errors[0] < 1.02 * errors[2]
 
 
 def random_basis(generator: torch.Generator, cells: int, dim: int) -> Tensor:

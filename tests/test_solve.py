@@ -284,8 +284,8 @@ def test_a_device_without_memory_hands_the_layer_to_the_cpu_and_says_so(
         assert isinstance(made, Moments)
         return made
 
-    def on_a_device(*args: object) -> Moments | None:
-        moments = pair_moments(*args)  # type: ignore[arg-type]
+    def on_a_device(*args: object, **how: object) -> Moments | None:
+        moments = pair_moments(*args, **how)  # type: ignore[arg-type]
         assert moments is not None
         return away(moments)
 

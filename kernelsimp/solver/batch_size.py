@@ -1,5 +1,8 @@
 """How many images go through a network at once: one is measured, the rest is division."""
 
+from collections.abc import Callable, Hashable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -37,12 +40,13 @@ def bytes_of_a_pass(model: nn.Module, traced: Trace, image: Tensor) -> int:
 
     What autograd saves is counted, tensors that share memory once; what is in flight is a bound.
     """
-    own = {StorageWeakRef(item.untyped_storage()) for item in (*model.parameters(), *model.buffers())}
-    saved: dict[StorageWeakRef, int] = {}
+    kept: Callable[[Any], Hashable] = StorageWeakRef
+    own = {kept(item.untyped_storage()) for item in (*model.parameters(), *model.buffers())}
+    saved: dict[Hashable, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        key = StorageWeakRef(storage)
+        key = kept(storage)
         if key not in own:
             saved[key] = storage.nbytes()
         return tensor

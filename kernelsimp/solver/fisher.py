@@ -1,13 +1,16 @@
 """One pass over calibration images that says what a kernel's error costs, before anything is changed.
 
 Per layer: H_jj, the second moment of the windows of input channel j, (in, cells, cells), and g_o, how much
-the loss minds output channel o, (out,). Both are means over images; g is summed over positions.
+the loss minds output channel o, (out,). Both are means over images; g is summed over positions. A depthwise
+kernel is few numbers that alone decide its channel, so there the Fisher information of the weights is taken
+as it is, from the gradient of each image: g_o H_jj forgets that an error is the same at all positions.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +33,15 @@ from kernelsimp.watch import SILENT, Watcher
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """One layer: `blocks` (in, cells, cells) and `fisher` (out,), float64 on the CPU."""
+    """One layer: `blocks` (in, cells, cells) and `fisher` (out,), float64 on the CPU.
+
+    `kernels` (kernels, cells, cells) is the Fisher information of each kernel of a depthwise layer, where
+    the mean of its output has been made up for by a bias.
+    """
 
     blocks: Tensor
     fisher: Tensor
+    kernels: Tensor | None = None
 
 
 def survey(
@@ -102,21 +110,29 @@ def cached_survey(
         return make()
     try:
         kept = load(read_sealed(path))
-        read = {name: Sensitivity(kept[f"{name}/blocks"], kept[f"{name}/fisher"]) for name in _names(kept)}
+        read = {name: _read(kept, name) for name in _names(kept)}
         watcher.note(f"what each layer sees was measured before: read from {path}")
         return read
     except (OSError, DamagedError, SafetensorError, KeyError) as error:
         if path.exists():
             watcher.warn(f"{path}: cannot be used ({type(error).__name__}); measured again")
         found = make()
-    arrays = {f"{name}/blocks": item.blocks.contiguous() for name, item in found.items()}
-    arrays |= {f"{name}/fisher": item.fisher.contiguous() for name, item in found.items()}
+    arrays = {
+        f"{name}/{part.name}": value.contiguous()
+        for name, item in found.items()
+        for part in fields(item)
+        if (value := getattr(item, part.name)) is not None
+    }
     write_sealed(path, lambda partial: save_file(arrays, partial))
     return found
 
 
 def _names(kept: Mapping[str, Tensor]) -> list[str]:
     return [key.removesuffix("/blocks") for key in kept if key.endswith("/blocks")]
+
+
+def _read(kept: Mapping[str, Tensor], name: str) -> Sensitivity:
+    return Sensitivity(kept[f"{name}/blocks"], kept[f"{name}/fisher"], kept.get(f"{name}/kernels"))
 
 
 def _backward(loss: Tensor) -> bool:
@@ -190,12 +206,21 @@ class _Surveyor:
 
 @dataclass
 class _Sum:
-    """Sums of one layer: `blocks` (in, cells, cells) over `rows` windows, `fisher` (out,), `calls` seen."""
+    """Sums of one layer: `blocks` (in, cells, cells) over `rows` windows, `fisher` (out,), `calls` seen.
+
+    Of a depthwise layer also `kernels` (kernels, cells + 1, cells + 1), the second moments of the gradients
+    of its weights and bias, and the `means` (in, cells) of its windows; `waiting` are calls whose gradient
+    is to come, `slopes` (n, kernels, cells + 1) the gradients of the batch.
+    """
 
     blocks: Tensor | float = 0.0
     fisher: Tensor | float = 0.0
+    means: Tensor | float = 0.0
+    kernels: Tensor | None = None
     rows: int = 0
     calls: int = 0
+    waiting: list[Call] = field(default_factory=list)
+    slopes: Tensor | None = None
 
     @torch.no_grad()
     def see(self, call: Call, sampling: WindowSampling, first: int) -> None:
@@ -210,22 +235,66 @@ class _Sum:
             rows = rows_of(call, images, places)  # (groups, rows, D)
             split = rows.reshape(len(rows), len(images), -1, cells).transpose(1, 2).flatten(0, 1)
             self.blocks = self.blocks + (split.mT @ split).double().cpu()
+            self.means = self.means + split.sum(1).double().cpu()
         self.fisher = self.fisher + torch.zeros(module.out_channels, dtype=torch.float64)
         self.rows += len(image)
         self.calls += 1
+        if is_depthwise(module):
+            self.waiting.append(call)
 
     @torch.no_grad()
     def hear(self, gradient: Tensor) -> None:
         """Add the gradient of a call's output, (n, out, ...)."""
         self.fisher = self.fisher + gradient.double().square().transpose(0, 1).flatten(1).sum(1).cpu()
+        if self.waiting:
+            slopes = weight_slopes(self.waiting.pop(), gradient)
+            self.slopes = slopes if self.slopes is None else self.slopes + slopes
 
     def add(self, other: "_Sum") -> None:
-        """Add another's sums."""
+        """Add the sums of a batch that is through."""
         self.blocks = self.blocks + other.blocks
         self.fisher = self.fisher + other.fisher
+        self.means = self.means + other.means
         self.rows += other.rows
+        if other.slopes is not None:
+            each = other.slopes.transpose(0, 1)
+            square = (each.mT @ each).double().cpu()
+            self.kernels = square if self.kernels is None else self.kernels + square
 
     def result(self, images: int | None) -> Sensitivity:
         """Return the means over windows and over images; without gradients every channel counts alike."""
         blocks, fisher = torch.as_tensor(self.blocks), torch.as_tensor(self.fisher)
-        return Sensitivity(blocks / self.rows, fisher / images if images else torch.ones_like(fisher))
+        if images is None:
+            return Sensitivity(blocks / self.rows, torch.ones_like(fisher))
+        kernels = None if self.kernels is None else self._without_mean(self.kernels / images)
+        return Sensitivity(blocks / self.rows, fisher / images, kernels)
+
+    def _without_mean(self, moments: Tensor) -> Tensor:
+        """Return the information (kernels, cells, cells) of weights whose bias makes up for the mean.
+
+        An error e then shifts the bias by -e'm, m the mean window: the gradient is s - b m, b the bias's.
+        """
+        means = torch.as_tensor(self.means) / self.rows
+        means = means.repeat_interleave(len(moments) // len(means), 0)
+        same = torch.eye(means.shape[1], dtype=torch.float64).expand(len(means), -1, -1)
+        fold = torch.cat([same, -means[:, :, None]], 2)  # (kernels, cells, cells + 1)
+        return fold @ moments @ fold.mT
+
+
+def is_depthwise(module: Any) -> bool:
+    """Say whether every filter of a convolution sees one of several channels."""
+    return bool(module.groups == module.in_channels > 1)
+
+
+def weight_slopes(call: Call, gradient: Tensor) -> Tensor:
+    """Return each image's gradient of a depthwise layer's weights and bias, (n, kernels, cells + 1).
+
+    `gradient` is that of the call's output, (n, out, *positions).
+    """
+    module: Any = call[0]
+    view = windows(call)
+    images, channels, *positions = view.shape[: 2 + len(module.kernel_size)]
+    slope = gradient.reshape(images, channels, -1, *positions)
+    places: Any = itertools.product(*(range(side) for side in module.kernel_size))
+    cells = [(view[(..., *place)][:, :, None] * slope).flatten(3).sum(-1) for place in places]
+    return torch.stack([*cells, slope.flatten(3).sum(-1)], -1).flatten(1, 2)

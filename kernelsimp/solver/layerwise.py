@@ -137,7 +137,8 @@ def reconstruct(
     for use in calibrated.traced.uses:
         layer, target = layers[use.name], targets.get(use.name)
         if fitted and (state.tensors or target):
-            moments = _moments(use, layer, (now, before if state.tensors else None), calibrated)
+            replays = (now, before if state.tensors else None)
+            moments = _moments(use, layer, replays, calibrated, halved=target is None)
             _fit_layer(state, use, (layer, target), moments)
         elif target:
             _store(state, layer, target.nearest_kernels(layer.kernels))
@@ -150,7 +151,12 @@ def reconstruct(
 
 
 def _moments(
-    use: Use, layer: LayerKernels, replays: tuple[Replay, Replay | None], calibrated: CalibratedNetwork
+    use: Use,
+    layer: LayerKernels,
+    replays: tuple[Replay, Replay | None],
+    calibrated: CalibratedNetwork,
+    *,
+    halved: bool,
 ) -> Moments | None:
     now, before = replays
     original = _by_group(layer)
@@ -158,7 +164,7 @@ def _moments(
     batches, images = calibrated.images_for(use, width)
     sampling = sampling_for(use, width, images, calibrated.seed)
     was = before.inputs_of(use, batches) if before is not None else None
-    return pair_moments(now.inputs_of(use, batches), was, original, sampling)
+    return pair_moments(now.inputs_of(use, batches), was, original, sampling, halved=halved)
 
 
 def _fit_layer(

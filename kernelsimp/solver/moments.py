@@ -40,7 +40,8 @@ class Moments:
     `gram` = T'T/n, (groups, D, D); `target` = w0'X'T/n, what a filter's weights are fitted to, (groups,
     filters, D); `mean` of t, (groups, D); `level` and `power` are the mean and the mean square of each
     filter's original output without bias, (groups, filters); `rows` is n. `same` says that nothing upstream
-    changed: t is x.
+    changed: t is x. `halves` are those of every other image, where they were asked for: what is fitted to
+    one can be judged by the other.
     """
 
     gram: Tensor
@@ -50,6 +51,7 @@ class Moments:
     power: Tensor
     rows: int
     same: bool
+    halves: tuple["Moments", ...] = ()
 
     @property
     def width(self) -> int:
@@ -59,13 +61,16 @@ class Moments:
     def to(self, device: torch.device | str) -> "Moments":
         """Return the same moments on `device`."""
         names = ("gram", "target", "mean", "level", "power")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        halves = tuple(half.to(device) for half in self.halves)
+        return replace(self, halves=halves, **{name: getattr(self, name).to(device) for name in names})
 
     def centred(self) -> "Moments":
         """Return covariances in place of raw moments, for a layer whose bias takes care of the means."""
         gram = torch.baddbmm(self.gram, self.mean[:, :, None], self.mean[:, None, :], alpha=-1)
         target = self.target - self.level[:, :, None] * self.mean[:, None, :]
-        return replace(self, gram=gram, target=target, power=self.power - self.level.square())
+        halves = tuple(half.centred() for half in self.halves)
+        power = self.power - self.level.square()
+        return replace(self, gram=gram, target=target, power=power, halves=halves)
 
     def error(self, weights: Tensor) -> Tensor:
         """Return the mean square of t'w - x'w0 of each filter, weights and result as `power` is laid out.
@@ -180,23 +185,44 @@ def rows_of(call: Call, image: Tensor, place: Tensor) -> Tensor:
 
 
 def pair_moments(
-    now: Iterable[list[Call]], before: Iterable[list[Call]] | None, weights: Tensor, sampling: WindowSampling
+    now: Iterable[list[Call]],
+    before: Iterable[list[Call]] | None,
+    weights: Tensor,
+    sampling: WindowSampling,
+    *,
+    halved: bool = False,
 ) -> Moments | None:
     """Return the moments of one layer over batches of calls; `before` is None where nothing changed.
 
-    `weights` (groups, filters, D) are the original ones. None where the layer was never called.
+    `weights` (groups, filters, D) are the original ones; with `halved`, the moments of both halves of the
+    images come along. None where the layer was never called.
     """
-    total: _MomentSums | None = None
+    sums: dict[int, _MomentSums] = {}
     first = 0
     for calls, originals in _together(now, before):
         for number, call in enumerate(calls):
             for image, place in _parts(call, sampling, (first, number)):
-                current = rows_of(call, image, place)
-                original = rows_of(originals[number], image, place) if originals is not None else None
-                total = total or _MomentSums.like(current, weights)
-                total.add(current, original)
+                half = (image + first) % 2 if halved else torch.zeros_like(image)
+                for own in sorted(set(half.tolist())):
+                    mine = half == own
+                    current = rows_of(call, image[mine], place[mine])
+                    original = rows_of(originals[number], image[mine], place[mine]) if originals else None
+                    if own not in sums:
+                        sums[own] = _MomentSums.like(current, weights)
+                    sums[own].add(current, original)
         first += len(calls[0][1])
-    return total.moments(weights) if total is not None else None
+    parts = [sums[half].moments(weights) for half in sorted(sums)]
+    if len(parts) == 2:
+        return _joined(parts)
+    return parts[0] if parts else None
+
+
+def _joined(parts: Sequence[Moments]) -> Moments:
+    """Return the moments of all rows of `parts`, which become their halves."""
+    rows = sum(part.rows for part in parts)
+    names = ("gram", "target", "mean", "level", "power")
+    whole = {name: sum(getattr(part, name) * (part.rows / rows) for part in parts) for name in names}
+    return Moments(**whole, rows=rows, same=all(part.same for part in parts), halves=tuple(parts))
 
 
 def _together(
