@@ -1,0 +1,108 @@
+"""How much faster one way of computing is than another, on this machine, with an interval.
+
+The ways are run by turns, each round in the reverse order of the one before, so that what else the machine
+does meets all of them alike; what is compared are ratios within a round. Times are in seconds.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Clock = Callable[[], float]
+Run = Callable[[], object]
+
+ROUNDS = 15
+"""Rounds of one measurement."""
+
+SAMPLE = 2e-3
+"""Seconds that one sample takes at least: runs that are shorter are repeated within it."""
+
+RESAMPLES = 2000
+LEVEL = 0.95
+"""How often the rounds are drawn anew for an interval, and what share of the medians it holds."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a run: the median over rounds, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long the first way takes as another: median over rounds, and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def faster(self) -> bool:
+        """Whether the other way is faster than the first, beyond the noise."""
+        return self.low > 1
+
+    @property
+    def slower(self) -> bool:
+        """Whether the other way is slower than the first, beyond the noise."""
+        return self.high < 1
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Seconds a run, (rounds, ways)."""
+
+    seconds: NDArray[np.float64]
+
+    def timing(self, way: int) -> Timing:
+        """Return the time of one way."""
+        low, median, high = np.quantile(self.seconds[:, way], (0.25, 0.5, 0.75))
+        return Timing(float(median), float(low), float(high))
+
+    def ratio(self, way: int, base: int = 0) -> Ratio:
+        """Return the time of way `base` over that of `way`: above 1, `way` is faster.
+
+        The interval is of the median over rounds, by drawing rounds anew (percentile bootstrap, seeded).
+        """
+        ratios = self.seconds[:, base] / self.seconds[:, way]
+        drawn = np.random.default_rng(0).integers(0, len(ratios), (RESAMPLES, len(ratios)))
+        edge = 100 * (1 - LEVEL) / 2
+        low, high = np.percentile(np.median(ratios[drawn], axis=1), (edge, 100 - edge))
+        return Ratio(float(np.median(ratios)), float(low), float(high))
+
+
+def interleaved(
+    runs: Sequence[Run], rounds: int = ROUNDS, clock: Clock = time.perf_counter, sample: float = SAMPLE
+) -> Measured:
+    """Time the `runs` by turns, after two runs each that are not counted.
+
+    >>> ticks = iter(range(1000))
+    >>> interleaved([lambda: None], rounds=3, clock=lambda: next(ticks)).timing(0).median
+    1.0
+    """
+    repeats = [_repeats(run, clock, sample) for run in runs]
+    seconds = np.empty((rounds, len(runs)))
+    for turn in range(rounds):
+        order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
+        for way in order:
+            begin = clock()
+            for _ in range(repeats[way]):
+                runs[way]()
+            seconds[turn, way] = (clock() - begin) / repeats[way]
+    return Measured(seconds)
+
+
+MOST_REPEATS = 1000
+
+
+def _repeats(run: Run, clock: Clock, sample: float) -> int:
+    run()
+    begin = clock()
+    run()
+    once = max(clock() - begin, sample / MOST_REPEATS)
+    return max(1, round(sample / once))
