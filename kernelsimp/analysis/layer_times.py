@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernelsimp.analysis.timing import ROUNDS, Clock, Ratio, Run, Timing, interleaved
+from kernelsimp.analysis.timing import ROUNDS, Clock, Run, interleaved
 from kernelsimp.files import write_text
 from kernelsimp.models.factorised import factorised_layer
 from kernelsimp.models.thin import Thin
+from kernelsimp.records.factorised import Ratio, Timing
 from kernelsimp.watch import SILENT, Watcher
 
 SCHEMA = "kernelsimp.times/1"

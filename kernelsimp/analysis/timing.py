@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelsimp.records.factorised import Ratio, Timing
+
 Clock = Callable[[], float]
 Run = Callable[[], object]
 
@@ -23,34 +25,6 @@ SAMPLE = 2e-3
 RESAMPLES = 2000
 LEVEL = 0.95
 """How often the rounds are drawn anew for an interval, and what share of the medians it holds."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds a run: the median over rounds, and the quartiles around it."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times as long the first way takes as another: median over rounds, and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def faster(self) -> bool:
-        """Whether the other way is faster than the first, beyond the noise."""
-        return self.low > 1
-
-    @property
-    def slower(self) -> bool:
-        """Whether the other way is slower than the first, beyond the noise."""
-        return self.high < 1
 
 
 @dataclass(frozen=True, eq=False)

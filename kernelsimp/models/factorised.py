@@ -5,7 +5,8 @@ said which layers can be taken apart at all.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -112,3 +113,44 @@ def _put(layer: nn.Module, own: tuple[Tensor, Tensor | None]) -> None:
     weight.copy_(own[0])
     if isinstance(bias, Tensor) and own[1] is not None:
         bias.copy_(own[1])
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one layer was given and put out, (channels, height, width), in each of its calls in one pass."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    calls: int
+    alike: bool
+
+    def macs(self, layer: nn.Conv2d, thin: Thin | None = None) -> int:
+        """Return the multiplications of one image over all calls, whole or as two thinner layers."""
+        high, wide = layer.kernel_size
+        _, rows, columns = self.outputs
+        down, across = layer.in_channels * high, layer.out_channels * wide
+        each = rows * columns * layer.out_channels * (layer.in_channels // layer.groups) * high * wide
+        if thin is None:
+            return self.calls * each
+        share = len(thin.channels) / layer.groups if thin.channels else 1.0
+        two = thin.rank * rows * (down * self.inputs[2] + across * columns)
+        return self.calls * round(share * two + (1 - share) * each)
+
+
+@torch.no_grad()
+def layer_shapes(model: nn.Module, images: Tensor, layers: Mapping[str, nn.Conv2d]) -> dict[str, LayerShape]:
+    """Return what each layer is given in a pass of `images`; layers that are never called are left out."""
+    seen: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _, inputs, output: seen.setdefault(name, []).append(
+            (tuple(inputs[0].shape[-3:]), tuple(output.shape[-3:]))
+        )
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: LayerShape(*calls[0], len(calls), len(set(calls)) == 1) for name, calls in seen.items()}

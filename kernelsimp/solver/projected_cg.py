@@ -109,7 +109,7 @@ def resolve(
     `UnsolvableError` where the moments are missing, singular or of too few rows, and where the iteration
     breaks down.
     """
-    _check(moments)
+    check_moments(moments)
     d = damping * float(moments.gram.diagonal(dim1=1, dim2=2).mean())
     if d <= 0:
         raise UnsolvableError("its inputs are always the same, so there is nothing to fit to")
@@ -158,7 +158,8 @@ def _constraint_of(
     return constraint.part(part.start * kernels, part.stop * kernels)
 
 
-def _check(moments: Moments) -> None:
+def check_moments(moments: Moments) -> None:
+    """Raise `UnsolvableError` for moments of too few rows, or that are not finite."""
     needed = ROWS_A_CELL_AT_LEAST * moments.width
     if moments.rows < needed:
         raise UnsolvableError(f"{moments.rows} windows for {moments.width} cells; expected {needed} at least")
