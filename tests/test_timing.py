@@ -10,7 +10,7 @@ from saying import Heard
 from torch import nn
 
 from kernelsimp.analysis.layer_times import LayerTimes, Place
-from kernelsimp.analysis.timing import interleaved
+from kernelsimp.analysis.timing import LEAST, Effort, interleaved
 from kernelsimp.models.thin import Thin
 
 
@@ -34,7 +34,7 @@ class Bench:
 
 def test_ways_go_by_turns_and_back() -> None:
     bench = Bench(1.0, 0.5, 0.25)
-    measured = interleaved(bench.runs, rounds=3, clock=bench.clock)
+    measured = interleaved(bench.runs, Effort(3), bench.clock)
     assert bench.order[6:] == [0, 1, 2, 2, 1, 0, 0, 1, 2]
     assert [measured.timing(way).median for way in range(3)] == [1.0, 0.5, 0.25]
     ratio = measured.ratio(2)
@@ -46,9 +46,15 @@ def test_ways_go_by_turns_and_back() -> None:
 
 def test_short_runs_are_repeated_within_a_sample() -> None:
     bench = Bench(1e-4)
-    measured = interleaved(bench.runs, rounds=2, clock=bench.clock, sample=1e-3)
+    measured = interleaved(bench.runs, Effort(2, sample=1e-3), bench.clock)
     assert len(bench.order) == 2 + 2 * 10
     assert measured.timing(0).median == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(("within", "rounds"), [(100.0, 15), (20.0, 10), (1.0, LEAST)])
+def test_long_runs_take_fewer_rounds(within: float, rounds: int) -> None:
+    bench = Bench(1.5, 0.5)
+    assert len(interleaved(bench.runs, Effort(within=within), bench.clock).seconds) == rounds
 
 
 def test_noise_that_meets_both_ways_cancels() -> None:
@@ -135,6 +141,8 @@ def test_a_damaged_table_is_told_and_made_again(layer: nn.Conv2d, tmp_path: Path
 
 
 def test_real_runs_are_timed(layer: nn.Conv2d) -> None:
-    found = LayerTimes(None, rounds=3).measure(layer, (Thin(1),), Place((1, 4, 8, 8), "channels-last"))
+    found = LayerTimes(None, effort=Effort(3)).measure(
+        layer, (Thin(1),), Place((1, 4, 8, 8), "channels-last")
+    )
     assert 0 < found[Thin(1)].thin.low <= found[Thin(1)].thin.high
     assert found[Thin(1)].ratio.low <= found[Thin(1)].ratio.value <= found[Thin(1)].ratio.high

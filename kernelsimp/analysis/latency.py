@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kernelsimp.analysis.timing import Clock, Run, interleaved
+from kernelsimp.analysis.timing import Clock, Effort, Run, interleaved
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import quiet
 from kernelsimp.models.program import operation_of, run_onnx
 from kernelsimp.records.factorised import Latency
 from kernelsimp.watch import SILENT, Watcher
 
-ROUNDS = 11
+EFFORT = Effort(rounds=15, within=30.0)
 BATCHES = (1, 32)
 
 
@@ -61,7 +61,7 @@ def _one(pair: Pair, images: Tensor, engine: str, clock: Clock) -> Latency:
     try:
         with quiet(), torch.inference_mode():
             runs = RUNNERS[engine](pair, images)
-            measured = interleaved(runs, ROUNDS, clock)
+            measured = interleaved(runs, EFFORT, clock)
     except KernelsimpError as error:
         return Latency(engine, len(images), None, None, None, str(error))
     except Exception as error:  # a compiler that is missing, an operation that an engine does not know

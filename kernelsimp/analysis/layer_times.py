@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernelsimp.analysis.timing import ROUNDS, Clock, Run, interleaved
+from kernelsimp.analysis.timing import Clock, Effort, Run, interleaved
 from kernelsimp.files import write_text
 from kernelsimp.models.factorised import factorised_layer
 from kernelsimp.models.thin import Thin
@@ -67,11 +67,11 @@ class LayerTimes:
         self,
         path: Path | None = None,
         *,
-        rounds: int = ROUNDS,
+        effort: Effort = Effort(),
         clock: Clock = time.perf_counter,
         watcher: Watcher = SILENT,
     ) -> None:
-        self.path, self.rounds, self.clock = path, rounds, clock
+        self.path, self.effort, self.clock = path, effort, clock
         self.machine = machine()
         self.known = _read(path, watcher)
 
@@ -92,7 +92,7 @@ class LayerTimes:
         images = torch.randn(place.shape, generator=torch.Generator().manual_seed(0))
         runs = [timed_run(module, images, place.layout) for module in modules]
         with torch.inference_mode():
-            measured = interleaved(runs, self.rounds, self.clock)
+            measured = interleaved(runs, self.effort, self.clock)
         whole = measured.timing(0)
         return {
             way: LayerTime(whole, measured.timing(number), measured.ratio(number))

@@ -4,6 +4,7 @@ The ways are run by turns, each round in the reverse order of the one before, so
 does meets all of them alike; what is compared are ratios within a round. Times are in seconds.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ Run = Callable[[], object]
 
 ROUNDS = 15
 """Rounds of one measurement."""
+
+LEAST = 7
+"""Rounds of one that takes long: a median of fewer has no interval worth the name."""
 
 SAMPLE = 2e-3
 """Seconds that one sample takes at least: runs that are shorter are repeated within it."""
@@ -50,16 +54,27 @@ class Measured:
         return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
-def interleaved(
-    runs: Sequence[Run], rounds: int = ROUNDS, clock: Clock = time.perf_counter, sample: float = SAMPLE
-) -> Measured:
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: `rounds`, or as many as take `within` seconds, but `LEAST` at least."""
+
+    rounds: int = ROUNDS
+    within: float = math.inf
+    sample: float = SAMPLE
+
+
+def interleaved(runs: Sequence[Run], effort: Effort = Effort(), clock: Clock = time.perf_counter) -> Measured:
     """Time the `runs` by turns, after two runs each that are not counted.
 
     >>> ticks = iter(range(1000))
-    >>> interleaved([lambda: None], rounds=3, clock=lambda: next(ticks)).timing(0).median
+    >>> interleaved([lambda: None], Effort(3), lambda: next(ticks)).timing(0).median
     1.0
     """
-    repeats = [_repeats(run, clock, sample) for run in runs]
+    once = [_seconds(run, clock, effort.sample) for run in runs]
+    repeats = [max(1, round(effort.sample / seconds)) for seconds in once]
+    each = sum(number * seconds for number, seconds in zip(repeats, once, strict=True))
+    rounds = effort.rounds if effort.within == math.inf else max(LEAST, int(effort.within / each))
+    rounds = min(effort.rounds, rounds)
     seconds = np.empty((rounds, len(runs)))
     for turn in range(rounds):
         order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
@@ -74,9 +89,9 @@ def interleaved(
 MOST_REPEATS = 1000
 
 
-def _repeats(run: Run, clock: Clock, sample: float) -> int:
+def _seconds(run: Run, clock: Clock, sample: float) -> float:
+    """Return how long one run takes, about, the second time."""
     run()
     begin = clock()
     run()
-    once = max(clock() - begin, sample / MOST_REPEATS)
-    return max(1, round(sample / once))
+    return max(clock() - begin, sample / MOST_REPEATS)

@@ -131,17 +131,16 @@ def _code_of(module: object) -> str:
     return text.partition('"""\n\n')[2].strip() + "\n"
 
 
-def write_standalone(place: Path, text: str, state: Mapping[str, Tensor]) -> tuple[Path, Path]:
-    """Write the Python file at `place` and the state dict beside it; return both paths."""
+def write_standalone(places: tuple[Path, Path], text: str, state: Mapping[str, Tensor]) -> None:
+    """Write the Python file and the state dict at their `places`."""
     from safetensors.torch import save
 
-    weights = place.with_suffix(".safetensors")
+    place, weights = places
     # clones: the format refuses tensors that share memory
     write_bytes(
         weights, save({name: item.detach().cpu().contiguous().clone() for name, item in state.items()})
     )
     write_text(place, text)
-    return place, weights
 
 
 def build_standalone(place: Path) -> nn.Module:

@@ -45,6 +45,15 @@ class Target:
         return (self.alone or self.write)(kernels)
 
 
+def as_they_are() -> Target:
+    """Return the target of a layer whose kernels stay, whatever its inputs have become."""
+    return Target(
+        constraint=lambda kernels: FilterConstraint(math.prod(kernels.shape[2:]), ()),
+        write=lambda kernels: kernels,
+        fit=lambda original, _: original,
+    )
+
+
 def targets_of(plan: Plan) -> dict[str, Target]:
     """Return the targets of the layers that a plan changes."""
     changed = [layer for layer in plan.layers if layer.changed.any()]

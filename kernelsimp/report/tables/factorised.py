@@ -6,6 +6,7 @@ from kernelsimp.records.factorised import Factorised, FactorisedLayer, Latency, 
 from kernelsimp.records.serialise import to_plain
 from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
+from kernelsimp.report.markdown import escape_markdown, section
 from kernelsimp.report.tables.table import Table
 
 ENGINE_NAMES = {"eager": "torch", "compile": "torch.compile", "onnx": "ONNX Runtime"}
@@ -20,6 +21,14 @@ def factorised_tables(made: Factorised) -> tuple[Table, ...]:
     """Return the layers, what the whole costs, its latency, and how its files were checked."""
     tables = (_layers(made), _whole(made), _latency(made), _outputs(made))
     return tuple(table for table in tables if table.rows)
+
+
+def factorised_markdown(made: Factorised) -> str:
+    """Return the export as Markdown: what was measured where, the tables, and what is worth saying."""
+    lead = f"Measured on {escape_markdown(made.machine)}. Ranks chosen by {made.cost}."
+    parts = ["# What thinner layers buy at run time", lead, *map(section, factorised_tables(made))]
+    parts += [f"- {escape_markdown(note)}" for note in made.notes]
+    return "\n\n".join(parts) + "\n"
 
 
 def milliseconds(time: Timing | None) -> str:
@@ -38,10 +47,10 @@ def ratio_words(ratio: Ratio | None) -> str:
 
 
 def _layers(made: Factorised) -> Table:
-    heads = ("layer", "shape", "rank", "of", "MACs", "left", "ms whole", "ms now", "times as fast", "")
+    heads = ("layer", "rank", "of", "MACs left", "times as fast", "ms whole", "ms now", "shape", "MACs", "")
     rows = tuple(_layer(layer) for layer in made.layers)
     title = f"Layers, timed at {made.batch} images, {made.layout}"
-    return Table(title, heads, rows, frozenset({0, 1, 9}))
+    return Table(title, heads, rows, frozenset({0, 7, 9}), least=(8, 7, 6, 5))
 
 
 def _layer(layer: FactorisedLayer) -> tuple[str, ...]:
@@ -50,14 +59,14 @@ def _layer(layer: FactorisedLayer) -> tuple[str, ...]:
     note = layer.why or ("" if layer.exact else "fitted")
     return (
         printable(layer.name),
-        fmt.shape(layer.weight_shape),
         fmt.count(layer.rank) if thin else "whole",
         of,
-        fmt.count(layer.macs_before),
         fmt.share(layer.macs_after, layer.macs_before) if thin else fmt.DASH,
+        ratio_words(layer.ratio),
         milliseconds(layer.before),
         milliseconds(layer.after),
-        ratio_words(layer.ratio),
+        fmt.shape(layer.weight_shape),
+        fmt.count(layer.macs_before),
         printable(note),
     )
 
@@ -76,9 +85,9 @@ def _whole(made: Factorised) -> Table:
 
 
 def _latency(made: Factorised) -> Table:
-    heads = ("engine", "images", "ms before", "ms after", "times as fast", "so it is")
+    heads = ("engine", "images", "times as fast", "so it is", "ms before", "ms after")
     rows = tuple(_latency_row(item) for item in made.latency)
-    return Table("The whole network", heads, rows, frozenset({0, 5}))
+    return Table("The whole network", heads, rows, frozenset({0, 3}), least=(5, 4))
 
 
 def _latency_row(item: Latency) -> tuple[str, ...]:
@@ -86,10 +95,10 @@ def _latency_row(item: Latency) -> tuple[str, ...]:
     return (
         ENGINE_NAMES.get(item.engine, item.engine),
         fmt.count(item.batch),
-        milliseconds(item.before),
-        milliseconds(item.after),
         ratio_words(item.ratio),
         printable(verdict),
+        milliseconds(item.before),
+        milliseconds(item.after),
     )
 
 
