@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernelsimp.analysis.timing import Clock, Effort, Run, interleaved
+from kernelsimp.analysis.timing import USUAL, Clock, Effort, Run, interleaved
 from kernelsimp.files import write_text
 from kernelsimp.models.factorised import factorised_layer
 from kernelsimp.models.thin import Thin
@@ -67,7 +67,7 @@ class LayerTimes:
         self,
         path: Path | None = None,
         *,
-        effort: Effort = Effort(),
+        effort: Effort = USUAL,
         clock: Clock = time.perf_counter,
         watcher: Watcher = SILENT,
     ) -> None:

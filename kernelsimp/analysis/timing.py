@@ -63,7 +63,10 @@ class Effort:
     sample: float = SAMPLE
 
 
-def interleaved(runs: Sequence[Run], effort: Effort = Effort(), clock: Clock = time.perf_counter) -> Measured:
+USUAL = Effort()
+
+
+def interleaved(runs: Sequence[Run], effort: Effort = USUAL, clock: Clock = time.perf_counter) -> Measured:
     """Time the `runs` by turns, after two runs each that are not counted.
 
     >>> ticks = iter(range(1000))

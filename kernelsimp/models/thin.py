@@ -71,7 +71,7 @@ def thinned(layer: nn.Conv2d, thin: Thin) -> nn.Module:
 def replace_layers(network: nn.Module, plan: Mapping[str, Thin]) -> nn.Module:
     """Put thinner convolutions with fresh weights in the places of the named layers; return the network."""
     modules = dict(network.named_modules())
-    made = {modules[name]: thinned(_convolution(modules[name]), thin) for name, thin in plan.items()}
+    made = {modules[name]: thinned(_plain_layer(modules[name]), thin) for name, thin in plan.items()}
     for parent in list(modules.values()):
         for name, child in list(parent._modules.items()):
             if child in made:  # at every place where it stands
@@ -79,7 +79,7 @@ def replace_layers(network: nn.Module, plan: Mapping[str, Thin]) -> nn.Module:
     return made.get(network, network)
 
 
-def _convolution(module: nn.Module) -> nn.Conv2d:
+def _plain_layer(module: nn.Module) -> nn.Conv2d:
     if type(module) is not nn.Conv2d:
         raise TypeError(f"a layer is {type(module).__name__}, expected Conv2d: this is another network")
     return module
