@@ -19,7 +19,7 @@ from kernelsimp.models.program import operation_of, run_onnx
 from kernelsimp.records.factorised import Latency
 from kernelsimp.watch import SILENT, Watcher
 
-EFFORT = Effort(rounds=15, within=30.0)
+EFFORT = Effort(within=20.0)
 BATCHES = (1, 32)
 
 

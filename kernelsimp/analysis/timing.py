@@ -17,14 +17,15 @@ from kernelsimp.records.factorised import Ratio, Timing
 Clock = Callable[[], float]
 Run = Callable[[], object]
 
-ROUNDS = 15
-"""Rounds of one measurement."""
+ROUNDS = 41
+"""Rounds of one measurement: the median forgets those that something else met."""
 
 LEAST = 7
 """Rounds of one that takes long: a median of fewer has no interval worth the name."""
 
-SAMPLE = 2e-3
-"""Seconds that one sample takes at least: runs that are shorter are repeated within it."""
+SAMPLE = 5e-4
+"""Seconds that one sample takes at least: shorter runs are repeated within it. Short enough that on a busy
+machine most samples end before another program has its turn."""
 
 RESAMPLES = 2000
 LEVEL = 0.95
