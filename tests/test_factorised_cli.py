@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from kernelsimp.analysis.layer_times import LayerTime, LayerTimes
 from kernelsimp.cli.main import run
 from kernelsimp.kernels.rank import snap
 from kernelsimp.models.thin import Thin
-from kernelsimp.records.factorised import Ratio, Timing
+from kernelsimp.records.factorised import Latency, Ratio, Timing
 
 CODE = """
 import torch
@@ -85,10 +86,15 @@ def net(folder: Path, name: str = "Net") -> nn.Module:
 
 
 @pytest.fixture
-def faster(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Have every layer measured to be so many times as fast; the whole network is timed as it is."""
+def faster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have every layer, and the network, measured to be so many times as fast."""
 
-    def be(ratio: float) -> None:
+    def be(ratio: float, network: float | None = None) -> None:
+        whole = ratio if network is None else network
+        one = Timing(1.0, 1.0, 1.0)
+        found = tuple(Latency("eager", size, one, one, Ratio(whole, whole, whole)) for size in (1, 32))
+        monkeypatch.setattr("kernelsimp.commands.factorised_forms.network_latency", lambda *_: found)
+
         def timed(_: LayerTimes, __: nn.Conv2d, ways: list[Thin], ___: object) -> Mapping[Thin, LayerTime]:
             one, other = Timing(1e-3, 1e-3, 1e-3), Timing(1e-3 / ratio, 1e-3 / ratio, 1e-3 / ratio)
             return {way: LayerTime(one, other, Ratio(ratio, ratio, ratio)) for way in ways}
@@ -123,7 +129,7 @@ def far(one: Tensor, other: Tensor) -> float:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 def test_all_three_forms_put_out_what_the_original_does(
-    place: Path, tmp_path: Path, faster: Callable[[float], None], layout: str
+    place: Path, tmp_path: Path, faster: Callable[..., None], layout: str
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     faster(2.0)
@@ -139,6 +145,7 @@ def test_all_three_forms_put_out_what_the_original_does(
         session = onnxruntime.InferenceSession(str(tmp_path / "small.onnx"))
         (onnx,) = session.run(None, {"images": images.numpy()})
     assert far(program, expected) < 1e-5
+    assert not torch.export.load(out).example_inputs[0][0].any(), "a program must hold no image of the user"
     assert far(torch.from_numpy(onnx), expected) < 1e-5
     made = record(out)
     assert made["schema"] == "kernelsimp.factorised/1"
@@ -153,7 +160,7 @@ def test_all_three_forms_put_out_what_the_original_does(
 
 
 def test_the_python_file_needs_nothing_of_ours(
-    place: Path, tmp_path: Path, faster: Callable[[float], None]
+    place: Path, tmp_path: Path, faster: Callable[..., None]
 ) -> None:
     faster(2.0)
     out = tmp_path / "small.pt2"
@@ -206,7 +213,7 @@ def test_texts_that_go_into_one_file_share_no_name() -> None:
 
 
 def test_a_layer_that_is_reused_is_replaced_everywhere(
-    place: Path, tmp_path: Path, faster: Callable[[float], None]
+    place: Path, tmp_path: Path, faster: Callable[..., None]
 ) -> None:
     faster(2.0)
     out = tmp_path / "twice.pt2"
@@ -219,7 +226,7 @@ def test_a_layer_that_is_reused_is_replaced_everywhere(
 
 
 def test_without_images_it_runs_on_noise_and_says_so(
-    place: Path, tmp_path: Path, faster: Callable[[float], None]
+    place: Path, tmp_path: Path, faster: Callable[..., None]
 ) -> None:
     faster(2.0)
     out = tmp_path / "noise.pt2"
@@ -229,7 +236,7 @@ def test_without_images_it_runs_on_noise_and_says_so(
 
 
 def test_what_cannot_be_traced_is_named_and_the_state_dict_is_written(
-    place: Path, tmp_path: Path, faster: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+    place: Path, tmp_path: Path, faster: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     faster(2.0)
     out = tmp_path / "branch.pt2"
@@ -246,7 +253,7 @@ def test_what_cannot_be_traced_is_named_and_the_state_dict_is_written(
 
 
 def test_layers_are_made_of_low_rank_within_a_share_of_the_multiplications(
-    place: Path, tmp_path: Path, faster: Callable[[float], None]
+    place: Path, tmp_path: Path, faster: Callable[..., None]
 ) -> None:
     faster(1.1)
     out = tmp_path / "fitted.pt2"
@@ -259,7 +266,7 @@ def test_layers_are_made_of_low_rank_within_a_share_of_the_multiplications(
 
 
 def test_a_drop_in_accuracy_bounds_the_ranks(
-    place: Path, tmp_path: Path, faster: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+    place: Path, tmp_path: Path, faster: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     faster(1.5)
     out = tmp_path / "drop.pt2"
@@ -271,7 +278,7 @@ def test_a_drop_in_accuracy_bounds_the_ranks(
 
 
 def test_a_speed_that_is_not_reached_is_said(
-    place: Path, tmp_path: Path, faster: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+    place: Path, tmp_path: Path, faster: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     faster(2.0)
     out = tmp_path / "speed.pt2"
@@ -287,7 +294,7 @@ def test_a_speed_that_is_not_reached_is_said(
 def test_no_gain_writes_nothing(
     place: Path,
     tmp_path: Path,
-    faster: Callable[[float], None],
+    faster: Callable[..., None],
     more: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -300,10 +307,72 @@ def test_no_gain_writes_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {"times.json"}
 
 
+def test_a_gain_of_layers_that_the_network_does_not_have_writes_nothing(
+    place: Path, tmp_path: Path, faster: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    faster(2.0, network=1.0)
+    out = tmp_path / "none.pt2"
+    assert run([*words(place, out, *real(place)), "-q"]) == 0
+    assert "no engine was measured to run the whole faster: nothing is written" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"times.json"}
+
+
+def test_the_network_is_timed_in_the_engines_that_are_named(
+    place: Path, tmp_path: Path, faster: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kernelsimp.analysis.latency import network_latency
+    from kernelsimp.analysis.timing import Effort
+
+    faster(1.1)
+    monkeypatch.setattr("kernelsimp.commands.factorised_forms.network_latency", network_latency)
+    monkeypatch.setattr("kernelsimp.analysis.latency.EFFORT", Effort(3))
+    out = tmp_path / "timed.pt2"
+    engines = "eager,onnx" if find_spec("onnxruntime") else "eager"
+    assert run([*words(place, out, *real(place), "--macs", "0.6", "--engines", engines), "-q"]) == 0
+    timed = record(out)["latency"]
+    assert [(item["engine"], item["batch"]) for item in timed] == [
+        (engine, batch) for engine in engines.split(",") for batch in (1, 32)
+    ]
+    assert all(
+        item["before"]["median"] > 0 and item["ratio"]["low"] <= item["ratio"]["high"] for item in timed
+    )
+
+
+def test_a_run_of_rank_one_kernels_is_exported_exactly(
+    place: Path, tmp_path: Path, faster: Callable[..., None]
+) -> None:
+    """What `simplify` makes separable, tied while it trains, runs as two thinner layers."""
+    faster(2.0)
+    arch = ["--arch", f"{place / 'code.py'}:Net"]
+    made, out = tmp_path / "run", tmp_path / "tied.pt2"
+    training = ["--tie", "--finetune", "--epochs", "1", "--batch-size", "32"]
+    budget = ["--families", "rank-one", "--simplified", "0.06", "--layers", "deep"]
+    assert (
+        run(
+            [
+                "simplify",
+                str(place / "net.pt"),
+                *arch,
+                *real(place),
+                *budget,
+                *training,
+                "--out",
+                str(made),
+                "-q",
+            ]
+        )
+        == 0
+    )
+    options = ["--out", str(out), "--times", str(tmp_path / "t.json"), "--engines", "eager"]
+    assert run(["export", str(made), "--to", "factorised", *arch, *real(place), *options, "-q"]) == 0
+    deep = next(layer for layer in record(out)["layers"] if layer["name"] == "deep")
+    assert (deep["rank"], deep["channels"], deep["exact"]) == (1, 0, True)
+
+
 def test_outputs_that_differ_are_refused(
     place: Path,
     tmp_path: Path,
-    faster: Callable[[float], None],
+    faster: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

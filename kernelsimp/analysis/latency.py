@@ -37,16 +37,18 @@ def network_latency(
     images: Tensor,
     engines: Sequence[str],
     watcher: Watcher = SILENT,
+    *,
+    batches: Sequence[int] = BATCHES,
     clock: Clock = time.perf_counter,
 ) -> tuple[Latency, ...]:
-    """Return the latency of both networks in each engine at each of `BATCHES`.
+    """Return the latency of both networks in each engine at each of `batches`.
 
     `images` are repeated to fill a batch.
     """
-    watcher.start("timing the whole network", len(engines) * len(BATCHES))
+    watcher.start("timing the whole network", len(engines) * len(batches))
     found = []
     for engine in engines:
-        for batch in BATCHES:
+        for batch in batches:
             found.append(_one(pair, filled(images, batch), engine, clock))
             watcher.step()
     return tuple(found)

@@ -81,11 +81,13 @@ def export(
         for table in written.tables:
             out.print(draw(table))
     share = written.size / max(written.source_size, 1)
-    places = "  ".join(map(str, written.files)) or "nothing written"
-    of = f", {fmt.size(written.size)}, {share:.1%} of {fmt.size(written.source_size)}"
-    out.print(f"{written.form}: {places}{of if written.files else ''}", markup=False)
+    of = f", {share:.1%} of {fmt.size(written.source_size)}" if len(written.files) == 1 else ""
+    places = "  ".join(map(str, written.files))
+    told = f"{places}, {fmt.size(written.size)}{of}" if written.files else "nothing written"
+    out.print(f"{written.form}: {told}", markup=False)
     for note in written.notes:
         out.print(note, markup=False)
     if not written.met:
-        out.print("the budget is not met; what was written is the nearest to it", markup=False)
+        rest = "; what was written is the nearest to it" if written.files else ""
+        out.print(f"the budget is not met{rest}", markup=False)
         raise typer.Exit(1)

@@ -180,7 +180,8 @@ def _to_coded(source: ExportSource, path: Path, watcher: Watcher) -> Said:
 
 
 def _to_factorised(source: ExportSource, path: Path, watcher: Watcher) -> Said:
-    from kernelsimp.commands.export_factorised import export_factorised, written_places
+    from kernelsimp.commands.export_factorised import export_factorised
+    from kernelsimp.commands.factorised_forms import written_places
 
     taken = {item.resolve() for item in (source.path, *files_of(source.path))}
     for place in written_places(path):

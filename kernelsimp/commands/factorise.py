@@ -94,7 +94,7 @@ class Ground:
         if missing:
             found = self.times.measure(self.layers[name], missing, self.place(name))
             self.known.setdefault(name, {}).update(found)
-        return self.known[name]
+        return self.known.get(name, {})
 
 
 def open_ground(task: Task, images: Tensor, times: LayerTimes) -> Ground:

@@ -40,7 +40,7 @@ def write_program(model: nn.Module, images: Tensor, path: Path) -> None:
 
     Raises `UntraceableError` naming the operation where it cannot be traced.
     """
-    pair = images[:2] if len(images) > 1 else images.repeat(2, *(1 for _ in images.shape[1:]))
+    pair = torch.zeros(2, *images.shape[1:], device=images.device)  # a program keeps what it is traced with
     many = {0: torch.export.Dim("batch", min=1)}
     try:
         with quiet(), torch.no_grad():

@@ -81,6 +81,11 @@ class Latency:
     ratio: Ratio | None
     why: str = ""
 
+    @property
+    def faster(self) -> bool:
+        """Whether the network was measured to be faster than before, beyond the noise."""
+        return self.ratio is not None and self.ratio.faster
+
 
 @dataclass(frozen=True)
 class CheckedOutput:
