@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import quiet
 from kernelsimp.kernels.separable import full_rank, halves, ranks_of, unroll
+from kernelsimp.models import thin, zoo
+from kernelsimp.models.architectures import build_model
 from kernelsimp.models.factorised import exact_plan, factorise, factorised_layer, separable_layers
+from kernelsimp.models.standalone import build_standalone, standalone_text, write_standalone
 from kernelsimp.models.thin import ByChannel, Thin, replace_layers
 
 CASES: Mapping[str, dict[str, Any]] = {
@@ -170,3 +174,32 @@ def test_fresh_modules_take_the_weights_of_made_ones() -> None:
 def test_another_network_is_refused() -> None:
     with pytest.raises(TypeError, match="a layer is ConvTranspose2d, expected Conv2d"):
         replace_layers(Pointwise(), {"up": Thin(1)})
+
+
+# ---------------------------------------------------------------- the file that builds it
+
+
+@pytest.mark.parametrize("arch", ["zoo:digits-cnn", "torchvision:squeezenet1_1"])
+def test_networks_by_name_are_built_without_us(arch: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(arch)
+    name = "dense.0" if arch.startswith("zoo") else "features.3.expand3x3"
+    plan = {name: Thin(5)}
+    made, place = factorise(model, plan).eval(), tmp_path / "a.py"
+    text = standalone_text(arch, plan, "a.safetensors", channels_last=False)
+    assert "kernelsimp" not in text.replace("made by kernelsimp", "")
+    write_standalone((place, tmp_path / "a.safetensors"), text, made.state_dict())
+    images = torch.rand(
+        2, 1 if arch.startswith("zoo") else 3, *((8, 8) if arch.startswith("zoo") else (64, 64))
+    )
+    with torch.no_grad():
+        assert torch.equal(build_standalone(place)(images), made(images))
+
+
+def test_texts_that_go_into_one_file_share_no_name() -> None:
+    own = [
+        {key for key, item in vars(module).items() if getattr(item, "__module__", "") == module.__name__}
+        for module in (thin, zoo)
+    ]
+    assert all(own)
+    assert not own[0] & own[1]

@@ -180,38 +180,6 @@ def test_the_python_file_needs_nothing_of_ours(
     assert done.stdout.strip() == "ByChannel", done.stderr
 
 
-@pytest.mark.parametrize("arch", ["zoo:digits-cnn", "torchvision:squeezenet1_1"])
-def test_networks_by_name_are_built_without_us(arch: str, tmp_path: Path) -> None:
-    from kernelsimp.models.architectures import build_model
-    from kernelsimp.models.factorised import factorise
-    from kernelsimp.models.standalone import build_standalone, standalone_text, write_standalone
-
-    torch.manual_seed(0)
-    model = build_model(arch)
-    name = "dense.0" if arch.startswith("zoo") else "features.3.expand3x3"
-    plan = {name: Thin(5)}
-    made, place = factorise(model, plan).eval(), tmp_path / "a.py"
-    text = standalone_text(arch, plan, "a.safetensors", channels_last=False)
-    assert "kernelsimp" not in text.replace("made by kernelsimp", "")
-    write_standalone((place, tmp_path / "a.safetensors"), text, made.state_dict())
-    images = torch.rand(
-        2, 1 if arch.startswith("zoo") else 3, *((8, 8) if arch.startswith("zoo") else (64, 64))
-    )
-    with torch.no_grad():
-        assert torch.equal(build_standalone(place)(images), made(images))
-
-
-def test_texts_that_go_into_one_file_share_no_name() -> None:
-    from kernelsimp.models import thin, zoo
-
-    own = [
-        {key for key, item in vars(module).items() if getattr(item, "__module__", "") == module.__name__}
-        for module in (thin, zoo)
-    ]
-    assert all(own)
-    assert not own[0] & own[1]
-
-
 def test_a_layer_that_is_reused_is_replaced_everywhere(
     place: Path, tmp_path: Path, faster: Callable[..., None]
 ) -> None:
