@@ -217,9 +217,6 @@ def test_what_cannot_be_traced_is_named_and_the_state_dict_is_written(
     assert (tmp_path / "branch.py").exists()
 
 
-# ---------------------------------------------------------------- budgets
-
-
 def test_layers_are_made_of_low_rank_within_a_share_of_the_multiplications(
     place: Path, tmp_path: Path, faster: Callable[..., None]
 ) -> None:
@@ -253,9 +250,6 @@ def test_a_speed_that_is_not_reached_is_said(
     assert run([*words(place, out, *real(place), "--speedup", "900"), "-q"]) == 1
     assert "the budget is not met" in capsys.readouterr().out
     assert out.exists()
-
-
-# ---------------------------------------------------------------- nothing to gain, and bad input
 
 
 @pytest.mark.parametrize("more", [(), ("--max-drop", "1")])
@@ -388,6 +382,12 @@ def test_the_source_is_not_written_over(
     arch = ["--arch", f"{place / 'code.py'}:Net", "--out", str(tmp_path / "net.pt2")]
     told = command_refusal(["export", str(source), "--to", "factorised", *arch, "-q"], capsys)
     assert "is the file that is exported; name another with --out" in told
+
+
+def test_the_table_of_times_takes_no_input_s_place(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = str(place / "net.pt")
+    told = command_refusal(["export", source, "--to", "factorised", "--times", source, "-q"], capsys)
+    assert told.startswith(f"--times {source} would overwrite the input")
 
 
 def test_a_share_that_cannot_be_reached_is_refused(

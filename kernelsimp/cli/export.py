@@ -67,7 +67,8 @@ def export(
         raise KernelsimpError(f"--to is '{to}'{did_you_mean(to, FORMS)}")
     if not source.exists():
         raise KernelsimpError(f"{source}: no such file; check the path")
-    outputs.check_outputs([("--out", file)], (source,))
+    times = given.get("factorising", {}).get("times")
+    outputs.check_outputs([("--out", file), ("--times", times)], (source,))
 
     from kernelsimp.commands import export as command  # after what can be refused without torch
     from kernelsimp.report import fmt
