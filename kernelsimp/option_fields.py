@@ -55,6 +55,7 @@ GROUPS: Mapping[str, str] = {
     "AuditSettings": "Cheaper layers",
     "CompareSettings": "How to compare",
     "CodingSettings": BUDGET,
+    "FactorisingSettings": BUDGET,
     "RunSettings": OUTPUT,
     "TrainSettings": "Constraints and penalties",
 }

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from kernelsimp.export_settings import CodingSettings as CodingSettings
+from kernelsimp.export_settings import FactorisingSettings as FactorisingSettings
 from kernelsimp.option_fields import (
     BUDGET,
     FIRST,
@@ -370,15 +372,6 @@ class CompareSettings:
 
 
 @dataclass(frozen=True)
-class CodingSettings:
-    """What a coded checkpoint may cost; one of these."""
-
-    max_drop: float | None = option(None, "coded: lose at most this accuracy, in pp [0.5]")
-    kl: float | None = option(None, "coded: stay within this KL of the original, in nats an image")
-    size: int | None = option(None, "coded: stay within this many bytes")
-
-
-@dataclass(frozen=True)
 class Settings:
     """All stages; the field names are the headings of a settings file."""
 
@@ -393,7 +386,8 @@ class Settings:
     compare: CompareSettings = CompareSettings()
     run: RunSettings = RunSettings()
     train: TrainSettings = TrainSettings()
-    coding: CodingSettings = CodingSettings()
+    coding: CodingSettings = CodingSettings()  # noqa: RUF009 (frozen)
+    factorising: FactorisingSettings = FactorisingSettings()  # noqa: RUF009 (frozen)
 
 
 Given = Mapping[str, Mapping[str, Any]]

@@ -54,7 +54,7 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
     ),
     "export": (
         "kernelsimp export run",
-        "kernelsimp export run --to onnx --out model.onnx",
+        "kernelsimp export model.pt --to factorised --arch A --data D --max-drop 0.5",
         "kernelsimp export model.kspack --to torch --out model.pt",
     ),
     "families": (

@@ -9,13 +9,26 @@ from kernelsimp.cli.completion import completer
 from kernelsimp.cli.console import out, watch_command
 from kernelsimp.cli.options import QuietOption, put, with_settings
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.settings import CodingSettings, DataSettings, Given, ModelSettings, RunSettings
+from kernelsimp.settings import (
+    CodingSettings,
+    DataSettings,
+    FactorisingSettings,
+    Given,
+    ModelSettings,
+    RunSettings,
+)
 
-FORMS = ("packed", "coded", "safetensors", "torch", "onnx")
+FORMS = ("packed", "coded", "safetensors", "torch", "onnx", "factorised")
 SourceArgument = Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run, or a checkpoint file")]
 
 
-@with_settings(model=ModelSettings, data=DataSettings, coding=CodingSettings, run=RunSettings)
+@with_settings(
+    model=ModelSettings,
+    data=DataSettings,
+    coding=CodingSettings,
+    factorising=FactorisingSettings,
+    run=RunSettings,
+)
 def export(
     source: SourceArgument,
     given: Given,
@@ -24,7 +37,7 @@ def export(
         typer.Option(
             "--to",
             metavar="FORM",
-            help="packed, coded, safetensors, torch or onnx",
+            help="packed, coded, safetensors, torch, onnx or factorised",
             autocompletion=completer(FORMS),
         ),
     ] = "packed",
@@ -33,16 +46,20 @@ def export(
     ] = None,
     holdout: Annotated[
         str | None,
-        typer.Option(metavar="SPLIT", help="coded: judge --max-drop by this split or --data form"),
+        typer.Option(
+            metavar="SPLIT", help="coded, factorised: judge --max-drop by this split or --data form"
+        ),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(metavar="CODE", help="coded: file.py:callable that judges --max-drop")
+        str | None,
+        typer.Option(metavar="CODE", help="coded, factorised: file.py:callable that judges --max-drop"),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Write a RUN's network, or MODEL, in another form; every command reads packed and coded ones.
 
-    packed is lossless; coded takes far fewer bytes, within a budget (--max-drop, --kl or --size).
+    packed is lossless; coded takes far fewer bytes, within a budget (--max-drop, --kl or --size); factorised
+    runs faster where that was measured, within one (--max-drop, --speedup or --macs) or at no cost at all.
     """
     from kernelsimp.commands import outputs
 
@@ -50,23 +67,28 @@ def export(
         raise KernelsimpError(f"--to is '{to}'{did_you_mean(to, FORMS)}")
     if not source.exists():
         raise KernelsimpError(f"{source}: no such file; check the path")
-    outputs.check_outputs([("--out", file)], (source,))
+    times = given.get("factorising", {}).get("times")
+    outputs.check_outputs([("--out", file), ("--times", times)], (source,))
 
     from kernelsimp.commands import export as command  # after what can be refused without torch
     from kernelsimp.report import fmt
+    from kernelsimp.report.terminal import draw
 
     for key, value in (("holdout", holdout), ("metric", metric)):
         given = put(given, "plan", key, value)
     with watch_command(quiet=quiet, json=None) as watcher:
         written = command.export(source, to, file, given, watcher)
+    if not quiet:
+        for table in written.tables:
+            out.print(draw(table))
     share = written.size / max(written.source_size, 1)
-    out.print(
-        f"{written.form}: {written.path}, {fmt.size(written.size)}, {share:.1%} of "
-        f"{fmt.size(written.source_size)}",
-        markup=False,
-    )
+    of = f", {share:.1%} of {fmt.size(written.source_size)}" if len(written.files) == 1 else ""
+    places = "  ".join(map(str, written.files))
+    told = f"{places}, {fmt.size(written.size)}{of}" if written.files else "nothing written"
+    out.print(f"{written.form}: {told}", markup=False)
     for note in written.notes:
         out.print(note, markup=False)
     if not written.met:
-        out.print("the budget is not met; what was written is the nearest to it", markup=False)
+        rest = "; what was written is the nearest to it" if written.files else ""
+        out.print(f"the budget is not met{rest}", markup=False)
         raise typer.Exit(1)

@@ -20,6 +20,8 @@ from kernelsimp.models.storage import unreal
 from kernelsimp.models.wrappers import value_at
 from kernelsimp.records.plan_file import read_plan
 from kernelsimp.report import read_report
+from kernelsimp.report.tables.factorised import factorised_tables
+from kernelsimp.report.tables.table import Table
 from kernelsimp.settings import Given, ModelSettings
 from kernelsimp.watch import SILENT, Watcher
 
@@ -34,14 +36,21 @@ class Written:
     source_size: int
     notes: tuple[str, ...] = ()
     met: bool = True
+    files: tuple[Path, ...] = ()
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True)
 class Said:
-    """What a form has to say of the file that it wrote, and whether its budget is met."""
+    """What a form has to say of the file that it wrote, and whether its budget is met.
+
+    `files` are those of a form that writes several, or none at all; None is the one that was asked for.
+    """
 
     notes: tuple[str, ...] = ()
     met: bool = True
+    files: tuple[Path, ...] | None = None
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,20 +82,32 @@ def export(place: Path, form: str, out: Path | None, given: Given, watcher: Watc
         raise KernelsimpError(f"{target} is the file that is exported; name another with --out")
     if target.is_dir():
         raise KernelsimpError(f"{target}: is a directory; --out names the file to write")
-    if form != "coded":
-        _refuse_budgets(source)
+    _refuse_budgets(source, form)
     said = row.write(source, target, watcher)
     if row.lossless:
         _check(source, target)
-    sizes = (target.stat().st_size, sum(path.stat().st_size for path in files_of(source.path)))
-    left = () if form == "onnx" else _left_out(source.checkpoint)
-    return Written(target, form, *sizes, (*said.notes, *left), said.met)
+    files = (target,) if said.files is None else said.files
+    sizes = [sum(path.stat().st_size for path in some) for some in (files, files_of(source.path))]
+    left = () if row.runs or not files else _left_out(source.checkpoint)
+    return Written(target, form, sizes[0], sizes[1], (*said.notes, *left), said.met, files, said.tables)
 
 
-def _refuse_budgets(source: ExportSource) -> None:
-    for name in ("max_drop", "kl", "size"):
-        if getattr(source.settings.coding, name) is not None:
-            raise KernelsimpError(f"--{name.replace('_', '-')} is a budget of --to coded alone")
+def _refuse_budgets(source: ExportSource, form: str) -> None:
+    """Raise `KernelsimpError` for a budget that another form has."""
+    for stage, name, forms in BUDGETS:
+        if form not in forms and getattr(getattr(source.settings, stage), name) is not None:
+            owners = " and ".join(forms)
+            raise KernelsimpError(f"--{name.replace('_', '-')} is a budget of --to {owners} alone")
+
+
+BUDGETS = (
+    ("coding", "max_drop", ("coded", "factorised")),
+    ("coding", "kl", ("coded",)),
+    ("coding", "size", ("coded",)),
+    ("factorising", "speedup", ("factorised",)),
+    ("factorising", "macs", ("factorised",)),
+)
+"""Budgets: the stage of the settings, the field, and the forms that have it."""
 
 
 def _beside(source: Path, ending: str) -> Path:
@@ -158,6 +179,18 @@ def _to_coded(source: ExportSource, path: Path, watcher: Watcher) -> Said:
     return Said(done.notes, done.met)
 
 
+def _to_factorised(source: ExportSource, path: Path, watcher: Watcher) -> Said:
+    from kernelsimp.commands.export_factorised import export_factorised
+    from kernelsimp.commands.factorised_forms import written_places
+
+    taken = {item.resolve() for item in (source.path, *files_of(source.path))}
+    for place in written_places(path):
+        if place.resolve() in taken:
+            raise KernelsimpError(f"{place} is the file that is exported; name another with --out")
+    done = export_factorised(source, path, watcher)
+    return Said(done.made.notes, done.met, done.files, factorised_tables(done.made))
+
+
 FORMS: Mapping[str, ExportForm] = {
     "packed": ExportForm(
         ".kspack", _to_packed, "every kernel by the free numbers of its structure; lossless"
@@ -168,6 +201,13 @@ FORMS: Mapping[str, ExportForm] = {
     "safetensors": ExportForm(".safetensors", _to_safetensors, "plain tensors, as the file names them"),
     "torch": ExportForm(".pt", _to_torch, "what torch.load reads, under the keys where the weights stood"),
     "onnx": ExportForm(".onnx", _to_onnx, "a graph that other programs run", lossless=False, runs=True),
+    "factorised": ExportForm(
+        ".factorised.pt2",
+        _to_factorised,
+        "layers as two thinner ones, where that was measured to be faster",
+        lossless=False,
+        runs=True,
+    ),
 }
 """What a network can be exported to."""
 

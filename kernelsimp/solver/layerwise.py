@@ -138,7 +138,7 @@ def reconstruct(
         layer, target = layers[use.name], targets.get(use.name)
         if fitted and (state.tensors or target):
             replays = (now, before if state.tensors else None)
-            moments = _moments(use, layer, replays, calibrated, halved=target is None)
+            moments = moments_now(use, layer, replays, calibrated, halved=target is None)
             _fit_layer(state, use, (layer, target), moments)
         elif target:
             _store(state, layer, target.nearest_kernels(layer.kernels))
@@ -150,16 +150,17 @@ def reconstruct(
     return Reconstruction(state.model, state.tensors, state.fits)
 
 
-def _moments(
+def moments_now(
     use: Use,
     layer: LayerKernels,
     replays: tuple[Replay, Replay | None],
     calibrated: CalibratedNetwork,
     *,
-    halved: bool,
+    halved: bool = False,
 ) -> Moments | None:
+    """Return the moments of one layer: (the network now, the original one where they differ by now)."""
     now, before = replays
-    original = _by_group(layer)
+    original = layer_weights(layer)
     width = original.shape[-1]
     batches, images = calibrated.images_for(use, width)
     sampling = sampling_for(use, width, images, calibrated.seed)
@@ -173,7 +174,7 @@ def _fit_layer(
     layer, target = work
     if moments is None or (moments.same and target is None):
         return
-    shifted = _takes_shift(state.model, use)
+    shifted = takes_shift(state.model, use)
     metric = moments.centred() if shifted else moments
     weights, fit = _solve(layer, target, metric)
     written = _write(state, layer, target, weights)
@@ -190,19 +191,20 @@ def _solve(layer: LayerKernels, target: Target | None, moments: Moments) -> tupl
     A device that runs out of memory hands the layer to the CPU.
     """
     device = moments.gram.device
-    original = _by_group(layer)
+    original = layer_weights(layer)
     free = FilterConstraint(layer.kernels[0, 0].numel(), ())
     constraint = target.constraint(layer.kernels) if target else free
     try:
         there = original.to(device)
+        if target is not None and target.fit is not None:
+            return target.fit(there, moments).cpu(), Fit(None)
         solved = resolve(there, constraint.to(device), moments)
         if target is not None:
             solved = settle(solved, there, (target, layer), moments)
         return solved.weights.cpu(), Fit(None, solved.steps)
     except UnsolvableError as reason:
         instead = "only projected" if target else "left as it was"
-        meets = target.settled(layer.kernels) if target and target.settled else constraint
-        return meets.place(original), Fit(None, trouble=f"{reason}; {instead}")
+        return _unfitted(layer, target, constraint), Fit(None, trouble=f"{reason}; {instead}")
     except torch.OutOfMemoryError:
         if device.type == "cpu":
             raise
@@ -211,7 +213,16 @@ def _solve(layer: LayerKernels, target: Target | None, moments: Moments) -> tupl
     return weights, replace(fit, trouble=f"{told}; {fit.trouble}" if fit.trouble else told)
 
 
-def _by_group(layer: LayerKernels) -> Tensor:
+def _unfitted(layer: LayerKernels, target: Target | None, constraint: FilterConstraint) -> Tensor:
+    """Return the original weights as they are within what the layer must become."""
+    original = layer_weights(layer)
+    if target is not None and target.fit is not None:
+        return target.nearest_kernels(layer.kernels).double().reshape(original.shape)
+    meets = target.settled(layer.kernels) if target and target.settled else constraint
+    return meets.place(original)
+
+
+def layer_weights(layer: LayerKernels) -> Tensor:
     """Return the original weights (groups, filters, D) in float64."""
     return layer.kernels.detach().double().reshape(layer.groups, len(layer.kernels) // layer.groups, -1)
 
@@ -224,7 +235,7 @@ def _write(
     A filter whose weights did not move beyond rounding keeps its bits.
     """
     kernels = weights.reshape(layer.kernels.shape).to(layer.kernels.dtype)
-    still = torch.isclose(weights, _by_group(layer), rtol=1e-12, atol=0).all(-1).reshape(-1)
+    still = torch.isclose(weights, layer_weights(layer), rtol=1e-12, atol=0).all(-1).reshape(-1)
     kernels[still] = layer.kernels[still]
     kernels = target.write(kernels) if target else kernels
     _store(state, layer, kernels)
@@ -239,7 +250,7 @@ def _store(state: _ReconstructionState, layer: LayerKernels, kernels: Tensor) ->
     state.tensors[tensor_name(layer.name)] = value.contiguous()
 
 
-def _takes_shift(model: nn.Module, use: Use) -> bool:
+def takes_shift(model: nn.Module, use: Use) -> bool:
     """Say whether a shift of the layer's mean output has somewhere to go: its bias or its batch norm."""
     module: Any = conv_modules(model)[use.name]
     if use.calls > 1:

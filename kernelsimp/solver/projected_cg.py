@@ -112,7 +112,7 @@ def resolve(
     `UnsolvableError` where the moments are missing, singular or of too few rows, and where the iteration
     breaks down.
     """
-    _check(moments)
+    check_moments(moments)
     if moments.halves:
         damping = best_damping(original, moments.halves)
     d = damping * _level(moments)
@@ -182,7 +182,8 @@ def _constraint_of(
     return constraint.part(part.start * kernels, part.stop * kernels)
 
 
-def _check(moments: Moments) -> None:
+def check_moments(moments: Moments) -> None:
+    """Raise `UnsolvableError` for moments of too few rows, or that are not finite."""
     needed = ROWS_A_CELL_AT_LEAST * moments.width
     if moments.rows < needed:
         raise UnsolvableError(f"{moments.rows} windows for {moments.width} cells; expected {needed} at least")

@@ -16,6 +16,7 @@ from torch import Tensor
 from kernelsimp.kernels.structures import BENT, DENOISED, find, projectors
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.solver.apply import denoise_kernels, snap_layer, write_layer
+from kernelsimp.solver.moments import Moments
 from kernelsimp.solver.projected_cg import FilterConstraint, Piece
 
 Meets = Callable[[Tensor], FilterConstraint]
@@ -28,7 +29,8 @@ class Target:
     `constraint` takes the original kernels, `write` those in the stored dtype, which it returns. `alone`
     makes the written kernels from the original ones without any fit, where that is not `write` of them.
     `around` gives the flats of bent sets at other kernels, and `settled` the last constraint, at fitted
-    kernels in the stored dtype, with denoised ones fixed.
+    kernels in the stored dtype, with denoised ones fixed. Where there is `fit`, it makes the weights (groups,
+    filters, D) from the original ones and the moments, in place of all this.
     """
 
     constraint: Meets
@@ -36,10 +38,20 @@ class Target:
     alone: Callable[[Tensor], Tensor] | None = None
     around: Meets | None = None
     settled: Meets | None = None
+    fit: Callable[[Tensor, Moments], Tensor] | None = None
 
     def nearest_kernels(self, kernels: Tensor) -> Tensor:
         """Return the original kernels as written without any fit."""
         return (self.alone or self.write)(kernels)
+
+
+def as_they_are() -> Target:
+    """Return the target of a layer whose kernels stay, whatever its inputs have become."""
+    return Target(
+        constraint=lambda kernels: FilterConstraint(math.prod(kernels.shape[2:]), ()),
+        write=lambda kernels: kernels,
+        fit=lambda original, _: original,
+    )
 
 
 def targets_of(plan: Plan) -> dict[str, Target]:
