@@ -29,6 +29,7 @@ from kernelsimp.cli.report import report
 from kernelsimp.cli.scan import scan
 from kernelsimp.cli.simplify import simplify
 from kernelsimp.cli.train import train
+from kernelsimp.error_text import one_line
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.training.ranks import first_process
 from kernelsimp.version import __version__
@@ -131,7 +132,7 @@ def resume_line(arguments: list[str], environment: Mapping[str, str] = os.enviro
 
 
 def _fail(message: str, code: int) -> int:
-    err.print(f"[red]kernelsimp:[/] {escape(' '.join(message.split()))}")
+    err.print(f"[red]kernelsimp:[/] {escape(one_line(message))}")
     return code
 
 
