@@ -4,11 +4,11 @@ Terminals obey control characters and text runs backwards after an override, so 
 errors, tables, pages, CSV or the reports of CI systems, but through these functions.
 """
 
-MOST_SHOWN = 300
-"""Characters of a name that are shown."""
+MOST_SHOWN = 2_000
+"""Characters of a name or a message that are shown."""
 
-MOST_SAID = 2_000
-"""Characters of an error; what it quotes is cut before."""
+FORMULA = ("=", "+", "-", "@")
+"""What a spreadsheet takes for the beginning of a formula."""
 
 
 def printable(text: str, limit: int = MOST_SHOWN) -> str:
@@ -25,9 +25,19 @@ def printable(text: str, limit: int = MOST_SHOWN) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def one_line(text: str, limit: int = MOST_SAID) -> str:
+def one_line(text: str, limit: int = MOST_SHOWN) -> str:
     """Return a message on one line: white space of any kind is a space, the rest as `printable` has it."""
     return printable(" ".join(text.split()), limit)
+
+
+def csv_cell(text: str) -> str:
+    """Return text as a cell of CSV that no spreadsheet takes for a formula: those begin with an apostrophe.
+
+    >>> csv_cell("=1+1"), csv_cell("conv1")
+    ("'=1+1", 'conv1')
+    """
+    text = printable(text)
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
 
 
 def short(error: BaseException | str, limit: int = 120) -> str:

@@ -20,9 +20,12 @@ MOST_REPEATED, MOST_TIMES = 1 << 26, 64
 def tensors_with_numbers(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Return the tensors with those that repeat their numbers (steps of zero) written out.
 
-    Raises `CheckpointError` for a tensor without numbers (device meta), and where one, or all together, would
-    be huge beside what is stored.
+    Raises `CheckpointError` for a tensor without numbers (device meta), where one, or all together, would
+    be huge beside what is stored, and for a name that no file could be written with.
     """
+    for name in tensors:
+        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):
+            raise CheckpointError(f"{path}: the name '{name}' is no Unicode text; rename that tensor")
     fresh = {name: _with_numbers(name, tensor, path) for name, tensor in tensors.items()}
     plain = [tensor for tensor in tensors.values() if _is_plain(tensor)]
     places = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in plain}
