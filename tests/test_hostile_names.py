@@ -17,8 +17,8 @@ NAME = "=cmd|' /C calc'!A0\x1b[2J\x00\u202e\n::error::x|<script>alert(1)</script
 
 
 def is_clean(text: str) -> bool:
-    """Say whether every character is a line end or has no effect."""
-    return text.replace("\n", "").replace("\t", "").isprintable()
+    """Say whether every character is a space of some kind or has no effect."""
+    return "".join(text.split()).isprintable()
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_every_face_of_a_run_and_of_the_gate(place: Path, capsys, monkeypatch) -
         said.err,
         *(path.read_text() for path in (*pages, place / "j.xml", place / "summary.md")),
     ]
-    assert all(is_clean(text) for text in faces)
+    assert [text for text in faces if not is_clean(text)] == []
     assert not any("<script>alert" in text for text in faces[2:])
     commands = [line for line in said.out.splitlines() if line.startswith("::")]
     assert commands

@@ -34,7 +34,7 @@ from kernelsimp.models.pt2 import read_pt2
 from kernelsimp.models.snapshot import private_copy
 from kernelsimp.models.stand_ins import WouldRunError, load_plain_pickle, load_with_stand_ins
 from kernelsimp.models.torchscript import read_torchscript
-from kernelsimp.models.zip_records import check_records
+from kernelsimp.zip_records import check_records
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ GROWTH, ALWAYS = 64, 1 << 26
 TEXT_GROWTH, TEXT_ALWAYS = 16, 1 << 24
 """The same of one record that holds no numbers."""
 
-_NUMBERS = re.compile(r"(^|/)(data|constants|tensors)/([^/]+/)*[^/.]+$")
+_NUMBERS = re.compile(r"(^|/)(data|constants|tensors)/([^/]+/)*[^/.]+$|\.npy$")
 
 
 def check_records(path: Path) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def check_records(path: Path) -> tuple[str, ...]:
             records = archive.infolist()
             if len({item.filename for item in records}) != len(records):  # readers differ in which they take
                 raise zipfile.BadZipFile("it holds two records of one name")
-            _check_sizes(records, path.stat().st_size)
+            check_sizes(archive)
             if not any(item.CRC for item in records):
                 return (f"{path}: written without checksums, so damage cannot be seen",)
             bad = archive.testzip()
@@ -45,15 +45,16 @@ def check_records(path: Path) -> tuple[str, ...]:
     return ()
 
 
-def _check_sizes(records: list[zipfile.ZipInfo], size: int) -> None:
+def check_sizes(archive: zipfile.ZipFile) -> None:
+    """Raise `zipfile.BadZipFile` where the directory of an archive says that it becomes too much."""
+    records = archive.infolist()
     for item in records:
-        if _NUMBERS.search(item.filename) is None and item.file_size > max(
-            TEXT_ALWAYS, TEXT_GROWTH * item.compress_size
-        ):
+        most = max(TEXT_ALWAYS, TEXT_GROWTH * item.compress_size)
+        if item.file_size > most and _NUMBERS.search(item.filename) is None:
             raise zipfile.BadZipFile(
                 f"record '{short(item.filename, 40)}' of {item.compress_size:,} bytes would inflate to "
                 f"{item.file_size:,}"
             )
-    whole = sum(item.file_size for item in records)
+    size, whole = (sum(getattr(item, name) for item in records) for name in ("compress_size", "file_size"))
     if whole > max(ALWAYS, GROWTH * size):
         raise zipfile.BadZipFile(f"its {size:,} bytes would inflate to {whole:,}")
