@@ -115,7 +115,10 @@ def read_tensor_file(path: Path) -> tuple[bytes, dict[str, str]]:
 def tensor_file_metadata(data: bytes) -> dict[str, str]:
     """Return the metadata of a safetensors file's bytes; raises ValueError where there is no header."""
     head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return dict(head.get("__metadata__") or {}) if isinstance(head, dict) else {}
+    found = head.get("__metadata__") or {} if isinstance(head, dict) else {}
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise ValueError("its metadata is no text by name")
+    return found
 
 
 def spill(array: "NDArray[T]") -> "NDArray[T]":
