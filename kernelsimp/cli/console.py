@@ -1,5 +1,6 @@
 """The terminal: where progress, notes, tables and errors are drawn. Results on stdout, the rest on stderr."""
 
+import io
 import json
 import os
 import sys
@@ -28,6 +29,8 @@ class Pipe:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (to the end)
+        if isinstance(self._stream, io.TextIOWrapper):  # a terminal or a pipe that takes ASCII alone
+            self._stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Write, or drop, `text`."""
