@@ -7,14 +7,22 @@ import re
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 
+from kernelsimp.error_text import one_line
+
 MOST_NAMED = 40
 """How many known names an error lists at most."""
 
 
 class KernelsimpError(Exception):
-    """Something the user can mend: bad input, a bad option, an unreadable file. Exit code 2."""
+    """Something the user can mend: bad input, a bad option, an unreadable file. Exit code 2.
+
+    Its text is one line without control characters, whatever a file or an option had in it.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class CheckpointError(KernelsimpError):

@@ -4,10 +4,12 @@ Every output is written beside its final name and renamed into place; on any fai
 file is removed and the old one, if there was one, stays as it was.
 """
 
+import glob
 import hashlib
 import importlib.util
 import json
 import os
+import socket
 import sys
 import tempfile
 import warnings
@@ -33,6 +35,9 @@ SEAL = b"\nsha256:"
 SEALED = len(SEAL) + 64
 """What stands behind the content of a sealed file, and its length with the digest."""
 
+LONGEST_NAME = 255
+"""Bytes of a file's name on every system that we know."""
+
 LARGE = 1 << 18
 """Arrays of more entries are spilled to a file."""
 
@@ -42,9 +47,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     Raises `KernelsimpError` with the operating system's reason where the disk refuses.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(partial_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         partial.touch()
         mode = partial.stat().st_mode
         write(partial)
@@ -55,6 +61,34 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         if _exists(partial):
             partial.unlink()
+
+
+def partial_name(name: str) -> str:
+    """Return what a file is called while it is written: by whom, and no longer than a name may be."""
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    ending = f".{host}-{os.getpid()}.partial"
+    if len(os.fsencode(name)) + len(ending) + 1 > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f".{name}{ending}"
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this host that are gone have left of this very file."""
+    begin, own = partial_name(path.name).rpartition("-")[::2]
+    for left in path.parent.glob(f"{glob.escape(begin)}-*.partial"):
+        pid = left.name.removeprefix(f"{begin}-").removesuffix(".partial")
+        if left.name != f"{begin}-{own}" and pid.isdecimal() and not _runs(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def remove_partials(folder: Path) -> None:
@@ -115,7 +149,10 @@ def read_tensor_file(path: Path) -> tuple[bytes, dict[str, str]]:
 def tensor_file_metadata(data: bytes) -> dict[str, str]:
     """Return the metadata of a safetensors file's bytes; raises ValueError where there is no header."""
     head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return dict(head.get("__metadata__") or {}) if isinstance(head, dict) else {}
+    found = head.get("__metadata__") or {} if isinstance(head, dict) else {}
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise ValueError("its metadata is no text by name")
+    return found
 
 
 def spill(array: "NDArray[T]") -> "NDArray[T]":

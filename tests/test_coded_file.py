@@ -16,9 +16,9 @@ from torch import Tensor
 
 from kernelsimp.errors import CheckpointError
 from kernelsimp.kernels.coded_tensor import CodedTensor
-from kernelsimp.models import coded as form
 from kernelsimp.models.checkpoint import load_checkpoint
 from kernelsimp.models.coded import SIGNATURE, CodedFile, Layout, code_state, numbers_of, read_coded
+from kernelsimp.models.framed import HEADER_ALWAYS
 
 
 def integers(*shape: int, seed: int = 0) -> CodedTensor:
@@ -226,7 +226,7 @@ def test_five_thousand_mutants_are_refused_or_read(path: Path, monkeypatch: pyte
 
 def test_a_deep_header_and_a_bomb_are_refused(path: Path) -> None:
     data = path.read_bytes()
-    for text in (b"[" * 100_000, b" " * (form.MOST_HEADER + 10)):
+    for text in (b"[" * 100_000, b" " * (HEADER_ALWAYS + 10)):
         header = zlib.compress(text)
         start = SIGNATURE + struct.pack("<II", len(header), zlib.crc32(header))
         assert "damaged coded checkpoint" in refusal(write(path, start + header + data[16:]))

@@ -1,5 +1,6 @@
 """Keys of other libraries, float images of 0..255, and .npy files."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from saying import refusal
 from sources import load
 
 from kernelsimp.data.numpy_files import place_of
+from kernelsimp.data.sources import load_data
 from kernelsimp.data.stores import as_images
+from kernelsimp.errors import KernelsimpError
+from kernelsimp.settings import DataSettings
 from kernelsimp.settings_file import names_code
 
 X, Y = pixels(20, 6, 6, 3), np.arange(20) % 4
@@ -141,3 +145,16 @@ def test_float_images_of_0_to_255_are_the_same_images() -> None:
     assert refusal(lambda: as_images(np.array([[[0.5, 16.5]]]), "x")) == words
     assert "from -1 to 1;" in refusal(lambda: as_images(np.array([[[-1.0, 1.0]]]), "x"))
     assert "from nan to nan;" in refusal(lambda: as_images(np.array([[[np.nan, 200.5]]]), "x"))
+
+
+def test_an_npz_that_inflates_and_one_with_a_record_that_is_no_array(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, test_images=np.zeros((1 << 22, 8, 8), np.uint8), test_labels=np.zeros(1 << 22))
+    with pytest.raises(KernelsimpError, match=r"bytes would inflate to 301,\d\d\d,\d\d\d"):
+        load_data(DataSettings(data=f"npz:{path}"), 0)
+    odd = tmp_path / "odd.npz"
+    with zipfile.ZipFile(odd, "w") as archive:
+        archive.writestr("test_images", b"no array")
+        archive.writestr("test_labels", b"no array")
+    with pytest.raises(KernelsimpError, match=r"'test_images' is no \.npy record"):
+        load_data(DataSettings(data=f"npz:{odd}"), 0)

@@ -122,14 +122,14 @@ def test_a_file_written_over_after_it_was_read_is_not_a_mixture(container: str, 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch) -> None:
     path = write_zip(tiny_state(), tmp_path / "m.pt")
-    crc = reading.check_crc
+    crc = reading.check_records
 
     def change(path: Path) -> tuple[str, ...]:
         found = crc(path)
         os.utime(path, ns=(1, 1))
         return found
 
-    monkeypatch.setattr(reading, "check_crc", change)
+    monkeypatch.setattr(reading, "check_records", change)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path)
     assert str(caught.value) == f"{path}: changed while it was read; wait until it is written, then try again"

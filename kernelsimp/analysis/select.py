@@ -3,13 +3,15 @@
 Globs are matched against layer names as the shell does, case and all; what selects nothing is an error.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import get_args
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.kernels.bank import KernelBank, Kind, LayerKernels
+from kernelsimp.kernels.bank import KernelBank, Kind, LayerKernels, Skipped
+from kernelsimp.models.stored_order import tensor_name
 from kernelsimp.settings import ScanSettings
 
 EASY = 40_000
@@ -17,6 +19,18 @@ EASY = 40_000
 
 EASY_PART = 1_000
 """Of a larger network the smallest layers are, up to this many kernels together."""
+
+DEEP_LAYERS = 256
+"""And at most so many layers, the smallest: each costs a quarter of a second, however few kernels it has."""
+
+MOST_LAYERS, MOST_SHAPES = 2_000, 50
+"""Layers, and shapes of kernels, that are taken at once: each costs time however few kernels it has."""
+
+MOST_CELLS = 64 * 64
+"""Kernels of more cells are passed over: families and their chance are built for the shape as a whole."""
+
+MOST_TOLD = 5
+"""Layers passed over that are warned of; all are listed among the skipped."""
 
 DEPTHS = ("auto", "deep", "shallow")
 
@@ -37,7 +51,40 @@ def select_layers(bank: KernelBank, settings: ScanSettings) -> KernelBank:
         raise KernelsimpError(
             f"--layers, --skip-layers and --kinds leave no layer of {len(names)} (kinds: {there}); widen them"
         )
-    return replace(bank, layers=layers)
+    return within_reach(replace(bank, layers=layers))
+
+
+def within_reach(bank: KernelBank) -> KernelBank:
+    """Return the bank without kernels that are too large; their layers are among the skipped, with a warning.
+
+    Raises `KernelsimpError` where nothing is left, or there are too many layers or shapes for one command.
+    """
+    spatial = bank.spatial
+    large = [layer for layer in spatial if math.prod(layer.grid) > MOST_CELLS]
+    reasons = tuple(
+        Skipped(
+            tensor_name(layer.name), f"kernels of {_sides(layer)}: up to {MOST_CELLS:,} cells are looked at"
+        )
+        for layer in large
+    )
+    if large and len(large) == len(bank.layers):
+        raise KernelsimpError(f"{large[0].name}: {reasons[0].reason}; no other layer is there")
+    told = [f"{item.name}: {item.reason}; it is passed over" for item in reasons]
+    left = {id(layer) for layer in large}
+    layers = tuple(layer for layer in bank.layers if id(layer) not in left)
+    shapes = len({layer.grid for layer in layers})
+    for count, most, what in ((len(layers), MOST_LAYERS, "layers"), (shapes, MOST_SHAPES, "kernel shapes")):
+        if count > most:
+            raise KernelsimpError(
+                f"{count:,} {what}; at most {most:,} at once: choose some with --layers GLOB"
+            )
+    return replace(
+        bank, layers=layers, skipped=(*bank.skipped, *reasons), warnings=(*bank.warnings, *told[:MOST_TOLD])
+    )
+
+
+def _sides(layer: LayerKernels) -> str:
+    return " x ".join(map(str, layer.grid))
 
 
 def deep_layers(layers: Sequence[LayerKernels], settings: ScanSettings) -> set[str]:
@@ -48,10 +95,10 @@ def deep_layers(layers: Sequence[LayerKernels], settings: ScanSettings) -> set[s
         return set()
     whole = sum(layer.count for layer in layers)
     limit = whole if settings.depth == "deep" or whole <= EASY else EASY_PART
-    deep, total = set(), 0
+    deep, total = set[str](), 0
     for layer in sorted(layers, key=lambda layer: layer.count):
         total += layer.count
-        if total > limit:
+        if total > limit or (settings.depth == "auto" and len(deep) >= DEEP_LAYERS):
             break
         deep.add(layer.name)
     return deep

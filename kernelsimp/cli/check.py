@@ -42,6 +42,9 @@ AgainstOption = Annotated[
 AllowExtraOption = Annotated[
     bool, typer.Option("--allow-extra", help="tensors that the baseline does not have are no fault")
 ]
+EditedOption = Annotated[
+    bool, typer.Option("--accept-edited", help="take a baseline file that was changed by hand")
+]
 JunitOption = Annotated[Path | None, typer.Option(metavar="PATH", help="write JUnit XML here")]
 GitlabOption = Annotated[
     Path | None, typer.Option(metavar="PATH", help="write GitLab code-quality JSON here")
@@ -57,6 +60,7 @@ def check(
     max_drop: MaxDropOption = None,
     against: AgainstOption = "last",
     allow_extra: AllowExtraOption = False,
+    accept_edited: EditedOption = False,
     update_baseline: Annotated[bool, typer.Option(help="write the baseline from MODEL as it is")] = False,
     junit: JunitOption = None,
     gitlab: GitlabOption = None,
@@ -78,7 +82,7 @@ def check(
     else:
         outputs.check_outputs(wanted, (*models, baseline, limits), settings, config)
     make = line_that_makes(models[0], baseline, given, config)
-    gate = command.Gate(baseline, limits, max_drop, against, make, allow_extra)
+    gate = command.Gate(baseline, limits, max_drop, against, make, allow_extra, accept_edited)
     with watch_command(quiet=quiet, json=json) as watcher:
         if update_baseline:
             _update(models, lambda model: command.update_baseline(model, gate, settings, watcher), baseline)

@@ -1,5 +1,6 @@
 """The terminal: where progress, notes, tables and errors are drawn. Results on stdout, the rest on stderr."""
 
+import io
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from kernelsimp.error_text import one_line, printable
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
 from kernelsimp.watch import Watcher, duration
@@ -27,6 +29,8 @@ class Pipe:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (to the end)
+        if isinstance(self._stream, io.TextIOWrapper):  # a terminal or a pipe that takes ASCII alone
+            self._stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Write, or drop, `text`."""
@@ -96,7 +100,7 @@ class TerminalWatcher(Watcher):
         if self._quiet:
             return
         self.stop()
-        stage = f"{self._number(stage)}{stage}"
+        stage = f"{self._number(stage)}{printable(stage)}"
         if not err.is_terminal:
             self._pace = Pace(stage, total)
             err.print(f"{escape(stage)} ...")
@@ -145,11 +149,11 @@ class TerminalWatcher(Watcher):
     def note(self, text: str) -> None:
         """Print one line."""
         if not self._quiet:
-            err.print(escape(text))
+            err.print(escape(one_line(text)))
 
     def warn(self, text: str) -> None:
         """Print one line that stands out; shown even when quiet."""
-        err.print(f"[yellow]warning:[/] {escape(text)}")
+        err.print(f"[yellow]warning:[/] {escape(one_line(text))}")
 
     def stop(self) -> None:
         """Remove the bar."""

@@ -1,6 +1,7 @@
 """Words in, words out: the commands, and the one funnel from exceptions to exit codes.
 
-Exit codes: 0 done; 1 a limit crossed or a budget not met; 2 could not do it; 3 our own bug; 130 interrupted.
+Exit codes: 0 done; 1 a limit crossed or a budget not met; 2 could not do it; 3 our own bug; 130 interrupted,
+143 by SIGTERM, 129 by SIGHUP.
 """
 
 import os
@@ -12,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.markup import escape
 
+from kernelsimp import stops
 from kernelsimp.cli.audit import audit
 from kernelsimp.cli.check import check
 from kernelsimp.cli.compare import compare
@@ -29,6 +31,7 @@ from kernelsimp.cli.report import report
 from kernelsimp.cli.scan import scan
 from kernelsimp.cli.simplify import simplify
 from kernelsimp.cli.train import train
+from kernelsimp.error_text import one_line
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.training.ranks import first_process
 from kernelsimp.version import __version__
@@ -81,6 +84,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code, whoever has stopped reading what it says."""
     sys.stdout, sys.stderr = Pipe(sys.stdout), Pipe(sys.stderr)
     join_colons(os.environ)
+    stops.listen()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -111,12 +115,16 @@ def run(arguments: list[str]) -> int:
 
 
 def _say_interrupted(resumable: list[str] | None = None) -> int:
-    """Say that Ctrl-C was met and, for a command that can go on, the line that does; once for all ranks."""
+    """Say that a request to stop was met and, for a command that can go on, the line that does.
+
+    Once for all ranks. The code is 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """
+    code = stops.exit_code()
     if first_process():
         if resumable is not None:
             err.print(f"to go on: {escape(resume_line(resumable))}")
-        _fail("interrupted", INTERRUPTED)
-    return INTERRUPTED
+        _fail("interrupted", code)
+    return code
 
 
 def resume_line(arguments: list[str], environment: Mapping[str, str] = os.environ) -> str:
@@ -131,7 +139,7 @@ def resume_line(arguments: list[str], environment: Mapping[str, str] = os.enviro
 
 
 def _fail(message: str, code: int) -> int:
-    err.print(f"[red]kernelsimp:[/] {escape(' '.join(message.split()))}")
+    err.print(f"[red]kernelsimp:[/] {escape(one_line(message))}")
     return code
 
 

@@ -1,10 +1,11 @@
 """The gate on checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kernelsimp.commands.inputs import open_data
@@ -14,11 +15,12 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.gate import CheckedNetwork, baseline_from, limits_beside, read_limits, with_max
 from kernelsimp.gate import check as verdict_on
 from kernelsimp.gate.sound import graph_layers, named_as_layers
-from kernelsimp.models.checkpoint import checkpoint_in_memory, load_checkpoint
+from kernelsimp.models.checkpoint import Checkpoint, checkpoint_in_memory, load_checkpoint
 from kernelsimp.models.contents import narrow_checkpoint, tensors_beside
 from kernelsimp.models.folders import written_places
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.models.network import open_network
+from kernelsimp.models.storage import unreal
 from kernelsimp.records.limits import Baseline
 from kernelsimp.records.verdict import Verdict
 from kernelsimp.report import read_baseline, read_report, write_baseline
@@ -32,7 +34,8 @@ class Gate:
     """What a check is asked for: baseline, limits, the largest drop in pp, and against which stage.
 
     `make` is the command that makes the baseline, for the error that says there is none. With `allow_extra`
-    tensors that the baseline does not have are no fault, only named.
+    tensors that the baseline does not have are no fault, only named. With `accept_edited` a baseline file
+    that was changed by hand is taken as it is.
     """
 
     baseline: Path | Baseline
@@ -41,6 +44,7 @@ class Gate:
     against: str = "last"
     make: str = ""
     allow_extra: bool = False
+    accept_edited: bool = False
 
 
 Model = Path | nn.Module | Mapping[str, Any]
@@ -54,7 +58,11 @@ def check(path: Model, gate: Gate, settings: Settings, watcher: Watcher = SILENT
     other test images than the baseline's, and where weights that look right do not run.
     """
     known = gate.baseline
-    expected = known if isinstance(known, Baseline) else read_baseline(known, gate.make)
+    expected = (
+        known
+        if isinstance(known, Baseline)
+        else read_baseline(known, gate.make, accept_edited=gate.accept_edited)
+    )
     limits = read_limits(gate.limits) if gate.limits else limits_beside(Path())
     if gate.max_drop is not None:
         limits = with_max(limits, "accuracy.drop_pp", gate.max_drop)
@@ -87,7 +95,7 @@ def update_baseline(
             f"{place}: is a run's report, not a baseline file; name another with --baseline"
         )
     known = place if place.exists() else _run_of(path)
-    source = read_baseline(known) if known else None
+    source = read_baseline(known, accept_edited=gate.accept_edited) if known else None
     subject, pinned = open_subject(path, gate, settings, source, watcher)
     data = open_data(settings, watcher)
     made = baseline_from(with_outcome(subject, path, pinned, data, watcher) if data else subject, source)
@@ -120,6 +128,7 @@ def open_subject(
         state = path.state_dict() if isinstance(path, nn.Module) else path
         loaded = checkpoint_in_memory(state, "the network")
     checkpoint = narrow_checkpoint(loaded, names)
+    _check_real(checkpoint, names)
     for warning in checkpoint.warnings:
         watcher.warn(warning)
     layers = graph_layers(checkpoint)
@@ -133,6 +142,19 @@ def open_subject(
         coded_bytes=loaded.path.stat().st_size if loaded.format == "coded" else None,
     )
     return subject, replace(settings, model=replace(settings.model, sha256=checkpoint.sha256))
+
+
+def _check_real(checkpoint: Checkpoint, names: Sequence[str]) -> None:
+    """Raise `KernelsimpError` for a layer of the baseline that is sparse, quantised or complex now."""
+    for name in names:
+        tensor = checkpoint.tensors.get(name)
+        if tensor is None or (
+            tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_complex()
+        ):
+            continue
+        raise KernelsimpError(
+            f"{checkpoint.path}: '{name}' is {unreal(tensor)}; it cannot be checked as it is"
+        )
 
 
 def with_outcome(

@@ -1,8 +1,10 @@
 """Reports of runs that are over: rendered again, two side by side, or any number in one table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from kernelsimp.error_text import kind_and_words
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
 from kernelsimp.records.report import Report
@@ -24,8 +26,26 @@ def render_again(folder: Path) -> Report:
     """Write report.md and report.html of a run again; its report.json may stand for it."""
     report = read_report(folder)
     folder = folder.parent if folder.is_file() else folder
-    RunFolder(folder).write_pages(report, load_gallery(folder / "pictures.npz"))
+    with drawing(folder):
+        RunFolder(folder).write_pages(report, load_gallery(folder / "pictures.npz"))
     return report
+
+
+@contextmanager
+def drawing(*places: Path) -> Iterator[None]:
+    """Draw reports that were read from files.
+
+    Robustness, similarity and pictures have no schema of their own; where a file was altered there, it shows
+    only when they are drawn. Raises `KernelsimpError` for it.
+    """
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        said = ", ".join(map(str, places))
+        raise KernelsimpError(
+            f"{said}: cannot be drawn ({kind_and_words(error, 80)}); the report was altered or is of another "
+            "version, run simplify again"
+        ) from error
 
 
 def short_names(folders: Sequence[Path]) -> tuple[str, ...]:
@@ -46,9 +66,10 @@ def render_runs(folders: Sequence[Path], out: Path) -> tuple[Table, tuple[str, .
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise KernelsimpError("report: one run is named twice; name each once")
     runs = tuple(zip(short_names(folders), map(read_report, folders), strict=True))
-    write_text(out / "runs.md", runs_markdown(runs))
-    write_text(out / "runs.html", runs_html(runs))
-    return runs_table(runs), warnings_of(runs)
+    with drawing(*folders):
+        write_text(out / "runs.md", runs_markdown(runs))
+        write_text(out / "runs.html", runs_html(runs))
+        return runs_table(runs), warnings_of(runs)
 
 
 def render_pair(folders: tuple[Path, Path], out: Path) -> tuple[Table, ...]:
@@ -56,6 +77,7 @@ def render_pair(folders: tuple[Path, Path], out: Path) -> tuple[Table, ...]:
     reports = (read_report(folders[0]), read_report(folders[1]))
     one, other = short_names(folders)
     names = (one, other)
-    write_text(out / "pair.md", pair_markdown(reports, names))
-    write_text(out / "pair.html", pair_html(reports, names))
+    with drawing(*folders):
+        write_text(out / "pair.md", pair_markdown(reports, names))
+        write_text(out / "pair.html", pair_html(reports, names))
     return pair_tables(reports, names)

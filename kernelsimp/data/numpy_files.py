@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from kernelsimp.data.layout import split_word
 from kernelsimp.data.splits import FoundSplits, Request, Split, split_by_hash
 from kernelsimp.data.stores import ArrayStore, as_images, as_labels
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.zip_records import check_sizes
 
 SIDES = {
     "images": "labels",
@@ -140,10 +141,20 @@ def _read_npz(path: Path) -> Arrays:
     if not is_zipfile(path):
         raise KernelsimpError(f"{path}: no zip archive; expected an .npz file with test_images, test_labels")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] if place_of(key) else np.empty(0) for key in archive.files}
+        with ZipFile(path) as archive:
+            check_sizes(archive)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: _array(arrays, key) if place_of(key) else np.empty(0) for key in arrays.files}
     except Exception as error:  # zip, zlib, numpy and the system each have their own exceptions
         raise _unreadable(path, ".npz", error) from error
+
+
+def _array(arrays: Mapping[str, Any], key: str) -> NDArray[Any]:
+    """Return an array of an .npz file, which gives the bytes of a record that is none."""
+    array = arrays[key]
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"'{key}' is no .npy record")
+    return array
 
 
 def _read_npy(path: Path) -> NDArray[Any]:

@@ -26,6 +26,10 @@ class Archive:
         """List the records by the beginning and end of their names, in file order."""
         return [name for name in self._names if name.startswith(begins) and name.endswith(ends)]
 
+    def size(self, record: str) -> int:
+        """Return how many bytes a record has; raises KeyError where there is none."""
+        return self._file.getinfo(self._names[record]).file_size
+
     def read(self, record: str) -> bytes:
         """Return a record's bytes; raises KeyError where there is none."""
         return self._file.read(self._names[record])

@@ -226,7 +226,8 @@ def load_checkpoint(path: Path, settings: ModelSettings = ModelSettings()) -> Ch
         return replace(_chosen(path, raw, settings.weights, digest), shards=shards)
     raw, digest = _read(path, settings)
     if raw.convolutions is not None:  # an exported graph: its names are the network's own
-        return Checkpoint(path, raw.format, raw.payload, warnings=raw.warnings, raw=raw, digest=digest)
+        tensors = tensors_with_numbers(raw.payload, path)
+        return Checkpoint(path, raw.format, tensors, warnings=raw.warnings, raw=raw, digest=digest)
     return _chosen(path, raw, settings.weights, digest)
 
 

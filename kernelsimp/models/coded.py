@@ -32,8 +32,7 @@ from kernelsimp.models.stored_order import canonical, stored_order
 SIGNATURE = CODED + b"1\n"
 SCHEMA = "kernelsimp.coded/1"
 
-MOST_HEADER = 1 << 26
-FORM = Form("coded", "decode", SIGNATURE, SCHEMA, MOST_HEADER)
+FORM = Form("coded", "decode", SIGNATURE, SCHEMA)
 
 HALF_ERROR = 1e-3
 """Vectors that no layer takes up go into 16 bits where that moves none of them by a larger share."""

@@ -21,8 +21,11 @@ from kernelsimp.errors import CheckpointError, KernelsimpError
 from kernelsimp.files import write_atomically
 from kernelsimp.models.digest import tensors_sha256
 
-MOST_GROWTH, ALWAYS = 4096, 1 << 26
+MOST_GROWTH, ALWAYS = 256, 1 << 26
 """A file that says it becomes more than so many times its size, and so many bytes, is refused."""
+
+HEADER_GROWTH, HEADER_ALWAYS = 64, 1 << 22
+"""The same of its header, which lists the tensors in words that are much alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +50,17 @@ class FramedFile:
 
 @dataclass(frozen=True)
 class Form:
-    """One form of file: its `word` in sentences, what reading it is called, and how large a header may be."""
+    """One form of file: its `word` in sentences, what reading it is called, its first bytes, its schema."""
 
     word: str
     undo: str
     signature: bytes
     schema: str
-    most_header: int
+
+    @staticmethod
+    def most_header(size: int) -> int:
+        """Return how many bytes a header may become that takes `size` in its file."""
+        return max(HEADER_ALWAYS, HEADER_GROWTH * size)
 
     def frame(self, head: Mapping[str, Any], parts: Iterable[bytes]) -> tuple[bytes, ...]:
         """Return the parts of a file with this header, its schema added."""
@@ -104,7 +111,10 @@ class Form:
             raise CheckpointError(
                 f"{path}: its header fails its CRC check, the file is damaged; fetch it again"
             )
-        head = json.loads(inflated(header, self.most_header))
+        text = inflated(header, self.most_header(len(header)))
+        head = json.loads(text)
+        if not isinstance(head, dict):
+            raise ValueError("its header is no object")
         if head.get("schema") != self.schema:
             found = str(head.get("schema"))[:60]
             raise CheckpointError(
@@ -121,8 +131,11 @@ class Form:
 
 
 def inflated(data: bytes, size: int) -> bytes:
-    """Undo deflate, to at most one byte more than `size`."""
-    return zlib.decompressobj().decompress(data, size + 1)
+    """Undo deflate; raises ValueError where that gives more than `size` bytes."""
+    whole = zlib.decompressobj().decompress(data, size + 1)
+    if len(whole) > size:
+        raise ValueError(f"a part that inflates beyond {size:,} bytes")
+    return whole
 
 
 def shared_memory(tensor: Tensor) -> object:

@@ -4,6 +4,7 @@ The content decides, not the ending; only ONNX, which has no signature, goes by 
 checkpoint gets one line that says what it is instead.
 """
 
+import stat
 import zipfile
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -75,6 +76,8 @@ def _head(path: Path) -> bytes:
     if path.is_dir():
         raise CheckpointError(f"{path}: is a directory; give one checkpoint file")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe that nobody writes to would never be opened
+            raise CheckpointError(f"{path}: is a pipe or a device, no file; save it to one first")
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except FileNotFoundError:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from kernelsimp.error_text import printable
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, Kind, LayerKernels, Skipped
 from kernelsimp.models.checkpoint import Checkpoint
@@ -288,11 +289,14 @@ def bank_from_checkpoint(checkpoint: Checkpoint) -> KernelBank:
     layers: list[LayerKernels] = []
     skipped = [Skipped(name, why) for name, why in checkpoint.raw.unseen.items()] if checkpoint.raw else []
     seen: dict[object, str] = {}
+    remarks: list[str] = []
     # a graph names a tied weight once, perhaps by its second name
     places = {_place(checkpoint.tensors[name]): use for name, use in uses.items()}
     for name, tensor in checkpoint.tensors.items():
         use = uses.get(name) or places.get(_place(tensor))
-        reason = "" if use else _reason(name, tensor, from_model=exact)
+        misfit = _misfit(tensor, use) if use else ""
+        remarks += [f"{checkpoint.path}: '{printable(name)}' {misfit}; it is passed over"] if misfit else []
+        reason = misfit or ("" if use else _reason(name, tensor, from_model=exact))
         reason = reason or unreal(tensor) or _seen_before(name, tensor, seen)
         if reason:
             skipped.append(Skipped(name, reason))
@@ -300,8 +304,17 @@ def bank_from_checkpoint(checkpoint: Checkpoint) -> KernelBank:
             layers.append(_kernels_of_use(name, tensor, use))
         else:
             layers.append(_guess_kind(name, tensor, _bias_of(name, checkpoint.tensors), widths))
-    bank = KernelBank(tuple(layers), tuple(skipped), checkpoint.warnings)
+    bank = KernelBank(tuple(layers), tuple(skipped), (*checkpoint.warnings, *remarks))
     return _nonempty(bank, checkpoint.tensors, str(checkpoint.path))
+
+
+def _misfit(weight: Tensor, use: Convolution) -> str:
+    """Say why a weight cannot be that of the convolution that uses it; nothing where it can."""
+    if not 3 <= weight.ndim <= 5:
+        return f"is {weight.ndim}-D, and the graph convolves with it"
+    if use.groups < 1 or weight.shape[0] % use.groups:
+        return f"of {weight.shape[0]:,} channels is convolved in {use.groups} groups"
+    return ""
 
 
 def _kernels_of_use(name: str, weight: Tensor, use: Convolution) -> LayerKernels:

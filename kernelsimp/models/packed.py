@@ -48,7 +48,7 @@ SMALL = 1 << 23
 
 SAMPLE = 1 << 16
 
-FORM = Form("packed", "unpack", SIGNATURE, SCHEMA, 1 << 28)
+FORM = Form("packed", "unpack", SIGNATURE, SCHEMA)
 
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
 

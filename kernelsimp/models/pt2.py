@@ -65,7 +65,8 @@ def read_pt2(path: Path) -> Exported:
 def _weights(archive: Archive, model: str) -> Iterator[tuple[str, Tensor]]:
     for older in (f"data/weights/{model}.pt", "serialized_state_dict.pt"):
         if older in archive:
-            yield from archive.unpickle(older).items()
+            state = archive.unpickle(older)
+            yield from ((str(name), item) for name, item in state.items() if isinstance(item, Tensor))
             return
     table = json.loads(archive.read(f"data/weights/{model}_weights_config.json"))["config"]
     storages: dict[str, Tensor] = {}  # tied weights name one record

@@ -34,6 +34,7 @@ from kernelsimp.models.pt2 import read_pt2
 from kernelsimp.models.snapshot import private_copy
 from kernelsimp.models.stand_ins import WouldRunError, load_plain_pickle, load_with_stand_ins
 from kernelsimp.models.torchscript import read_torchscript
+from kernelsimp.zip_records import check_records
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> 
         return Raw("packed", read_packed(path))
     if file_format == "coded":
         return Raw("coded", read_coded(path))
-    remarks = () if file_format in ("legacy", "onnx") else check_crc(path)
+    remarks = () if file_format in ("legacy", "onnx") else check_records(path)
     if file_format in EXPORTED:
         network = EXPORTED[file_format](path)
         remarks = (*remarks, *network.warnings)
@@ -96,29 +97,6 @@ def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> 
             return _read_inert(path, file_format, remarks)
         payload, remarks = _load_trusted(path), (*remarks, _trusted_remark(path, foreign))
     return Raw(file_format, _without_modules(payload), warnings=remarks)
-
-
-def check_crc(path: Path) -> tuple[str, ...]:
-    """Check every record of a zip file by its CRC-32; return remarks.
-
-    PyTorch loads a flipped bit silently. Files written with `set_crc32_options(False)` carry zeros in
-    place of checksums: those are passed with a remark. Raises `CheckpointError` naming the bad record.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if len(set(names)) != len(names):  # programs differ in which of two they read
-                raise zipfile.BadZipFile("it holds two records of one name")
-            if not any(item.CRC for item in archive.infolist()):
-                return (f"{path}: written without checksums, so damage cannot be seen",)
-            bad = archive.testzip()
-    except Exception as error:
-        raise CheckpointError(f"{path}: damaged zip archive ({short(error)}); fetch it again") from error
-    if bad is not None:
-        raise CheckpointError(
-            f"{path}: record '{bad}' fails its CRC check, the file is damaged; fetch it again"
-        )
-    return ()
 
 
 def unsafe_names(path: Path, file_format: Format) -> list[str]:

@@ -19,6 +19,7 @@ import io
 import os
 import pickle
 import re
+import struct
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
@@ -131,8 +132,11 @@ class Maker:
         raise pickle.UnpicklingError("the pickle would change a function")
 
 
-class StandInUnpickler(pickle.Unpickler):
-    """Unpickles tensors and stand-ins by the rule at the head of this file."""
+class StandInUnpickler(pickle._Unpickler):
+    """Unpickles tensors and stand-ins by the rule at the head of this file.
+
+    It is Python's own: that in C makes room for any place in its memo that a file names, gigabytes of it.
+    """
 
     def __init__(self, file: Any, **options: Any) -> None:
         super().__init__(file, **options)
@@ -192,7 +196,10 @@ def load_plain_pickle(file: BinaryIO) -> Any:
 
 
 def _load(file: Any, **options: Any) -> Any:
-    return StandInUnpickler(file, **options).load()
+    try:
+        return StandInUnpickler(file, **options).load()
+    except (IndexError, KeyError, struct.error) as error:  # of a stack or a memo that has no such place
+        raise pickle.UnpicklingError("its pickle is broken") from error
 
 
 def _dotted(module: str, name: str) -> str:

@@ -36,6 +36,12 @@ _STORAGES = {
     "BoolStorage": torch.bool,
 }
 
+MOST_MODULES = 100_000
+"""Modules that hold one another can be seen as millions; no network has as many."""
+
+MOST_TEXT = 1 << 20
+"""Bytes of program text that are parsed, which takes ten seconds and 600 MB."""
+
 _LISTS = {"build_intlist", "build_tensorlist", "build_doublelist", "build_boollist"}
 
 
@@ -57,7 +63,7 @@ def read_torchscript(path: Path) -> Exported:
     try:
         with zipfile.ZipFile(path) as file, quiet():
             archive = Archive(file)
-            calls = dict(_calls(archive))
+            calls, remarks = _calls_in(archive, path)
             tensors: dict[str, Tensor] = {}
             convolutions: dict[str, Convolution] = {}
             for name, owner, tensor in _tensors(archive):
@@ -70,32 +76,44 @@ def read_torchscript(path: Path) -> Exported:
         raise CheckpointError(
             f"{path}: not a valid TorchScript archive ({short(error)}); save it again"
         ) from error
-    return Exported(tensors, convolutions)
+    return Exported(tensors, convolutions, remarks)
 
 
 def _tensors(archive: Archive) -> Iterator[tuple[str, tuple[str, str], Tensor]]:
     """Yield (name, (class, attribute), tensor) of the module tree, then of the constants."""
-    yield from _tensors_in(_Reader(archive, "data").load(), "", ())
+    yield from _tensors_in(_Reader(archive, "data").load())
     constants = _Reader(archive, "constants").load()
     for number, value in enumerate(constants if isinstance(constants, tuple | list) else ()):
         if isinstance(value, Tensor):
             yield f"constants.c{number}", ("CONSTANTS", f"c{number}"), value
 
 
-def _tensors_in(
-    module: Any, prefix: str, above: tuple[int, ...]
-) -> Iterator[tuple[str, tuple[str, str], Tensor]]:
-    if not isinstance(module, _Module) or not isinstance(module.state, dict) or id(module) in above:
-        return
-    for name, value in module.state.items():
-        if isinstance(value, Tensor):
-            yield f"{prefix}{name}", (module.kind, str(name)), value
-        else:
-            yield from _tensors_in(value, f"{prefix}{name}.", (*above, id(module)))
+def _tensors_in(top: Any) -> Iterator[tuple[str, tuple[str, str], Tensor]]:
+    """Yield what a tree of modules holds; raises `CheckpointError` where it is seen as more than any is."""
+    waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", top, ())]
+    for _ in range(MOST_MODULES):
+        if not waiting:
+            return
+        prefix, module, above = waiting.pop()
+        inner = []
+        for name, value in module.state.items() if _is_module(module) else ():
+            if isinstance(value, Tensor):
+                yield f"{prefix}{name}", (module.kind, str(name)), value
+            elif _is_module(value) and id(value) not in above:
+                inner.append((f"{prefix}{name}.", value, (*above, id(module))))
+        waiting += reversed(inner)
+    raise CheckpointError(f"its modules are seen as more than {MOST_MODULES:,}; save a state dict instead")
 
 
-class _Reader(pickle.Unpickler):
-    """Unpickle tensors and stand-ins; every other name in the file is refused."""
+def _is_module(value: Any) -> bool:
+    return isinstance(value, _Module) and isinstance(value.state, dict)
+
+
+class _Reader(pickle._Unpickler):
+    """Unpickle tensors and stand-ins; every other name in the file is refused.
+
+    The unpickler is the one in Python: that in C makes room for any place in its memo that a file names.
+    """
 
     def __init__(self, archive: Archive, folder: str) -> None:
         super().__init__(io.BytesIO(archive.read(f"{folder}.pkl")))
@@ -131,6 +149,15 @@ def _rebuild(storage: Tensor, offset: int, sizes: Any, strides: Any, *_rest: Any
 # ---------------------------------------------------------------- the program text
 
 _Owner = tuple[str, str]
+
+
+def _calls_in(archive: Archive, path: Path) -> tuple[dict[_Owner, Convolution], tuple[str, ...]]:
+    """Return how the program text uses its weights, and a remark where there is too much of it."""
+    size = sum(archive.size(record) for record in archive.records("code/", ".py"))
+    if size <= MOST_TEXT:
+        return dict(_calls(archive)), ()
+    told = f"{path}: {size / 1e6:.1f} MB of program text are not read: kinds are guessed from shapes"
+    return {}, (told,)
 
 
 def _calls(archive: Archive) -> Iterator[tuple[_Owner, Convolution]]:

@@ -7,7 +7,7 @@ kept, so that the same shape can be written again.
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,9 @@ _TRAINING_KEYS = {"optimizer_states", "lr_schedulers", "lr_sched", "amp", "rng_s
 
 _MOST_PLACES = 8
 
+MOST_STATES = 100
+"""More state dicts than so many stand in no file; dicts that hold one another can be seen as millions."""
+
 PREFIXES = ("module.", "_orig_mod.")
 _INFIX = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_fpw_module)\.")
 """What torch.compile, FSDP and activation checkpointing leave inside a name."""
@@ -74,7 +77,7 @@ def find_state_dict(payload: Any, weights: str | None, path: Path) -> FoundState
     Raises `CheckpointError` where there is none, where several stand side by side and none is obvious, or
     where `weights` asks for one that is not there.
     """
-    found = dict(_state_dicts(payload))
+    found = dict(_state_dicts(payload, path))
     if not found:
         raise CheckpointError(f"{path}: holds {_describe(payload)}, no state dict; save model.state_dict()")
     averaged = [keys for keys in found if is_average(keys)]
@@ -183,29 +186,43 @@ def _rebuild_payload(payload: Any, found: FoundState, state: Mapping[str, Any], 
     return fresh
 
 
-def _state_dicts(payload: Any, at: Keys = ()) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
-    """Yield each mapping that holds tensors by name, outermost first, at most three keys deep."""
-    if type(payload) in (tuple, list) and len(at) < 2:  # (state_dict, epoch)
+def _state_dicts(payload: Any, path: Path) -> list[tuple[Keys, Mapping[str, Any]]]:
+    """Return each mapping that holds tensors by name, outermost first, at most three keys deep.
+
+    A dict that stands in many places is looked at once. Raises `CheckpointError` where they are too many.
+    """
+    known: dict[tuple[int, int], list[tuple[Keys, Mapping[str, Any]]]] = {}
+
+    def below(value: Any, depth: int) -> list[tuple[Keys, Mapping[str, Any]]]:
+        if (id(value), depth) not in known:
+            known[id(value), depth] = found = _found_below(value, depth, below)
+            if len(found) > MOST_STATES:
+                raise CheckpointError(f"{path}: holds more than {MOST_STATES:,} state dicts; save one")
+        return known[id(value), depth]
+
+    return below(payload, 0)
+
+
+def _found_below(
+    payload: Any, depth: int, below: Callable[[Any, int], list[tuple[Keys, Mapping[str, Any]]]]
+) -> list[tuple[Keys, Mapping[str, Any]]]:
+    found: list[tuple[Keys, Mapping[str, Any]]] = []
+    if type(payload) in (tuple, list) and depth < 2:  # (state_dict, epoch)
         for place, value in enumerate(payload[:_MOST_PLACES]):
-            yield from _state_dicts(value, (*at, str(place)))
-    if not isinstance(payload, Mapping) or len(at) > 3:
-        return
-    nested = {
-        key: value for key, value in payload.items() if isinstance(key, str) and isinstance(value, Mapping)
-    }
-    inner = [
-        item
-        for key, value in nested.items()
-        if not is_training_state(key, value)
-        for item in _state_dicts(value, (*at, key))
-    ]
-    known = any(keys[len(at)] in MODEL_KEYS for keys, _ in inner)
+            found += [((str(place), *keys), state) for keys, state in below(value, depth + 1)]
+    if not isinstance(payload, Mapping) or depth > 3:
+        return found
+    for key, value in payload.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and not is_training_state(key, value):
+            found += [((key, *keys), state) for keys, state in below(value, depth + 1)]
+            if len(found) > MOST_STATES:
+                break
+    known = any(keys[0] in MODEL_KEYS for keys, _ in found)
     # a step counter or a random state kept beside 'state_dict' does not make the wrapper a state dict
-    least = 2 if inner else 0
+    least = 2 if found else 0
     if not known and any(is_array(value) and value.ndim >= least for value in payload.values()):
-        yield at, payload
-        return
-    yield from inner
+        return [((), payload)]
+    return found
 
 
 def is_training_state(key: str, value: Any) -> bool:

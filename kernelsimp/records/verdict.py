@@ -1,11 +1,13 @@
 """What a check found, as plain data; the exit code is a property of the verdict.
 
 A finding is one crossed limit at one place. `level` error fails the check, warn only speaks. Names come
-from foreign checkpoints, so every rendering of a verdict passes them through `shown`.
+from foreign checkpoints, so every rendering of a verdict passes them through `printable`.
 """
 
 from dataclasses import dataclass
 from typing import Literal
+
+from kernelsimp.error_text import printable as printable
 
 Level = Literal["error", "warn"]
 Outcome = Literal["pass", "warn", "error", "skip"]
@@ -58,18 +60,3 @@ class Verdict:
     def exit_code(self) -> int:
         """0 within the limits, 1 where one is crossed at level error."""
         return 1 if self.errors else 0
-
-
-def printable(name: str) -> str:
-    r"""Return `name` on one line and without effects: unprintable characters become \x1b, \n, \u202e.
-
-    Covers ANSI codes, line ends, direction overrides and lone surrogates, which no file could be
-    written with; printable characters of any script stay.
-    """
-    if name.isprintable():
-        return name
-    return "".join(char if char.isprintable() else _escape(char) for char in name)
-
-
-def _escape(char: str) -> str:
-    return char.encode("unicode_escape", "backslashreplace").decode("ascii")

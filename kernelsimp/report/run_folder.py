@@ -19,6 +19,7 @@ from kernelsimp.report.markdown import report_markdown
 from kernelsimp.report.pictures.gallery import Gallery
 from kernelsimp.report.pictures.gallery_file import save_gallery
 from kernelsimp.report.store import report_json
+from kernelsimp.run_lock import take_lock
 from kernelsimp.settings import Settings
 from kernelsimp.settings_file import as_toml
 from kernelsimp.shelf import sweep_shelves
@@ -45,12 +46,13 @@ class RunFolder:
         return run
 
     def prepare(self) -> None:
-        """Prove that the directory can be written, and remove what a killed run left half written.
+        """Prove that the directory can be written, hold it, and remove what a killed run left half written.
 
-        Raises `KernelsimpError` where it cannot.
+        Raises `KernelsimpError` where it cannot, and where another process is at work in it.
         """
         write_text(self.path / ".writable", "")
         (self.path / ".writable").unlink()
+        take_lock(self.path, self)
         remove_partials(self.path)
         sweep_shelves(self.path / "resume")
 

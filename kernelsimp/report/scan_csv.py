@@ -1,6 +1,7 @@
 """A scan as CSV, one row a kernel, written as it is made: a large network has millions of kernels.
 
 `residual` goes with `family` where there is one, else it is that of the nearest family; truth is 1 or 0.
+A name that a spreadsheet would take for a formula begins with an apostrophe.
 """
 
 import csv
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from kernelsimp.error_text import csv_cell
 from kernelsimp.files import write_atomically
 from kernelsimp.records.scan import LayerScan, Scan
 
@@ -24,7 +26,13 @@ def _write(scan: Scan, path: Path) -> None:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(HEADS)
         for row in chain.from_iterable(kernel_rows(layer, scan.families) for layer in scan.layers):
-            rows.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
+            rows.writerow([_cell(cell) for cell in row])
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, str):
+        return csv_cell(value)
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def kernel_rows(layer: LayerScan, families: tuple[str, ...]) -> Iterator[tuple[object, ...]]:

@@ -49,6 +49,8 @@ def read_report(path: Path) -> Report:
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON object; `what` completes the sentence "there is no ..." of its absence."""
     try:
+        if path.is_char_device() or path.is_block_device():  # /dev/zero has no end
+            raise KernelsimpError(f"{path}: is a device, no file; expected a {what.partition(';')[0]}")
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError as error:
         raise KernelsimpError(f"{path}: there is no {what}") from error

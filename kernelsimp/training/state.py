@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernelsimp import stops
 from kernelsimp.error_text import kind_and_words, short
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import read_sealed, write_sealed
@@ -147,7 +148,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 class Interrupts:
-    """Turns the first Ctrl-C (or SIGTERM) into a request that is met after the step; a second one is not."""
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request, met after the step; a second is not."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -158,8 +159,8 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        kinds = (signal.SIGINT, signal.SIGTERM)
-        before = {kind: signal.signal(kind, self._ask) for kind in kinds}
+        heard = [kind for kind in stops.KINDS if signal.getsignal(kind) is not signal.SIG_IGN]
+        before = {kind: signal.signal(kind, self._ask) for kind in heard}
         try:
             yield
         finally:
@@ -170,6 +171,7 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        stops.note(number)
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""The fuzz harness: mutants of every file that is read."""
