@@ -3,6 +3,7 @@
 The sentences beside the charts say what they can and cannot show.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ Charts = tuple[Markup, ...]
 
 CHANCE = (
     "A small kernel is often near a structure by chance, the more so in a smooth layer. A family is worth "
-    "attention where the bar reaches well past the mark."
+    "attention where the bar reaches well past the mark. Matching is within the tolerance, found is nearer "
+    "than chance explains: a kernel may be one and not the other."
 )
 CONTROLS = (
     "What else the same budget buys. Where a control does as well as the run, the structures themselves "
@@ -58,16 +60,25 @@ def curves(report: Report) -> Charts:
     drawn = (
         curve("training loss", [epoch.train_loss for epoch in epochs], "line-a"),
         curve("validation loss", [epoch.val_loss for epoch in epochs], "line-b"),
-        curve("validation top-1, percent", [epoch.val_top1 for epoch in epochs], "line-b"),
+        curve("validation top-1, percent", [epoch.val_top1 for epoch in epochs], "line-b", 100),
         curve("learning rate", [epoch.lr for epoch in epochs], "line-a"),
     )
     return tuple(chart for chart in drawn if chart)
 
 
 def chance(report: Report) -> Charts:
-    """Return seen against expected from `pictures["chance"]`, the totals of a scan's families."""
+    """Return seen against expected from `pictures["chance"]`, the totals of a scan's families.
+
+    What is found is what the run counts: kernels simplified to a structure that chance does not explain.
+    """
     totals = report.pictures.get("chance")
-    return _chance(totals) if isinstance(totals, Mapping) else ()
+    if not isinstance(totals, Mapping):
+        return ()
+    found: Counter[str] = Counter()
+    for layer in report.layers:
+        found.update(layer.families_found)
+    told = bool(found) or not report.kernels.found  # reports of before this count do not tell
+    return _chance(totals, found=found if told else None)
 
 
 def scan_chance(scan: Scan) -> Charts:
@@ -75,7 +86,7 @@ def scan_chance(scan: Scan) -> Charts:
     return _chance(family_totals(scan), null_of(scan))
 
 
-def _chance(totals: Mapping[str, Any], asked: str = "ring") -> Charts:
+def _chance(totals: Mapping[str, Any], asked: str = "ring", found: Mapping[str, int] | None = None) -> Charts:
     """Draw under the null that was asked for, or another that is there; the largest excess first."""
     nulls = [null for total in totals.values() for null in total.get("null", {})]
     null = next((name for name in (asked, "ring", "matched", "permuted", "white") if name in nulls), None)
@@ -83,11 +94,14 @@ def _chance(totals: Mapping[str, Any], asked: str = "ring") -> Charts:
         return ()
     rows = [
         SeenAgainstChance(
-            printable(name), float(total["observed"]), chance.get("expected"), chance.get("found") or 0
+            printable(name),
+            float(total["observed"]),
+            chance.get("expected"),
+            (chance.get("found") or 0) if found is None else found.get(name, 0),
         )
         for name, total in totals.items()
         for chance in [_null_of(total["null"], null)]
-        if total["observed"] or (chance.get("expected") or 0) >= 0.5
+        if total["observed"] or (found or {}).get(name) or (chance.get("expected") or 0) >= 0.5
     ]
     rows.sort(key=lambda row: (-(row.seen - (row.expected or 0)), row.name))
     return (against_chance(rows[:MOST_FAMILIES], null),)
