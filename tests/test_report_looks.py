@@ -108,7 +108,7 @@ def test_families_are_drawn_by_square_roots_and_those_of_unknown_chance_last() -
     assert widths == [22, 22, pytest.approx(236 / 5, abs=0.1), 236]
     assert 'height="5"' in chart
     assert chart.count('class="chance"') == 2  # one in the legend
-    assert 'x1="187.6"' in chart
+    assert 'x1="177.6"' in chart
     heads = [chart.index(f">{head}<") for head in ("matching", "by chance", "found")]
     assert heads == sorted(heads)
     assert heads[-1] < chart.index(">small<"), "the legend and the heads stand above the rows"

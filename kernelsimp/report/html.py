@@ -54,8 +54,11 @@ from kernelsimp.report.tables.scan import (
     sentence_table,
     skipped_table,
 )
-from kernelsimp.report.tables.table import Table, flat, pairs
+from kernelsimp.report.tables.table import Table, cut_table, flat, pairs
 from kernelsimp.report.tables.verdict import budget_words, date_words, first_facts, mood, title_words
+
+MOST_FAMILIES = 20
+"""Rows of structures beside the chart, which has as many."""
 
 
 @dataclass(frozen=True)
@@ -190,13 +193,13 @@ def _sections(report: Report) -> list[Section]:
         Section(
             "Accuracy and budget",
             figures.stages(report),
-            _tables_with_rows(stage_table(report)),
+            (*_tables_with_rows(stage_table(report)), _all_figures(report)),
             budget_words(report),
         ),
         Section(
             "Found against chance",
             figures.chance(report),
-            _tables_with_rows(family_table(report)),
+            _tables_with_rows(cut_table(family_table(report), MOST_FAMILIES)),
             figures.CHANCE,
         ),
         Section("Layers", depth_strips(report), _tables_with_rows(layer_table(report)), DEPTH, sortable=True),
@@ -246,11 +249,14 @@ def _lead(report: Report) -> str:
     return " ".join(filter(None, (what, survival_words(report))))
 
 
+def _all_figures(report: Report) -> Table:
+    rows = tuple((fact.name, fact.value, fact.note) for fact in headline(report))
+    return Table("All figures", ("figure", "value", "which"), rows, frozenset({0, 2}))
+
+
 def _facts_below(report: Report) -> list[Table]:
     provenance = {key: value for key, value in report.provenance.items() if key != "command"}
-    figures_of_all = tuple((fact.name, fact.value, fact.note) for fact in headline(report))
     tables = [
-        Table("All figures", ("figure", "value", "which"), figures_of_all, frozenset({0, 1, 2})),
         Table("Notes", ("note",), tuple((printable(note),) for note in report.notes)),
         Table("Buffers changed", ("buffer",), tuple((printable(name),) for name in report.buffers_changed)),
         _settings("Provenance", provenance),

@@ -185,8 +185,8 @@ def against_chance(rows: Sequence[SeenAgainstChance], null: str) -> Markup:
     return svg(_WIDE, 24 * len(rows) + 84, f"Kernels seen against chance: {', '.join(named)}", parts)
 
 
-_WIDE, _BARS = 620.0, (164.0, 400.0)
-_FIGURES = ((470.0, "matching"), (545.0, "by chance"), (620.0, "found"))
+_WIDE, _BARS = 640.0, (154.0, 390.0)
+_FIGURES = ((470.0, "matching"), (560.0, "by chance"), (640.0, "found"))
 """Where the columns of figures end, and their heads."""
 
 
@@ -195,11 +195,11 @@ def _chance_legend(null: str) -> list[Markup]:
     return [
         box(0, 6, 22, 13, "mark"),
         text(28, 17, "matching: within the tolerance"),
-        line(250, 3, 250, 22, "chance"),
-        text(258, 17, f"by chance ({null} null)"),
-        box(440, 6, 22, 13, "mark"),
-        box(440, 10, 22, 5, "found"),
-        text(468, 17, "found: beyond chance"),
+        line(258, 3, 258, 22, "chance"),
+        text(266, 17, f"by chance ({null} null)"),
+        box(446, 6, 22, 13, "mark"),
+        box(446, 10, 22, 5, "found"),
+        text(474, 17, "found: beyond chance"),
     ]
 
 
