@@ -109,10 +109,14 @@ def report_html(report: Report, gallery: Gallery = Gallery(())) -> str:  # noqa:
 def scan_html(scan: Scan) -> str:
     """Return a scan as one self-contained page."""
     sections = [
-        Section("Found against chance", figures.scan_chance(scan), (), figures.CHANCE),
+        Section(
+            "Found against chance",
+            figures.scan_chance(scan),
+            _tables_with_rows(cut_table(sentence_table(scan), MOST_FAMILIES)),
+            figures.CHANCE,
+        ),
         Section("Layers", tables=(scan_layer_table(scan),), sortable=True),
         Section("Families", tables=_tables_with_rows(scan_family_table(scan)), sortable=True),
-        Section("In words", tables=_tables_with_rows(sentence_table(scan))),
         Section("Kernels by family", scan_pictures.family_pictures(scan)),
         _prototypes([{"layer": item.name, **(item.extra.get("prototypes") or {})} for item in scan.layers]),
         Section("Colours", scan_pictures.colour_pictures(scan)),

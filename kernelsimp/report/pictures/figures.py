@@ -5,6 +5,7 @@ The sentences beside the charts say what they can and cannot show.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from kernelsimp.report import fmt
 from kernelsimp.report.pictures.charts import Level, SeenAgainstChance, against_chance, curve, dots, waterfall
 from kernelsimp.report.pictures.scatter import Point, scatter
 from kernelsimp.report.store import family_totals
+from kernelsimp.report.tables.headline import stage_word
 from kernelsimp.report.tables.runs import Named, bytes_of, last_stage
 from kernelsimp.report.tables.scan import null_of
 
@@ -38,7 +40,8 @@ def stages(report: Report) -> Charts:
     """Return the waterfall of the stages."""
     if report.accuracy is None or not report.accuracy.stages:
         return ()
-    return (waterfall([_level(stage) for stage in report.accuracy.stages]),)
+    levels = [_level(stage) for stage in report.accuracy.stages]
+    return (waterfall([replace(level, name=stage_word(report, level.name)) for level in levels]),)
 
 
 TUNED = ", fine-tuned alike"
