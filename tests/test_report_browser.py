@@ -229,6 +229,33 @@ def test_text_has_the_contrast_of_aa(browser: Any, folder: Path, scheme: str) ->
     opened.page.close()
 
 
+def test_a_kernel_opens_large_by_mouse_and_by_key_and_closes(browser: Any, folder: Path) -> None:
+    opened = Opened(browser, folder / "run.html")
+    figure = opened.page.locator(".strip figure").first
+    assert figure.locator("svg").bounding_box()["width"] / 15 * 3 >= 40
+    figure.click()
+    assert opened.page.locator("dialog[open] svg").bounding_box()["width"] > 600
+    opened.page.get_by_role("button", name="Close").click()
+    assert opened.page.locator("dialog[open]").count() == 0
+    figure.press("Enter")
+    said = figure.locator("figcaption").text_content()
+    assert opened.page.locator("dialog[open] figcaption").text_content() == said
+    assert opened.said == []
+    opened.page.close()
+
+
+def test_the_theme_is_switched_and_print_stays_light(browser: Any, folder: Path) -> None:
+    opened = Opened(browser, folder / "run.html", color_scheme="light")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = opened.page.evaluate(paper)
+    opened.page.locator("#theme").click()
+    assert opened.page.evaluate(paper) != light
+    assert opened.page.evaluate(CONTRAST) == []
+    opened.page.emulate_media(media="print")
+    assert opened.page.evaluate(paper) == "rgb(255, 255, 255)"
+    opened.page.close()
+
+
 def test_dark_and_light_differ(browser: Any, folder: Path) -> None:
     papers = []
     for scheme in ("light", "dark"):
@@ -242,7 +269,7 @@ def test_everything_to_press_is_reachable_by_keyboard(browser: Any, folder: Path
     opened = Opened(browser, folder / "run.html")
     wanted = opened.page.evaluate(
         """() => {
-             const all = [...document.querySelectorAll('a[href], button, input, select, summary')];
+             const all = [...document.querySelectorAll('a[href], button, input, select, summary, figure.k')];
              window.left = new Set(all.filter((e) => e.getClientRects().length));
              return window.left.size;
            }"""

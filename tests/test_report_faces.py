@@ -21,12 +21,14 @@ from kernelsimp.report import (
     report_markdown,
     scan_html,
 )
+from kernelsimp.report.html import meaning_in
 from kernelsimp.report.markdown import escape_markdown
-from kernelsimp.report.pictures.gallery_page import OF_A_STRUCTURE, TOP
+from kernelsimp.report.pictures.gallery_page import OF_A_STRUCTURE, TELLING, TOP
 from kernelsimp.report.tables.headline import headline
 from kernelsimp.report.tables.run import layer_table, stage_table
 from kernelsimp.report.tables.scan import scan_family_table, scan_layer_table
 from kernelsimp.report.tables.table import families_text, flat
+from kernelsimp.report.tables.verdict import budget_words, first_facts, title_words
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\n|`x`](javascript:1)"
 
@@ -288,7 +290,7 @@ def test_one_stage_one_epoch_and_equal_values_are_drawn() -> None:
     assert report.accuracy is not None
     one = replace(report.accuracy, stages=report.accuracy.stages[:1])
     text = report_html(replace(report, accuracy=one, training=report.training[:1], controls=()))
-    assert text.count('class="chart"') == 6
+    assert text.count('class="chart"') == 2  # one epoch is no curve
 
 
 def test_a_scan_page_has_its_tables_and_its_chart() -> None:
@@ -325,7 +327,7 @@ def test_a_page_of_resnet50_size_stays_under_three_megabytes() -> None:
     assert len(text.encode()) < 3_000_000
     assert "1,000,000 simplified kernels are not drawn" in text
     assert "12 of 153 on this page" in text
-    assert text.count("<figure") == len(pictures) + TOP + 30 * OF_A_STRUCTURE
+    assert text.count("<figure") == len(pictures) + TOP + TELLING + 30 * OF_A_STRUCTURE
 
 
 @pytest.mark.parametrize("face", [report_markdown, report_html])
@@ -338,3 +340,59 @@ def test_what_became_smaller_is_said_only_where_something_did(face) -> None:
     assert nothing not in face(held)
     assert smaller not in face(loose)
     assert nothing in face(loose)
+
+
+def test_the_title_says_which_network_what_was_done_and_whether_it_is_good() -> None:
+    report = replace(
+        reports.report(),
+        settings={"model": {"arch": "zoo:resnet20"}, "plan": {"max_drop": 0.5, "dof": None}},
+        provenance={"date": "2026-01-02T03:04:05+00:00"},
+    )
+    assert title_words(report) == "resnet20: 118 of 158 kernels simplified, -0.3 pp, within budget"
+    text = report_html(report, gallery())
+    assert "<title>resnet20: 118 of 158 kernels simplified, -0.3 pp, within budget, 2026-01-02 - " in text
+    assert budget_words(report).startswith(
+        "Budget met: at most 0.5 pp of accuracy lost, judged on images that "
+    )
+    assert budget_words(report) in text
+    assert budget_words(report) in report_markdown(report)
+    failed = replace(report, budget_met=False)
+    assert title_words(failed).endswith("budget NOT met")
+    assert 'class="subtitle bad"' in report_html(failed)
+
+
+def test_the_first_screen_has_three_figures_and_kernels_of_many_structures() -> None:
+    text = report_html(reports.report(), gallery())
+    assert [fact.name for fact in first_facts(reports.report())] == [
+        "accuracy, before → after",
+        "kernels simplified",
+        "degrees of freedom left",
+    ]
+    strip = text[text.index('class="wall strip"') : text.index("<h2>")]
+    assert strip.count("<figure") == TELLING
+    assert set(re.findall(r'data-f="([^"]+)"', strip)) == {"mirror-h", "equal-rows"}
+    assert "even left-right, imposed" in strip
+
+
+def test_training_from_scratch_is_no_simplification() -> None:
+    report = reports.report()
+    assert report.accuracy is not None
+    one = replace(report.accuracy, stages=(replace(report.accuracy.stages[0], stage="trained"),))
+    assert "trained from scratch, 93.2 % right" in title_words(replace(report, accuracy=one))
+
+
+def test_found_in_the_chart_is_what_the_card_counts() -> None:
+    report = reports.report()
+    layers = tuple(replace(layer, families_found={"equal-rows": layer.found}) for layer in report.layers)
+    text = report_html(replace(report, layers=layers, controls=(), training=()))
+    row = re.search(r">equal-rows</text>(.*?)(?:<text[^>]*end\">[a-z-]+</text>|</svg>)", text)
+    assert row is not None
+    assert f">{report.kernels.found}</text>" in row[1]
+
+
+def test_words_are_explained_where_they_stand() -> None:
+    text = report_html(reports.report())
+    assert meaning_in("DOF left").startswith("DOF: degrees of freedom")
+    assert 'title="DOF: degrees of freedom' in text
+    assert "<dt>found</dt>" in text
+    assert meaning_in("layer") == ""

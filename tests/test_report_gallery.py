@@ -20,6 +20,7 @@ from kernelsimp.report import (
     save_gallery,
     with_p,
 )
+from kernelsimp.report.pictures.ideal import ideal_of
 from kernelsimp.report.pictures.sprites import LEVELS, sprite, tile
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\n|`x`](javascript:1)"
@@ -34,11 +35,13 @@ def picture(before: np.ndarray, after: np.ndarray) -> Picture:
     return Picture("conv1", (0, 0), "mirror-h", "found", before.astype(np.float32), after.astype(np.float32))
 
 
-def test_a_tile_shows_before_after_and_difference_on_one_scale() -> None:
-    pixels = tile(picture(np.array([[2.0, -2.0]]), np.array([[1.0, -1.0]])))
+def test_a_tile_shows_before_ideal_after_and_difference_on_one_scale() -> None:
+    pixels = tile(picture(np.array([[2.0, -1.0]]), np.array([[1.0, 1.0]])))
     zero = 1 + LEVELS
-    half = round(LEVELS / 2)
-    expected = [zero + LEVELS, 1, 0, zero + half, zero - half, 0, zero - half, zero + half]
+    half, quarter = round(LEVELS / 2), round(LEVELS / 4)
+    before, ideal, after, change = [LEVELS, -half], [quarter, quarter], [half, half], [-half, LEVELS]
+    drawn = [[zero + level for level in grid] for grid in (before, ideal, after, change)]
+    expected = [*drawn[0], 0, *drawn[1], 0, *drawn[2], 0, *drawn[3]]
     assert pixels.tolist() == [expected]
 
 
@@ -50,7 +53,24 @@ def test_zero_nan_and_infinite_kernels_have_tiles() -> None:
 
 
 def test_a_kernel_of_three_sides_is_unrolled() -> None:
-    assert tile(picture(np.ones((2, 3, 3)), np.ones((2, 3, 3)))).shape == (6, 11)
+    assert tile(picture(np.ones((2, 3, 3)), np.ones((2, 3, 3)))).shape == (6, 15)
+
+
+def test_the_ideal_is_the_projection_and_clear_where_a_name_does_not_tell_it() -> None:
+    before = np.arange(9.0).reshape(3, 3)
+    given = picture(before, before)
+    ideal = ideal_of(given)
+    assert ideal is not None
+    assert (ideal == (before + before[:, ::-1]) / 2).all()
+    rank_one = ideal_of(replace(given, family="rank-one"))
+    assert rank_one is not None
+    assert np.linalg.matrix_rank(rank_one) == 1
+    zero = ideal_of(replace(given, family="zero"))
+    assert zero is not None
+    assert not zero.any()
+    for family in ("5 of 9 cells", "denoised-median", "sobel-x", "nonsense"):
+        assert ideal_of(replace(given, family=family)) is None
+    assert not tile(replace(given, family="5 of 9 cells"))[:, 4:7].any()
 
 
 def decoded(address: str) -> Image.Image:

@@ -105,10 +105,13 @@ def test_families_are_drawn_by_square_roots_and_those_of_unknown_chance_last() -
     )
     assert chart.index(">small<") < chart.index(">big<")
     widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="13"', chart)]
-    assert widths == [pytest.approx(126 / 5, abs=0.1), 126]
+    assert widths == [22, 22, pytest.approx(236 / 5, abs=0.1), 236]
     assert 'height="5"' in chart
-    assert chart.count('class="chance"') == 1
-    assert 'x1="176.6"' in chart
+    assert chart.count('class="chance"') == 2  # one in the legend
+    assert 'x1="177.6"' in chart
+    heads = [chart.index(f">{head}<") for head in ("matching", "by chance", "found")]
+    assert heads == sorted(heads)
+    assert heads[-1] < chart.index(">small<"), "the legend and the heads stand above the rows"
 
 
 def test_every_structure_hangs_by_itself_with_the_largest_changes_first() -> None:

@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def verify(plan: Plan, simplified: KernelBank, written: KernelBank, mode: str) -
 def provenance(network: Network, data: Data | None, settings: Settings, command: str) -> dict[str, Any]:
     """Return where everything came from: file, data, seed, versions, and the command that repeats the run."""
     return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "input": str(network.checkpoint.path),
         "input_sha256": network.checkpoint.sha256,
         "data_fingerprint": data.fingerprint if data else None,

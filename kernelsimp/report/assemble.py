@@ -207,8 +207,11 @@ def _bits(plan: Plan) -> dict[str, float]:
 
 
 def _size(before: Checkpoint, after: Checkpoint) -> Size:
-    """Return the sizes of both files; what was not written is sized as `torch.save` would write it."""
-    original, original_zip = _bytes_of(before, written=bool(files_of(before.path)))
+    """Return the sizes of both files; what was not written is sized as `torch.save` would write it.
+
+    So is what came with entries that are not written again: dropped optimiser states are no saving.
+    """
+    original, original_zip = _bytes_of(before, written=bool(files_of(before.path)) and not before.dropped)
     now, now_zip = _bytes_of(after, written=bool(files_of(after.path)) and after.path != before.path)
     return Size(file=now, zip=now_zip, original_file=original, original_zip=original_zip)
 

@@ -6,24 +6,30 @@ and script by their hashes and pictures from data addresses, and nothing else.
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kernelsimp.records.comparison import Comparison
+from kernelsimp.records.glossary import GLOSSARY
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Scan
 from kernelsimp.records.verdict import printable
+from kernelsimp.report import fmt
 from kernelsimp.report.pictures import figures
 from kernelsimp.report.pictures import prototypes as prototype_pictures
 from kernelsimp.report.pictures import scan as scan_pictures
+from kernelsimp.report.pictures.depth import SAYS as DEPTH
+from kernelsimp.report.pictures.depth import depth_strips
 from kernelsimp.report.pictures.gallery import Gallery
-from kernelsimp.report.pictures.gallery_page import by_structure, largest, layer_pictures
+from kernelsimp.report.pictures.gallery_page import by_structure, largest, layer_pictures, telling
 from kernelsimp.report.tables.beyond import CODED, beyond_table, coding_table
 from kernelsimp.report.tables.beyond import SAYS as BEYOND
 from kernelsimp.report.tables.comparison import SAYS as COMPARISON_SAYS
@@ -48,7 +54,11 @@ from kernelsimp.report.tables.scan import (
     sentence_table,
     skipped_table,
 )
-from kernelsimp.report.tables.table import Table, flat, pairs
+from kernelsimp.report.tables.table import Table, cut_table, flat, pairs
+from kernelsimp.report.tables.verdict import budget_words, date_words, first_facts, mood, title_words
+
+MOST_FAMILIES = 20
+"""Rows of structures beside the chart, which has as many."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +85,16 @@ class Section:
 def report_html(report: Report, gallery: Gallery = Gallery(())) -> str:  # noqa: B008 - frozen
     """Return the report as one self-contained page."""
     placed = layer_pictures(gallery)
+    name, _, verdict = title_words(report).partition(": ")
     return _page(
-        title="Kernels simplified",
+        title=name,
+        subtitle=verdict,
+        date=date_words(report),
+        mood=mood(report),
         lead=_lead(report),
-        facts=headline(report),
+        aside=speed_words(report),
+        facts=first_facts(report),
+        strip=telling(gallery, placed),
         sections=[section for section in _sections(report) if section.charts or section.tables],
         walls=placed,
         top=largest(gallery, placed),
@@ -93,10 +109,14 @@ def report_html(report: Report, gallery: Gallery = Gallery(())) -> str:  # noqa:
 def scan_html(scan: Scan) -> str:
     """Return a scan as one self-contained page."""
     sections = [
-        Section("Found against chance", figures.scan_chance(scan), (), figures.CHANCE),
+        Section(
+            "Found against chance",
+            figures.scan_chance(scan),
+            _tables_with_rows(cut_table(sentence_table(scan), MOST_FAMILIES)),
+            figures.CHANCE,
+        ),
         Section("Layers", tables=(scan_layer_table(scan),), sortable=True),
         Section("Families", tables=_tables_with_rows(scan_family_table(scan)), sortable=True),
-        Section("In words", tables=_tables_with_rows(sentence_table(scan))),
         Section("Kernels by family", scan_pictures.family_pictures(scan)),
         _prototypes([{"layer": item.name, **(item.extra.get("prototypes") or {})} for item in scan.layers]),
         Section("Colours", scan_pictures.colour_pictures(scan)),
@@ -107,7 +127,8 @@ def scan_html(scan: Scan) -> str:
         Section("Skipped", tables=_tables_with_rows(skipped_table(scan)), folded=True),
     ]
     return _page(
-        title="Kernels scanned",
+        title=PurePath(printable(str(scan.source.get("path") or "Kernels"))).name,
+        subtitle=f"{fmt.count(sum(layer.kernels for layer in scan.layers))} kernels scanned",
         lead="What the kernels of a network look like, beside what chance alone would give.",
         facts=scan_facts(scan),
         sections=[section for section in sections if section.charts or section.tables],
@@ -173,19 +194,28 @@ def comparison_html(found: Comparison) -> str:
 
 def _sections(report: Report) -> list[Section]:
     return [
-        Section("Accuracy", figures.stages(report), _tables_with_rows(stage_table(report))),
+        Section(
+            "Accuracy and budget",
+            figures.stages(report),
+            (*_tables_with_rows(stage_table(report)), _all_figures(report)),
+            budget_words(report),
+        ),
+        Section(
+            "Found against chance",
+            figures.chance(report),
+            _tables_with_rows(cut_table(family_table(report), MOST_FAMILIES)),
+            figures.CHANCE,
+        ),
+        Section("Layers", depth_strips(report), _tables_with_rows(layer_table(report)), DEPTH, sortable=True),
         Section(
             "Controls", figures.controls(report), _tables_with_rows(control_table(report)), figures.CONTROLS
         ),
-        Section("Found against chance", figures.chance(report), (), figures.CHANCE),
-        Section("Structures", tables=_tables_with_rows(family_table(report))),
         Section(
             training_word(report),
             figures.curves(report),
             _tables_with_rows(training_table(report)),
             folded=True,
         ),
-        Section("Layers", tables=_tables_with_rows(layer_table(report)), sortable=True),
         _prototypes(report.pictures.get("prototypes")),
         *(Section(table.title, tables=(table,), says=says) for table, says in course_tables(report)),
         *_robustness(report),
@@ -220,7 +250,12 @@ def _lead(report: Report) -> str:
         f"{kernels.simplified:,} of {total:,} kernels were simplified {held}: {kernels.found:,} have a "
         f"structure that chance does not explain, on {kernels.imposed:,} it was imposed{zeroed}."
     )
-    return " ".join(filter(None, (what, survival_words(report), speed_words(report))))
+    return " ".join(filter(None, (what, survival_words(report))))
+
+
+def _all_figures(report: Report) -> Table:
+    rows = tuple((fact.name, fact.value, fact.note) for fact in headline(report))
+    return Table("All figures", ("figure", "value", "which"), rows, frozenset({0, 2}))
 
 
 def _facts_below(report: Report) -> list[Table]:
@@ -248,6 +283,12 @@ def _page(**context: Any) -> str:
     style, script = _asset("style.css"), _asset("page.js")
     fixed = {"style": style, "script": script, "policy": _policy(style, script)}
     blank: dict[str, Any] = {
+        "subtitle": "",
+        "date": "",
+        "aside": "",
+        "mood": "plain",
+        "strip": [],
+        "words": _words_used(context),
         "walls": [],
         "top": [],
         "kinds": [],
@@ -258,15 +299,35 @@ def _page(**context: Any) -> str:
     return _environment().get_template("page.html.j2").render({**blank, **context, **fixed})
 
 
+def _words_used(context: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the glossary's words that heads of tables and names of figures use, each with its meaning."""
+    tables = [table for section in context["sections"] for table in section.tables]
+    heads = [head for table in (*tables, *context.get("facts_below", ())) for head in table.heads]
+    told = " ".join([*heads, *(f"{fact.name} {fact.note}" for fact in context["facts"]), context["lead"]])
+    return [(word, meaning) for word, meaning in GLOSSARY.items() if _names(told, word)]
+
+
+def meaning_in(text: str) -> str:
+    """Return what the glossary says of the first of its words in `text`; nothing where there is none."""
+    return next((f"{word}: {meaning}" for word, meaning in GLOSSARY.items() if _names(text, word)), "")
+
+
+def _names(text: str, word: str) -> bool:
+    spelled = {"DOF": r"DOF|degrees of freedom"}.get(word, re.escape(word) + "s?")
+    return re.search(rf"\b(?:{spelled})\b", text, 0 if word.isupper() else re.IGNORECASE) is not None
+
+
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    return Environment(
+    made = Environment(
         loader=PackageLoader("kernelsimp.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["meaning"] = meaning_in
+    return made
 
 
 @lru_cache(maxsize=4)

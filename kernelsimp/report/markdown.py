@@ -18,6 +18,7 @@ from kernelsimp.report.tables.robustness import robustness_tables
 from kernelsimp.report.tables.run import control_table, family_table, layer_table, stage_table
 from kernelsimp.report.tables.runs import Named, runs_table, warnings_of
 from kernelsimp.report.tables.table import Table, flat, pairs
+from kernelsimp.report.tables.verdict import budget_words, title_words
 
 MOST_LAYERS = 60
 """Longer layer tables are cut: a pull request is no place for a thousand rows."""
@@ -33,7 +34,8 @@ def escape_markdown(text: str) -> str:
 
 def report_markdown(report: Report) -> str:
     """Return the report as Markdown with tables."""
-    parts = ["# What was simplified, and what it cost", _lead(report), _headline(report)]
+    title = escape_markdown(title_words(report))
+    parts = [f"# {title}", _lead(report), budget_words(report), _headline(report)]
     tables = [stage_table(report), control_table(report), family_table(report), layer_table(report)]
     tables += [*robustness_tables(report.robustness), *similarity_tables(report.similarity)]
     parts += [section(table) for table in tables if table.rows]

@@ -6,7 +6,7 @@ the page. Every string goes through `escape`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, isfinite, log10, sqrt
+from math import ceil, floor, inf, isfinite, log10, sqrt
 
 from markupsafe import Markup, escape
 
@@ -72,17 +72,17 @@ def text(x: float, y: float, words_: str, look: str = "label") -> Markup:
 
 
 def waterfall(levels: Sequence[Level]) -> Markup:
-    """Return bars of each stage's accuracy; the later ones hang from the level before.
+    """Return bars of each stage's accuracy; the later ones hang from the first, whose changes they are.
 
     An axis that does not begin at zero says so.
     """
-    low, high = _span([level.low for level in levels] + [level.high for level in levels])
+    low, high = _span([level.low for level in levels] + [level.high for level in levels], 100)
     width, left = max(WIDTH, 48 + 112.0 * len(levels)), 48.0
     y = _scale(low, high, 216, 52)
     step = (width - left) / len(levels)
     parts = _grid((low, high), y, left, width)
     for place, level in enumerate(levels):
-        before = levels[place - 1].value if place else None
+        before = levels[0].value if place else None
         parts += _fall(level, (left + step * place, step), before, y)
     caption = "percent of test images; 95 % intervals"
     parts.append(text(0, 266, f"{caption}; axis not from 0" if low > 0 else caption))
@@ -91,7 +91,7 @@ def waterfall(levels: Sequence[Level]) -> Markup:
 
 
 def _fall(level: Level, span: tuple[float, float], before: float | None, y: Scale) -> list[Markup]:
-    """Return one bar: from the floor where there is none before, else from the level before to this one."""
+    """Return one bar: from the floor where it is the first, else from the first level to this one."""
     x, step = span
     floor = 216.0 if before is None else y(before)
     look = "neutral" if before is None else "gain" if level.value >= before else "loss"
@@ -111,7 +111,7 @@ def _fall(level: Level, span: tuple[float, float], before: float | None, y: Scal
 
 def dots(levels: Sequence[Level], marked: int = 0) -> Markup:
     """Return one row a level with its interval; the first `marked` rows stand out."""
-    low, high = _span([level.low for level in levels] + [level.high for level in levels])
+    low, high = _span([level.low for level in levels] + [level.high for level in levels], 100)
     left, right, height = 176.0, WIDTH - 76.0, 30 * len(levels) + 34
     x = _scale(low, high, left, right)
     parts = [
@@ -131,12 +131,12 @@ def dots(levels: Sequence[Level], marked: int = 0) -> Markup:
     return svg(WIDTH, height, alt, parts)
 
 
-def curve(title: str, values: Sequence[float | None], look: str) -> Markup:
-    """Return `values` by epoch, counted from 1; nothing is drawn where one is missing."""
+def curve(title: str, values: Sequence[float | None], look: str, most: float = inf) -> Markup:
+    """Return `values` by epoch, counted from 1, none of which can be above `most`; no line for one point."""
     known = [(place, value) for place, value in enumerate(values) if value is not None and isfinite(value)]
-    if not known:
+    if len(known) < 2:
         return Markup("")
-    low, high = _span([value for _, value in known])
+    low, high = _span([value for _, value in known], most)
     y = _scale(low, high, 150, 30)
     x = _scale(0, max(len(values) - 1, 1), 62, 306)
     points = " ".join(f"{_f(x(place))},{_f(y(value))}" for place, value in known)
@@ -170,31 +170,50 @@ def lines(title: str, series: Sequence[Series]) -> Markup:
 
 
 def against_chance(rows: Sequence[SeenAgainstChance], null: str) -> Markup:
-    """Return for each family a bar of the kernels seen and a mark where chance would put it.
+    """Return for each family a bar of the kernels that match, a mark where chance would put it, and figures.
 
     Lengths are square roots, for counts run from one to tens of thousands; families whose chance is not
     known come last.
     """
     rows = sorted(rows, key=lambda row: row.expected is None)
-    most = max([1.0, *(row.seen for row in rows), *(row.expected or 0 for row in rows)])
-    left, right, height = 164.0, WIDTH - 150.0, 24 * len(rows) + 48
-    x = _scale(0, sqrt(most), left, right)
-    parts = [part for place, row in enumerate(rows) for part in _against(row, 8.0 + 24 * place, left, x)]
-    parts.append(text(0, height - 24, f"bar: seen / mark: chance ({null} null, or the family's own)"))
-    parts.append(text(0, height - 6, "thin bar: found; square-root scale"))
+    most = max([1.0, *(max(row.seen, row.found) for row in rows), *(row.expected or 0 for row in rows)])
+    x = _scale(0, sqrt(most), _BARS[0], _BARS[1])
+    parts = [*_chance_legend(null), *(text(at, 50, head, "label end") for at, head in _FIGURES)]
+    parts += [part for place, row in enumerate(rows) for part in _against(row, 58.0 + 24 * place, x)]
+    parts.append(text(_BARS[0], 76 + 24 * len(rows), "lengths are square roots"))
     named = (f"{row.name} {fmt.count(row.seen)} against {fmt.number(row.expected)}" for row in rows)
-    return svg(WIDTH, height, f"Kernels seen against chance: {', '.join(named)}", parts)
+    return svg(_WIDE, 24 * len(rows) + 84, f"Kernels seen against chance: {', '.join(named)}", parts)
 
 
-def _against(row: SeenAgainstChance, y: float, left: float, x: Scale) -> list[Markup]:
-    """Return one family's bars, its mark and its figures."""
-    figures = f"{fmt.count(row.seen)} / {fmt.number(row.expected)} / {fmt.count(row.found)}"
+_WIDE, _BARS = 640.0, (154.0, 390.0)
+_FIGURES = ((470.0, "matching"), (560.0, "by chance"), (640.0, "found"))
+"""Where the columns of figures end, and their heads."""
+
+
+def _chance_legend(null: str) -> list[Markup]:
+    """Return the keys at the top of the chart."""
+    return [
+        box(0, 6, 22, 13, "mark"),
+        text(28, 17, "matching: within the tolerance"),
+        line(258, 3, 258, 22, "chance"),
+        text(266, 17, f"by chance ({null} null)"),
+        box(446, 6, 22, 13, "mark"),
+        box(446, 10, 22, 5, "found"),
+        text(474, 17, "found: beyond chance"),
+    ]
+
+
+def _against(row: SeenAgainstChance, y: float, x: Scale) -> list[Markup]:
+    """Return one family's bars, its mark and its figures, each under its head."""
+    left = _BARS[0]
     parts = [
-        text(left - 8, y + 13, _cut_name(row.name, 18), "label end"),
+        text(left - 8, y + 13, _cut_name(row.name, 20), "label end"),
         box(left, y + 2, x(sqrt(row.seen)) - left, 13, "mark"),
         box(left, y + 6, x(sqrt(row.found)) - left, 5, "found"),
-        text(WIDTH, y + 13, figures, "label end"),
     ]
+    spelled = (fmt.count(row.seen), fmt.number(row.expected), fmt.count(row.found))
+    pairs = zip(_FIGURES, spelled, strict=True)
+    parts += [text(at, y + 13, figure, "label end") for (at, _), figure in pairs]
     if row.expected is not None:
         expected = x(sqrt(max(row.expected, 0)))
         parts.append(line(expected, y - 1, expected, y + 18, "chance"))
@@ -214,12 +233,12 @@ def _grid(span: tuple[float, float], y: Scale, left: float, right: float) -> lis
     return parts
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Return the range of `values` with a margin; never empty, not below zero for figures that are not."""
+def _span(values: Sequence[float], most: float = inf) -> tuple[float, float]:
+    """Return the range of `values` with a margin: never empty, beyond `most`, or below zero without need."""
     known = [value for value in values if isfinite(value)]
     low, high = min(known, default=0.0), max(known, default=1.0)
     margin = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
-    return max(low - margin, 0.0) if low >= 0 else low - margin, high + margin
+    return max(low - margin, 0.0) if low >= 0 else low - margin, min(high + margin, max(most, high))
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Scale:

@@ -3,7 +3,9 @@
 The sentences beside the charts say what they can and cannot show.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from kernelsimp.report import fmt
 from kernelsimp.report.pictures.charts import Level, SeenAgainstChance, against_chance, curve, dots, waterfall
 from kernelsimp.report.pictures.scatter import Point, scatter
 from kernelsimp.report.store import family_totals
+from kernelsimp.report.tables.headline import stage_word
 from kernelsimp.report.tables.runs import Named, bytes_of, last_stage
 from kernelsimp.report.tables.scan import null_of
 
@@ -23,7 +26,8 @@ Charts = tuple[Markup, ...]
 
 CHANCE = (
     "A small kernel is often near a structure by chance, the more so in a smooth layer. A family is worth "
-    "attention where the bar reaches well past the mark."
+    "attention where the bar reaches well past the mark. Matching is within the tolerance, found is nearer "
+    "than chance explains: a kernel may be one and not the other."
 )
 CONTROLS = (
     "What else the same budget buys. Where a control does as well as the run, the structures themselves "
@@ -36,7 +40,8 @@ def stages(report: Report) -> Charts:
     """Return the waterfall of the stages."""
     if report.accuracy is None or not report.accuracy.stages:
         return ()
-    return (waterfall([_level(stage) for stage in report.accuracy.stages]),)
+    levels = [_level(stage) for stage in report.accuracy.stages]
+    return (waterfall([replace(level, name=stage_word(report, level.name)) for level in levels]),)
 
 
 TUNED = ", fine-tuned alike"
@@ -58,16 +63,25 @@ def curves(report: Report) -> Charts:
     drawn = (
         curve("training loss", [epoch.train_loss for epoch in epochs], "line-a"),
         curve("validation loss", [epoch.val_loss for epoch in epochs], "line-b"),
-        curve("validation top-1, percent", [epoch.val_top1 for epoch in epochs], "line-b"),
+        curve("validation top-1, percent", [epoch.val_top1 for epoch in epochs], "line-b", 100),
         curve("learning rate", [epoch.lr for epoch in epochs], "line-a"),
     )
     return tuple(chart for chart in drawn if chart)
 
 
 def chance(report: Report) -> Charts:
-    """Return seen against expected from `pictures["chance"]`, the totals of a scan's families."""
+    """Return seen against expected from `pictures["chance"]`, the totals of a scan's families.
+
+    What is found is what the run counts: kernels simplified to a structure that chance does not explain.
+    """
     totals = report.pictures.get("chance")
-    return _chance(totals) if isinstance(totals, Mapping) else ()
+    if not isinstance(totals, Mapping):
+        return ()
+    found: Counter[str] = Counter()
+    for layer in report.layers:
+        found.update(layer.families_found)
+    told = bool(found) or not report.kernels.found  # reports of before this count do not tell
+    return _chance(totals, found=found if told else None)
 
 
 def scan_chance(scan: Scan) -> Charts:
@@ -75,7 +89,7 @@ def scan_chance(scan: Scan) -> Charts:
     return _chance(family_totals(scan), null_of(scan))
 
 
-def _chance(totals: Mapping[str, Any], asked: str = "ring") -> Charts:
+def _chance(totals: Mapping[str, Any], asked: str = "ring", found: Mapping[str, int] | None = None) -> Charts:
     """Draw under the null that was asked for, or another that is there; the largest excess first."""
     nulls = [null for total in totals.values() for null in total.get("null", {})]
     null = next((name for name in (asked, "ring", "matched", "permuted", "white") if name in nulls), None)
@@ -83,11 +97,14 @@ def _chance(totals: Mapping[str, Any], asked: str = "ring") -> Charts:
         return ()
     rows = [
         SeenAgainstChance(
-            printable(name), float(total["observed"]), chance.get("expected"), chance.get("found") or 0
+            printable(name),
+            float(total["observed"]),
+            chance.get("expected"),
+            (chance.get("found") or 0) if found is None else found.get(name, 0),
         )
         for name, total in totals.items()
         for chance in [_null_of(total["null"], null)]
-        if total["observed"] or (chance.get("expected") or 0) >= 0.5
+        if total["observed"] or (found or {}).get(name) or (chance.get("expected") or 0) >= 0.5
     ]
     rows.sort(key=lambda row: (-(row.seen - (row.expected or 0)), row.name))
     return (against_chance(rows[:MOST_FAMILIES], null),)

@@ -13,10 +13,14 @@ import numpy as np
 from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures.gallery import Gallery, Picture
+from kernelsimp.report.pictures.ideal import family_words
 from kernelsimp.report.pictures.sprites import Sprite, sprite
 
 TOP = 24
 """Pictures in the opening row of the gallery: the largest changes of all layers."""
+
+TELLING = 8
+"""Pictures on the first screen."""
 
 OF_A_STRUCTURE = 12
 """Pictures of each structure where they hang by structure."""
@@ -55,12 +59,23 @@ class PictureKind:
 
 @dataclass(frozen=True, eq=False)
 class _SheetOfPictures:
-    """A picture, where it lies, and its change relative to the kernels of its layer."""
+    """A picture, where it lies, and its change and its norm relative to the kernels of its layer."""
 
     picture: Picture
     sheet: int
     box: Box
     change: float
+    strength: float
+
+    @property
+    def tells(self) -> bool:
+        return self.picture.label in ("found", "imposed") and self.strength > 0
+
+    @property
+    def worth(self) -> float:
+        """Strength in the layer less what is off, above one for what is found."""
+        near = min(self.strength, 3) / 3 / (1 + 4 * self.change / self.strength)
+        return near + (self.picture.label == "found")
 
     def shown(self) -> Shown:
         return _place_picture(self.sheet, self.picture, self.box, full=True)
@@ -82,6 +97,19 @@ def largest(gallery: Gallery, placed: list[LayerPictures]) -> list[Shown]:
     dealt = (item for turn in zip_longest(*turns) for item in turn if item is not None)
     chosen = sorted(islice(dealt, TOP), key=lambda item: -item.change)
     return [item.shown() for item in chosen]
+
+
+def telling(gallery: Gallery, placed: list[LayerPictures]) -> list[Shown]:
+    """Return the kernels of the first screen: strong in their layer, near their structure, found ones first.
+
+    Structures take turns, so that many are seen; kernels that became zero or were denoised show none.
+    """
+    turns = [
+        sorted((item for item in items if item.tells), key=lambda item: -item.worth)
+        for items in _by_family(gallery, placed).values()
+    ]
+    rounds = (sorted(filter(None, turn), key=lambda item: -item.worth) for turn in zip_longest(*turns))
+    return [item.shown() for item in islice((item for turn in rounds for item in turn), TELLING)]
 
 
 def by_structure(gallery: Gallery, placed: list[LayerPictures]) -> list[PictureKind]:
@@ -111,8 +139,8 @@ def _hung(pictures: Iterable[Picture], placed: list[LayerPictures]) -> Iterator[
     for sheet, items in enumerate(grouped.values()):
         energies = [float(np.square(item.before, dtype=np.float64).sum()) for item in items]
         norm = float(np.sqrt(np.mean(energies))) or 1.0
-        for picture, box in zip(items, placed[sheet].sheet.tiles, strict=True):
-            yield _SheetOfPictures(picture, sheet, box, picture.change / norm)
+        for picture, box, energy in zip(items, placed[sheet].sheet.tiles, energies, strict=True):
+            yield _SheetOfPictures(picture, sheet, box, picture.change / norm, float(np.sqrt(energy)) / norm)
 
 
 def _layer_pictures(place: int, layer: str, pictures: list[Picture]) -> LayerPictures:
@@ -124,10 +152,19 @@ def _layer_pictures(place: int, layer: str, pictures: list[Picture]) -> LayerPic
 def _place_picture(sheet: int, picture: Picture, box: Box, *, full: bool = False) -> Shown:
     """Return a picture in its place; a figure and its letter stay on one line of the caption."""
     index = f"[{picture.index[0]},{picture.index[1]}]"
-    figures = ["zeroed"] if picture.label == "zeroed" else [printable(picture.family), picture.label]
+    words = printable(family_words(picture.family))
+    figures = ["zeroed"] if picture.label == "zeroed" else [words, picture.label]
     figures += [f"r\N{NO-BREAK SPACE}{fmt.number(picture.residual, 2)}"] * (picture.residual is not None)
+    figures += _change_words(picture)
     figures += [f"p\N{NO-BREAK SPACE}{fmt.p_value(picture.p)}"] * (picture.p is not None)
     name = printable(picture.layer) + index if full else index
-    alt = f"{name} before, after, difference"
+    alt = f"{name} before, ideal, after, difference"
     boxed = " ".join(str(side) for side in box)
     return Shown(sheet, boxed, printable(picture.family), f"{name} {', '.join(figures)}", alt)
+
+
+def _change_words(picture: Picture) -> list[str]:
+    """Say by how much of its own norm a kernel changed."""
+    norm = float(np.linalg.norm(picture.before.astype(np.float64)))
+    known = norm > 0 and np.isfinite(norm) and np.isfinite(picture.change) and picture.label != "zeroed"
+    return [f"changed by {100 * picture.change / norm:.0f}\N{NO-BREAK SPACE}%"] if known else []

@@ -1,8 +1,9 @@
 """Many kernels as one small palette PNG, so that a page of thousands stays light.
 
-A tile is before, after and difference side by side, one pixel a cell, with clear columns between; tiles
-stand in rows with a clear pixel around each. The three grids of a kernel share one scale: the largest
-absolute value of before and after. Blue is negative, red positive, near-white zero.
+A tile is before, ideal, after and difference side by side, one pixel a cell, with clear columns between;
+tiles stand in rows with a clear pixel around each. The grids of a kernel share one scale: the largest
+absolute value of before and after. The ideal is the nearest member of the kernel's structure, clear where
+its name does not tell one. Blue is negative, red positive, near-white zero.
 """
 
 import base64
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kernelsimp.report.pictures.gallery import Grid, Picture
+from kernelsimp.report.pictures.ideal import ideal_of
 
 LEVELS = 63
 """Levels on each side of zero; the palette has one clear entry besides."""
@@ -53,12 +55,14 @@ def sprite(pictures: Sequence[Picture]) -> Sprite:
 
 
 def tile(picture: Picture) -> Pixels:
-    """Return the palette indices of one kernel's tile, (kh, 3 * kw + 2)."""
+    """Return the palette indices of one kernel's tile, (kh, 4 * kw + 3)."""
     before, after = _flat(picture.before), _flat(picture.after)
     top = max(float(np.abs(before).max(initial=0)), float(np.abs(after).max(initial=0)))
+    ideal = ideal_of(picture)
+    drawn = np.full(before.shape, _CLEAR, np.uint8) if ideal is None else _indices(_flat(ideal), top)
     gap = np.full((before.shape[0], 1), _CLEAR, dtype=np.uint8)
-    grids = [_indices(grid, top) for grid in (before, after, after - before)]
-    return np.hstack([grids[0], gap, grids[1], gap, grids[2]])
+    first, last, change = (_indices(grid, top) for grid in (before, after, after - before))
+    return np.hstack([first, gap, drawn, gap, last, gap, change])
 
 
 def _flat(grid: Grid) -> NDArray[np.float64]:

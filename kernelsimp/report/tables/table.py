@@ -5,7 +5,7 @@ are aligned right.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
@@ -34,6 +34,16 @@ class Fact:
     name: str
     value: str
     note: str = ""
+
+
+def cut_table(table: Table, most: int) -> Table:
+    """Return the first `most` rows, and one that says how many more report.json has."""
+    more = len(table.rows) - most
+    if more <= 1:
+        return table
+    said = (f"and {more} more, in report.json", *[""] * (len(table.heads) - 1))
+    bars = {column: (*shares[:most], sum(shares[most:])) for column, shares in table.bars.items()}
+    return replace(table, rows=(*table.rows[:most], said), bars=bars)
 
 
 def families_text(families: Mapping[str, int], most: int = 3) -> str:

@@ -85,6 +85,43 @@
     layer.addEventListener("input", refresh);
   }
 
+  const theme = document.getElementById("theme");
+  if (theme) {
+    const root = document.documentElement;
+    const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    const say = () => { theme.textContent = dark() ? "Light" : "Dark"; };
+    theme.hidden = false;
+    theme.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; say(); });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", say);
+    say();
+  }
+
+  const kernels = [...document.querySelectorAll("figure.k")];
+  if (kernels.length) {
+    const large = document.createElement("dialog");
+    const close = document.createElement("button");
+    close.type = "button";
+    close.textContent = "Close";
+    close.addEventListener("click", () => large.close());
+    large.addEventListener("click", (event) => { if (event.target === large) large.close(); });
+    document.body.append(large);
+    const open = (figure) => {
+      const copy = figure.cloneNode(true);
+      copy.removeAttribute("tabindex");
+      copy.removeAttribute("role");
+      large.replaceChildren(copy, close);
+      large.showModal();
+    };
+    for (const figure of kernels) {
+      figure.tabIndex = 0;
+      figure.setAttribute("role", "button");
+      figure.addEventListener("click", () => { if (!large.open) open(figure); });
+      figure.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(figure); }
+      });
+    }
+  }
+
   const copy = document.getElementById("copy");
   if (copy) {
     copy.hidden = false;
