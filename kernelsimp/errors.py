@@ -37,8 +37,9 @@ EXTRAS = {
     "timm": "timm",
     "tensorboard": "tensorboard",
     "coding": "numba",
+    "zoo": "distributed pyarrow",
 }
-"""The package that each optional part needs."""
+"""The packages that each optional part needs."""
 
 
 def how_to_install(extra: str) -> str:
