@@ -1,6 +1,7 @@
 """Many networks at once: the same result whoever works, a killed worker, and clusters that cannot be had."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from processes import environment
 from saying import command_refusal, refusal
 
 from kernelsimp.cli.main import run
-from kernelsimp.commands.cluster import Cluster, each_result
+from kernelsimp.commands.cluster import Cluster, Lost, each_result
 
 pytest.importorskip("distributed")
 
@@ -108,6 +109,20 @@ def test_a_worker_of_another_version_is_one_line(scheduler, tmp_path: Path, caps
     words = command_refusal(["scan", str(folder), "-q", "--scheduler", address], capsys)
     assert words.startswith("worker tcp://127.0.0.1:")
     assert words.endswith("has kernelsimp 0.0.9, this is 0.1.0; install the same version on both")
+
+
+def end(number: int) -> int:
+    """End the process of item 1, whoever works on it."""
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 10 * number
+
+
+@pytest.mark.slow
+def test_an_item_that_ends_every_worker_is_lost_alone() -> None:
+    results = dict(each_result(end, [0, 1, 2], Cluster(jobs=2)))
+    assert (results[0], results[2]) == (0, 20)
+    assert isinstance(results[1], Lost)
 
 
 BAD = [

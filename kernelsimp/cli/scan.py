@@ -12,7 +12,7 @@ from kernelsimp.settings import Given, ModelSettings, ScanSettings, Settings
 from kernelsimp.settings_file import settle
 
 if TYPE_CHECKING:
-    from kernelsimp.commands.cluster import Cluster
+    from kernelsimp.commands.scan_many import ManyJob
 
 Sources = Annotated[
     list[str],
@@ -38,6 +38,12 @@ MemoryOption = Annotated[
 ]
 
 
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", metavar="DIR", help="add the scans to this Parquet data set")
+]
+KernelsOption = Annotated[bool, typer.Option("--kernels", help="with --dataset: a row a kernel too")]
+
+
 @with_settings(model=ModelSettings, scan=ScanSettings)
 def scan(
     source: Sources,
@@ -51,19 +57,25 @@ def scan(
     jobs: JobsOption = 1,
     scheduler: SchedulerOption = None,
     memory: MemoryOption = None,
+    dataset: DatasetOption = None,
+    kernels: KernelsOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Count the kernels near each family, layer by layer, beside what chance would give."""
     from kernelsimp.commands import outputs
     from kernelsimp.commands.cluster import Cluster
+    from kernelsimp.commands.scan_many import ManyJob
     from kernelsimp.commands.scan_sources import is_many
 
     settings = settle(put(given, "scan", "depth", "deep") if deep else given, config)
-    outputs.check_outputs([("--json", json), ("--csv", csv), ("--html", html)], source, settings, config)
+    to = [("--json", json), ("--csv", csv), ("--html", html), ("--dataset", dataset)]
+    outputs.check_outputs(to, source, settings, config)
     with watch_command(quiet=quiet, json=json) as watcher:
-        if len(source) > 1 or is_many(source[0]):
+        if len(source) > 1 or is_many(source[0]) or dataset or kernels or scheduler:
             _refuse_for_many(csv=csv, html=html, explain=explain)
-            _many((source, Cluster(jobs, scheduler, memory)), settings, watcher, (json, quiet))
+            places = [Path(place) if place else None for place in (json, dataset)]
+            job = ManyJob(settings, places[0], Cluster(jobs, scheduler, memory), places[1], kernels)
+            _many(source, job, watcher, quiet=quiet)
         elif explain is not None:
             _explain((source[0], explain), settings, watcher, json)
         else:
@@ -109,20 +121,13 @@ def _explain(what: tuple[str, str], settings: Settings, watcher: TerminalWatcher
             out.print(part)
 
 
-def _many(
-    what: tuple[list[str], "Cluster"],
-    settings: Settings,
-    watcher: TerminalWatcher,
-    to: tuple[str | None, bool],
-) -> None:
-    """Scan every network of the sources: one line each, one JSON each, failures listed."""
-    from kernelsimp.commands.scan_many import ManyJob, scan_many
+def _many(sources: list[str], job: "ManyJob", watcher: TerminalWatcher, *, quiet: bool) -> None:
+    """Scan every network of the sources: one line each, what else was asked for, failures listed."""
+    from kernelsimp.commands.scan_many import scan_many
     from kernelsimp.report.terminal import folder_tables
 
-    (sources, cluster), (json, quiet) = what, to
-    if json == "-":
+    if job.json == Path("-"):
         raise KernelsimpError("--json -: a folder gives one JSON a checkpoint; name a folder for them")
-    job = ManyJob(settings, Path(json) if json else None, cluster)
     lines = scan_many(sources, job, watcher)
     watcher.stop()
     if not quiet:
