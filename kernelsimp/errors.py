@@ -41,12 +41,13 @@ class HoldError(KernelsimpError):
 
 EXTRAS = {
     "demo": "scikit-learn",
-    "onnx": "onnx",
+    "onnx": "onnx onnxruntime",
     "timm": "timm",
     "tensorboard": "tensorboard",
     "coding": "numba",
+    "zoo": "distributed pyarrow",
 }
-"""The package that each optional part needs."""
+"""The packages that each optional part needs."""
 
 
 def how_to_install(extra: str) -> str:

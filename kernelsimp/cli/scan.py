@@ -1,7 +1,7 @@
 """`kernelsimp scan`: what structure is in there; needs weights only."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,10 +11,14 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.settings import Given, ModelSettings, ScanSettings, Settings
 from kernelsimp.settings_file import settle
 
-ScanModel = Annotated[
-    str,
+if TYPE_CHECKING:
+    from kernelsimp.commands.scan_many import ManyJob
+
+Sources = Annotated[
+    list[str],
     typer.Argument(
-        metavar="MODEL", help="a checkpoint, a folder of them, or torchvision:, timm: or hf-hub:NAME"
+        metavar="SOURCE...",
+        help="checkpoints, folders, globs, .txt lists of them, or torchvision:, timm: or hf-hub:NAME",
     ),
 ]
 CsvOption = Annotated[str | None, typer.Option("--csv", metavar="PATH", help="write one row a kernel here")]
@@ -23,14 +27,26 @@ ExplainOption = Annotated[
     str | None, typer.Option("--explain", metavar="LAYER[OUT,IN]", help="show one kernel and its candidates")
 ]
 DeepOption = Annotated[bool, typer.Option("--deep", help="look for everything, however large the network")]
-JobsOption = Annotated[
-    int, typer.Option("--jobs", metavar="N", help="checkpoints of a folder that are scanned at once")
+JobsOption = Annotated[int, typer.Option("--jobs", metavar="N", help="checkpoints that are scanned at once")]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option("--scheduler", metavar="ADDRESS", help="scan with the workers of this Dask scheduler"),
 ]
+MemoryOption = Annotated[
+    float | None,
+    typer.Option("--memory", metavar="X", help="gigabytes that all --jobs may use [half of what is free]"),
+]
+
+
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", metavar="DIR", help="add the scans to this Parquet data set")
+]
+KernelsOption = Annotated[bool, typer.Option("--kernels", help="with --dataset: a row a kernel too")]
 
 
 @with_settings(model=ModelSettings, scan=ScanSettings)
 def scan(
-    model: ScanModel,
+    source: Sources,
     given: Given,
     config: ConfigOption = None,
     json: JsonOption = None,
@@ -39,22 +55,31 @@ def scan(
     explain: ExplainOption = None,
     deep: DeepOption = False,
     jobs: JobsOption = 1,
+    scheduler: SchedulerOption = None,
+    memory: MemoryOption = None,
+    dataset: DatasetOption = None,
+    kernels: KernelsOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Count the kernels near each family, layer by layer, beside what chance would give."""
     from kernelsimp.commands import outputs
-    from kernelsimp.models.folders import is_in_parts
+    from kernelsimp.commands.cluster import Cluster
+    from kernelsimp.commands.scan_many import ManyJob
+    from kernelsimp.commands.scan_sources import is_many
 
     settings = settle(put(given, "scan", "depth", "deep") if deep else given, config)
-    outputs.check_outputs([("--json", json), ("--csv", csv), ("--html", html)], (model,), settings, config)
+    to = [("--json", json), ("--csv", csv), ("--html", html), ("--dataset", dataset)]
+    outputs.check_outputs(to, source, settings, config)
     with watch_command(quiet=quiet, json=json) as watcher:
-        if Path(model).is_dir() and not is_in_parts(Path(model)):
-            _refuse_for_folder(csv=csv, html=html, explain=explain)
-            _folder(Path(model), settings, watcher, (json, jobs, quiet))
+        if len(source) > 1 or is_many(source[0]) or dataset or kernels or scheduler:
+            _refuse_for_many(csv=csv, html=html, explain=explain)
+            places = [Path(place) if place else None for place in (json, dataset)]
+            job = ManyJob(settings, places[0], Cluster(jobs, scheduler, memory), places[1], kernels)
+            _many(source, job, watcher, quiet=quiet)
         elif explain is not None:
-            _explain((model, explain), settings, watcher, json)
+            _explain((source[0], explain), settings, watcher, json)
         else:
-            _one(model, settings, watcher, {"json": json, "csv": csv, "html": html, "quiet": quiet})
+            _one(source[0], settings, watcher, {"json": json, "csv": csv, "html": html, "quiet": quiet})
 
 
 def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str, str | bool | None]) -> None:
@@ -96,26 +121,23 @@ def _explain(what: tuple[str, str], settings: Settings, watcher: TerminalWatcher
             out.print(part)
 
 
-def _folder(
-    folder: Path, settings: Settings, watcher: TerminalWatcher, to: tuple[str | None, int, bool]
-) -> None:
-    """Scan every checkpoint of a folder: one line each, one JSON each, failures listed."""
-    from kernelsimp.commands import scan as command
+def _many(sources: list[str], job: "ManyJob", watcher: TerminalWatcher, *, quiet: bool) -> None:
+    """Scan every network of the sources: one line each, what else was asked for, failures listed."""
+    from kernelsimp.commands.scan_many import scan_many
     from kernelsimp.report.terminal import folder_tables
 
-    json, jobs, quiet = to
-    if json == "-":
+    if job.json == Path("-"):
         raise KernelsimpError("--json -: a folder gives one JSON a checkpoint; name a folder for them")
-    lines = command.scan_folder(folder, settings, (Path(json) if json else None, jobs), watcher)
+    lines = scan_many(sources, job, watcher)
     watcher.stop()
     if not quiet:
         for part in folder_tables(lines):
             out.print(part)
     if all(line.error for line in lines):
-        raise KernelsimpError(f"{folder}: none of its {len(lines)} checkpoints could be scanned")
+        raise KernelsimpError(f"{', '.join(sources)}: none of its {len(lines)} checkpoints could be scanned")
 
 
-def _refuse_for_folder(**asked: str | None) -> None:
+def _refuse_for_many(**asked: str | None) -> None:
     for name, value in asked.items():
         if value is not None:
             raise KernelsimpError(f"--{name} is for one checkpoint, not for a folder of them; name the file")

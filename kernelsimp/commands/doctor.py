@@ -26,6 +26,7 @@ EXTRAS = {
     "onnx": ("onnx", "export --to onnx, and reading ONNX weights"),
     "coding": ("numba", "export --to coded: its search and coder"),
     "tensorboard": ("tensorboard", "curves of a training in TensorBoard"),
+    "zoo": ("distributed pyarrow", "scan with --jobs, --scheduler or --dataset"),
 }
 """The extras of the package: what each needs, and what for."""
 
@@ -84,7 +85,8 @@ def _machine() -> list[Finding]:
 def _extras() -> list[Finding]:
     found = []
     for extra, (package, purpose) in EXTRAS.items():
-        there = _version(package)
+        versions = [_version(name) for name in package.split()]
+        there = ", ".join(filter(None, versions)) if all(versions) else None
         advice = "" if there else f"{how_to_install(extra)}: {purpose}"
         found.append(Finding(f"extra {extra}", there or "missing", bool(there), False, advice))
     return found
