@@ -102,7 +102,10 @@ def test_onnx_keeps_the_kernels_and_computes_the_same(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["{run}", "--to", "zip"], "--to is 'zip'; known: coded, factorised, onnx, packed, safetensors, torch"),
+        (
+            ["{run}", "--to", "zip"],
+            "--to is 'zip'; known: coded, factorised, onnx, packed, safetensors, torch",
+        ),
         (["{run}", "--to", "pakced"], "--to is 'pakced'; did you mean 'packed'?"),
         (["{folder}/none.pt"], "none.pt: no such file"),
         (["{folder}"], "report.json: there is no report"),

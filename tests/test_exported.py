@@ -362,7 +362,7 @@ def test_without_the_onnx_package(onnx_file: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(onnx_file)
-    assert str(caught.value) == "reading .onnx needs a package: pip install onnx"
+    assert str(caught.value) == "reading .onnx needs a package: pip install onnx onnxruntime"
 
 
 def test_a_published_detector(shared_data: Path) -> None:
