@@ -43,6 +43,8 @@ def scan(
 ) -> None:
     """Count the kernels near each family, layer by layer, beside what chance would give."""
     from kernelsimp.commands import outputs
+
+    outputs.check_is_there(model)  # before torch is imported, which takes seconds
     from kernelsimp.models.folders import is_in_parts
 
     settings = settle(put(given, "scan", "depth", "deep") if deep else given, config)
