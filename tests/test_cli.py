@@ -165,8 +165,10 @@ def test_a_saved_plan_is_carried_out_again(model, images, tmp_path, capsys):
     one, two = (torch.load(folder / "tiny.pt", weights_only=True)["state_dict"] for folder in (first, again))
     assert all(torch.equal(one[name], two[name]) for name in one)
     capsys.readouterr()
-    fails([*with_images, *plan, "--dof", "0.5", "--out", str(again)], capsys, "choose one budget")
-    other = ["simplify", str(model), "--plan", str(model), "--out", str(again), "-q"]
+    fails(
+        [*with_images, *plan, "--dof", "0.5", "--out", str(again), "--overwrite"], capsys, "choose one budget"
+    )
+    other = ["simplify", str(model), "--plan", str(model), "--out", str(again), "-q", "--overwrite"]
     fails(other, capsys, "not a readable plan")
 
 
@@ -216,7 +218,7 @@ def test_structures_that_are_no_subspace_are_frozen_and_tied_and_checked(model, 
     families = ["--families", "rank-one,few-values-2,templates", "--cost", "absolute", "--dof", "0.5"]
     arguments = ["simplify", str(model), "--data", images, *families, "--finetune", *SMALL]
     for how in ("--freeze", "--tie"):
-        assert run([*arguments, how, "--denoise", "gaussian:0.1", "--out", str(out)]) == 0
+        assert run([*arguments, how, "--denoise", "gaussian:0.1", "--out", str(out), "--overwrite"]) == 0
         report = json.loads((out / "report.json").read_text())
         used = {name for layer in report["layers"] for name in layer["families"]}
         assert used & {"rank-one", "few-values-2"}
@@ -252,7 +254,17 @@ def test_controls_stand_beside_the_result(model, images, tmp_path, capsys):
     assert all(0 <= arm["mcnemar_p"] <= 1 and 0 <= arm["correct"] <= 40 for arm in arms.values())
     assert "random subspaces" in (out / "report.md").read_text()
     capsys.readouterr()
-    simple = ["simplify", str(model), "--tolerance", "0.1", "--controls", "--out", str(out), "-q"]
+    simple = [
+        "simplify",
+        str(model),
+        "--tolerance",
+        "0.1",
+        "--controls",
+        "--out",
+        str(out),
+        "-q",
+        "--overwrite",
+    ]
     fails(simple, capsys, "--controls stand beside a budget on images")
 
 

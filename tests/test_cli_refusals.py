@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -160,3 +161,37 @@ def test_a_bug_is_exit_3_and_an_interrupt_130(model, capsys, monkeypatch):
 def test_the_demo_without_scikit_learn_says_how_to_get_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     fails(["demo", "--out", str(tmp_path), "--quiet"], capsys, "pip install scikit-learn")
+
+
+@pytest.mark.parametrize("command", ["simplify", "prune", "train"])
+def test_a_finished_run_is_not_written_over_unasked(command, model, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "report.json").write_text("{}")
+    source = [] if command == "train" else [str(model)]
+    fails(
+        [command, *source, "--out", str(out), "-q"],
+        capsys,
+        "already has a run (report.json); pass --overwrite",
+    )
+    assert (out / "report.json").read_text() == "{}"
+
+
+def test_a_run_is_replaced_where_asked(model, tmp_path):
+    command = ["simplify", str(model), "--tolerance", "0.9", "--out", str(tmp_path / "run"), "-q"]
+    assert run(command) == 0
+    assert run(command) == 2
+    assert run([*command, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("command", ["scan", "audit", "simplify", "prune"])
+def test_a_missing_model_is_said_before_torch_is_imported(command, tmp_path):
+    code = (
+        f"import sys; from kernelsimp.cli.main import run; told = run(['{command}', 'absent.pt'])\n"
+        "print(told, 'torch' in sys.modules)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert found.stdout.strip() == "2 False"
+    assert found.stderr.strip() == "kernelsimp: absent.pt: no such file; check the path"

@@ -140,7 +140,7 @@ def test_a_state_of_other_settings_is_one_line(command, capsys):
     assert run([*command, "--quiet"]) == 0
     capsys.readouterr()
     words = "the resume state is of a run with {}; run without --resume to start again"
-    assert run([*command, "--quiet", "--lr", "0.2"]) == 0
+    assert run([*command, "--quiet", "--overwrite", "--lr", "0.2"]) == 0
     again = [*command, "--quiet", "--resume", "--lr"]
     fails([*again, "0.3"], capsys, words.format("lr = 0.2, this one has 0.3"))
     fails([*again, "0.2", "--tie"], capsys, words.format("hold = auto, this one has tie"))

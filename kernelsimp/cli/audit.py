@@ -16,9 +16,12 @@ def audit(
     quiet: QuietOption = False,
 ) -> None:
     """Say what every layer costs, how wide it is, how far it sees, and what cheaper layers would cost."""
+    from kernelsimp.commands import outputs
+
+    outputs.check_is_there(model)  # before torch is imported, which takes seconds
     from kernelsimp.cli.present import say_written
     from kernelsimp.commands import audit as command
-    from kernelsimp.commands import inputs, outputs
+    from kernelsimp.commands import inputs
     from kernelsimp.report.tables.audit import audit_json, audit_tables, audit_words
     from kernelsimp.report.terminal import draw
 

@@ -23,6 +23,7 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[str | None, typer.Option("--json", metavar="PATH|-", help="write JSON here")]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="RUN", help="directory for everything")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace the run that --out already has")]
 AllOption = Annotated[bool, typer.Option("--all", help="every row of every table")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no tables")]
 

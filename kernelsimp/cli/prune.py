@@ -9,6 +9,7 @@ from kernelsimp.cli.options import (
     JsonOption,
     ModelArgument,
     OutOption,
+    OverwriteOption,
     QuietOption,
     with_settings,
 )
@@ -36,19 +37,23 @@ def prune(
     model: ModelArgument,
     given: Given,
     out_dir: OutOption = None,
+    overwrite: OverwriteOption = False,
     config: ConfigOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
     everything: AllOption = False,
 ) -> None:
     """Set the smallest weights, kernels or filters to zero, train the rest, and report the cost."""
-    from kernelsimp.cli.present import present_run
     from kernelsimp.commands import outputs
+
+    outputs.check_is_there(model)  # before torch is imported, which takes seconds
+    from kernelsimp.cli.present import present_run
     from kernelsimp.commands import prune as command
 
     if out_dir is None:
         raise KernelsimpError("prune needs a place to write: pass --out RUN")
     settings = command.settle_for_pruning(given, config)
+    outputs.check_not_written(out_dir, resumed=settings.finetune.resume, overwrite=overwrite)
     outputs.check_run(out_dir, Path(model), settings, config, json)
     with watch_command(quiet=quiet, json=json, run=out_dir) as watcher:
         result = command.prune(Path(model), settings, out_dir, watcher)

@@ -1,5 +1,6 @@
 """`kernelsimp scan`: what structure is in there; needs weights only."""
 
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,6 +64,9 @@ def scan(
 ) -> None:
     """Count the kernels near each family, layer by layer, beside what chance would give."""
     from kernelsimp.commands import outputs
+
+    if len(source) == 1 and not has_magic(source[0]):
+        outputs.check_is_there(source[0])  # before torch is imported, which takes seconds
     from kernelsimp.commands.cluster import Cluster
     from kernelsimp.commands.scan_many import ManyJob
     from kernelsimp.commands.scan_sources import is_many

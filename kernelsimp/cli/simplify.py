@@ -12,6 +12,7 @@ from kernelsimp.cli.options import (
     JsonOption,
     ModelArgument,
     OutOption,
+    OverwriteOption,
     QuietOption,
     put,
     with_settings,
@@ -51,6 +52,7 @@ def simplify(
     model: ModelArgument,
     given: Given,
     out_dir: OutOption = None,
+    overwrite: OverwriteOption = False,
     freeze: FreezeOption = False,
     tie: TieOption = False,
     no_freeze: NoFreezeOption = False,
@@ -61,8 +63,11 @@ def simplify(
     everything: AllOption = False,
 ) -> None:
     """Replace near-structured kernels by the exact thing, hold them, train the rest, and report the cost."""
+    from kernelsimp.commands import outputs
+
+    outputs.check_is_there(model)  # before torch is imported, which takes seconds
     from kernelsimp.cli.present import present_run
-    from kernelsimp.commands import inputs, outputs
+    from kernelsimp.commands import inputs
     from kernelsimp.commands import simplify as command
     from kernelsimp.report.tables.plan import plan_tables
     from kernelsimp.report.terminal import draw
@@ -73,6 +78,7 @@ def simplify(
         raise KernelsimpError("simplify needs a place to write: pass --out RUN, or --dry-run to see the plan")
     settings = inputs.settle_for_model(given, config)
     if out_dir is not None and not dry_run:
+        outputs.check_not_written(out_dir, resumed=settings.finetune.resume, overwrite=overwrite)
         outputs.check_run(out_dir, Path(model), settings, config, json)
     if out_dir is not None and not dry_run and not first_process():
         command.follow_first_process(

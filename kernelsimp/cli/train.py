@@ -10,6 +10,7 @@ from kernelsimp.cli.options import (
     ConfigOption,
     JsonOption,
     OutOption,
+    OverwriteOption,
     QuietOption,
     put,
     with_settings,
@@ -48,6 +49,7 @@ PenaltyOption = Annotated[
 def train(
     given: Given,
     out_dir: OutOption = None,
+    overwrite: OverwriteOption = False,
     constrain: ConstrainOption = None,
     penalty: PenaltyOption = None,
     config: ConfigOption = None,
@@ -65,6 +67,7 @@ def train(
     if out_dir is None:
         raise KernelsimpError("train needs a place to write: pass --out RUN")
     settings = inputs.settle_for_model(given, config)
+    outputs.check_not_written(out_dir, resumed=settings.finetune.resume, overwrite=overwrite)
     outputs.check_run(out_dir, None, settings, config, json)
     if not first_process():
         command.train_along(settings, out_dir)  # the first process writes and talks for all

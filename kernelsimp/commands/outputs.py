@@ -53,6 +53,26 @@ def check_is_run(run: Path) -> None:
         )
 
 
+def check_is_there(model: str) -> None:
+    """Raise `KernelsimpError` for a path that is not there; names with a colon are looked up elsewhere."""
+    if ":" in model:
+        return
+    try:
+        Path(model).stat()
+    except FileNotFoundError as error:
+        raise KernelsimpError(f"{model}: no such file; check the path") from error
+    except (OSError, ValueError):  # reading says why
+        return
+
+
+def check_not_written(out: Path, *, resumed: bool, overwrite: bool) -> None:
+    """Raise `KernelsimpError` where `out` has a finished run that would be lost, before torch is imported."""
+    if (out / "report.json").exists() and not (resumed or overwrite):
+        raise KernelsimpError(
+            f"{out} already has a run (report.json); pass --overwrite to replace it, or name another --out"
+        )
+
+
 def check_run(
     out: Path, model: Path | None, settings: Settings, config: str | None, json: str | None = None
 ) -> None:

@@ -112,7 +112,7 @@ def _fall(level: Level, span: tuple[float, float], before: float | None, y: Scal
 def dots(levels: Sequence[Level], marked: int = 0) -> Markup:
     """Return one row a level with its interval; the first `marked` rows stand out."""
     low, high = _span([level.low for level in levels] + [level.high for level in levels], 100)
-    left, right, height = 176.0, WIDTH - 76.0, 30 * len(levels) + 34
+    left, right, height = 226.0, _WIDE - 76.0, 30 * len(levels) + 34
     x = _scale(low, high, left, right)
     parts = [
         text(left, height - 8, fmt.percent(low, 1)),
@@ -124,11 +124,11 @@ def dots(levels: Sequence[Level], marked: int = 0) -> Markup:
             line(left, y, right, y, "rule"),
             line(x(level.low), y, x(level.high), y, "whisker"),
             dot(x(level.value), y, "mark" if place < marked else "other"),
-            text(left - 10, y + 5, _cut_name(level.name, 19), "label end"),
-            text(WIDTH, y + 5, fmt.percent(level.value), "label end"),
+            text(left - 10, y + 5, _cut_name(level.name, 30), "label end"),
+            text(_WIDE, y + 5, fmt.percent(level.value), "label end"),
         ]
     alt = "Accuracy: " + ", ".join(f"{level.name} {fmt.percent(level.value)}" for level in levels)
-    return svg(WIDTH, height, alt, parts)
+    return svg(_WIDE, height, alt, parts)
 
 
 def curve(title: str, values: Sequence[float | None], look: str, most: float = inf) -> Markup:
