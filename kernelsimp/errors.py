@@ -38,6 +38,7 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "coding": "numba",
     "zoo": "distributed pyarrow",
+    "remote": "fsspec aiohttp",
 }
 """The packages that each optional part needs."""
 
