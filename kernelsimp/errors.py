@@ -46,6 +46,7 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "coding": "numba",
     "zoo": "distributed pyarrow",
+    "remote": "fsspec aiohttp",
 }
 """The packages that each optional part needs."""
 

@@ -19,7 +19,8 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCE...",
-        help="checkpoints, folders, globs, .txt lists of them, or torchvision:, timm: or hf-hub:NAME",
+        help="checkpoints, folders, globs, addresses (https://, s3://, hf://...), .txt lists of them, or "
+        "torchvision:, timm: or hf-hub:NAME",
     ),
 ]
 CsvOption = Annotated[str | None, typer.Option("--csv", metavar="PATH", help="write one row a kernel here")]

@@ -27,6 +27,7 @@ EXTRAS = {
     "coding": ("numba", "export --to coded: its search and coder"),
     "tensorboard": ("tensorboard", "curves of a training in TensorBoard"),
     "zoo": ("distributed pyarrow", "scan with --jobs, --scheduler or --dataset"),
+    "remote": ("fsspec aiohttp", "scan https://, s3:// (with s3fs), gs:// (gcsfs), hf:// (huggingface_hub)"),
 }
 """The extras of the package: what each needs, and what for."""
 

@@ -15,7 +15,8 @@ from kernelsimp.commands.scan_sources import Source, sources_of
 from kernelsimp.commands.scan_store import ScanStore, stamp_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
-from kernelsimp.models.scannable import open_to_scan
+from kernelsimp.models.remote import is_address
+from kernelsimp.models.scannable import Scannable, open_address, open_to_scan
 from kernelsimp.records.scan import Scan, ScanLine
 from kernelsimp.records.serialise import json_text
 from kernelsimp.report.dataset_rows import (
@@ -26,7 +27,7 @@ from kernelsimp.report.dataset_rows import (
     settings_text,
 )
 from kernelsimp.report.store import scan_json
-from kernelsimp.settings import Settings
+from kernelsimp.settings import ModelSettings, Settings
 from kernelsimp.watch import SILENT, Watcher
 
 
@@ -118,13 +119,17 @@ def _keep(done: Scanned, source: Source, job: ManyJob, store: ScanStore | None) 
 def scan_source(job: ManyJob, source: Source) -> Scanned:
     """Scan one network; what the user can mend becomes a line."""
     try:
-        opened = open_to_scan(Path(source.place), job.settings.model)
+        opened = _opened(source.place, job.settings.model)
         scan = scan_bank(opened.bank, job.settings.scan, opened.source, strides=opened.strides)
     except KernelsimpError as error:
         return _failure(source, str(error).removeprefix(f"{source.place}: "))
     line = _line(source.name, scan)
     text = json_text(scan_json(scan)) if job.json is not None else None
     return Scanned(line, text, _rows(scan, line, source, job) if job.dataset is not None else {})
+
+
+def _opened(place: str, settings: ModelSettings) -> Scannable:
+    return open_address(place, settings) if is_address(place) else open_to_scan(Path(place), settings)
 
 
 def _failure(source: Source, reason: str) -> Scanned:

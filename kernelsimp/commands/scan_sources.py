@@ -1,4 +1,4 @@
-"""What the sources of a scan are: files, folders, globs, lists of sources and patterns of published names."""
+"""What the sources of a scan are: files, folders, globs, addresses, lists, patterns of published names."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kernelsimp.errors import KernelsimpError, how_to_install
 from kernelsimp.models.folders import files_of, is_in_parts
+from kernelsimp.models.remote import files_at, is_address
 
 SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt", ".safetensors", ".kspack", ".pt2", ".onnx")
 """Names that a folder's checkpoints end in; other files are passed over."""
@@ -28,6 +29,8 @@ class Source:
 
 def is_many(text: str) -> bool:
     """Say whether one SOURCE may stand for several networks."""
+    if is_address(text):
+        return True
     path = Path(text)
     if path.exists():
         return (path.is_dir() and not is_in_parts(path)) or path.suffix == LIST
@@ -48,6 +51,9 @@ def sources_of(texts: Iterable[str]) -> tuple[Source, ...]:
 
 
 def _expanded(text: str, *, alone: bool = False) -> Iterator[Source]:
+    if is_address(text):
+        yield from (Source(item, item) for item in _at(text))
+        return
     path = Path(text)
     if path.is_dir() and not is_in_parts(path):
         for item in _not_empty(checkpoints_in(path), path):
@@ -60,6 +66,19 @@ def _expanded(text: str, *, alone: bool = False) -> Iterator[Source]:
         yield from _globbed(text)
     else:
         yield Source(text, text)
+
+
+def _at(address: str) -> tuple[str, ...]:
+    """Return the networks at an address; where nobody answers, the address itself, whose scan says why."""
+    try:
+        found = files_at(address, SUFFIXES)
+    except KernelsimpError:
+        return (address,)
+    if not found:
+        raise KernelsimpError(
+            f"{address}: no checkpoint there; expected files ending in {', '.join(SUFFIXES)}"
+        )
+    return found
 
 
 def _globbed(text: str) -> Iterator[Source]:

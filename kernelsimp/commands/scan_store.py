@@ -6,6 +6,7 @@ from typing import Any
 
 from kernelsimp.commands.scan_sources import Source
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.models.remote import is_address, stamp_at
 from kernelsimp.models.snapshot import file_sha256
 from kernelsimp.records.scan import ScanLine
 from kernelsimp.report.dataset import Dataset
@@ -67,7 +68,9 @@ class ScanStore:
 
 
 def stamp_of(source: Source) -> str | None:
-    """Return what tells one state of a local file from another without reading it: its size and time."""
+    """Return what tells one state of a source from another without reading it, such as its size and time."""
+    if is_address(source.place):
+        return stamp_at(source.place)
     try:
         told = Path(source.place).stat()
     except OSError:

@@ -5,13 +5,13 @@ then strides are simply not known.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from kernelsimp.errors import CheckpointError
+from kernelsimp.errors import CheckpointError, KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.architectures import (
     build_model,
@@ -23,6 +23,7 @@ from kernelsimp.models.architectures import (
 from kernelsimp.models.checkpoint import Checkpoint, checkpoint_in_memory, load_checkpoint
 from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, conv_modules, layer_name
+from kernelsimp.models.remote import fetched
 from kernelsimp.models.reparametrised import plain_copy
 from kernelsimp.settings import ModelSettings
 
@@ -44,7 +45,26 @@ def open_to_scan(model: Path | nn.Module | Mapping[str, Any], settings: ModelSet
     """
     if not isinstance(model, Path):
         return _in_memory(model, settings)
-    path, word = model, str(model)
+    return _of_word(str(model), settings)
+
+
+def open_address(address: str, settings: ModelSettings) -> Scannable:
+    """Open the network at an address, `https://`, `s3://`, `hf://`..., as `open_to_scan` does a file.
+
+    Of a safetensors file only what holds kernels is fetched, and the SHA-256 is that of the file with zeros
+    for its matrices.
+    """
+    with fetched(address) as local:
+        try:
+            opened = _of_word(str(local.path), settings)
+        except KernelsimpError as error:
+            raise CheckpointError(str(error).replace(str(local.path), address)) from error
+    warnings = tuple(words.replace(str(local.path), address) for words in opened.warnings)
+    return replace(opened, source={**opened.source, "path": address}, warnings=warnings)
+
+
+def _of_word(word: str, settings: ModelSettings) -> Scannable:
+    path = Path(word)
     if is_pretrained_name(word):
         module, checkpoint = load_pretrained(word)
         _check_digest(checkpoint, settings.sha256)
