@@ -118,21 +118,33 @@ def _kernel_table(layer: LayerKernels, offer: Sequence[Structure], information: 
     """Return the cost of each structure at the member of it that the loss minds least."""
     kernels = rows_of_layer(layer)
     metric = information + DAMPING * information.diagonal(dim1=1, dim2=2).mean() * torch.eye(kernels.shape[1])
+    slopes = (metric @ kernels[:, :, None])[:, :, 0]
+    whole = (slopes * kernels).sum(1)
     table = torch.zeros(layer.count, len(offer))
     for place, candidate in enumerate(offer):
         flats = candidate.projectors(kernels)
         if flats is not None:
-            left = _outside(metric, flats)
-            table[:, place] = ((kernels[:, None] @ left)[:, 0] * kernels).sum(1).clamp_min(0)
+            gained = _within if flats.ndim == 2 else _within_own
+            table[:, place] = (whole - gained(metric, slopes, flats)).clamp_min(0)
     return table
 
 
-def _outside(metric: Tensor, flats: Tensor) -> Tensor:
-    """Return F - FP(PFP)^-1 PF, which measures what no member of the flat P can take up."""
+def _within(metric: Tensor, slopes: Tensor, flat: Tensor) -> Tensor:
+    """Return what one flat (cells, cells) takes up of w'Fw: s'U(U'FU)^-1 U's, s = Fw, U its basis."""
+    values, vectors = torch.linalg.eigh(flat)
+    basis = vectors[:, values > 0.5]
+    seen = slopes @ basis
+    solved: Tensor = torch.linalg.solve(basis.mT @ metric @ basis, seen)
+    return (seen * solved).sum(1)
+
+
+def _within_own(metric: Tensor, slopes: Tensor, flats: Tensor) -> Tensor:
+    """Return the same where every kernel has its own flat (n, cells, cells), of any dimension."""
     beside = torch.eye(flats.shape[-1], dtype=flats.dtype) - flats
     level = metric.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp_min(1e-300)
-    inverse: Tensor = torch.linalg.inv(flats @ metric @ flats + level * beside)
-    return metric - metric @ flats @ inverse @ flats @ metric
+    seen = (flats @ slopes[:, :, None])[:, :, 0]
+    solved: Tensor = torch.linalg.solve(flats @ metric @ flats + level * beside, seen)
+    return (seen * solved).sum(1)
 
 
 def predicted_loss(layer: LayerKernels, errors: Tensor, seen: Sensitivity | None) -> float:
