@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.markup import escape
 
+from kernelsimp.cli.atlas import atlas
 from kernelsimp.cli.audit import audit
 from kernelsimp.cli.check import check
 from kernelsimp.cli.compare import compare
@@ -54,6 +55,7 @@ for command in (
     compare,
     audit,
     report,
+    atlas,
     export,
     families,
     doctor,

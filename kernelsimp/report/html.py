@@ -75,7 +75,7 @@ class Section:
 def report_html(report: Report, gallery: Gallery = Gallery(())) -> str:  # noqa: B008 - frozen
     """Return the report as one self-contained page."""
     placed = layer_pictures(gallery)
-    return _page(
+    return page(
         title="Kernels simplified",
         lead=_lead(report),
         facts=headline(report),
@@ -106,7 +106,7 @@ def scan_html(scan: Scan) -> str:
         Section("Bits a kernel", tables=_tables_with_rows(coding_table(scan)), says=CODED, sortable=True),
         Section("Skipped", tables=_tables_with_rows(skipped_table(scan)), folded=True),
     ]
-    return _page(
+    return page(
         title="Kernels scanned",
         lead="What the kernels of a network look like, beside what chance alone would give.",
         facts=scan_facts(scan),
@@ -122,7 +122,7 @@ def pair_html(reports: tuple[Report, Report], names: tuple[str, str]) -> str:
         Section(table.title, tables=(table,), sortable=table.title == "Layers")
         for table in pair_tables(reports, names)
     ]
-    return _page(
+    return page(
         title="Two runs side by side",
         lead=f"{printable(names[0])} and {printable(names[1])}. {speed_words(*reports)}",
         facts=(),
@@ -141,7 +141,7 @@ def runs_html(runs: Sequence[Named]) -> str:
         Section("Accuracy and what was kept", figures.runs(ordered)),
         Section("Runs", tables=(runs_table(numbered),), sortable=True),
     ]
-    return _page(
+    return page(
         title=f"{len(ordered)} runs",
         lead=f"Sorted by degrees of freedom left; charts number them alike. "
         f"{speed_words(*(report for _, report in ordered))}",
@@ -161,7 +161,7 @@ def comparison_html(found: Comparison) -> str:
             tables=_tables_with_rows(Table("Notes", ("note",), tuple((printable(n),) for n in found.notes))),
         ),
     ]
-    return _page(
+    return page(
         title="Two networks compared",
         lead=f"What the layers of two networks give on the same images. {printable(found.sampling)}.",
         facts=comparison_facts(found),
@@ -244,7 +244,8 @@ def _settings(title: str, value: object) -> Table:
     return Table(title, ("name", "value"), pairs(flat(value)), frozenset({0, 1}))
 
 
-def _page(**context: Any) -> str:
+def page(**context: Any) -> str:
+    """Return a page of facts and sections, as the template names them."""
     style, script = _asset("style.css"), _asset("page.js")
     fixed = {"style": style, "script": script, "policy": _policy(style, script)}
     blank: dict[str, Any] = {
