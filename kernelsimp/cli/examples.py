@@ -11,6 +11,11 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         "kernelsimp scan torchvision:resnet18 --html scan.html",
         "kernelsimp scan model.pt --explain 'conv1[3,0]'",
     ),
+    "atlas": (
+        "kernelsimp atlas zoo",
+        "kernelsimp atlas zoo --out atlas.html",
+        "kernelsimp atlas zoo --quiet",
+    ),
     "simplify": (
         "kernelsimp simplify model.pt --tolerance 0.1 --dry-run",
         "kernelsimp simplify model.pt --arch zoo:resnet20 --data npz:cifar10.npz --max-drop 0.5 --out run",

@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 
 from kernelsimp import stops
+from kernelsimp.cli.atlas import atlas
 from kernelsimp.cli.audit import audit
 from kernelsimp.cli.check import check
 from kernelsimp.cli.compare import compare
@@ -57,6 +58,7 @@ for command in (
     compare,
     audit,
     report,
+    atlas,
     export,
     families,
     doctor,

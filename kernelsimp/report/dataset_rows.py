@@ -7,6 +7,7 @@ kernels; residuals are relative, 0 to 1; `depth` is a layer's place among the la
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,8 @@ def _of_layer(layer: LayerScan, place: int, count: int) -> dict[str, Any]:
 def _of_family(name: str, family: FamilyScan, null: str) -> dict[str, Any]:
     """Return one family's columns; a structure that is no subspace has the one null it was counted beside."""
     told = family.null.get(null) or next(iter(family.null.values()), None)
-    expected = {f"expected_{key}": family.null[key].expected for key in NULLS if key in family.null}
+    told_by = {key: family.null[key].expected for key in NULLS if key in family.null}
+    expected = {f"expected_{key}": value for key, value in told_by.items() if isfinite(value)}
     return {
         "family": name,
         "dim": family.dim,

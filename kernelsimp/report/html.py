@@ -86,7 +86,7 @@ def report_html(report: Report, gallery: Gallery = Gallery(())) -> str:  # noqa:
     """Return the report as one self-contained page."""
     placed = layer_pictures(gallery)
     name, _, verdict = title_words(report).partition(": ")
-    return _page(
+    return page(
         title=name,
         subtitle=verdict,
         date=date_words(report),
@@ -126,7 +126,7 @@ def scan_html(scan: Scan) -> str:
         Section("Bits a kernel", tables=_tables_with_rows(coding_table(scan)), says=CODED, sortable=True),
         Section("Skipped", tables=_tables_with_rows(skipped_table(scan)), folded=True),
     ]
-    return _page(
+    return page(
         title=PurePath(printable(str(scan.source.get("path") or "Kernels"))).name,
         subtitle=f"{fmt.count(sum(layer.kernels for layer in scan.layers))} kernels scanned",
         lead="What the kernels of a network look like, beside what chance alone would give.",
@@ -143,7 +143,7 @@ def pair_html(reports: tuple[Report, Report], names: tuple[str, str]) -> str:
         Section(table.title, tables=(table,), sortable=table.title == "Layers")
         for table in pair_tables(reports, names)
     ]
-    return _page(
+    return page(
         title="Two runs side by side",
         lead=f"{printable(names[0])} and {printable(names[1])}. {speed_words(*reports)}",
         facts=(),
@@ -162,7 +162,7 @@ def runs_html(runs: Sequence[Named]) -> str:
         Section("Accuracy and what was kept", figures.runs(ordered)),
         Section("Runs", tables=(runs_table(numbered),), sortable=True),
     ]
-    return _page(
+    return page(
         title=f"{len(ordered)} runs",
         lead=f"Sorted by degrees of freedom left; charts number them alike. "
         f"{speed_words(*(report for _, report in ordered))}",
@@ -182,7 +182,7 @@ def comparison_html(found: Comparison) -> str:
             tables=_tables_with_rows(Table("Notes", ("note",), tuple((printable(n),) for n in found.notes))),
         ),
     ]
-    return _page(
+    return page(
         title="Two networks compared",
         lead=f"What the layers of two networks give on the same images. {printable(found.sampling)}.",
         facts=comparison_facts(found),
@@ -279,7 +279,8 @@ def _settings(title: str, value: object) -> Table:
     return Table(title, ("name", "value"), pairs(flat(value)), frozenset({0, 1}))
 
 
-def _page(**context: Any) -> str:
+def page(**context: Any) -> str:
+    """Return a page of facts and sections, as the template names them."""
     style, script = _asset("style.css"), _asset("page.js")
     fixed = {"style": style, "script": script, "policy": _policy(style, script)}
     blank: dict[str, Any] = {

@@ -132,8 +132,8 @@ def _kernel_table(layer: LayerKernels, offer: Sequence[Structure], information: 
 def _within(metric: Tensor, slopes: Tensor, flat: Tensor) -> Tensor:
     """Return what one flat (cells, cells) takes up of w'Fw: s'U(U'FU)^-1 U's, s = Fw, U its basis."""
     values, vectors = torch.linalg.eigh(flat)
-    basis = vectors[:, values > 0.5]
-    seen = slopes @ basis
+    basis: Tensor = vectors[:, values > 0.5]
+    seen: Tensor = slopes @ basis
     solved: Tensor = torch.linalg.solve(basis.mT @ metric @ basis, seen)
     return (seen * solved).sum(1)
 
