@@ -12,7 +12,7 @@ from builders import NET, SMALL
 from saying import fails
 
 from kernelsimp.cli.main import run
-from kernelsimp.commands.scan import checkpoints_in
+from kernelsimp.commands.scan_sources import checkpoints_in
 from kernelsimp.files import write_text
 from kernelsimp.records.report import Report
 from kernelsimp.report import json_text, report_json

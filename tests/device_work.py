@@ -1,0 +1,130 @@
+"""Do on the pretend device what runs on a GPU, and print as JSON which answers differ from the CPU's.
+
+A process of its own: torch asks a registered device many things that a pretended one has no answer to.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from held import made
+from networks import network, smooth_images
+from pretend_device import DEVICE
+from solving import HALF, solve
+from torch import Tensor, nn
+
+from kernelsimp.analysis.compare import ComparedPair, compare
+from kernelsimp.data.images import Geometry
+from kernelsimp.data.splits import Data, Split
+from kernelsimp.data.stores import ArrayStore
+from kernelsimp.data.transforms import Preprocess
+from kernelsimp.evaluation.accuracy import measure
+from kernelsimp.evaluation.robustness import assess
+from kernelsimp.evaluation.stability import Bench
+from kernelsimp.models.layers import bank_from_model
+from kernelsimp.settings import CompareSettings, RobustnessSettings
+from kernelsimp.solver import moments
+from kernelsimp.solver.coding_search import prepare_ground
+from kernelsimp.solver.coding_walk import code_network
+from kernelsimp.solver.solve import calibrated_network
+from kernelsimp.training.hold import hold, verify
+
+CPU = torch.device("cpu")
+
+
+def batches(device: torch.device, count: int = 48) -> list[Tensor]:
+    return [batch.to(device) for batch in smooth_images(count).split(16)]
+
+
+def labelled(device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    return [(batch, (batch.mean((1, 2, 3)) > 0).long()) for batch in batches(device)]
+
+
+def solved(device: torch.device) -> list[Any]:
+    calibrated = calibrated_network(
+        network().to(device), bank_from_model(network()), batches(device), 0, flip=True
+    )
+    solution = solve(calibrated, HALF)
+    return [*sorted(solution.tensors.items()), solution.best.distance]
+
+
+def coded(device: torch.device) -> list[Any]:
+    coding = code_network(prepare_ground(network().to(device), batches(device), {}), 1e-4)
+    assert coding.model is not None
+    return [coding.bits, coding.model(batches(device)[0]).detach().to("cpu")]
+
+
+def trained(device: torch.device, mode: Any) -> list[Any]:
+    model, plan = made(seed=3)
+    model.to(device)
+    hold(model, plan, mode)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    for batch in smooth_images(8).split(4):
+        model(batch.to(device)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    verify(model)
+    return [model(smooth_images(4).to(device)).detach().to("cpu")]
+
+
+def measured(device: torch.device) -> list[Any]:
+    return [measure(network().to(device), labelled(CPU), device).loss]
+
+
+def robust(device: torch.device) -> list[Any]:
+    drawn = (smooth_images(24) * 40 + 128).clamp(0, 255).to(torch.uint8)
+    split = Split(ArrayStore(drawn, drawn.float().mean((1, 2, 3)).gt(128).long()), range(24), Geometry())
+    settings = RobustnessSettings(images=16, corruptions=("fog",), noise_draws=1, pgd_steps=2)
+    bench = Bench(Preprocess(), batch_size=7, device=device)
+    return [asdict(assess({"a": network().to(device)}, Data("x", split, split, split, 4), bench, settings))]
+
+
+def compared(device: torch.device) -> list[Any]:
+    model, other = network(), network()
+    with torch.no_grad():
+        other.get_submodule("conv1").weight.mul_(0.5)
+    pair = ComparedPair(model.to(device), other.to(device), batches(device), 48)
+    return [asdict(compare(pair, CompareSettings()))]
+
+
+WORK: dict[str, Callable[[torch.device], list[Any]]] = {
+    "survey, choose, re-solve": solved,
+    "coding": coded,
+    "freeze": lambda device: trained(device, "freeze"),
+    "tie": lambda device: trained(device, "tie"),
+    "scale": lambda device: trained(device, "scale"),
+    "accuracy": measured,
+    "robustness": robust,
+    "comparison": compared,
+}
+
+
+def left_behind(call: Any, image: Tensor, place: Tensor) -> Tensor:
+    """Read windows as `moments.rows_of` does, with places that stay on the CPU: a planted fault."""
+    view = moments.windows(call)
+    taken = view.movedim(1, 3)[(image, *torch.unravel_index(place, view.shape[2:4]))].float()
+    return taken.reshape(len(image), call[0].groups, -1).transpose(0, 1).contiguous()
+
+
+def fault_of(work: Callable[[], Any]) -> str:
+    """Return what was raised, the empty text where nothing was."""
+    try:
+        work()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    found = {name: str(work(DEVICE)) == str(work(CPU)) for name, work in WORK.items()}
+    said = {"a network": fault_of(lambda: nn.Conv2d(3, 4, 3)(torch.zeros(1, 3, 5, 5, device=DEVICE)))}
+    moments.rows_of = left_behind
+    said["places, on the CPU"] = fault_of(lambda: solved(CPU))
+    said["places"] = fault_of(lambda: solved(DEVICE))
+    print(json.dumps({"same": found, "said": said}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
