@@ -199,7 +199,7 @@ def test_simplifying_what_classifies_nobody_knows_hints_at_output(place: Path, c
     assert told.count("nothing tells which are the scores of classes") == 1
     assert "warning: the network returns dict of a (2, 3), b (2, 3)" in told
     assert "name the one that classifies with --output KEY" in " ".join(told.split())
-    assert run(command(place, "simplify", "Unclear", "--output", "b", *words)) == 0
+    assert run(command(place, "simplify", "Unclear", "--output", "b", *words, "--overwrite")) == 0
     assert "--output KEY" not in capsys.readouterr().err
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,7 +30,8 @@ class Pipe:
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (to the end)
         if isinstance(self._stream, io.TextIOWrapper):  # a terminal or a pipe that takes ASCII alone
-            self._stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # a stream whose file was changed under it cannot be asked where it is
+                self._stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Write, or drop, `text`."""

@@ -23,7 +23,7 @@ NEEDED = (
 EXTRAS = {
     "demo": ("scikit-learn", "the data of --data digits and of the demo"),
     "timm": ("timm", "networks as --arch timm:NAME"),
-    "onnx": ("onnx", "export --to onnx, and reading ONNX weights"),
+    "onnx": ("onnx onnxruntime", "export --to onnx or factorised, and reading ONNX weights"),
     "coding": ("numba", "export --to coded: its search and coder"),
     "tensorboard": ("tensorboard", "curves of a training in TensorBoard"),
     "zoo": ("distributed pyarrow", "scan with --jobs, --scheduler or --dataset"),
