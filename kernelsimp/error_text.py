@@ -5,7 +5,11 @@ errors, tables, pages, CSV or the reports of CI systems, but through these funct
 """
 
 MOST_SHOWN = 2_000
-"""Characters of a name or a message that are shown."""
+"""Characters of a name that are shown."""
+
+MOST_SAID = 10_000
+"""Characters of a message that are shown: a sentence and two of the longest paths there are, so that a long path
+does not push out what is wrong with it."""
 
 FORMULA = ("=", "+", "-", "@")
 """What a spreadsheet takes for the beginning of a formula."""
@@ -25,7 +29,7 @@ def printable(text: str, limit: int = MOST_SHOWN) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def one_line(text: str, limit: int = MOST_SHOWN) -> str:
+def one_line(text: str, limit: int = MOST_SAID) -> str:
     """Return a message on one line: white space of any kind is a space, the rest as `printable` has it."""
     return printable(" ".join(text.split()), limit)
 

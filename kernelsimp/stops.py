@@ -16,6 +16,7 @@ _met: list[int] = []
 
 def listen() -> None:
     """Meet the signals from now on; one that the process was told to ignore (nohup) stays ignored."""
+    _met.clear()  # what stopped an earlier command of this process says nothing of this one
     if threading.current_thread() is not threading.main_thread():
         return
     for kind in KINDS:
