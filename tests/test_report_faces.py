@@ -253,7 +253,7 @@ def test_a_hostile_layer_name_is_text_in_every_page(name: str) -> None:
 
 
 def words_of(name: str) -> str:
-    from kernelsimp.records.verdict import printable
+    from kernelsimp.error_text import printable
 
     return printable(name)
 

@@ -10,10 +10,10 @@ import pytest
 import reports
 from saying import file_refusal
 
+from kernelsimp.error_text import printable
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.records.report import Report, Stage
 from kernelsimp.records.serialise import json_text, to_plain
-from kernelsimp.records.verdict import printable
 from kernelsimp.report.store import read_report, report_json, scan_json
 
 

@@ -8,6 +8,7 @@ import torch
 from kernelsimp.data.sources import Data, load_data
 from kernelsimp.data.splits import Split
 from kernelsimp.data.transforms import Batches, preprocess_of
+from kernelsimp.error_text import printable
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.memory import GB, PIXELS_AT_ONCE, Room, free_bytes, used_bytes
@@ -15,7 +16,6 @@ from kernelsimp.models.architectures import recipe_of
 from kernelsimp.models.folders import is_in_parts, written_places
 from kernelsimp.models.network import device_of
 from kernelsimp.records.report import Report
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import read_report
 from kernelsimp.settings import Given, Settings
 from kernelsimp.settings_file import names_code, recipe, settle

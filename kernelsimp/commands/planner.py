@@ -30,6 +30,7 @@ from kernelsimp.solver.controls import ControlCase
 from kernelsimp.solver.costs import costs_to_try
 from kernelsimp.solver.denoise import denoise_by_weight, denoise_rest, denoising_of, everything_free
 from kernelsimp.solver.estimate import estimate
+from kernelsimp.solver.fisher import FORMAT as SURVEY_FORMAT
 from kernelsimp.solver.layerwise import CalibratedNetwork, bytes_of_files
 from kernelsimp.solver.plan_builder import chooser, data_free_plan
 from kernelsimp.solver.search import BudgetJudge, search
@@ -245,7 +246,7 @@ def survey_file(task: Task, images: Split) -> Path | None:
         return None
     data, network = task.settings.data, task.network
     shape = (data.mean, data.std, data.input_size, data.crop, data.channels, data.calibration_flip)
-    seen = (*shape, task.settings.run.seed)
+    seen = (*shape, task.settings.run.seed, SURVEY_FORMAT)
     key = key_of(network.checkpoint.sha256, network.arch, images.fingerprint(), seen)
     return task.record.parent / f"survey-{key}.safetensors"
 

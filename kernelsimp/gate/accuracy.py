@@ -5,11 +5,12 @@ Drops are in percentage points, positive when accuracy was lost.
 
 from dataclasses import dataclass
 
+from kernelsimp.error_text import printable
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, correct_from, mcnemar, paired_interval
 from kernelsimp.records.limits import Baseline, baseline_of
 from kernelsimp.records.report import Report, Stage
-from kernelsimp.records.verdict import Finding, printable
+from kernelsimp.records.verdict import Finding
 
 AGAINST = ("last", "original")
 """The stages of the baseline that a check can compare with."""

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kernelsimp.error_text import printable
 from kernelsimp.gate.kernels import from_tensors, verify_present, zeroed_layers
 from kernelsimp.models.contents import Beside
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.limits import Baseline
-from kernelsimp.records.verdict import Finding, printable
+from kernelsimp.records.verdict import Finding
 
 EXTRA = "tensors.extra"
 

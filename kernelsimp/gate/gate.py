@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from kernelsimp.error_text import printable
 from kernelsimp.evaluation.accuracy import Outcome
 from kernelsimp.gate.accuracy import ROUNDING, Drop, measure_drop
 from kernelsimp.gate.beside import EXTRA, extra_findings, notes_outside, sort_outside, twin_findings
@@ -21,7 +22,7 @@ from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.models.contents import Beside
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.limits import Baseline, Limit, Limits
-from kernelsimp.records.verdict import Finding, RuleMeasure, Verdict, printable
+from kernelsimp.records.verdict import Finding, RuleMeasure, Verdict
 
 COUNTED = (
     *("kernels.frozen_changed", "kernels.structure_broken", "kernels.nan", "weights.nan"),

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernelsimp.error_text import printable
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO
@@ -22,7 +23,7 @@ from kernelsimp.models.layers import bank_from_tensors, canonical, tensor_name
 from kernelsimp.records.held import CRC_PER_KERNEL_UP_TO, decode_assignment, decode_shapes
 from kernelsimp.records.limits import Baseline, BaselineLayer, baseline_of
 from kernelsimp.records.report import Report
-from kernelsimp.records.verdict import Finding, printable
+from kernelsimp.records.verdict import Finding
 
 Bools = NDArray[np.bool_]
 Choice = NDArray[np.int16]

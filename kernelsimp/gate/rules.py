@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kernelsimp.error_text import printable
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.records.limits import BOUNDS, Limit, Limits
-from kernelsimp.records.verdict import printable
 
 Needs = Literal["weights", "data"]
 

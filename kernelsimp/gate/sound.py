@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
+from kernelsimp.error_text import printable
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.gate.kernels import canonical_shape
 from kernelsimp.kernels.bank import LayerKernels
@@ -14,7 +15,7 @@ from kernelsimp.models.checkpoint import Checkpoint
 from kernelsimp.models.layers import bank_from_checkpoint, bank_from_tensors, layer_name, tensor_name
 from kernelsimp.models.soundness import damage
 from kernelsimp.records.limits import Baseline
-from kernelsimp.records.verdict import Finding, printable
+from kernelsimp.records.verdict import Finding
 
 UNREAL = "weights.unreal"
 UNSEEN = "layers.unseen"

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from kernelsimp.error_text import printable
 from kernelsimp.models.digest import describe_tensors
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.limits import Baseline
-from kernelsimp.records.verdict import Finding, printable
+from kernelsimp.records.verdict import Finding
 
 COUNTER = "num_batches_tracked"
 """What a batch norm counts; old files lack it and nothing depends on it."""

@@ -7,8 +7,6 @@ from foreign checkpoints, so every rendering of a verdict passes them through `p
 from dataclasses import dataclass
 from typing import Literal
 
-from kernelsimp.error_text import printable as printable
-
 Level = Literal["error", "warn"]
 Outcome = Literal["pass", "warn", "error", "skip"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kernelsimp.records.verdict import printable
+from kernelsimp.error_text import printable
 from kernelsimp.report import atlas, fmt
 from kernelsimp.report.atlas import Group, Row, Spread
 from kernelsimp.report.html import Section, page

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kernelsimp.error_text import printable
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
 from kernelsimp.records.limits import SCHEMA, Baseline, baseline_of
 from kernelsimp.records.report import SCHEMA as REPORT_SCHEMA
 from kernelsimp.records.serialise import MisfitError, restore, to_plain
-from kernelsimp.records.verdict import printable
 from kernelsimp.report.store import check_schema, is_folder, read_json, read_report
 
 DIGEST = "sha256"

@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from kernelsimp.records.verdict import Finding, RuleMeasure, Verdict, printable
+from kernelsimp.error_text import printable
+from kernelsimp.records.verdict import Finding, RuleMeasure, Verdict
 from kernelsimp.report import fmt
 from kernelsimp.report.markdown import escape_markdown, table_markdown
 from kernelsimp.report.tables.table import Table

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.evaluation import Evaluation
 from kernelsimp.records.serialise import to_plain
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.robustness import robustness_tables
 from kernelsimp.report.tables.table import Table

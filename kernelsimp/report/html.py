@@ -17,11 +17,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.comparison import Comparison
 from kernelsimp.records.glossary import GLOSSARY
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Scan
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures import figures
 from kernelsimp.report.pictures import prototypes as prototype_pictures

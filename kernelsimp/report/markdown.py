@@ -7,8 +7,8 @@ tag, a link, a table cell or a line.
 import re
 from collections.abc import Sequence
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.report import Report
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.comparison import similarity_tables
 from kernelsimp.report.tables.course import course_tables, training_table

@@ -9,11 +9,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from kernelsimp.error_text import printable
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.records.report import SCHEMA, Report
 from kernelsimp.records.scan import LayerScan, NullCount, Scan
 from kernelsimp.records.serialise import MisfitError, restore, to_plain
-from kernelsimp.records.verdict import Verdict, printable
+from kernelsimp.records.verdict import Verdict
 
 LAYER_EXTRAS = ("bits_per_kernel", "filters", "orbits", "prototypes")
 SCAN_SETTINGS = ("null", "tolerance", "fdr", "seed")

@@ -12,12 +12,13 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from kernelsimp.error_text import printable
 from kernelsimp.kernels import pictures, templates
 from kernelsimp.kernels.denoisers import DENOISERS, denoise
 from kernelsimp.kernels.families import FAMILIES, offered_families
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Explanation, Scan, ScanLine
-from kernelsimp.records.verdict import Verdict, printable
+from kernelsimp.records.verdict import Verdict
 from kernelsimp.report import ci_formats
 from kernelsimp.report.tables import run as run_tables
 from kernelsimp.report.tables import scan as scan_rows

@@ -74,7 +74,7 @@ def objective(weights: Tensor, original: Tensor, moments: Moments) -> Tensor:
 
 
 def _damping(moments: Moments) -> float:
-    return DAMPING * float(moments.gram.diagonal(dim1=1, dim2=2).mean())
+    return DAMPING * moments.scale
 
 
 def _alone(weights: Tensor, original: Tensor, moments: Moments, cells: int) -> Tensor:

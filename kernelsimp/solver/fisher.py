@@ -26,9 +26,13 @@ from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.files import read_sealed, write_sealed
 from kernelsimp.memory import give_back, is_out_of_memory
 from kernelsimp.models.hooks import Call, Trace, tap_convolutions
+from kernelsimp.models.layers import TRANSPOSED, kind_of
 from kernelsimp.shelf import count_images
 from kernelsimp.solver.moments import ROWS_AT_ONCE, WindowSampling, rows_of, sampling_for, windows
 from kernelsimp.watch import SILENT, Watcher
+
+FORMAT = 2
+"""What a kept survey holds; one of an earlier version knew nothing of depthwise kernels, and is made anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +243,10 @@ class _Sum:
         self.fisher = self.fisher + torch.zeros(module.out_channels, dtype=torch.float64)
         self.rows += len(image)
         self.calls += 1
-        if is_depthwise(module):
+        if (
+            kind_of(module.in_channels, module.groups, transposed=isinstance(module, TRANSPOSED))
+            == "depthwise"
+        ):
             self.waiting.append(call)
 
     @torch.no_grad()
@@ -279,11 +286,6 @@ class _Sum:
         same = torch.eye(means.shape[1], dtype=torch.float64).expand(len(means), -1, -1)
         fold = torch.cat([same, -means[:, :, None]], 2)  # (kernels, cells, cells + 1)
         return fold @ moments @ fold.mT
-
-
-def is_depthwise(module: Any) -> bool:
-    """Say whether every filter of a convolution sees one of several channels."""
-    return bool(module.groups == module.in_channels > 1)
 
 
 def weight_slopes(call: Call, gradient: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ class _Problem:
         groups, filters, width = original.shape
         self.wide = wanted.shape[3]
         self.high = width // self.wide
-        d = DAMPING * float(moments.gram.diagonal(dim1=1, dim2=2).mean())
+        d = DAMPING * moments.scale
         if d <= 0:
             raise UnsolvableError("its inputs are always the same, so there is nothing to fit to")
         self.operator = moments.gram + d * torch.eye(width, dtype=original.dtype, device=original.device)

@@ -58,6 +58,11 @@ class Moments:
         """D, the cells of one filter."""
         return int(self.gram.shape[-1])
 
+    @property
+    def scale(self) -> float:
+        """The mean square of a cell of t, which damping is measured in."""
+        return float(self.gram.diagonal(dim1=1, dim2=2).mean())
+
     def to(self, device: torch.device | str) -> "Moments":
         """Return the same moments on `device`."""
         names = ("gram", "target", "mean", "level", "power")
@@ -201,15 +206,12 @@ def pair_moments(
     first = 0
     for calls, originals in _together(now, before):
         for number, call in enumerate(calls):
-            for image, place in _parts(call, sampling, (first, number)):
-                half = (image + first) % 2 if halved else torch.zeros_like(image)
-                for own in sorted(set(half.tolist())):
-                    mine = half == own
-                    current = rows_of(call, image[mine], place[mine])
-                    original = rows_of(originals[number], image[mine], place[mine]) if originals else None
-                    if own not in sums:
-                        sums[own] = _MomentSums.like(current, weights)
-                    sums[own].add(current, original)
+            for half, image, place in _parts(call, sampling, (first, number), halved=halved):
+                current = rows_of(call, image, place)
+                original = rows_of(originals[number], image, place) if originals is not None else None
+                if half not in sums:
+                    sums[half] = _MomentSums.like(current, weights)
+                sums[half].add(current, original)
         first += len(calls[0][1])
     parts = [sums[half].moments(weights) for half in sorted(sums)]
     if len(parts) == 2:
@@ -234,15 +236,25 @@ def _together(
         yield from zip(now, before, strict=True)
 
 
-def _parts(call: Call, sampling: WindowSampling, place: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the rows of one call in pieces that fit in memory; `place` is (first image, call)."""
+def _parts(
+    call: Call, sampling: WindowSampling, place: tuple[int, int], *, halved: bool
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (half, images, positions) of one call in pieces that fit in memory.
+
+    `place` is (first image, call). With `halved` images of even and odd place come apart, or all are half 0.
+    """
     view = windows(call)
     axes = len(call[0].kernel_size)  # type: ignore[arg-type]
     positions = math.prod(view.shape[2 : 2 + axes])
     image, where = sampling.places(view.shape[0], positions, *place)
     cells = view.shape[1] * math.prod(view.shape[2 + axes :])
     size = max(256, ROWS_AT_ONCE // cells)
-    yield from zip(torch.split(image, size), torch.split(where, size), strict=True)
+    own = (image + place[0]) % 2 if halved else torch.zeros_like(image)
+    for half in range(1 + int(halved)):
+        mine = own == half
+        if bool(mine.any()):
+            pieces = zip(torch.split(image[mine], size), torch.split(where[mine], size), strict=True)
+            yield from ((half, *piece) for piece in pieces)
 
 
 @dataclass

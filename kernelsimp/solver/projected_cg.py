@@ -115,7 +115,7 @@ def resolve(
     check_moments(moments)
     if moments.halves:
         damping = best_damping(original, moments.halves)
-    d = damping * _level(moments)
+    d = damping * moments.scale
     if d <= 0:
         raise UnsolvableError("its inputs are always the same, so there is nothing to fit to")
     target = moments.target + d * original
@@ -140,15 +140,11 @@ def best_damping(original: Tensor, halves: Sequence[Moments]) -> float:
     for damping in DAMPINGS:
         error = 0.0
         for fitted, judge in (halves, halves[::-1]):
-            d = damping * _level(fitted)
+            d = damping * fitted.scale
             weights = _unconstrained((fitted.gram, d), fitted.target + d * original)
             error += float(judge.error(weights).sum())
         errors.append(error)
     return DAMPINGS[errors.index(min(errors))]
-
-
-def _level(moments: Moments) -> float:
-    return float(moments.gram.diagonal(dim1=1, dim2=2).mean())
 
 
 def _unconstrained(operator: tuple[Tensor, float], target: Tensor) -> Tensor:

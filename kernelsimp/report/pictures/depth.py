@@ -9,8 +9,8 @@ from math import isfinite
 
 from markupsafe import Markup
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.report import Report
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.run import layer_cells
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.report import Control, Report, Stage
 from kernelsimp.records.scan import Scan
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures.charts import Level, SeenAgainstChance, against_chance, curve, dots, waterfall
 from kernelsimp.report.pictures.scatter import Point, scatter

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelsimp.error_text import printable
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_atomically
-from kernelsimp.records.verdict import printable
 from kernelsimp.report.pictures.gallery import Gallery, Label, Picture
 
 LABELS: tuple[Label, ...] = ("found", "imposed", "zeroed", "denoised")

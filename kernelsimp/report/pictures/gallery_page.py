@@ -10,7 +10,7 @@ from itertools import islice, zip_longest
 
 import numpy as np
 
-from kernelsimp.records.verdict import printable
+from kernelsimp.error_text import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures.gallery import Gallery, Picture
 from kernelsimp.report.pictures.ideal import family_words

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
+from kernelsimp.error_text import printable
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.prototypes import PrototypeSettings, find, leading_prototypes
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures.scan import img, sheet, tile
 

@@ -14,8 +14,8 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.scan import LayerScan, Sample, Scan
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 
 PIXELS = 416

@@ -3,9 +3,9 @@
 from typing import Any
 
 from kernelsimp.analysis.alternatives import ALTERNATIVES
+from kernelsimp.error_text import printable
 from kernelsimp.records.audit import Alternative, Audit, LayerAudit
 from kernelsimp.records.serialise import to_plain
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.scan import LayerScan, Scan
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table
 

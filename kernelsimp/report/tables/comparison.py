@@ -5,9 +5,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.comparison import Comparison, LayerSimilarity
 from kernelsimp.records.serialise import MisfitError, restore, to_plain
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures.charts import Heat, heat_map
 from kernelsimp.report.tables.table import Fact, Table, figure_table

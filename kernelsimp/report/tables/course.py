@@ -1,7 +1,7 @@
 """How a run went: epochs, rounds, what each layer cost alone, and the figure that stood in for accuracy."""
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.report import Report
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.factorised import Factorised, FactorisedLayer, Latency, Ratio, Timing
 from kernelsimp.records.serialise import to_plain
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.markdown import escape_markdown, section
 from kernelsimp.report.tables.table import Table

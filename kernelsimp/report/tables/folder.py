@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.scan import ScanLine
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table
 

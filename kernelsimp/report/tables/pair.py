@@ -5,8 +5,8 @@ A layer that only one run has stands with a dash for the other.
 
 from collections.abc import Callable
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.report import LayerReport, Report
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.headline import headline
 from kernelsimp.report.tables.run import layer_cells

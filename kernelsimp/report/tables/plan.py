@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.plan import FREE, Plan
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table, families_text
 

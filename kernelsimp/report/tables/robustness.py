@@ -9,10 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from kernelsimp.error_text import printable
 from kernelsimp.evaluation.corrupted import CorruptionChange, PairedChange
 from kernelsimp.evaluation.robustness import Robustness, RobustnessReport
 from kernelsimp.records.serialise import MisfitError, restore
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures.charts import Series, lines
 from kernelsimp.report.tables.table import Table, figure_table

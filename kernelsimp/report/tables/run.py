@@ -2,10 +2,10 @@
 
 from collections import Counter
 
+from kernelsimp.error_text import printable
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.kernels.structures import DENOISED
 from kernelsimp.records.report import LayerReport, Report
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.headline import stage_word
 from kernelsimp.report.tables.table import Table, families_text, ranked_families

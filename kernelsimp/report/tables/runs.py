@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.report import Report, Stage
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table
 

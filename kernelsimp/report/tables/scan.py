@@ -1,7 +1,7 @@
 """What a scan says, as tables: its figures, families beside chance, layers, sentences, one kernel."""
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.scan import Explanation, LayerScan, Scan
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.store import family_totals
 from kernelsimp.report.tables.table import Fact, Table, families_text, pairs

@@ -7,7 +7,7 @@ are aligned right.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from kernelsimp.records.verdict import printable
+from kernelsimp.error_text import printable
 from kernelsimp.report import fmt
 
 

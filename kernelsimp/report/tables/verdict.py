@@ -6,8 +6,8 @@ The first screen of the page, the terminal's last line and Markdown's first say 
 from pathlib import PurePath
 from typing import Any
 
+from kernelsimp.error_text import printable
 from kernelsimp.records.report import Report
-from kernelsimp.records.verdict import printable
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Fact
 
