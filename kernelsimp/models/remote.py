@@ -114,9 +114,8 @@ def fetched(address: str) -> Iterator[Fetched]:
         except KernelsimpError:
             raise
         except Exception as error:  # each file system has errors of its own
-            raise CheckpointError(
-                f"{address}: cannot be had: {short(error) or type(error).__name__}"
-            ) from error
+            reason = error.__cause__ or error  # "no such file" is said of a host that does not answer, too
+            raise CheckpointError(f"{address}: cannot be had: {short(reason)}") from error
         if before != after:
             raise CheckpointError(
                 f"{address}: changed while it was read; wait until it is written, then try again"
