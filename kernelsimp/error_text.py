@@ -8,8 +8,8 @@ MOST_SHOWN = 2_000
 """Characters of a name that are shown."""
 
 MOST_SAID = 10_000
-"""Characters of a message that are shown: a sentence and two of the longest paths there are, so that a long path
-does not push out what is wrong with it."""
+"""Characters of a message that are shown: a sentence and two of the longest paths there are, so that no path
+pushes out what is wrong with it."""
 
 FORMULA = ("=", "+", "-", "@")
 """What a spreadsheet takes for the beginning of a formula."""

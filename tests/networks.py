@@ -96,3 +96,32 @@ class Tied(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.second(self.first(images))
+
+
+class Winding(nn.Module):
+    """A shared module, in-place operations, a weight in two modules, a branch and an unused layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.twice = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.left, self.right = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, stride=1)
+        self.right.weight = self.left.weight
+        self.last = nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5))
+        self.unused = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = F.relu(self.norm(self.twice(x)), inplace=True)
+        z = self.twice(y)
+        z += y
+        y = F.relu_(self.left(z)) + self.right(x)
+        y *= 0.5
+        return self.last(y).mean((2, 3))
+
+
+def winding() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = Winding().eval()
+    return model, torch.randn(6, 3, 8, 8)

@@ -1,13 +1,11 @@
-"""Windows, moments and sensitivities against what the network itself computes."""
+"""Windows, moments and the forward pass against what the network itself computes."""
 
-import copy
-import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
-from saying import Heard
+from every_window import every_row, input_for
+from networks import winding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,16 +15,13 @@ from kernelsimp.models.layers import bank_from_model, canonical
 from kernelsimp.models.replay import Replay
 from kernelsimp.shelf import Shelf
 from kernelsimp.solver.distance import DistanceJudge
-from kernelsimp.solver.fisher import Sensitivity, cached_survey, survey, weight_slopes
 from kernelsimp.solver.moments import (
     Moments,
     WindowSampling,
     images_wanted,
     pair_moments,
-    rows_of,
     rows_wanted,
     sampling_for,
-    windows,
 )
 
 CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
@@ -49,18 +44,6 @@ CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
     "transposed, cropped": lambda: nn.ConvTranspose2d(4, 6, 2, stride=2, padding=1),
     "transposed, one-dimensional": lambda: nn.ConvTranspose1d(4, 6, 3, stride=3),
 }
-
-
-def input_for(module: nn.Module, seed: int = 0) -> Tensor:
-    axes = len(module.kernel_size)  # type: ignore[arg-type]
-    return torch.randn(3, 4, *(9, 11, 7)[:axes], generator=torch.Generator().manual_seed(seed))
-
-
-def every_row(module: nn.Module, images: Tensor) -> Tensor:
-    """All windows (groups, rows, D), rows in order of image and position."""
-    view = windows((module, images))
-    positions = math.prod(view.shape[2 : images.ndim])
-    return rows_of((module, images), *WindowSampling(1.0, 0).places(len(images), positions, 0))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -125,65 +108,6 @@ def test_halves_are_the_moments_of_every_other_image_and_add_up_to_all() -> None
     assert first.halves == ()
 
 
-DEPTHWISE: dict[str, Callable[[], nn.Module]] = {
-    "depthwise": lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4),
-    "two filters a channel, strided": lambda: nn.Conv2d(4, 8, (3, 5), stride=2, groups=4, bias=False),
-    "transposed": lambda: nn.ConvTranspose2d(4, 8, 3, stride=2, padding=1, groups=4),
-    "one-dimensional": lambda: nn.Conv1d(4, 4, 5, groups=4),
-}
-
-
-@pytest.mark.parametrize("name", DEPTHWISE)
-def test_slopes_are_each_images_own_gradient_of_weights_and_bias(name: str) -> None:
-    module: nn.Module = DEPTHWISE[name]()
-    images = input_for(module)
-    layer = bank_from_model(module).layers[0]
-    slope = torch.randn(module(images).shape, generator=torch.Generator().manual_seed(4))
-    found = weight_slopes((module, images), slope)
-    for place in range(len(images)):
-        (gradient,) = torch.autograd.grad((module(images[place, None]) * slope[place]).sum(), module.weight)
-        expected = canonical(gradient, layer.kind, layer.groups).reshape(layer.count, -1)
-        assert torch.allclose(found[place, :, :-1], expected, atol=1e-4)
-        assert torch.allclose(found[place, :, -1], slope[place].flatten(1).sum(1), atol=1e-4)
-
-
-class Gated(nn.Module):
-    """A depthwise layer whose channels count differently."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.deep = nn.Conv2d(3, 3, 3, padding=1, groups=3)
-        self.head = nn.Linear(3, 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.deep(images).square().mean((2, 3)))
-
-
-def test_the_information_of_a_depthwise_kernel_is_that_of_its_weights_less_the_bias() -> None:
-    """A loss that moves by e and is mended by the bias moves as much as e'F e says, by finite differences."""
-    torch.manual_seed(0)
-    model = Gated().eval()
-    images = torch.randn(3000, 3, 6, 6) + 1
-    seen = survey(model, trace(model, images[:2]), images.split(500), 0)["deep"]
-    assert seen.kernels is not None
-    assert seen.kernels.shape == (3, 9, 9)
-    mean = torch.stack([rows.mean(0) for rows in every_row(model.deep, images)])
-    step, wide = 0.005, copy.deepcopy(model).double()
-    with torch.no_grad():
-        before = wide(images.double()).log_softmax(1)
-        for kernel in range(3):
-            error = torch.randn(9, generator=torch.Generator().manual_seed(kernel))
-            moved = copy.deepcopy(model)
-            moved.deep.weight[kernel, 0] += step * error.reshape(3, 3)
-            moved.deep.bias[kernel] -= step * error @ mean[kernel]
-            after = moved(images).log_softmax(1)
-            divergence = float((before.exp() * (before - after)).sum(1).mean())
-            wide = error.double()
-            assert divergence == pytest.approx(
-                0.5 * step**2 * float(wide @ seen.kernels[kernel] @ wide), rel=0.3
-            )
-
-
 @pytest.mark.parametrize("centred", [False, True])
 def test_the_error_of_moments_is_the_error_of_the_outputs(centred: bool) -> None:
     module = nn.Conv2d(4, 6, 3, bias=False)
@@ -234,35 +158,6 @@ def test_sampling_gives_the_rows_of_the_rule() -> None:
 
 
 # ---------------------------------------------------------------- the forward pass
-
-
-class Winding(nn.Module):
-    """A shared module, in-place operations, a weight in two modules, a branch and an unused layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
-        self.twice = nn.Conv2d(4, 4, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(4)
-        self.left, self.right = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, stride=1)
-        self.right.weight = self.left.weight
-        self.last = nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5))
-        self.unused = nn.Conv2d(4, 4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        y = F.relu(self.norm(self.twice(x)), inplace=True)
-        z = self.twice(y)
-        z += y
-        y = F.relu_(self.left(z)) + self.right(x)
-        y *= 0.5
-        return self.last(y).mean((2, 3))
-
-
-def winding() -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    model = Winding().eval()
-    return model, torch.randn(6, 3, 8, 8)
 
 
 def test_a_trace_names_layers_in_order_with_calls_and_the_norm_they_alone_feed() -> None:
@@ -322,85 +217,6 @@ def test_a_network_that_refuses_the_images_is_one_line() -> None:
     )
     assert words.endswith("see --input-size, --crop and --channels")
     assert "\n" not in words
-
-
-# ---------------------------------------------------------------- sensitivities
-
-
-def test_the_survey_sees_blocks_and_fisher_information() -> None:
-    torch.manual_seed(1)
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.AdaptiveAvgPool2d(1)
-    )
-    model = nn.Sequential(*model, nn.Flatten(), nn.Linear(5, 3)).eval()
-    images = torch.randn(40, 3, 8, 8)
-    seen = survey(model, trace(model, images), images.split(16), seed=0)
-    assert set(seen) == {"0", "2"}
-    unfolded = F.unfold(images, 3, padding=1).permute(0, 2, 1).reshape(-1, 27).double()
-    gram = unfolded.T @ unfolded / len(unfolded)
-    expected = torch.stack([gram[9 * j : 9 * j + 9, 9 * j : 9 * j + 9] for j in range(3)])
-    assert torch.allclose(seen["0"].blocks, expected, atol=1e-5)
-    # E over labels drawn from the model of (dL/dy)^2, here summed over all labels exactly
-    y = model[:3](images).detach().requires_grad_()
-    logits = model[3:](y)
-    share = logits.softmax(1).detach()
-    exact = torch.zeros(5, dtype=torch.float64)
-    for label in range(3):
-        loss = F.cross_entropy(logits, torch.full((40,), label), reduction="none")
-        gradient = torch.autograd.grad(loss.sum(), y, retain_graph=True)[0].double().square().sum((2, 3))
-        exact += (share[:, label : label + 1].double() * gradient).mean(0)
-    assert torch.allclose(seen["2"].fisher, exact, rtol=0.3)
-    assert seen["2"].fisher.argmax() == exact.argmax()
-
-
-def test_a_survey_is_made_once_and_kept(tmp_path: Path) -> None:
-    model, images = winding()
-    made: list[int] = []
-
-    def make() -> Mapping[str, Sensitivity]:
-        made.append(1)
-        return survey(model, trace(model, images), [images], seed=0)
-
-    path = tmp_path / "resume" / "survey.safetensors"
-    first, again = cached_survey(path, make), cached_survey(path, make)
-    assert len(made) == 1
-    assert first.keys() == again.keys()
-    assert all(torch.equal(first[name].blocks, again[name].blocks) for name in first)
-    assert all(torch.equal(first[name].fisher, again[name].fisher) for name in first)
-    path.write_bytes(b"damaged")
-    cached_survey(path, make)
-    cached_survey(path, make)
-    assert len(made) == 2
-
-
-def test_a_network_that_is_no_classifier_is_surveyed_with_noise_on_its_output() -> None:
-    torch.manual_seed(2)
-    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 1)).eval()
-    images = torch.randn(64, 2, 6, 6)
-    seen = survey(model, trace(model, images), images.split(32), seed=0)
-    # dL/dy of layer 0 is W'eps at every position: its expected square, summed over 36 positions
-    expected = 36 * model[1].weight.detach().double().square().sum((0, 2, 3))  # type: ignore[operator, union-attr]
-    assert torch.allclose(seen["0"].fisher, expected, rtol=0.15)
-
-
-def test_a_network_without_gradients_is_surveyed_without_them_and_says_so() -> None:
-    class Hard(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x).sign().detach().mean((2, 3))
-
-    model, images, heard = Hard().eval(), torch.randn(4, 3, 6, 6), Heard()
-    seen = survey(model, trace(model, images), images.split(2), 0, heard)
-    assert seen["conv"].fisher.tolist() == [1, 1, 1, 1]
-    assert heard.warnings == ["this network gives no gradients: every output channel counts alike"]
-
-
-def test_a_layer_that_is_never_run_is_not_in_the_survey() -> None:
-    model, images = winding()
-    assert "unused" not in survey(model, trace(model, images), [images], seed=0)
 
 
 def test_a_network_is_at_no_distance_from_itself() -> None:

@@ -1,7 +1,7 @@
 """`kernelsimp export`: a run's network, or any checkpoint, in another form."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from kernelsimp.settings import (
     ModelSettings,
     RunSettings,
 )
+
+if TYPE_CHECKING:
+    from kernelsimp.commands.export import Written
 
 FORMS = ("packed", "coded", "safetensors", "torch", "onnx", "factorised")
 SourceArgument = Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run, or a checkpoint file")]
@@ -71,16 +74,23 @@ def export(
     outputs.check_outputs([("--out", file), ("--times", times)], (source,))
 
     from kernelsimp.commands import export as command  # after what can be refused without torch
-    from kernelsimp.report import fmt
-    from kernelsimp.report.terminal import draw
 
     for key, value in (("holdout", holdout), ("metric", metric)):
         given = put(given, "plan", key, value)
     with watch_command(quiet=quiet, json=None) as watcher:
         written = command.export(source, to, file, given, watcher)
-    if not quiet:
-        for table in written.tables:
-            out.print(draw(table))
+    _say(written, tables=not quiet)
+    if not written.met:
+        raise typer.Exit(1)
+
+
+def _say(written: "Written", *, tables: bool) -> None:
+    """Say what was written, how large it is, and whether the budget is met."""
+    from kernelsimp.report import fmt
+    from kernelsimp.report.terminal import draw
+
+    for table in written.tables if tables else ():
+        out.print(draw(table))
     share = written.size / max(written.source_size, 1)
     of = f", {share:.1%} of {fmt.size(written.source_size)}" if len(written.files) == 1 else ""
     places = "  ".join(map(str, written.files))
@@ -91,4 +101,3 @@ def export(
     if not written.met:
         rest = "; what was written is the nearest to it" if written.files else ""
         out.print(f"the budget is not met{rest}", markup=False)
-        raise typer.Exit(1)
