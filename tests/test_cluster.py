@@ -17,7 +17,8 @@ from processes import environment
 from saying import command_refusal, refusal
 
 from kernelsimp.cli.main import run
-from kernelsimp.commands.cluster import Cluster, Lost, each_result
+from kernelsimp.commands.cluster import Cluster, Lost, checked, each_result
+from kernelsimp.version import __version__
 
 pytest.importorskip("distributed")
 
@@ -100,6 +101,12 @@ def wait_for_workers(address: str, count: int) -> None:
 def test_jobs_give_what_one_process_gives(tmp_path: Path) -> None:
     folder = networks(tmp_path / "nets", 3)
     assert scanned(folder, tmp_path / "two", "--jobs", "2") == scanned(folder, tmp_path / "one")
+
+
+def test_a_worker_that_came_late_refuses_a_task_of_another_version() -> None:
+    assert checked(__version__, abs, -3) == 3
+    said = f"a worker has kernelsimp {__version__}, this is 0.0.9; install the same version on both"
+    assert refusal(lambda: checked("0.0.9", abs, -3)) == said
 
 
 def test_a_worker_of_another_version_is_one_line(scheduler, tmp_path: Path, capsys) -> None:
