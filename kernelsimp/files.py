@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kernelsimp.error_text import kind_and_words, short
 from kernelsimp.errors import DamagedError, KernelsimpError, did_you_mean
+from kernelsimp.run_lock import is_running
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,18 +78,8 @@ def _sweep(path: Path) -> None:
     begin, own = partial_name(path.name).rpartition("-")[::2]
     for left in path.parent.glob(f"{glob.escape(begin)}-*.partial"):
         pid = left.name.removeprefix(f"{begin}-").removesuffix(".partial")
-        if left.name != f"{begin}-{own}" and pid.isdecimal() and not _runs(int(pid)):
+        if left.name != f"{begin}-{own}" and pid.isdecimal() and not is_running(int(pid)):
             left.unlink(missing_ok=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def remove_partials(folder: Path) -> None:

@@ -74,10 +74,15 @@ def _began(pid: int) -> str:
         return fields[19] if fields[0] != "Z" else ""
     except OSError:
         pass
+    return "unknown" if is_running(pid) and not Path("/proc/self/stat").exists() else ""
+
+
+def is_running(pid: int) -> bool:
+    """Say whether this host has a process of that number, whoever owns it."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except (PermissionError, OverflowError):
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
         pass
-    return "" if Path("/proc/self/stat").exists() else "unknown"
+    return True
