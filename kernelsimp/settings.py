@@ -130,7 +130,7 @@ class PlanSettings:
     fdr: float = option(0.05, "false discovery rate at which a kernel counts as found, not imposed")
     families: tuple[str, ...] | None = option(
         None,
-        "only these families, comma-separated; also templates, bent, seventeen, linear (usual) or all",
+        "these alone, comma-separated; also templates, prototypes, bent, seventeen, linear (usual), all",
         Shown(first=True, values="families", usual="linear"),
     )
     simplified: float | None = option(

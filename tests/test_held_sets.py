@@ -12,7 +12,7 @@ from solving import calibrated, road_of
 
 from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.gate.kernels import broken_kernels, held_layer
-from kernelsimp.kernels.structures import BENT, TEMPLATED, Templated, expand, find, kernel_sets
+from kernelsimp.kernels.structures import BENT, TEMPLATED, Drawn, expand, find, kernel_sets, numbers_kept
 from kernelsimp.kernels.templates import degrees_of_freedom, offered_templates
 from kernelsimp.models.layers import bank_from_model, conv_modules
 from kernelsimp.records.held import HeldLayer, decode_shapes, encode_assignment, encode_shapes
@@ -39,9 +39,8 @@ from kernelsimp.training.hold import hold, projections, release, survival_in_mod
 from kernelsimp.training.kernel_sets import Still
 from kernelsimp.training.survival import outside
 
-DRAWN = [
-    item for shape in ((1, 5), (3, 3), (5, 5)) for item in kernel_sets(shape) if isinstance(item, Templated)
-]
+DRAWN = [item for shape in ((1, 5), (3, 3), (5, 5)) for item in kernel_sets(shape) if isinstance(item, Drawn)]
+PROTOTYPES = PlanSettings(dof=0.5, cost="absolute", families=("prototypes-2", "zero"))
 TEMPLATES = PlanSettings(dof=0.5, cost="absolute", families=("templates", "rank-one", "few-values-2", "zero"))
 USED = (
     "free",
@@ -50,6 +49,7 @@ USED = (
     "rank-one",
     "rank-two",
     "few-values-3",
+    "prototypes-8",
     "denoised-median",
 )
 
@@ -60,7 +60,7 @@ def some(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("item", DRAWN, ids=lambda item: f"{item.name} {item.shape}")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_template_is_written_exactly_with_its_shape_fixed(item: Templated, dtype: torch.dtype) -> None:
+def test_a_template_is_written_exactly_with_its_shape_fixed(item: Drawn, dtype: torch.dtype) -> None:
     kernels = some(30, *item.shape).to(dtype)
     bound = replace(item, shapes=item.shapes_of(kernels))
     written = bound.snap(kernels)
@@ -92,13 +92,23 @@ def test_groups_stand_for_their_members_and_unknown_names_are_refused() -> None:
         expand(("template-gabr",))
 
 
-def test_a_plan_with_templates_keeps_their_shapes_in_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [(TEMPLATES, TEMPLATED), (PROTOTYPES, ("prototypes-2",))],
+    ids=["templates", "prototypes"],
+)
+def test_a_plan_with_drawn_kernels_keeps_how_in_its_file(
+    settings: PlanSettings, names: tuple[str, ...], tmp_path: Path
+) -> None:
     bank = bank_from_model(network())
-    plan = data_free_plan(bank, TEMPLATES)
+    plan = data_free_plan(bank, settings)
     used = {plan.structures[i] for layer in plan.layers for i in np.unique(layer.choice)}
-    assert used & set(TEMPLATED)
+    assert used & set(names)
+    assert plan.dof_after <= 0.5 * plan.dof_before
+    assert any(layer.prototypes for layer in plan.layers) == (settings is PROTOTYPES)
     save_plan(plan, tmp_path / "plan.safetensors")
     again = read_plan(tmp_path / "plan.safetensors")
+    assert [layer.dof_after for layer in again.layers] == [layer.dof_after for layer in plan.layers]
     first, second = apply_plan(bank, plan), apply_plan(bank, again)
     assert all(torch.equal(first[name], second[name]) for name in first)
     for layer, kernels in ((item, bank) for item in again.layers):
@@ -111,10 +121,11 @@ def test_a_plan_with_templates_keeps_their_shapes_in_its_file(tmp_path: Path) ->
         assert not changed.any() or outside(other, layer, again.structures)[changed].float().mean() > 0.9
 
 
+@pytest.mark.parametrize("settings", [TEMPLATES, PROTOTYPES], ids=["templates", "prototypes"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_road_writes_templates_exactly(dtype: torch.dtype) -> None:
+def test_the_road_writes_drawn_kernels_exactly(dtype: torch.dtype, settings: PlanSettings) -> None:
     model = network().to(dtype)
-    solution = road_of(model, TEMPLATES)
+    solution = road_of(model, settings)
     weights = {name.removesuffix(".weight"): value for name, value in solution.tensors.items()}
     for layer in solution.plan.layers:
         if layer.changed.any():
@@ -176,10 +187,10 @@ def _offered(name: str, grid: tuple[int, ...]) -> bool:
 
 def _shapes(model, layer, choice):
     kernels = next(x.kernels for x in bank_from_model(model).layers if x.name == layer.name)
-    shapes = np.zeros((*choice.shape, 4), np.float32)
+    shapes = np.zeros((*choice.shape, numbers_kept(USED, layer.grid)), np.float32)
     for index, name in enumerate(USED):
         mask = choice == index
-        if name in TEMPLATED and mask.any():
+        if name in (*TEMPLATED, "prototypes-8") and mask.any():
             found = find(name, layer.grid).shapes_of(kernels[torch.from_numpy(mask)])
             shapes[mask, : found.shape[1]] = found.numpy()
     return {"template": shapes}
@@ -262,27 +273,28 @@ def test_a_denoised_kernel_that_moved_under_a_tie_is_named() -> None:
 # ---------------------------------------------------------------- check
 
 
-def test_shape_parameters_survive_the_report_and_a_broken_template_is_seen() -> None:
+@pytest.mark.parametrize(("name", "width"), [("template-gabor", 4), ("prototypes-2", 25)])
+def test_shape_parameters_survive_the_report_and_a_broken_kernel_is_seen(name: str, width: int) -> None:
     kernels = some(2, 3, 5, 5)
     choice = np.array([[0, 1, 1], [1, 0, 1]], np.int16)
-    item = find("template-gabor", (5, 5))
-    shapes = item.shapes_of(kernels[torch.from_numpy(choice == 1)]).numpy().astype(np.float32)
-    assert np.array_equal(decode_shapes(encode_shapes(shapes), 4), shapes)
-    kernels[torch.from_numpy(choice == 1)] = find("template-gabor", (5, 5), shapes).snap(
+    item = find(name, (5, 5))
+    assert isinstance(item, Drawn)
+    shapes = np.zeros((4, width), np.float32)
+    shapes[:, : item.width] = item.shapes_of(kernels[torch.from_numpy(choice == 1)]).numpy()
+    assert np.array_equal(decode_shapes(encode_shapes(shapes), 4, width), shapes)
+    kernels[torch.from_numpy(choice == 1)] = find(name, (5, 5), shapes).snap(
         kernels[torch.from_numpy(choice == 1)]
     )
     record = HeldLayer(encode_assignment(choice), (), "", encode_shapes(shapes))
     layer = BaselineLayer("conv", "dense", 1, (2, 3, 5, 5), record)
-    baseline = Baseline(("free", "template-gabor"), (layer,), held=True)
+    baseline = Baseline(("free", name), (layer,), held=True)
     assert not broken_kernels(held_layer(baseline, layer, kernels), baseline.structures).any()
     kernels[0, 1, 2, 2] += 0.1
     assert np.argwhere(
         broken_kernels(held_layer(baseline, layer, kernels), baseline.structures)
     ).tolist() == [[0, 1]]
     damaged = replace(layer, hold=replace(record, shapes=encode_shapes(shapes[:2])))
-    with pytest.raises(
-        KernelsimpError, match=r"templates are damaged .shape parameters of 2 templates for 4"
-    ):
+    with pytest.raises(KernelsimpError, match=r"draws kernels are damaged .numbers of 2 drawn kernels for 4"):
         held_layer(baseline, damaged, kernels)
 
 

@@ -92,7 +92,7 @@ def test_a_structure_that_is_often_chosen_becomes_cheaper_to_name() -> None:
     costs[:, 0] = 0
     costs[:9, 1], costs[9, 1], costs[9, 2] = 0.0, 0.11, 0.1
     dims, none = torch.tensor([9, 3, 3]), torch.zeros(3)
-    table = CostTable("one", costs, dims, none, 3.5, 9, torch.ones(10, dtype=torch.bool))
+    table = CostTable("one", costs, dims, none, none, 3.5, 9, torch.ones(10, dtype=torch.bool))
     assert choices_at([table], 0.1).structures[0].tolist() == [1] * 10
     costs[9, 1] = 2.0
     assert choices_at([table], 0.1).structures[0].tolist() == [1] * 9 + [2]
@@ -101,7 +101,7 @@ def test_a_structure_that_is_often_chosen_becomes_cheaper_to_name() -> None:
 def test_side_bits_are_paid() -> None:
     costs = torch.tensor([[0.0, 0.1, 0.1]])
     dims, bits = torch.tensor([9, 3, 3]), torch.tensor([0.0, 8.0, 0.0])
-    table = CostTable("one", costs, dims, bits, 3.5, 9, torch.ones(1, dtype=torch.bool))
+    table = CostTable("one", costs, dims, bits, torch.zeros(3), 3.5, 9, torch.ones(1, dtype=torch.bool))
     assert choices_at([table], 1.0).structures[0].tolist() == [2]
 
 
@@ -110,7 +110,17 @@ def test_side_bits_count_by_the_weight_of_the_choice(weight: float, chosen: int)
     # two numbers and eight side bits, or four numbers: 15 bits or 14; 7.8 or 14 where a choice weighs little
     costs = torch.tensor([[0.0, 0.1, 0.1]])
     dims, bits = torch.tensor([9, 2, 4]), torch.tensor([0.0, 8.0, 0.0])
-    table = CostTable("one", costs, dims, bits, 3.5, 9, torch.ones(1, dtype=torch.bool), choice_weight=weight)
+    table = CostTable(
+        "one",
+        costs,
+        dims,
+        bits,
+        torch.zeros(3),
+        3.5,
+        9,
+        torch.ones(1, dtype=torch.bool),
+        choice_weight=weight,
+    )
     assert choices_at([table], 1.0).structures[0].tolist() == [chosen]
 
 
@@ -125,10 +135,29 @@ def test_light_choices_leave_less_error_at_the_same_degrees_of_freedom_and_take_
     assert light.rule["choice_weight"] == 0.0
 
 
+def test_numbers_that_kernels_share_are_counted_once_and_paid_by_those_who_share_them() -> None:
+    # three numbers a kernel, or two and thirty for all: dear for ten kernels, cheap for a hundred
+    dims, none = torch.tensor([9, 3, 2]), torch.zeros(3)
+    shared = torch.tensor([0, 0, 30])
+    for count, chosen in ((10, 1), (100, 2)):
+        costs = torch.tensor([[0.0, 0.1, 0.1]]).expand(count, 3)
+        table = CostTable("one", costs, dims, none, shared, 3.5, 9, torch.ones(count, dtype=torch.bool))
+        choices = choices_at([table], 1.0)
+        assert choices.structures[0].tolist() == [chosen] * count
+        assert table.dof_left(choices.structures[0]) == {1: 3 * count, 2: 2 * count + 30}[chosen]
+
+
 def test_choice_bits_are_the_entropy_of_the_choices() -> None:
     dims = torch.tensor([9, 3, 0])
     table = CostTable(
-        "one", torch.zeros(8, 3), dims, torch.tensor([0.0, 2.0, 0.0]), 3.5, 9, torch.ones(8) > 0
+        "one",
+        torch.zeros(8, 3),
+        dims,
+        torch.tensor([0.0, 2.0, 0.0]),
+        torch.zeros(3),
+        3.5,
+        9,
+        torch.ones(8) > 0,
     )
     from kernelsimp.solver.lagrangian import Choices
 

@@ -1,5 +1,7 @@
 """Structures by name: laws of the bent sets, and the solution with them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from solving import all_exact, calibrated, error_of, with_tensors
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import families, partitions
-from kernelsimp.kernels.structures import BENT, KernelSet, find, kernel_sets, projectors
+from kernelsimp.kernels.prototypes import distinct
+from kernelsimp.kernels.structures import BENT, KernelSet, Prototyped, find, kernel_sets, projectors
 from kernelsimp.settings import PlanSettings
 from kernelsimp.solver.layerwise import reconstruct, targets_of
 from kernelsimp.solver.plan_builder import data_free_plan
@@ -103,3 +106,34 @@ def test_the_road_with_bent_sets_is_exact_and_nearer_than_projection(monkeypatch
     assert all_exact(made, plan)
     fresh = smooth_images(40, 5)
     assert error_of(made, model, fresh) < 0.7 * error_of(plain, model, fresh)
+
+
+def planted_prototypes(count: int = 120) -> torch.Tensor:
+    """Kernels (count, 5, 5) that are a*X + b of three X, turned and mirrored."""
+    centres, draws = some((5, 5), 3).double(), np.random.default_rng(0)
+    turned = [
+        torch.rot90(centres[number % 3], int(draws.integers(4))).flip(0) * draws.normal() + draws.normal()
+        for number in range(count)
+    ]
+    return torch.stack(turned)
+
+
+def test_prototypes_hold_kernels_that_share_them_and_no_others() -> None:
+    kernels = planted_prototypes()
+    shared = find("prototypes-3", (5, 5))
+    assert isinstance(shared, Prototyped)
+    own = replace(shared, shapes=shared.shapes_of(kernels))
+    assert bool(own.holds(own.snap(kernels)).all())
+    assert float(own.residual(kernels).max()) < 1e-6
+    assert distinct(own.shapes, (5, 5)) == 3
+    noise = some((5, 5), 120, seed=4).double()
+    assert float(own.residual(noise).min()) > 0.1
+
+
+def test_prototypes_count_their_own_numbers_among_the_degrees_of_freedom() -> None:
+    item = find("prototypes-8", (5, 5))
+    assert isinstance(item, Prototyped)
+    assert (item.dim, item.shared) == (2, 200)
+    assert item.side_bits == 6  # eight prototypes in eight positions
+    with pytest.raises(KernelsimpError, match="K from 1 to 256"):
+        find("prototypes-0", (5, 5))

@@ -19,7 +19,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "sources": ("digits", "npz:", "npy:", "imagefolder:", "torchvision:"),
     "families": (
-        *("linear", "seventeen", "bent", "templates", "all"),
+        *("linear", "seventeen", "bent", "templates", "prototypes", "all"),
         *("mirror-h", "mirror-v", "transpose", "anti-transpose", "half-turn", "both-mirrors"),
         *("both-transposes", "full-square", "quarter-turn", "radial", "odd-h", "odd-v", "odd-transpose"),
         *("odd-anti-transpose", "odd-half-turn", "odd-h-even-v", "even-h-odd-v", "odd-turn-even-h"),

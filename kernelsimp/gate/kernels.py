@@ -18,7 +18,7 @@ from kernelsimp.error_text import printable
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO
-from kernelsimp.kernels.structures import DENOISED, TEMPLATE, find
+from kernelsimp.kernels.structures import DENOISED, DRAWN, find, numbers_kept
 from kernelsimp.models.layers import bank_from_tensors, canonical, tensor_name
 from kernelsimp.records.held import CRC_PER_KERNEL_UP_TO, decode_assignment, decode_shapes
 from kernelsimp.records.limits import Baseline, BaselineLayer, baseline_of
@@ -39,7 +39,7 @@ FREE = "free"
 class Held:
     """One layer as it is: its kernels, and the structure that the baseline gives each.
 
-    `shapes` (out, in / groups, 4) are the shape parameters of templates, where there are any.
+    `shapes` (out, in / groups, 4 or more) are the numbers by which kernels are drawn, where any are.
     """
 
     layer: BaselineLayer
@@ -142,15 +142,18 @@ def held_layer(baseline: Baseline, layer: BaselineLayer, kernels: Tensor) -> Hel
 
 
 def _shapes(baseline: Baseline, layer: BaselineLayer, choice: Choice) -> NDArray[np.float32] | None:
-    drawn = np.array([name.startswith(TEMPLATE) for name in baseline.structures], dtype=np.bool_)[choice]
+    drawn = np.array([name.startswith(DRAWN) for name in baseline.structures], dtype=np.bool_)[choice]
     if not drawn.any():
         return None
-    shapes = np.zeros((*choice.shape, 4), np.float32)
+    used = (baseline.structures[index] for index in np.unique(choice))
+    wide = numbers_kept(used, canonical_shape(layer)[2:])
+    shapes = np.zeros((*choice.shape, wide), np.float32)
     try:
-        shapes[drawn] = decode_shapes(layer.hold.shapes, int(drawn.sum()))
+        shapes[drawn] = decode_shapes(layer.hold.shapes, int(drawn.sum()), wide)
     except ValueError as error:
         raise KernelsimpError(
-            f"{printable(layer.name)}: the baseline's templates are damaged ({error}); write the report again"
+            f"{printable(layer.name)}: the numbers by which the baseline draws kernels are damaged "
+            f"({error}); write the report again"
         ) from error
     return shapes
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.kernels.cells import chunks, grid_of, rows_of
+from kernelsimp.kernels.cells import Grid, chunks, grid_of, rows_of
 from kernelsimp.kernels.orbits import moves
 
 SAMPLE = 8192
@@ -22,6 +22,9 @@ SAMPLE_MARGIN = 0.002
 
 CHUNK = 8192
 ROUNDS = 12
+
+_ALL = 1 - 1e-9
+"""The coverage that a search never reaches, so that it uses as many prototypes as it may."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,30 @@ def leading_prototypes(found: Prototypes, most: int) -> tuple[Tensor, Tensor]:
     covered.index_add_(0, found.index[used], found.a[used].double().square())
     order = covered.argsort(descending=True, stable=True)[:most]
     return found.centres[order], covered[order] / covered.sum().clamp_min(1e-300)
+
+
+def moved_centres(kernels: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Return the prototype of each of kernels (n, kh, kw), moved as suits it, (n, cells).
+
+    There are `count` prototypes or fewer.
+
+    Rows are zero where no prototype was found: every kernel is constant.
+    """
+    found = find(kernels, PrototypeSettings(_ALL, count, seed))
+    if not found.count:
+        return torch.zeros(len(kernels), kernels[0].numel(), dtype=torch.float64)
+    return found.centres.flatten(1)[found.index].gather(1, _moves(grid_of(kernels))[found.move])
+
+
+def distinct(centres: Tensor, grid: Grid) -> int:
+    """Return how many prototypes there are among moved ones (n, cells), whatever the moves."""
+    images = centres[:, _moves(grid)]  # (n, moves, cells); one prototype's images are the same rows
+    rank = torch.arange(images.shape[1]).expand(len(images), -1)
+    for cell in reversed(range(images.shape[2])):
+        order = images[:, :, cell].gather(1, rank).argsort(dim=1, stable=True)
+        rank = rank.gather(1, order)
+    least = images[torch.arange(len(images)), rank[:, 0]]
+    return len(torch.unique(least, dim=0))
 
 
 def _check(settings: PrototypeSettings) -> None:

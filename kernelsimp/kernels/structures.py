@@ -1,10 +1,13 @@
 """Every structure that a plan can give a kernel, by name: the linear families, `zero`, and sets that bend.
 
-A bent set (low rank, few distinct values, a template a*T + b) is no subspace, but each of its members lies
+A bent set (low rank, few distinct values, a drawing a*T + b) is no subspace, but each of its members lies
 in one: the set's flat at that member, in which a re-solve can move it. Membership of low rank and few values
-needs nothing but the kernel; a template is drawn from shape parameters that the plan keeps, a row a kernel.
+needs nothing but the kernel; what T is (a template, or a prototype of the layer) the plan keeps, a row a
+kernel.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -19,11 +22,14 @@ from kernelsimp.kernels import (
     families,
     few_values,
     masks,
+    orbits,
     partitions,
+    prototypes,
     rank,
     template_fit,
     templates,
 )
+from kernelsimp.kernels.cells import rounding
 from kernelsimp.kernels.subspace import OrbitSubspace, Shape
 
 RANKS = {"rank-one": 1, "rank-two": 2}
@@ -36,7 +42,16 @@ TEMPLATE = "template-"
 TEMPLATED = tuple(f"{TEMPLATE}{name}" for name in templates.NAMES)
 """The names of the structures a*T + b; their degrees of freedom are a, b and the shape parameters of T."""
 
-CURVED = (*BENT, *TEMPLATED)
+PROTOTYPES = "prototypes-"
+"""What the names of the structures a*X + b begin with, X one of K prototypes that the layer shares, moved."""
+
+PROTOTYPED = (f"{PROTOTYPES}8",)
+"""Those that a group's name offers; by its own name any number of prototypes is to be had."""
+
+DRAWN = (TEMPLATE, PROTOTYPES)
+"""What the names of structures begin with whose kernels need numbers that the plan keeps."""
+
+CURVED = (*BENT, *TEMPLATED, *PROTOTYPED)
 """Every structure that is no subspace."""
 
 DENOISED = "denoised-"
@@ -44,13 +59,16 @@ DENOISED = "denoised-"
 
 LINEAR = "linear"
 GROUPS = {
-    "all": (LINEAR, families.ZERO, *CURVED),
+    "all": (LINEAR, families.ZERO, *BENT, *TEMPLATED),
     LINEAR: (LINEAR, families.ZERO),
     "seventeen": (*families.SEVENTEEN, families.ZERO),
     "bent": BENT,
     "templates": TEMPLATED,
+    "prototypes": PROTOTYPED,
 }
-"""Words that stand for several structures; `linear` among the members means every linear family there is."""
+"""Words that stand for several structures; `linear` among the members means every linear family there is.
+
+`all` are those that a kernel is in by itself: prototypes, which a layer shares, are asked for beside them."""
 
 
 @dataclass(frozen=True)
@@ -140,22 +158,34 @@ class FewValued(KernelSet):
 
 
 @dataclass(frozen=True, eq=False)
-class Templated(KernelSet):
+class Drawn(KernelSet):
     """Kernels a*T + b; the flat is span{T, 1}, T drawn from `shapes` (n, k), a row a kernel.
 
     Without shapes every kernel gets those that fit it best.
     """
 
-    template: str = ""
     shapes: Tensor | None = field(default=None, repr=False)
 
+    @property
+    def width(self) -> int:
+        """How many numbers say what T is."""
+        raise NotImplementedError
+
+    def shapes_of(self, kernels: Tensor) -> Tensor:
+        """Return the numbers (n, width) that fit kernels (n, *shape) best, as float32 holds them."""
+        raise NotImplementedError
+
+    def draw(self, shapes: Tensor) -> Tensor:
+        """Return T (n, cells) of zero mean and unit norm, or of zeros."""
+        raise NotImplementedError
+
     def snap(self, kernels: Tensor) -> Tensor:
-        rows = self._rows(kernels)
-        return template_fit.snap(rows, template_fit.refit(rows, self._fit(rows))).reshape(kernels.shape)
+        drawn, (a, b, _) = self._profile(kernels)
+        return (a[:, None] * drawn + b[:, None]).reshape(kernels.shape).to(kernels.dtype)
 
     def holds(self, kernels: Tensor) -> Tensor:
-        rows = self._rows(kernels)
-        return template_fit.holds(rows, self._fit(rows)).reshape(self._lead(kernels))
+        _, (_, _, residual) = self._profile(kernels)
+        return (residual <= rounding(kernels.dtype)).reshape(self._lead(kernels))
 
     def flats(self, kernels: Tensor) -> Tensor:
         basis = self.basis(kernels)
@@ -163,11 +193,34 @@ class Templated(KernelSet):
 
     def basis(self, kernels: Tensor) -> Tensor:
         """Return an orthonormal basis (n, cells, 2) of the flat of each of kernels (n, *shape)."""
-        drawn = template_fit.shapes(self._fit(self._rows(kernels)))
+        drawn = self._drawn(self._rows(kernels))
         return torch.stack([drawn, torch.full_like(drawn, drawn.shape[1] ** -0.5)], dim=2)
 
+    def _profile(self, kernels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        rows = self._rows(kernels)
+        drawn = self._drawn(rows)
+        return drawn, template_fit.profile(rows, drawn)
+
+    def _drawn(self, rows: Tensor) -> Tensor:
+        return self.draw(self.shapes_of(rows) if self.shapes is None else self.shapes.double())
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return self.shape[0], self.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Templated(Drawn):
+    """Kernels a*T + b, T a template; its degrees of freedom are a, b and T's shape parameters."""
+
+    template: str = ""
+
+    @property
+    def width(self) -> int:
+        return len(templates.parameters_of(templates.by_name(self.template), self._grid))
+
     def shapes_of(self, kernels: Tensor) -> Tensor:
-        """Return the shape parameters (n, k) that fit kernels (n, *shape) best, as float32 numbers hold them.
+        """Return the shape parameters (n, k) that fit best.
 
         A constant kernel, which every template fits, gets the first point of the search grid.
         """
@@ -176,14 +229,35 @@ class Templated(KernelSet):
         constant = found.template[:, None] < 0
         return torch.where(constant, known[0].float().double(), found.parameters[:, : known.shape[1]])
 
-    @property
-    def _grid(self) -> tuple[int, int]:
-        return self.shape[0], self.shape[1]
+    def draw(self, shapes: Tensor) -> Tensor:
+        return templates.draw(templates.by_name(self.template), self._grid, shapes)
 
-    def _fit(self, rows: Tensor) -> template_fit.TemplateFit:
-        shapes = self.shapes_of(rows) if self.shapes is None else self.shapes
-        first = torch.zeros(len(rows), dtype=torch.int64)
-        return template_fit.from_parameters(self._grid, [self.template], first, shapes)
+
+@dataclass(frozen=True, eq=False)
+class Prototyped(Drawn):
+    """Kernels a*X + b, X one of `count` prototypes that a layer shares, turned or mirrored.
+
+    A kernel's numbers are the cells of its X; without them the prototypes are those of the kernels given.
+    """
+
+    count: int = 8
+    seed: int = 0
+
+    @property
+    def width(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def shapes_of(self, kernels: Tensor) -> Tensor:
+        return prototypes.moved_centres(self._rows(kernels), self.count, self.seed).float().double()
+
+    def draw(self, shapes: Tensor) -> Tensor:
+        centred = shapes - shapes.mean(dim=1, keepdim=True)
+        return torch.nn.functional.normalize(centred, dim=1)
+
+    @property
+    def shared(self) -> int:
+        """The numbers of the prototypes themselves, which the kernels of a layer share."""
+        return self.count * self.width
 
 
 @dataclass(frozen=True)
@@ -204,14 +278,13 @@ class PointSet(KernelSet):
 def find(name: str, shape: Shape, shapes: NDArray[np.float32] | None = None) -> OrbitSubspace | KernelSet:
     """Return the structure called `name` at `shape`: a family, `zero`, or a bent set.
 
-    `shapes` (n, 4) are the shape parameters of the n kernels that a template will be asked about. Raises
-    `KernelsimpError` where the name is unknown or has no meaning at this shape.
+    `shapes` (n, 4 or more) are the numbers by which the n kernels are drawn that a template or prototypes
+    will be asked about. Raises `KernelsimpError` where the name is unknown or has no meaning at this shape.
     """
     found = _find(name, shape)
-    if not isinstance(found, Templated) or shapes is None:
+    if not isinstance(found, Drawn) or shapes is None:
         return found
-    count = len(templates.parameters_of(templates.by_name(found.template), (shape[0], shape[1])))
-    return replace(found, shapes=torch.from_numpy(np.ascontiguousarray(shapes[:, :count])).double())
+    return replace(found, shapes=torch.from_numpy(np.ascontiguousarray(shapes[:, : found.width])).double())
 
 
 @lru_cache(maxsize=4096)
@@ -221,12 +294,34 @@ def _find(name: str, shape: Shape) -> OrbitSubspace | KernelSet:
     if name.startswith(DENOISED):
         denoisers.by_name(name.removeprefix(DENOISED))
         return PointSet(name, shape, int(np.prod(shape)))
+    if name.startswith(PROTOTYPES):
+        return _prototyped(name, shape)
     if name not in CURVED:
         return families.find(name, shape)
     made = {item.name: item for item in kernel_sets(shape)}
     if name not in made:
         raise KernelsimpError(f"structure '{name}' is not offered for kernels of shape {shape}")
     return made[name]
+
+
+def _prototyped(name: str, shape: Shape) -> Prototyped:
+    text = name.removeprefix(PROTOTYPES)
+    if not text.isdecimal() or not 1 <= int(text) <= prototypes.PrototypeSettings.limit:
+        raise KernelsimpError(
+            f"structure '{name}': expected K prototypes, K from 1 to {prototypes.PrototypeSettings.limit}"
+        )
+    if len(shape) != 2 or min(shape) < 2:
+        raise KernelsimpError(f"structure '{name}' is not offered for kernels of shape {shape}")
+    count = int(text)
+    moves = len(orbits.moves((shape[0], shape[1])))
+    return Prototyped(name, shape, 2, math.log2(count * moves), count=count)
+
+
+def numbers_kept(names: Iterable[str], shape: Shape) -> int:
+    """Return how many numbers a kernel the plan keeps for structures of these names; 0 for none."""
+    drawn = [name for name in names if name.startswith(DRAWN)]
+    shared = any(name.startswith(PROTOTYPES) for name in drawn)
+    return max(template_fit.WIDTH, int(np.prod(shape)) if shared else 0) if drawn else 0
 
 
 def expand(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -238,7 +333,8 @@ def expand(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         head, _, tail = name.partition("-")
         pair = head in ("rows", "columns") and tail.replace("-", "").isdigit()
-        if not pair and name not in known:
+        drawn = head == "prototypes" and tail.isdecimal()
+        if not pair and not drawn and name not in known:
             raise KernelsimpError(f"unknown family '{name}'{did_you_mean(name, known)}")
     return tuple(dict.fromkeys(part for name in names for part in GROUPS.get(name, (name,))))
 
@@ -270,4 +366,5 @@ def kernel_sets(shape: Shape) -> tuple[KernelSet, ...]:
         Templated(TEMPLATE + item.name, shape, templates.degrees_of_freedom(item, grid), template=item.name)
         for item in templates.offered_templates(grid)
     )
-    return (*low, *few, *drawn)
+    shared = (_prototyped(name, shape) for name in PROTOTYPED if min(shape) > 1)
+    return (*low, *few, *drawn, *shared)

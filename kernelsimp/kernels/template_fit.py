@@ -131,11 +131,16 @@ def refit(kernels: Tensor, fitted: TemplateFit) -> TemplateFit:
 
     This is how membership is verified: what was written is compared with span{T, 1} drawn in float64.
     """
-    flat, broken = rows_of(kernels)
     floor = 2 * float(torch.finfo(kernels.dtype).eps)
-    a, b, residual = _profile(flat, shapes(fitted), broken)
-    bic = _bic(residual, fitted.dof, floor, flat.shape[1])
+    a, b, residual = profile(kernels, shapes(fitted))
+    bic = _bic(residual, fitted.dof, floor, fitted.grid[0] * fitted.grid[1])
     return replace(fitted, a=a, b=b, residual=residual, bic=bic)
+
+
+def profile(kernels: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a, b and the relative residual of kernels (n, kh, kw) on span{T, 1}, T drawn (n, cells)."""
+    flat, broken = rows_of(kernels)
+    return _profile(flat, drawn, broken)
 
 
 def holds(kernels: Tensor, fitted: TemplateFit) -> Tensor:

@@ -19,8 +19,9 @@ class HeldLayer:
     `assignment` is the run-length code, base64, of the choice of each kernel in canonical order: pairs of
     little-endian uint16 structure and uint32 length. `frozen_crc32` has one CRC-32 a frozen kernel in that
     order (or a single one for a large layer) over the stored bytes; `sha256` is over all frozen kernels.
-    Frozen are all simplified kernels, or where structure is tied those that were denoised. `shapes` has the
-    shape parameters of templates, four little-endian float32 a kernel that is one, base64, in that order.
+    Frozen are all simplified kernels, or where structure is tied those that were denoised. `shapes` has by
+    what kernels are drawn, in that order, base64: four little-endian float32 a template; in a layer with
+    prototypes all the cells of a kernel, deflated.
     """
 
     assignment: str
@@ -53,17 +54,36 @@ def decode_assignment(text: str, shape: tuple[int, int]) -> NDArray[np.int16]:
     return flat.reshape(shape)
 
 
+PLAIN = 4
+"""Rows of so many numbers, those of templates, are written as they are."""
+
+
 def encode_shapes(shapes: NDArray[np.float32]) -> str:
-    """Write shape parameters (templates, 4) as text."""
-    return base64.b64encode(np.ascontiguousarray(shapes, dtype="<f4").tobytes()).decode()
+    """Write the numbers (kernels, 4 or more) by which kernels are drawn as text.
+
+    Of templates all differ; of prototypes many are the same, so that wide rows are deflated.
+    """
+    stored = np.ascontiguousarray(shapes, dtype="<f4").tobytes()
+    return base64.b64encode(stored if shapes.shape[1] == PLAIN else zlib.compress(stored, 9)).decode()
 
 
-def decode_shapes(text: str, count: int) -> NDArray[np.float32]:
+def decode_shapes(text: str, count: int, width: int = PLAIN) -> NDArray[np.float32]:
     """Undo `encode_shapes` for `count` kernels; raises ValueError where the text is damaged."""
-    values = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
-    if values.size != 4 * count:
-        raise ValueError(f"shape parameters of {values.size / 4:g} templates for {count} kernels")
-    return values.astype(np.float32).reshape(count, 4)
+    stored = base64.b64decode(text, validate=True)
+    if width != PLAIN:
+        stored = _inflate(stored, 4 * count * width)
+    values = np.frombuffer(stored, dtype="<f4")
+    if values.size != width * count:
+        raise ValueError(f"numbers of {values.size / width:g} drawn kernels for {count}")
+    return values.astype(np.float32).reshape(count, width)
+
+
+def _inflate(stored: bytes, size: int) -> bytes:
+    """Inflate to `size` bytes and not further; raises ValueError where the stream is damaged."""
+    try:
+        return zlib.decompressobj().decompress(stored, size)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
 
 
 def hold_layer(

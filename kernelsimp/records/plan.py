@@ -13,7 +13,7 @@ FREE = 0
 
 
 SHAPES, STRENGTH = "template", "strength"
-"""Keys of a layer's parameters: shape parameters of templates, and the strength of a denoiser."""
+"""Keys of a layer's parameters: by what templates and prototypes are drawn, and a denoiser's strength."""
 
 
 class PlannedLayer(Protocol):
@@ -37,7 +37,8 @@ class LayerPlan:
     `choice` indexes `Plan.structures`; `found` marks choices that chance does not explain; `residual` is
     the relative residual ||w - Pw|| / ||w|| of the choice; `dims` gives the degrees of freedom of each
     structure at this layer's `grid`. `parameters` holds what a structure needs beside its name (the
-    shape parameters of a template, the strength of a denoiser), each array led by (out, in / groups).
+    shape parameters of a template, the cells of a prototype, the strength of a denoiser), each array led by
+    (out, in / groups). `shared` are the numbers of the prototypes that kernels of the layer share.
     """
 
     name: str
@@ -50,6 +51,7 @@ class LayerPlan:
     residual: NDArray[np.float32]
     dims: NDArray[np.int16]
     parameters: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    shared: int = 0
 
     @classmethod
     def free(
@@ -76,7 +78,7 @@ class LayerPlan:
         return np.asarray(self.choice != FREE)
 
     def shapes(self, mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
-        """Return the shape parameters of the kernels in `mask`, a row each; None where the plan has none."""
+        """Return by what the kernels in `mask` are drawn, a row each; None where the plan does not say."""
         kept = self.parameters.get(SHAPES)
         return None if kept is None else kept[mask]
 
@@ -86,7 +88,12 @@ class LayerPlan:
 
     @property
     def dof_after(self) -> int:
-        return int(self.dims[self.choice].sum())
+        return int(self.dims[self.choice].sum()) + self.shared
+
+    @property
+    def prototypes(self) -> int:
+        """How many prototypes carry the kernels that share them."""
+        return self.shared // math.prod(self.grid)
 
 
 @dataclass(frozen=True)

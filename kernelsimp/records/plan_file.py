@@ -39,6 +39,7 @@ def save_plan(plan: Plan, path: Path) -> None:
         "coefficient_bits": plan.coefficient_bits,
         "layers": [
             {"name": layer.name, "kind": layer.kind, "groups": layer.groups, "grid": layer.grid}
+            | ({"shared": layer.shared} if layer.shared else {})
             for layer in plan.layers
         ],
     }
@@ -100,9 +101,11 @@ def _layer(entry: "_LayerHead", arrays: dict[str, Any], structures: int) -> Laye
         raise ValueError(f"{name}: its parameters are not those of its kernels")
     if own["choice"].size and not 0 <= own["choice"].min() <= own["choice"].max() < structures:
         raise ValueError(f"{name}: a choice that is none of its {structures} structures")
+    if entry.shared < 0:
+        raise ValueError(f"{name}: {entry.shared} numbers that its kernels share")
     if entry.groups < 1 or not entry.grid or min(entry.grid) < 1:
         raise ValueError(f"{name}: kernels of {entry.grid} in {entry.groups} groups")
-    return LayerPlan(name, entry.kind, entry.groups, entry.grid, **own, parameters=extra)
+    return LayerPlan(name, entry.kind, entry.groups, entry.grid, **own, parameters=extra, shared=entry.shared)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class _LayerHead:
     kind: str
     groups: int
     grid: tuple[int, ...]
+    shared: int = 0
 
 
 @dataclass(frozen=True)

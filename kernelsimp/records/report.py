@@ -108,7 +108,8 @@ class LayerReport:
     calibration inputs, null where no data was given.
     `predicted_loss` is what the survey makes of the layer's choices before any re-solve, `measured_loss`
     KL(original || the original with this layer alone as it came out of the re-solve) on calibration images
-    that nothing was fitted to, both in nats an image.
+    that nothing was fitted to, both in nats an image. `prototypes` says how many prototypes carry the kernels
+    of the layer that share them; `dof` counts their numbers once.
     """
 
     name: str
@@ -128,6 +129,7 @@ class LayerReport:
     predicted_loss: float | None = None
     measured_loss: float | None = None
     families_found: Mapping[str, int] = field(default_factory=dict)
+    prototypes: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Kernels are rows (n, cells) in float64, in canonical order. `free` is always fir
 it is offered. A linear family has one projector for all kernels.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,7 +13,18 @@ from torch import Tensor
 from kernelsimp.analysis.select import match_names
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO, offered_families
-from kernelsimp.kernels.structures import CURVED, LINEAR, KernelSet, Templated, expand, kernel_sets
+from kernelsimp.kernels.structures import (
+    CURVED,
+    LINEAR,
+    PROTOTYPED,
+    PROTOTYPES,
+    Drawn,
+    KernelSet,
+    Prototyped,
+    expand,
+    find,
+    kernel_sets,
+)
 from kernelsimp.settings import PlanSettings
 
 FREE_NAME = "free"
@@ -22,6 +34,8 @@ FREE_NAME = "free"
 class Structure:
     """One structure: `dim` numbers are left of a kernel, and `side_bits` name its parameters.
 
+    `shared` numbers are kept once for all the kernels of the layer that take it.
+
     `projector` (cells, cells) takes a kernel to its nearest member; None leaves it as it is.
     """
 
@@ -29,6 +43,7 @@ class Structure:
     dim: int
     projector: Tensor | None
     side_bits: float = 0.0
+    shared: int = 0
 
     def errors(self, kernels: Tensor) -> Tensor:
         """Return w - Pw for kernels (n, cells)."""
@@ -57,11 +72,11 @@ class SetStructure(Structure):
 
     @property
     def shapes(self) -> Tensor | None:
-        """The shape parameters of each kernel's template (n, k), where this is a template."""
-        return self.members.shapes if isinstance(self.members, Templated) else None
+        """The numbers by which each kernel is drawn (n, k), where this is a template or prototypes."""
+        return self.members.shapes if isinstance(self.members, Drawn) else None
 
     def among(self, mask: Tensor) -> "Structure":
-        if not isinstance(self.members, Templated) or self.members.shapes is None:
+        if not isinstance(self.members, Drawn) or self.members.shapes is None:
             return self
         return replace(self, members=replace(self.members, shapes=self.members.shapes[mask]))
 
@@ -80,8 +95,7 @@ def candidates_for(layer: LayerKernels, names: tuple[str, ...] | None) -> tuple[
     for item in offered_families(layer.grid, linear_names(names)):
         projector = torch.from_numpy(item.subspace.projector).double()
         found.append(Structure(item.name, item.subspace.dim, projector))
-    bent = (item for item in kernel_sets(layer.grid) if spelled is not None and item.name in spelled)
-    return (*found, *(_set_candidate(item, layer) for item in bent))
+    return (*found, *(_set_candidate(item, layer) for item in _bent_sets(layer, spelled or ())))
 
 
 def linear_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -89,15 +103,33 @@ def linear_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     spelled = None if names is None else expand(names)
     if spelled is None or LINEAR in spelled:
         return None
-    return tuple(name for name in spelled if name != ZERO and name not in CURVED)
+    return tuple(name for name in spelled if name != ZERO and not _is_bent(name))
+
+
+def _is_bent(name: str) -> bool:
+    return name in CURVED or name.startswith(PROTOTYPES)
+
+
+def _bent_sets(layer: LayerKernels, names: tuple[str, ...]) -> Iterator[KernelSet]:
+    """Yield the bent sets called `names` in which a kernel of this layer keeps fewer numbers than cells."""
+    yield from (
+        item for item in kernel_sets(layer.grid) if item.name in names and item.name not in PROTOTYPED
+    )
+    if len(layer.grid) != 2 or min(layer.grid) < 2:
+        return
+    for name in names:
+        item = find(name, layer.grid) if name.startswith(PROTOTYPES) else None
+        if isinstance(item, Prototyped) and item.dim + item.shared / max(1, layer.count) < item.width:
+            yield item
 
 
 def _set_candidate(item: KernelSet, layer: LayerKernels) -> SetStructure:
-    """Return a bent set as a candidate; a template's shape is fitted to every kernel once."""
-    if isinstance(item, Templated):
+    """Return a bent set as a candidate; what is drawn is fitted to every kernel once."""
+    if isinstance(item, Drawn):
         kernels = layer.kernels.detach().cpu().reshape(-1, *layer.grid)
         item = replace(item, shapes=item.shapes_of(kernels).float())
-    return SetStructure(item.name, item.dim, None, item.side_bits, members=item)
+    shared = item.shared if isinstance(item, Prototyped) else 0
+    return SetStructure(item.name, item.dim, None, item.side_bits, shared, members=item)
 
 
 def rows_of_layer(layer: LayerKernels) -> Tensor:

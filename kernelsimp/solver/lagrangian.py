@@ -3,7 +3,8 @@
 bits = dim * b + v * (side bits + log2(1 / how often the layer chooses it)), b the bits of a coefficient at
 one per cent distortion of the original layer, v what the choice weighs. With v = 1 bits are well spent; with
 less, degrees of freedom are: structures that are long to name, and keep few numbers, are chosen more often.
-Frequencies follow from the choices, and these from the frequencies, so both are iterated, from equal
+Numbers that kernels share (prototypes) are paid in equal parts by those that take them. How many these are,
+and the frequencies, follow from the choices, and these from them, so all are iterated, from equal
 frequencies: the outcome depends on the multiplier alone. A table is one layer's table of costs (kernels,
 structures).
 """
@@ -32,7 +33,7 @@ HALF = 0.5
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
-    """One layer: `costs` (n, structures), `dims` and `side_bits` (structures,), `bits` b, grid `cells`.
+    """One layer: `costs` (n, structures), `dims`, `side_bits` and `shared` (structures,), `bits` b, `cells`.
 
     Column 0 is 'free' and costs nothing. `allowed` (n,) says which kernels may be anything else, and
     `choice_weight` what the bits of the choice weigh beside those of coefficients.
@@ -42,6 +43,7 @@ class CostTable:
     costs: Tensor
     dims: Tensor
     side_bits: Tensor
+    shared: Tensor
     bits: float
     cells: int
     allowed: Tensor
@@ -50,6 +52,10 @@ class CostTable:
     @property
     def count(self) -> int:
         return int(self.costs.shape[0])
+
+    def dof_left(self, chosen: Tensor) -> int:
+        """Return the degrees of freedom of choices (n,), what kernels share counted once."""
+        return int(self.dims[chosen].sum() + self.shared[torch.unique(chosen)].sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +71,7 @@ Reached = Callable[[Sequence[CostTable], Choices], bool]
 
 def dof_share(tables: Sequence[CostTable], choices: Choices) -> float:
     """Return the degrees of freedom left, as a share of all cells."""
-    left = sum(
-        int(table.dims[chosen].sum()) for table, chosen in zip(tables, choices.structures, strict=True)
-    )
+    left = sum(table.dof_left(chosen) for table, chosen in zip(tables, choices.structures, strict=True))
     return left / sum(table.count * table.cells for table in tables)
 
 
@@ -151,14 +155,17 @@ def _settle(table: CostTable, multiplier: float) -> Tensor:
     """Iterate choices and their frequencies until these stand still, or for the most rounds."""
     chosen = torch.zeros(table.count, dtype=torch.int64)
     share = torch.full((len(table.dims),), 1 / len(table.dims))
+    sharers = torch.full_like(share, table.count)
     for _ in range(ROUNDS):
-        bits = table.dims * table.bits + table.choice_weight * (table.side_bits - share.log2())
+        bits = (table.dims + table.shared / sharers) * table.bits + table.choice_weight * (
+            table.side_bits - share.log2()
+        )
         price = table.costs + (multiplier * bits).to(table.costs.dtype)
         chosen = torch.where(table.allowed, price.argmin(1), 0)
         counts = torch.bincount(chosen, minlength=len(table.dims)).float() + HALF
         fresh = counts / counts.sum()
         moved = float((fresh - share).abs().max())
-        share = fresh
+        share, sharers = fresh, counts
         if moved < STILL:
             break
     return chosen

@@ -15,10 +15,12 @@ from kernelsimp.analysis.examine import examine
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.coding import coefficient_bits as bits_of_coefficient
-from kernelsimp.kernels.template_fit import WIDTH
+from kernelsimp.kernels.prototypes import distinct
+from kernelsimp.kernels.structures import numbers_kept
 from kernelsimp.records.plan import SHAPES, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.solver.candidates import (
+    SetStructure,
     Structure,
     candidates_for,
     chosen_layers,
@@ -156,6 +158,7 @@ def _cost_table(prepared: Prepared, layer: LayerKernels, cost: str, rate: float)
         costs if own != "absolute" or cost == own else costs.mul_(rate),
         dims=torch.tensor([item.dim for item in offer]),
         side_bits=torch.tensor([item.side_bits for item in offer]),
+        shared=torch.tensor([item.shared for item in offer]),
         bits=prepared.bits[layer.name],
         cells=int(np.prod(layer.grid)),
         allowed=allowed,
@@ -173,17 +176,19 @@ def _errors(layer: LayerKernels, offer: Sequence[Structure], chosen: Tensor) -> 
     return errors
 
 
-def _shapes(offer: Sequence[Structure], chosen: Tensor, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return the shape parameters of the kernels that became templates, for the plan to keep."""
-    kept = torch.zeros(len(chosen), WIDTH)
-    drawn = False
-    for place in torch.unique(chosen).tolist():
-        shapes = getattr(offer[place], "shapes", None)
+def _shapes(
+    offer: Sequence[Structure], chosen: Tensor, shape: tuple[int, ...], grid: tuple[int, ...]
+) -> dict[str, Any]:
+    """Return the numbers by which kernels are drawn that became templates or prototypes, for the plan."""
+    places = torch.unique(chosen).tolist()
+    drawn = {place: offer[place].shapes for place in places if isinstance(offer[place], SetStructure)}
+    wide = numbers_kept((offer[place].name for place in places), grid)
+    kept = torch.zeros(len(chosen), wide)
+    for place, shapes in drawn.items():
         if shapes is not None:
             mask = chosen == place
             kept[mask, : shapes.shape[1]] = shapes[mask].float()
-            drawn = True
-    return {SHAPES: kept.numpy().reshape(*shape, WIDTH)} if drawn else {}
+    return {SHAPES: kept.numpy().reshape(*shape, wide)} if wide else {}
 
 
 def _layer_plan(
@@ -193,7 +198,19 @@ def _layer_plan(
     free = LayerPlan.free(layer, structures, {item.name: item.dim for item in offer})
     index = np.array([structures.index(item.name) for item in offer], dtype=np.int16)
     choice = index[chosen.numpy()].reshape(free.choice.shape)
-    return replace(free, choice=choice, parameters=_shapes(offer, chosen, choice.shape))
+    parameters = _shapes(offer, chosen, choice.shape, layer.grid)
+    return replace(free, choice=choice, parameters=parameters, shared=_shared(offer, chosen))
+
+
+def _shared(offer: Sequence[Structure], chosen: Tensor) -> int:
+    """Return the numbers of the prototypes that the chosen kernels share: of those that any of them takes."""
+    total = 0
+    for place in torch.unique(chosen).tolist():
+        item = offer[place]
+        if item.shared and isinstance(item, SetStructure) and item.shapes is not None:
+            grid = (item.members.shape[0], item.members.shape[1])
+            total += distinct(item.shapes[chosen == place], grid) * item.shapes.shape[1]
+    return total
 
 
 def _residual(layer: LayerKernels, errors: Tensor) -> NDArray[np.float32]:

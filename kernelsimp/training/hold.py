@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.kernels import partitions
-from kernelsimp.kernels.structures import DENOISED, LowRank, PointSet, Templated, find
+from kernelsimp.kernels.structures import DENOISED, Drawn, LowRank, PointSet, find
 from kernelsimp.kernels.subspace import OrbitSubspace
 from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED, canonical, stored_order
 from kernelsimp.models.stored_order import module_name
@@ -287,7 +287,8 @@ def _sets(
 ) -> Iterator[HeldSet]:
     """Yield what ties kernels without orbits; `number` (out, in / groups) is where each stands as stored.
 
-    All templates are one set, whatever they draw: a step takes its time by the set, hardly by the kernel.
+    All that is drawn (templates, prototypes) is one set: a step takes its time by the set, hardly by the
+    kernel.
     """
     layer, structures = plan
     drawn: list[tuple[Tensor, Tensor]] = []
@@ -298,7 +299,7 @@ def _sets(
         item = find(structures[index], layer.grid, layer.shapes(mask))
         if isinstance(item, LowRank):
             yield AtRank(number[where], weight, (layer.grid[0], layer.grid[1]), item.order)
-        elif isinstance(item, Templated):
+        elif isinstance(item, Drawn):
             drawn.append((number[where], item.basis(kernels[where])))
         elif isinstance(item, PointSet):
             still.append(number[where])

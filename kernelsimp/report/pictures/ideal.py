@@ -8,7 +8,7 @@ import torch
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.kernels.pictures import PHRASES
-from kernelsimp.kernels.structures import KernelSet, PointSet, Templated, find
+from kernelsimp.kernels.structures import Drawn, KernelSet, PointSet, find
 from kernelsimp.kernels.subspace import OrbitSubspace
 from kernelsimp.report.pictures.gallery import Grid, Picture
 
@@ -39,4 +39,4 @@ def _family(name: str, shape: tuple[int, ...]) -> OrbitSubspace | KernelSet | No
         found = find(name, shape)
     except KernelsimpError:
         return None
-    return None if isinstance(found, Templated | PointSet) else found
+    return None if isinstance(found, Drawn | PointSet) else found

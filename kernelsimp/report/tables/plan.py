@@ -27,7 +27,7 @@ def _layers(plan: Plan) -> Table:
                 fmt.count(int((layer.changed & ~plan.is_denoised(layer)).sum())),
                 fmt.count(int((layer.found & layer.changed).sum())),
                 fmt.share(layer.dof_after, layer.dof_before),
-                families_text(names),
+                families_text(names, prototypes=layer.prototypes),
             )
         )
     heads = ("layer", "kind", "kernels", "simplified", "found", "DOF left", "structures")

@@ -56,7 +56,7 @@ def _layer_row(layer: LayerReport, *, measured: bool) -> tuple[str, ...]:
         fmt.share(layer.dof, layer_cells(layer)),
         fmt.number(layer.weight_error),
         *([fmt.number(layer.output_error)] if measured else []),
-        families_text(layer.families),
+        families_text(layer.families, prototypes=layer.prototypes),
     )
 
 

@@ -46,12 +46,13 @@ def cut_table(table: Table, most: int) -> Table:
     return replace(table, rows=(*table.rows[:most], said), bars=bars)
 
 
-def families_text(families: Mapping[str, int], most: int = 3) -> str:
-    """Spell the commonest families with their counts, and how many others there are."""
+def families_text(families: Mapping[str, int], most: int = 3, prototypes: int = 0) -> str:
+    """Spell the commonest families with their counts, how many others there are, and prototypes in use."""
     ranked = ranked_families(families)
     named = [f"{printable(name)} {number:,}" for name, number in ranked[:most]]
     rest = len(ranked) - most
-    return ", ".join(named) + (f", {rest} more" if rest > 0 else "")
+    used = f"; prototypes in use: {prototypes}" if prototypes else ""
+    return ", ".join(named) + (f", {rest} more" if rest > 0 else "") + used
 
 
 def figure_table(title: str, figures: Mapping[str, object] | None) -> Table:
