@@ -1,6 +1,7 @@
 """What every test stands on: one thread, a tiny network and its images, real checkpoints where there are."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,11 @@ if sys.dont_write_bytecode:  # else every process compiles torch's 3,000 files a
     sys.dont_write_bytecode, sys.pycache_prefix = False, kept
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = kept
+
+# a shell makes what it runs in the background deaf to Ctrl-C, and nohup to a closed terminal: not what is tested
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session", autouse=True)

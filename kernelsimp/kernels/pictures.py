@@ -287,7 +287,12 @@ def _phrase(family: str, *, alone: bool) -> str:
     if alone and family in ("odd-h-even-v", "even-h-odd-v"):
         even = "top-bottom" if family == "odd-h-even-v" else "left-right"
         return f"{PHRASES[family]}, even {even}"
-    if family in PHRASES:
-        return PHRASES[family]
-    line, first, second = family.split("-")
-    return f"{line} {first} and {second} equal"
+    return line_words(family) or PHRASES[family]
+
+
+def line_words(family: str) -> str | None:
+    """Return two equal lines in words, `rows 0 and 2 equal` for rows-0-2; None for another name."""
+    parts = family.split("-")
+    if len(parts) != 3 or parts[0] not in ("rows", "columns"):
+        return None
+    return f"{parts[0]} {parts[1]} and {parts[2]} equal"

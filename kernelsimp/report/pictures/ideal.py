@@ -7,14 +7,14 @@ import torch
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.families import ZERO
-from kernelsimp.kernels.pictures import PHRASES
-from kernelsimp.kernels.structures import Drawn, KernelSet, PointSet, find
+from kernelsimp.kernels.pictures import PHRASES, line_words
+from kernelsimp.kernels.structures import PROTOTYPES, Drawn, KernelSet, PointSet, find
 from kernelsimp.kernels.subspace import OrbitSubspace
 from kernelsimp.report.pictures.gallery import Grid, Picture
 
 
 def ideal_of(picture: Picture) -> Grid | None:
-    """Return the nearest member; None where a name does not tell it (templates, masks, denoised), or NaN."""
+    """Return the nearest member; None where a name does not tell it (what is drawn, masks, denoised), or NaN."""
     if picture.family == ZERO:
         return np.zeros_like(picture.before)
     family = _family(picture.family, picture.before.shape)
@@ -25,12 +25,9 @@ def ideal_of(picture: Picture) -> Grid | None:
 
 def family_words(name: str) -> str:
     """Return what a structure is called in words: `even left-right` for mirror-h, `rows 0 and 2 equal`."""
-    if name in PHRASES:
-        return PHRASES[name]
-    parts = name.split("-")
-    if len(parts) == 3 and parts[0] in ("rows", "columns"):
-        return f"{parts[0]} {parts[1]} and {parts[2]} equal"
-    return {ZERO: "all zero"}.get(name, name.replace("-", " "))
+    if name.startswith(PROTOTYPES):
+        return f"one of {name.removeprefix(PROTOTYPES)} prototypes of its layer, moved, scaled and shifted"
+    return PHRASES.get(name) or line_words(name) or {ZERO: "all zero"}.get(name, name.replace("-", " "))
 
 
 @lru_cache(maxsize=256)
