@@ -13,7 +13,7 @@ if sys.dont_write_bytecode:  # else every process compiles torch's 3,000 files a
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = kept
 
-# a shell makes what it runs in the background deaf to Ctrl-C, and nohup to a closed terminal: not what is tested
+# a shell makes what it runs in the background deaf to Ctrl-C, nohup to a closed terminal: not what is tested
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)

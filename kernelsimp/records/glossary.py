@@ -37,7 +37,7 @@ GLOSSARY = {
     "PWCCA": "CCA, each direction weighted by how much of the layer's output it carries",
     "NBS": "normalised Bures similarity: likeness of the covariances of two layers, 0 to 1",
     "orbit": "kernels of a layer that are turns or mirror images of one another",
-    "prototype": "a kernel that stands for many of a layer, up to scale",
+    "prototype": "a kernel that stands for many of a layer, turned, mirrored, scaled and shifted",
     "template": "a known shape such as Sobel or Gabor, times a number, plus a number",
     "rank": "how many products of a column and a row a kernel is the sum of; rank one is separable",
     "depthwise": "a convolution in which each channel has one kernel of its own",

@@ -14,7 +14,7 @@ from kernelsimp.report.pictures.gallery import Grid, Picture
 
 
 def ideal_of(picture: Picture) -> Grid | None:
-    """Return the nearest member; None where a name does not tell it (what is drawn, masks, denoised), or NaN."""
+    """Return the nearest member; None where a name does not tell it (drawn, masks, denoised), or NaN."""
     if picture.family == ZERO:
         return np.zeros_like(picture.before)
     family = _family(picture.family, picture.before.shape)
