@@ -286,7 +286,8 @@ def test_a_baseline_of_a_runs_checkpoint_holds_what_the_run_held(
     assert run(["check", model, "--baseline", str(base), "--update-baseline"]) == 0
     said = capsys.readouterr().out
     assert said == (
-        f"baseline: {base} (2 layers, frozen kernels in 2 of them, structures from {place}/run/report.json)\n"
+        f"done: baseline of 2 layers, frozen kernels in 2 of them, structures from {place}/run/report.json; "
+        f"see {base}\n"
     )
     state = kept(place)
     flip(state)
@@ -295,7 +296,10 @@ def test_a_baseline_of_a_runs_checkpoint_holds_what_the_run_held(
         run(["check", str(place / "tiny.pt"), "--baseline", str(place / "free.json"), "--update-baseline"])
         == 0
     )
-    assert capsys.readouterr().out == f"baseline: {place / 'free.json'} (2 layers, no kernel is held)\n"
+    assert (
+        capsys.readouterr().out
+        == f"done: baseline of 2 layers, no kernel is held; see {place / 'free.json'}\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["run", "run/report.json"])

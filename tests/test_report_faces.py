@@ -132,7 +132,7 @@ def test_scan_tables_count_best_matches() -> None:
     assert table.rows[0][5:] == ("4", "2", "mirror-h 3, equal-rows 1")
     families = scan_family_table(reports.scan())
     assert families.heads[3:] == ("by chance, white", "matches / white", "found, white")
-    assert families.rows[0] == ("mirror-h", "2", "18", "9", "2 x", "6")
+    assert families.rows[0] == ("mirror-h", "2", "18", "9", "2 x", "4")
     assert families.rows[1] == ("equal-rows", "1", "2", "0", "–", "–")
 
 

@@ -1,5 +1,6 @@
 """What a terminal shows at several widths: whole words, fewer columns, few rows, and a last line."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,11 +9,14 @@ import reports
 
 from kernelsimp.cli.main import run
 from kernelsimp.records.report import Report
+from kernelsimp.report import report_html, report_markdown
 from kernelsimp.report.tables.headline import verdict_line
+from kernelsimp.report.tables.pair import pair_tables
 from kernelsimp.report.tables.run import control_table, family_table, layer_table, stage_table
-from kernelsimp.report.tables.scan import scan_layer_table
+from kernelsimp.report.tables.scan import found_by_family, scan_family_table, scan_layer_table, scan_words
 from kernelsimp.report.tables.table import Table
-from kernelsimp.report.terminal import as_text, draw, fitting_columns, report_tables, scan_tables
+from kernelsimp.report.tables.verdict import budget_words, title_words
+from kernelsimp.report.terminal import as_text, draw, fitting_columns, report_tables
 
 
 def tables() -> list[Table]:
@@ -64,7 +68,7 @@ def test_a_run_ends_with_what_was_done_what_it_cost_and_where_it_is(model, tmp_p
     assert all(path.name in files for path in out.iterdir() if path.is_file())
     assert written == f"written: {data}"
     assert "kernels simplified, accuracy not measured" in done
-    assert done.endswith(f"budget met; see {out}/report.html")
+    assert done.endswith(f"within budget; see {out}/report.html")
 
 
 def test_the_line_of_a_verdict_has_accuracy_and_its_split():
@@ -73,13 +77,50 @@ def test_the_line_of_a_verdict_has_accuracy_and_its_split():
     assert " pp)" in line
 
 
-def test_a_scan_says_how_more_kernels_are_found_than_match():
+def test_a_scan_counts_what_is_found_once_in_every_table():
     scan = reports.scan()
-    assert "do not match" not in as_text(scan_tables(scan), 200)
     layers = tuple(replace(layer, found=np.arange(12) < 7) for layer in scan.layers)
-    text = as_text(scan_tables(replace(scan, layers=layers)), 200)
-    assert "14 are found (nearer to a family than chance explains), 8 match" in text
-    assert "6 are found and do not match" in text
+    scan = replace(scan, layers=layers)
+    said = "14 found (nearer to a family than chance explains), 8 matching (within 0.1 of one), 8 both"
+    assert scan_words(scan) == f"24 kernels in 2 layers: {said}"
+    by_family = [int(row[-1]) for row in scan_family_table(scan).rows]
+    assert sum(by_family) == sum(found_by_family(scan).values()) == 8
+    assert sum(int(row[6]) for row in scan_layer_table(scan).rows) == 14
+
+
+def test_a_budget_of_something_else_says_that_accuracy_fell():
+    report = replace(reports.report(), settings={"plan": {"dof": 0.3, "max_drop": None}})
+    lost = replace(report, accuracy=replace(report.accuracy, change_pp=-9.3, change_ci95=(-12.0, -6.6)))
+    assert title_words(report).endswith("within budget")
+    assert title_words(lost).endswith("-9.3 pp, budget met, but accuracy fell")
+    assert "which fell by more than chance: -9.30 pp, 95 % interval -12.00 to -6.60 pp" in budget_words(lost)
+    judged = replace(lost, settings={"plan": {"dof": None, "max_drop": 10.0}})
+    assert title_words(judged).endswith("within budget")
+
+
+LAST = [
+    (["families", "--size", "3"], "done: ", " denoisers for --denoise"),
+    (["audit", "MODEL"], "done: 3 layers, ", ""),
+    (["scan", "MODEL"], "done: 16 kernels in 2 layers: ", " both"),
+    (["simplify", "MODEL", "--tolerance", "0.9", "--dry-run"], "done: dry run, nothing written: ", " left"),
+]
+
+
+@pytest.mark.parametrize(("words", "begins", "ends"), LAST, ids=lambda part: str(part)[:12])
+def test_a_command_ends_in_one_line_of_what_it_came_to(model, capsys, words, begins, ends):
+    assert run([str(model) if word == "MODEL" else word for word in words]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith(begins)
+    assert last.endswith(ends)
+
+
+def test_a_closing_line_names_the_files_and_json_on_stdout_stays_json(model, tmp_path, capsys):
+    page = tmp_path / "p.html"
+    assert run(["scan", str(model), "--html", str(page)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"; see {page}")
+    for words in (["scan", str(model)], ["audit", str(model)]):
+        assert run([*words, "--json", "-"]) == 0
+        assert json.loads(capsys.readouterr().out)["schema"].startswith("kernelsimp.")
 
 
 def test_a_training_of_which_no_epoch_was_kept_is_not_called_fine_tuning():
@@ -91,3 +132,16 @@ def test_a_training_of_which_no_epoch_was_kept_is_not_called_fine_tuning():
         text = as_text(report_tables(replace(tuned, training=epochs)), 200)
         assert ("finetuned" in text) == kept
         assert ("no epoch kept" in text) != kept
+
+
+def test_no_face_calls_a_network_finetuned_where_no_epoch_was_kept():
+    base = reports.report()
+    stages = (*base.accuracy.stages[:1], replace(base.accuracy.stages[-1], stage="finetuned"))
+    epochs = tuple(replace(epoch, kept=False) for epoch in reports.epochs())
+    similarity = {"stages": {"finetuned": {"layers": 3}}}
+    tuned = replace(
+        base, accuracy=replace(base.accuracy, stages=stages), training=epochs, similarity=similarity
+    )
+    said = [report_markdown(tuned), report_html(tuned), str(pair_tables((tuned, tuned), ("a", "b")))]
+    assert not any("finetuned" in text for text in said)
+    assert all("no epoch kept" in text for text in said)

@@ -14,11 +14,11 @@ def atlas(
     quiet: QuietOption = False,
 ) -> None:
     """Write one page over the networks of a data set: structure against chance, intervals over networks."""
-    from kernelsimp.cli.present import say_written
+    from kernelsimp.cli.present import say_done
     from kernelsimp.commands import outputs
     from kernelsimp.commands.atlas import write_atlas
 
     outputs.check_outputs([("--out", out_file)], (dataset,))
-    write_atlas(Path(dataset), Path(out_file))
+    count = write_atlas(Path(dataset), Path(out_file))
     if not quiet:
-        say_written([out_file])
+        say_done(f"{count:,} networks on one page", [out_file])

@@ -19,7 +19,7 @@ def audit(
     from kernelsimp.commands import outputs
 
     outputs.check_is_there(model)  # before torch is imported, which takes seconds
-    from kernelsimp.cli.present import say_written
+    from kernelsimp.cli.present import say_done
     from kernelsimp.commands import audit as command
     from kernelsimp.commands import inputs
     from kernelsimp.report.tables.audit import audit_json, audit_tables, audit_words
@@ -34,8 +34,6 @@ def audit(
     if not quiet and json != "-":
         for table in audit_tables(found):
             out.print(draw(table))
-        out.print(audit_words(found), markup=False)
         for note in found.notes:
             out.print(note, markup=False)
-    if not quiet and json != "-":
-        say_written((json,))
+        say_done(audit_words(found), (json,))

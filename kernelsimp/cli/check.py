@@ -69,7 +69,7 @@ def check(
     quiet: QuietOption = False,
 ) -> None:
     """Verify that held kernels did not move, that structures hold and, with --data, the accuracy."""
-    from kernelsimp.cli.present import say_written
+    from kernelsimp.cli.present import say_done
     from kernelsimp.commands import check as command
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.report import ci_formats
@@ -96,7 +96,10 @@ def check(
     if gitlab:
         write_text(gitlab, ci_formats.gitlab(_verdicts_as_text(results)))
     if not quiet and json != "-":
-        say_written((json, junit, gitlab))
+        spoken = _verdicts_as_text(results)
+        say_done(
+            ci_formats.results_words(spoken), (json, junit, gitlab), good=not ci_formats.not_passed(spoken)
+        )
     for result in results.values():
         if isinstance(result, KernelsimpError):
             raise result  # the others are written; this one cannot be judged, so neither can all
@@ -116,12 +119,14 @@ def line_that_makes(model: Path, baseline: Path, given: Given, config: str | Non
 
 
 def _update(models: list[Path], make: Callable[[Path], Any], baseline: Path) -> None:
+    from kernelsimp.cli.present import say_done
+
     if len(models) > 1:
         raise KernelsimpError(f"--update-baseline goes with one MODEL; {len(models)} were given")
     source, made = make(models[0])
     held = sum(bool(layer.hold.frozen_crc32) for layer in made.layers)
     told = f"frozen kernels in {held} of them, structures from {source}" if source else "no kernel is held"
-    out.print(f"baseline: {baseline} ({len(made.layers)} layers, {told})", markup=False)
+    say_done(f"baseline of {len(made.layers)} layers, {told}", [baseline])
 
 
 def _results(

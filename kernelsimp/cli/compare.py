@@ -27,12 +27,12 @@ def compare(
     quiet: QuietOption = False,
 ) -> None:
     """Compare what the layers of two networks give on the same test images."""
-    from kernelsimp.cli.present import say_written
+    from kernelsimp.cli.present import say_done
     from kernelsimp.commands import compare as command
     from kernelsimp.commands import inputs, outputs
     from kernelsimp.files import write_text
     from kernelsimp.report.html import comparison_html
-    from kernelsimp.report.tables.comparison import comparison_json, comparison_tables
+    from kernelsimp.report.tables.comparison import comparison_json, comparison_tables, comparison_words
     from kernelsimp.report.terminal import draw
 
     settings = inputs.settle_for_place(given, config, Path(first))
@@ -48,5 +48,4 @@ def compare(
         for table in comparison_tables(found):
             out.print(draw(table))
         out.print(found.sampling, markup=False)
-    if not quiet and json != "-":
-        say_written((json, html))
+        say_done(comparison_words(found), (json, html))

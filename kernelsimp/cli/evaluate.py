@@ -27,10 +27,10 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Measure accuracy on the test split; with --robustness, also where pictures and weights change."""
-    from kernelsimp.cli.present import say_written
+    from kernelsimp.cli.present import say_done
     from kernelsimp.commands import evaluate as command
     from kernelsimp.commands import inputs, outputs
-    from kernelsimp.report.evaluation import evaluation_json, evaluation_tables
+    from kernelsimp.report.evaluation import evaluation_json, evaluation_tables, evaluation_words
     from kernelsimp.report.terminal import draw
 
     given = put(given, "plan", "metric", metric)
@@ -44,5 +44,4 @@ def evaluate(
     if not quiet and json != "-":
         for table in evaluation_tables(found):
             out.print(draw(table))
-    if not quiet and json != "-":
-        say_written((json,))
+        say_done(evaluation_words(found), (json,))

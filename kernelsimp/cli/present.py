@@ -7,9 +7,11 @@ import typer
 from rich.markup import escape
 
 from kernelsimp.cli.console import emit_json, out
+from kernelsimp.error_text import one_line
 from kernelsimp.records.report import Report
 from kernelsimp.report import report_json
 from kernelsimp.report.tables.headline import verdict_line
+from kernelsimp.report.tables.verdict import fell, outcome_words
 from kernelsimp.report.terminal import report_tables
 
 
@@ -25,10 +27,18 @@ def present_run(report: Report, folder: Path, json: str | None, *, quiet: bool, 
         )
         out.print(f"report: {folder}/report.html  {'  '.join(files)}", markup=False)
         say_written((json,))
-        budget = "[green]budget met[/]" if report.budget_met else "[red]budget NOT met[/]"
+        mark = "red" if not report.budget_met else "yellow" if fell(report) else "green"
+        budget = f"[{mark}]{outcome_words(report)}[/]"
         out.print(f"done: {escape(verdict_line(report))}; {budget}; see {escape(str(folder))}/report.html")
     if not report.budget_met:
         raise typer.Exit(1)
+
+
+def say_done(words: str, written: Iterable[str | Path | None] = (), *, good: bool = True) -> None:
+    """End a command in one line: what was done, what it came to, and where its files are."""
+    places = [str(place) for place in written if place and str(place) != "-"]
+    told = escape(one_line(words)) if good else f"[red]{escape(one_line(words))}[/]"
+    out.print(f"done: {told}" + (f"; see {escape('  '.join(places))}" if places else ""))
 
 
 def say_written(places: Iterable[str | Path | None]) -> None:

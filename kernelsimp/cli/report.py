@@ -25,13 +25,19 @@ def report(runs: RunsArgument, folder: FolderOption = None, everything: AllOptio
     if len(runs) > 1 and folder is None:
         raise KernelsimpError("several runs on one page need a place to write: pass --out DIR")
 
+    from kernelsimp.cli.present import say_done
     from kernelsimp.commands import report as command
+    from kernelsimp.report.tables.runs import MET
+    from kernelsimp.report.tables.verdict import title_words
     from kernelsimp.report.terminal import draw, report_tables
 
     if folder is None:
-        for table in report_tables(command.render_again(runs[0]), everything=everything):
+        again = command.render_again(runs[0])
+        for table in report_tables(again, everything=everything):
             out.print(table)
-        out.print(f"rendered again: {runs[0]}/report.html  report.md", markup=False)
+        where = runs[0].parent if runs[0].is_file() else runs[0]
+        words = f"rendered again, {title_words(again)}"
+        say_done(words, [where / "report.html", where / "report.md"], good=again.budget_met)
         return
     if len(runs) == 2:
         for side_by_side in command.render_pair((runs[0], runs[1]), folder):
@@ -41,5 +47,6 @@ def report(runs: RunsArgument, folder: FolderOption = None, everything: AllOptio
         out.print(draw(table_of_all))
     for warning in warnings:
         err.print(f"[yellow]warning:[/] {warning}")
-    pair = "pair.html  pair.md  " if len(runs) == 2 else ""
-    out.print(f"{len(runs)} runs: {folder}/{pair}runs.html  runs.md", markup=False)
+    pages = [*(["pair.html", "pair.md"] if len(runs) == 2 else []), "runs.html", "runs.md"]
+    met = sum(row[-1] == MET for row in table_of_all.rows)
+    say_done(f"{len(runs)} runs, {met} of them within budget", [folder / page for page in pages])

@@ -89,11 +89,12 @@ def scan(
 
 def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str, str | bool | None]) -> None:
     """Scan one checkpoint and write what was asked for."""
-    from kernelsimp.cli.present import say_written
+    from kernelsimp.cli.present import say_done
     from kernelsimp.commands import scan as command
     from kernelsimp.files import write_text
     from kernelsimp.report import scan_html, scan_json
     from kernelsimp.report.scan_csv import scan_csv
+    from kernelsimp.report.tables.scan import scan_words
     from kernelsimp.report.terminal import scan_tables
 
     result = command.scan(Path(model), settings, watcher)
@@ -107,7 +108,7 @@ def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str,
     if not to["quiet"] and to["json"] != "-":
         for table in scan_tables(result):
             out.print(table)
-        say_written([str(to[name] or "") for name in ("json", "csv", "html")])
+        say_done(scan_words(result), [str(to[name] or "") for name in ("json", "csv", "html")])
 
 
 def _explain(what: tuple[str, str], settings: Settings, watcher: TerminalWatcher, json: str | None) -> None:
@@ -128,7 +129,9 @@ def _explain(what: tuple[str, str], settings: Settings, watcher: TerminalWatcher
 
 def _many(sources: list[str], job: "ManyJob", watcher: TerminalWatcher, *, quiet: bool) -> None:
     """Scan every network of the sources: one line each, what else was asked for, failures listed."""
+    from kernelsimp.cli.present import say_done
     from kernelsimp.commands.scan_many import scan_many
+    from kernelsimp.report.tables.folder import folder_words
     from kernelsimp.report.terminal import folder_tables
 
     if job.json == Path("-"):
@@ -138,6 +141,7 @@ def _many(sources: list[str], job: "ManyJob", watcher: TerminalWatcher, *, quiet
     if not quiet:
         for part in folder_tables(lines):
             out.print(part)
+        say_done(folder_words(lines), (job.json, job.dataset))
     if all(line.error for line in lines):
         raise KernelsimpError(f"{', '.join(sources)}: none of its {len(lines)} checkpoints could be scanned")
 

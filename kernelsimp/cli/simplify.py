@@ -66,10 +66,10 @@ def simplify(
     from kernelsimp.commands import outputs
 
     outputs.check_is_there(model)  # before torch is imported, which takes seconds
-    from kernelsimp.cli.present import present_run
+    from kernelsimp.cli.present import present_run, say_done
     from kernelsimp.commands import inputs
     from kernelsimp.commands import simplify as command
-    from kernelsimp.report.tables.plan import plan_tables
+    from kernelsimp.report.tables.plan import plan_tables, plan_words
     from kernelsimp.report.terminal import draw
     from kernelsimp.training.ranks import first_process
 
@@ -95,6 +95,7 @@ def simplify(
     elif not quiet and json != "-":
         for table in plan_tables(plan):
             out.print(draw(table))
+        say_done(plan_words(plan))
 
 
 def _hold(*, freeze: bool, tie: bool, none: bool) -> str | None:

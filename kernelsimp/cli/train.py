@@ -24,6 +24,7 @@ from kernelsimp.settings import (
     RunSettings,
     TrainSettings,
 )
+from kernelsimp.settings_file import settle
 
 ConstrainOption = Annotated[
     list[str] | None,
@@ -58,14 +59,17 @@ def train(
     everything: AllOption = False,
 ) -> None:
     """Train a network from scratch, with its kernels constrained or penalised, and report what came of it."""
+    from kernelsimp.commands import outputs
+
+    if out_dir is None:
+        raise KernelsimpError("train needs a place to write: pass --out RUN")
+    given = put(put(given, "train", "constrain", constrain), "train", "penalty", penalty)
+    outputs.check_can_train(settle(given, config))  # before torch is imported, which takes seconds
     from kernelsimp.cli.present import present_run
-    from kernelsimp.commands import inputs, outputs
+    from kernelsimp.commands import inputs
     from kernelsimp.commands import train as command
     from kernelsimp.training.ranks import first_process
 
-    given = put(put(given, "train", "constrain", constrain), "train", "penalty", penalty)
-    if out_dir is None:
-        raise KernelsimpError("train needs a place to write: pass --out RUN")
     settings = inputs.settle_for_model(given, config)
     outputs.check_not_written(out_dir, resumed=settings.finetune.resume, overwrite=overwrite)
     outputs.check_run(out_dir, None, settings, config, json)

@@ -65,6 +65,12 @@ def check_is_there(model: str) -> None:
         return
 
 
+def check_can_train(settings: Settings) -> None:
+    """Raise `KernelsimpError` where there is no network or there are no images to train on."""
+    if settings.model.arch is None or settings.data.data is None:
+        raise KernelsimpError("training needs a network and images: pass --arch and --data")
+
+
 def check_not_written(out: Path, *, resumed: bool, overwrite: bool) -> None:
     """Raise `KernelsimpError` where `out` has a finished run that would be lost, before torch is imported."""
     if (out / "report.json").exists() and not (resumed or overwrite):

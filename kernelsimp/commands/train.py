@@ -12,13 +12,13 @@ from torch import nn
 from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.commands.inputs import batches_of, check_training, layers_by_name, open_data
 from kernelsimp.commands.measure import measure_module
+from kernelsimp.commands.outputs import check_can_train
 from kernelsimp.commands.run import provenance, training_notes, verify, write_run
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import checked_logits, evaluation_mode
 from kernelsimp.files import write_atomically
 from kernelsimp.kernels.bank import KernelBank
-from kernelsimp.kernels.coding import coefficient_bits
 from kernelsimp.models.architectures import build_model, folded_in
 from kernelsimp.models.network import Network, device_of, open_network
 from kernelsimp.models.outputs import keep_output
@@ -29,6 +29,7 @@ from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.tables.course import TRAINED
 from kernelsimp.settings import Settings
+from kernelsimp.solver.coefficient_bits import bits_of_layers
 from kernelsimp.training.constraints import constrain, held_alike, plain_state, plan_of
 from kernelsimp.training.curve import figures_of
 from kernelsimp.training.finetune import Trained, finetune
@@ -88,8 +89,7 @@ def fresh_network(settings: Settings, watcher: Watcher = SILENT) -> Fresh:
     Raises `KernelsimpError` where an architecture or images are missing, or rules and penalties make no
     sense.
     """
-    if settings.model.arch is None or settings.data.data is None:
-        raise KernelsimpError("training needs a network and images: pass --arch and --data")
+    check_can_train(settings)
     chosen = settings.finetune
     if chosen.soft is not None or chosen.free_scale or chosen.hold != "auto":
         raise KernelsimpError(
@@ -100,6 +100,7 @@ def fresh_network(settings: Settings, watcher: Watcher = SILENT) -> Fresh:
     penalties = read_penalties(words.penalty) if words.penalty is not None else None
     data = open_data(settings, watcher)
     assert data is not None
+    assert settings.model.arch is not None
     _tell_of_folded(settings.model.arch, watcher)
     torch.manual_seed(settings.run.seed)
     model = keep_output(build_model(settings.model.arch), settings.model.output)
@@ -191,12 +192,6 @@ def reportable_plan(plan: Plan, bank: KernelBank) -> tuple[Plan, tuple[str, ...]
         f" {plan.dof_after:,} numbers are left, not {known.dof_after:,}"
     )
     layers = layers_by_name(bank)
-    bits = [
-        coefficient_bits(layers[layer.name].kernels.double().reshape(-1, *layer.grid[-2:]))
-        for layer in known.layers
-        if layers[layer.name].kernels.any()
-    ]
-    sizes = [layer.dof_before for layer in known.layers if layers[layer.name].kernels.any()]
-    mean = sum(b * n for b, n in zip(bits, sizes, strict=True)) / max(1, sum(sizes))
-    known = replace(known, choice_bits=known.entropy_bits(), coefficient_bits=mean or 32.0)
+    bits = bits_of_layers([layers[layer.name] for layer in known.layers])
+    known = replace(known, choice_bits=known.entropy_bits(), coefficient_bits=bits)
     return known, ((note,) if left else ())

@@ -36,6 +36,25 @@ def finding_table(verdict: Verdict) -> Table:
     return Table("Findings", ("level", "rule", "what"), rows, frozenset({0, 1, 2}))
 
 
+def results_words(results: Results) -> str:
+    """Say in one line what a check came to: how many checkpoints passed, and which rules were crossed."""
+    verdicts = [result for result in results.values() if isinstance(result, Verdict)]
+    failed = [verdict for verdict in verdicts if verdict.exit_code]
+    unread = len(results) - len(verdicts)
+    rules = dict.fromkeys(finding.rule for verdict in failed for finding in verdict.errors)
+    examined = max((len(verdict.measures) for verdict in verdicts), default=0)
+    many = f"{len(results)} checkpoint{'s' * (len(results) != 1)}"
+    parts = [f"{len(verdicts) - len(failed)} of {many} passed, {examined} rules examined"]
+    parts += [f"{len(failed)} FAILED ({', '.join(rules)})"] if failed else []
+    parts += [f"{unread} could not be checked"] if unread else []
+    return "; ".join(parts)
+
+
+def not_passed(results: Results) -> bool:
+    """Say whether any checkpoint failed or could not be checked."""
+    return any(not isinstance(result, Verdict) or result.exit_code for result in results.values())
+
+
 def _row(measure: RuleMeasure) -> tuple[str, ...]:
     outcome = MARKS[measure.outcome] + (f" ({measure.note})" if measure.note else "")
     figures = (fmt.number(measure.measured, 6), fmt.number(measure.baseline, 6))

@@ -20,6 +20,23 @@ def evaluation_tables(found: Evaluation) -> tuple[Table, ...]:
     return (_first_table(found), *robustness_tables(found.robustness))
 
 
+def evaluation_words(found: Evaluation) -> str:
+    """Say in one line what an evaluation came to."""
+    data = printable(str(found.source.get("data")))
+    if found.accuracy is None:
+        stages = found.metric.stages if found.metric is not None else ()
+        named = printable(found.metric.name) if found.metric is not None else "nothing"
+        return ", ".join([*(f"{named} {fmt.number(item.value, 4)}" for item in stages), f"on {data}"])
+    accuracy = found.accuracy
+    parts = [
+        f"{fmt.percent(accuracy.top1)} right ({fmt.right_of(accuracy)} test images of {data})",
+        f"95 % interval {fmt.interval(*accuracy.ci95)} %",
+    ]
+    models = ((found.robustness or {}).get("models") or {}).values()
+    corrupted = [f"{fmt.percent(model['mean_corrupted_top1'])} on corrupted pictures" for model in models]
+    return ", ".join([*parts, *corrupted])
+
+
 def _first_table(found: Evaluation) -> Table:
     heads, text = ("figure", "value", "beside it"), frozenset({0, 2})
     accuracy, metric, data = found.accuracy, found.metric, printable(str(found.source.get("data")))

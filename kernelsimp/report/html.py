@@ -42,7 +42,7 @@ from kernelsimp.report.tables.comparison import (
     similarity_tables,
 )
 from kernelsimp.report.tables.course import course_tables, training_table, training_word
-from kernelsimp.report.tables.headline import headline, speed_words, survival_words
+from kernelsimp.report.tables.headline import headline, in_words, speed_words, survival_words
 from kernelsimp.report.tables.pair import pair_tables
 from kernelsimp.report.tables.robustness import SAYS, robustness_charts, robustness_tables
 from kernelsimp.report.tables.run import control_table, family_table, layer_table, stage_table
@@ -84,7 +84,7 @@ class Section:
 
 def report_html(report: Report, gallery: Gallery = Gallery(())) -> str:  # noqa: B008 - frozen
     """Return the report as one self-contained page."""
-    placed = layer_pictures(gallery)
+    report, placed = in_words(report), layer_pictures(gallery)
     name, _, verdict = title_words(report).partition(": ")
     return page(
         title=name,

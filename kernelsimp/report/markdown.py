@@ -12,7 +12,7 @@ from kernelsimp.records.report import Report
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.comparison import similarity_tables
 from kernelsimp.report.tables.course import course_tables, training_table
-from kernelsimp.report.tables.headline import headline, label_words, speed_words, survival_words
+from kernelsimp.report.tables.headline import headline, in_words, label_words, speed_words, survival_words
 from kernelsimp.report.tables.pair import pair_tables
 from kernelsimp.report.tables.robustness import robustness_tables
 from kernelsimp.report.tables.run import control_table, family_table, layer_table, stage_table
@@ -34,6 +34,7 @@ def escape_markdown(text: str) -> str:
 
 def report_markdown(report: Report) -> str:
     """Return the report as Markdown with tables."""
+    report = in_words(report)
     title = escape_markdown(title_words(report))
     parts = [f"# {title}", _lead(report), budget_words(report), _headline(report)]
     tables = [stage_table(report), control_table(report), family_table(report), layer_table(report)]

@@ -24,7 +24,7 @@ from kernelsimp.report.tables import run as run_tables
 from kernelsimp.report.tables import scan as scan_rows
 from kernelsimp.report.tables.course import metric_table, round_table, training_table
 from kernelsimp.report.tables.folder import failure_table, folder_table
-from kernelsimp.report.tables.headline import headline
+from kernelsimp.report.tables.headline import headline, in_words
 from kernelsimp.report.tables.robustness import robustness_tables
 from kernelsimp.report.tables.table import Table
 
@@ -116,7 +116,7 @@ def scan_tables(scan: Scan) -> Iterator[RenderableType]:
     kernels, dead = sum(layer.kernels for layer in scan.layers), sum(layer.dead for layer in scan.layers)
     pointwise = f", {scan.pointwise:,} pointwise kernels apart" if scan.pointwise else ""
     yield f"{len(scan.layers)} layers, {kernels:,} kernels larger than 1x1 ({dead:,} dead){pointwise}"
-    yield from filter(None, (scan_rows.near_words(scan), scan_rows.found_words(scan)))
+    yield from filter(None, (scan_rows.near_words(scan),))
     if scan.skipped:
         yield f"{len(scan.skipped)} tensors are no convolution; --json lists each with the reason"
 
@@ -153,6 +153,7 @@ def folder_tables(lines: Sequence[ScanLine]) -> Iterator[RenderableType]:
 
 def report_tables(report: Report, *, everything: bool = False) -> Iterator[RenderableType]:
     """Yield the report's headline, stages and structures, of these the commonest or `everything`."""
+    report = in_words(report)
     facts = tuple((fact.name, fact.value, fact.note) for fact in headline(report))
     yield draw(Table("Result", ("what", "value", ""), facts, frozenset({0, 2})))
     yield draw(run_tables.stage_table(report))
@@ -211,6 +212,15 @@ def denoiser_catalogue(shape: tuple[int, int], strength: float = 0.3) -> Rendera
         after = denoise(noisy, row.name, strength)[0]
         rich.add_row(row.name, "\n".join(_kernel_lines(after)), row.meaning, end_section=True)
     return rich
+
+
+def catalogue_words(shape: tuple[int, int]) -> str:
+    """Say how many structures there are at `shape`, and which options take their names."""
+    families, shapes = len(offered_families(shape, pairs=False)), len(templates.offered_templates(shape))
+    return (
+        f"{families} families and {shapes} templates at {shape[0]}x{shape[1]} for --families, and "
+        f"{len(DENOISERS)} denoisers for --denoise"
+    )
 
 
 def _noisy(shape: tuple[int, int]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from kernelsimp.kernels.families import ZERO
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings, PruneSettings
 from kernelsimp.solver.candidates import FREE_NAME, chosen_layers
-from kernelsimp.solver.plan_builder import bits_of_layer
+from kernelsimp.solver.coefficient_bits import bits_of_layers
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -112,7 +112,7 @@ def magnitude_plan(
         )
         for before, choice in zip(origin.spatial, choices, strict=True)
     )
-    plan = Plan(structures, tuple(made), rule, coefficient_bits=_coefficient_bits(origin))
+    plan = Plan(structures, tuple(made), rule, coefficient_bits=bits_of_layers(origin.spatial))
     return replace(plan, choice_bits=plan.entropy_bits())
 
 
@@ -199,9 +199,3 @@ def _magnitudes(layer: LayerKernels) -> Floats:
 
 def _cells(layer: LayerKernels) -> int:
     return layer.count * math.prod(layer.grid)
-
-
-def _coefficient_bits(bank: KernelBank) -> float:
-    """Return the bits of one coefficient, averaged over all cells, as for a plan of families."""
-    bits = [(_cells(layer), bits_of_layer(layer)) for layer in bank.spatial]
-    return sum(cells * each for cells, each in bits) / sum(cells for cells, _ in bits)

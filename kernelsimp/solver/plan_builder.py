@@ -14,7 +14,6 @@ from kernelsimp.analysis.chance import found_in
 from kernelsimp.analysis.examine import examine
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
-from kernelsimp.kernels.coding import coefficient_bits as bits_of_coefficient
 from kernelsimp.kernels.prototypes import distinct
 from kernelsimp.kernels.structures import numbers_kept
 from kernelsimp.records.plan import SHAPES, LayerPlan, Plan
@@ -27,6 +26,7 @@ from kernelsimp.solver.candidates import (
     linear_names,
     rows_of_layer,
 )
+from kernelsimp.solver.coefficient_bits import bits_of_layer
 from kernelsimp.solver.costs import (
     BY_KIND,
     NEEDS_IMAGES,
@@ -222,9 +222,3 @@ def _residual(layer: LayerKernels, errors: Tensor) -> NDArray[np.float32]:
 
 def _found_kernels(layer: LayerKernels, settings: PlanSettings) -> NDArray[np.bool_]:
     return found_in(examine(layer, linear_names(settings.families)), settings.fdr)
-
-
-def bits_of_layer(layer: LayerKernels) -> float:
-    """Return the bits of a coefficient; a layer of zeros needs none, and is priced at one bit."""
-    kernels = layer.kernels.detach().float().reshape(layer.count, *layer.grid)
-    return bits_of_coefficient(kernels) if bool(kernels.any()) else 1.0

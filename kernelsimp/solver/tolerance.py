@@ -18,6 +18,7 @@ from kernelsimp.kernels.families import SEVENTEEN, ZERO
 from kernelsimp.kernels.structures import CURVED, LINEAR, expand
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
+from kernelsimp.solver.coefficient_bits import bits_of_layers
 from kernelsimp.solver.lagrangian import check_share
 
 BISECTIONS = 40
@@ -84,7 +85,8 @@ def plan_at(
     structures = ("free", *seen)
     layers = tuple(_layer_plan(layer, structures, tolerance, fdr) for layer in examined)
     plan = Plan(structures, layers, rule or {"rule": "relative tolerance", "tolerance": tolerance})
-    return replace(plan, choice_bits=plan.entropy_bits())
+    bits = bits_of_layers([layer.layer for layer in examined])
+    return replace(plan, choice_bits=plan.entropy_bits(), coefficient_bits=bits)
 
 
 def _layer_plan(layer: Examined, structures: tuple[str, ...], tolerance: float, fdr: float) -> LayerPlan:

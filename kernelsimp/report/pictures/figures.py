@@ -5,7 +5,6 @@ The sentences beside the charts say what they can and cannot show.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,8 @@ from kernelsimp.report import fmt
 from kernelsimp.report.pictures.charts import Level, SeenAgainstChance, against_chance, curve, dots, waterfall
 from kernelsimp.report.pictures.scatter import Point, scatter
 from kernelsimp.report.store import family_totals
-from kernelsimp.report.tables.headline import stage_word
 from kernelsimp.report.tables.runs import Named, bytes_of, last_stage
-from kernelsimp.report.tables.scan import null_of
+from kernelsimp.report.tables.scan import found_by_family, null_of
 
 Charts = tuple[Markup, ...]
 
@@ -40,8 +38,7 @@ def stages(report: Report) -> Charts:
     """Return the waterfall of the stages."""
     if report.accuracy is None or not report.accuracy.stages:
         return ()
-    levels = [_level(stage) for stage in report.accuracy.stages]
-    return (waterfall([replace(level, name=stage_word(report, level.name)) for level in levels]),)
+    return (waterfall([_level(stage) for stage in report.accuracy.stages]),)
 
 
 TUNED = ", fine-tuned alike"
@@ -86,7 +83,7 @@ def chance(report: Report) -> Charts:
 
 def scan_chance(scan: Scan) -> Charts:
     """Return seen against expected for each family of a scan, under the null it was asked for."""
-    return _chance(family_totals(scan), null_of(scan))
+    return _chance(family_totals(scan), null_of(scan), found_by_family(scan))
 
 
 def _chance(totals: Mapping[str, Any], asked: str = "ring", found: Mapping[str, int] | None = None) -> Charts:

@@ -28,7 +28,17 @@ def audit_words(found: Audit) -> str:
     totals = found.totals
     macs = f", {fmt.count(totals.macs)} MACs for one image" if totals.macs is not None else ""
     shape = f" of {fmt.shape(found.input_shape)}" if found.input_shape else ""
-    return f"{totals.layers} layers, {fmt.count(totals.parameters)} parameters{macs}{shape}"
+    return f"{totals.layers} layers, {fmt.count(totals.parameters)} parameters{macs}{shape}{_dearest(found)}"
+
+
+def _dearest(found: Audit) -> str:
+    """Name the layer with most multiplications, else with most weights."""
+    known = [(layer.mac_share, "multiplications", layer.name) for layer in found.layers if layer.mac_share]
+    known = known or [(layer.parameter_share, "weights", layer.name) for layer in found.layers]
+    if not known:
+        return ""
+    share, what, name = max(known)
+    return f"; {printable(name)} has most {what}, {fmt.share(share)}"
 
 
 def _costs(found: Audit) -> Table:

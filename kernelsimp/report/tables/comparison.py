@@ -64,6 +64,20 @@ def comparison_facts(found: Comparison) -> tuple[Fact, ...]:
     )
 
 
+def comparison_words(found: Comparison) -> str:
+    """Say in one line what a comparison came to."""
+    parts = [f"{len(found.layers):,} layers compared on {fmt.count(found.images)} images"]
+    answers = found.predictions
+    if answers.agreement is not None:
+        parts.append(f"the same answer for {fmt.share(answers.agreement)} of them")
+    if answers.kl is not None:
+        parts.append(f"KL {fmt.number(answers.kl)} nats an image")
+    lowest = min((row for row in found.layers if row.cka is not None), key=_cka, default=None)
+    if lowest is not None:
+        parts.append(f"least alike {printable(lowest.a)}, CKA {fmt.number(lowest.cka)}")
+    return ", ".join(parts)
+
+
 def _cka(row: LayerSimilarity) -> float:
     return 0.0 if row.cka is None else row.cka
 

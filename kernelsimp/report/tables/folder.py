@@ -22,6 +22,16 @@ def folder_table(lines: Sequence[ScanLine]) -> Table:
     return Table("Checkpoints", heads, rows)
 
 
+def folder_words(lines: Sequence[ScanLine]) -> str:
+    """Say in one line what scanning many checkpoints came to."""
+    failed = sum(bool(line.error) for line in lines)
+    kernels, found = sum(line.kernels for line in lines), sum(line.found for line in lines)
+    return (
+        f"{fmt.count(len(lines) - failed)} of {fmt.count(len(lines))} networks scanned, {fmt.count(found)} "
+        f"of {fmt.count(kernels)} kernels found (nearer to a family than chance explains)"
+    )
+
+
 def failure_table(lines: Sequence[ScanLine]) -> Table:
     """Return the checkpoints of a folder that could not be scanned, and why."""
     rows = tuple((printable(line.name), printable(line.error)) for line in lines if line.error)

@@ -1,5 +1,8 @@
 """The figures of a run that a reader needs first, and the sentences that every rendering says of them."""
 
+from dataclasses import replace
+from typing import Any
+
 from kernelsimp.records.report import Report
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Fact
@@ -25,11 +28,35 @@ def headline(report: Report) -> tuple[Fact, ...]:
     )
 
 
-def stage_word(report: Report, stage: str) -> str:
-    """Return what a stage is called in words: a training of which no epoch was kept has tuned nothing."""
-    if stage == "finetuned" and report.training and not any(epoch.kept for epoch in report.training):
-        return "simplified, no epoch kept"
-    return stage
+TUNED, UNTUNED = "finetuned", "simplified, no epoch kept"
+"""The stage after a training, and what it is called where that kept no epoch: it has tuned nothing."""
+
+
+def in_words(report: Report) -> Report:
+    """Return the report as every face shows it: what no kept epoch has tuned is not called so."""
+    if not report.training or any(epoch.kept for epoch in report.training):
+        return report
+    accuracy, metric = report.accuracy, report.metric
+    if accuracy is not None:
+        stages = tuple(replace(stage, stage=_word(stage.stage)) for stage in accuracy.stages)
+        accuracy = replace(accuracy, stages=stages)
+    if metric is not None:
+        metric = replace(metric, stages=tuple(replace(s, stage=_word(s.stage)) for s in metric.stages))
+    measured = {name: _renamed(getattr(report, name)) for name in ("robustness", "similarity")}
+    return replace(report, accuracy=accuracy, metric=metric, **measured)
+
+
+def _word(stage: str) -> str:
+    return UNTUNED if stage == TUNED else stage
+
+
+def _renamed(figures: Any) -> Any:
+    """Return figures by stages with the stages' names in words, at every depth."""
+    if isinstance(figures, dict):
+        return {_word(key): _renamed(value) for key, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return type(figures)(map(_renamed, figures))
+    return _word(figures) if isinstance(figures, str) else figures
 
 
 def verdict_line(report: Report) -> str:
@@ -101,7 +128,7 @@ def _accuracy_facts(report: Report) -> tuple[Fact, ...]:
         return (before,)  # a network trained from scratch: nothing came before it
     return (
         before,
-        Fact(f"accuracy, {stage_word(report, last.stage)}", fmt.percent(last.top1), _stage_note(report, -1)),
+        Fact(f"accuracy, {last.stage}", fmt.percent(last.top1), _stage_note(report, -1)),
         Fact(
             "accuracy change",
             fmt.points(accuracy.change_pp),
@@ -120,7 +147,7 @@ def _bit_facts(report: Report) -> tuple[Fact, ...]:
     before, after = report.bits.get("before"), report.bits.get("after")
     if before is None or after is None:
         return ()
-    coded = f"{fmt.size(after / 8)} so coded; {fmt.count(before)} bits before"
+    coded = f"{fmt.size(after / 8)} so coded; {fmt.count(before)} bits before; at 1 % error a layer"
     return (Fact("bits in kernels", fmt.count(after), coded),)
 
 

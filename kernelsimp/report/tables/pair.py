@@ -8,7 +8,7 @@ from collections.abc import Callable
 from kernelsimp.error_text import printable
 from kernelsimp.records.report import LayerReport, Report
 from kernelsimp.report import fmt
-from kernelsimp.report.tables.headline import headline
+from kernelsimp.report.tables.headline import headline, in_words
 from kernelsimp.report.tables.run import layer_cells
 from kernelsimp.report.tables.table import Fact, Table, flat
 
@@ -18,6 +18,8 @@ Pair = tuple[Report, Report]
 
 def pair_tables(reports: Pair, names: Names) -> tuple[Table, ...]:
     """Return headline, stages, layers and differing settings of two reports called `names`."""
+    one, other = map(in_words, reports)
+    reports = (one, other)
     titles = (printable(names[0]), printable(names[1]))
     tables = (
         _headlines(reports, titles),

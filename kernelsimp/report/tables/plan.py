@@ -15,6 +15,16 @@ def plan_tables(plan: Plan) -> tuple[Table, ...]:
     return (_layers(plan), _totals(plan))
 
 
+def plan_words(plan: Plan) -> str:
+    """Say in one line what a plan would do; nothing is done or written."""
+    found = sum(int((layer.found & layer.changed).sum()) for layer in plan.layers)
+    kernels = fmt.count(sum(layer.choice.size for layer in plan.layers))
+    return (
+        f"dry run, nothing written: {plan.simplified:,} of {kernels} kernels would be simplified, {found:,} "
+        f"of them found, {fmt.share(plan.dof_after, max(plan.dof_before, 1))} of the degrees of freedom left"
+    )
+
+
 def _layers(plan: Plan) -> Table:
     rows = []
     for layer in plan.layers:

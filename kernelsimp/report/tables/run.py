@@ -7,7 +7,6 @@ from kernelsimp.kernels.families import ZERO
 from kernelsimp.kernels.structures import DENOISED
 from kernelsimp.records.report import LayerReport, Report
 from kernelsimp.report import fmt
-from kernelsimp.report.tables.headline import stage_word
 from kernelsimp.report.tables.table import Table, families_text, ranked_families
 
 
@@ -16,7 +15,7 @@ def stage_table(report: Report) -> Table:
     stages = report.accuracy.stages if report.accuracy else ()
     rows = [
         (
-            printable(stage_word(report, stage.stage)),
+            printable(stage.stage),
             fmt.percent(stage.top1),
             fmt.right_of(stage),
             fmt.interval(*stage.ci95),

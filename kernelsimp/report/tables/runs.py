@@ -9,6 +9,8 @@ from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table
 
 Named = tuple[str, Report]
+MET = "met"
+"""What the last column says of a run within its budget."""
 
 
 def sorted_runs(runs: Sequence[Named]) -> tuple[Named, ...]:
@@ -47,7 +49,7 @@ def _row(name: str, report: Report) -> tuple[str, ...]:
         fmt.count(report.kernels.found),
         f"{fmt.count(report.kernels.simplified)} of {fmt.count(report.kernels.total)}",
         fmt.size(bytes_of(report)),
-        "met" if report.budget_met else "not met",
+        MET if report.budget_met else "not met",
     )
 
 

@@ -9,9 +9,8 @@ from kernelsimp.report.tables.table import Fact, Table, families_text, pairs
 
 def scan_facts(scan: Scan) -> tuple[Fact, ...]:
     """Return the figures of a scan that a reader needs first."""
-    kernels, dead = sum(layer.kernels for layer in scan.layers), sum(layer.dead for layer in scan.layers)
-    matching = sum(int((layer.best >= 0).sum()) for layer in scan.layers)
-    found = sum(int(layer.found.sum()) for layer in scan.layers)
+    kernels, matching, found, both = counts_of(scan)
+    dead = sum(layer.dead for layer in scan.layers)
     tolerance, fdr = (fmt.number(scan.settings.get(name)) for name in ("tolerance", "fdr"))
     skipped = f"tensors skipped: {len(scan.skipped):,}"
     rule = f"not explained by the {null_of(scan)} null, at a false discovery rate of {fdr}"
@@ -19,7 +18,7 @@ def scan_facts(scan: Scan) -> tuple[Fact, ...]:
         Fact("layers larger than 1x1", fmt.count(len(scan.layers)), skipped),
         Fact("kernels", fmt.count(kernels), f"{dead:,} dead; {scan.pointwise:,} pointwise besides"),
         Fact("matching a family", fmt.count(matching), f"relative residual at most {tolerance}"),
-        Fact("found", fmt.count(found), rule),
+        Fact("found", fmt.count(found), f"{both:,} of them matching; {rule}"),
     )
 
 
@@ -37,16 +36,32 @@ def near_words(scan: Scan) -> str | None:
     )
 
 
-def found_words(scan: Scan) -> str | None:
-    """Say how both can be where more kernels are found than match; nothing for other scans."""
+def found_by_family(scan: Scan) -> dict[str, int]:
+    """Return how many of the kernels that are found match each family best; with those of none, all found."""
+    counts = dict.fromkeys(scan.families, 0)
+    for layer in scan.layers:
+        for place in layer.best[layer.found & (layer.best >= 0)].tolist():
+            counts[scan.families[place]] += 1
+    return counts
+
+
+def counts_of(scan: Scan) -> tuple[int, int, int, int]:
+    """Return how many kernels there are, match a family, are found, and are both."""
+    kernels = sum(layer.kernels for layer in scan.layers)
     matching = sum(int((layer.best >= 0).sum()) for layer in scan.layers)
     found = sum(int(layer.found.sum()) for layer in scan.layers)
-    if found <= matching:
-        return None
-    outside = sum(int((layer.found & (layer.best < 0)).sum()) for layer in scan.layers)
+    return kernels, matching, found, sum(found_by_family(scan).values())
+
+
+def scan_words(scan: Scan) -> str:
+    """Say in one line what a scan came to."""
+    kernels, matching, found, both = map(fmt.count, counts_of(scan))
+    if not scan.layers:
+        return f"no kernel larger than 1x1 among {fmt.count(scan.pointwise)} pointwise ones"
+    layers = f"{fmt.count(len(scan.layers))} layer{'s' * (len(scan.layers) != 1)}"
     return (
-        f"{fmt.count(found)} are found (nearer to a family than chance explains), {fmt.count(matching)} "
-        f"match (lie within the tolerance); {fmt.count(outside)} are found and do not match"
+        f"{kernels} kernels in {layers}: {found} found (nearer to a family than chance explains), "
+        f"{matching} matching (within {fmt.number(scan.settings.get('tolerance'))} of one), {both} both"
     )
 
 
@@ -57,7 +72,7 @@ def null_of(scan: Scan) -> str:
 
 def scan_family_table(scan: Scan) -> Table:
     """Return each family over all layers beside what every null expects by chance."""
-    totals, asked = family_totals(scan), null_of(scan)
+    totals, asked, found = family_totals(scan), null_of(scan), found_by_family(scan)
     nulls = tuple(dict.fromkeys(null for total in totals.values() for null in total["null"]))
     heads = ("family", "layers", "matches", *(f"by chance, {null}" for null in nulls))
     rows = []
@@ -65,7 +80,7 @@ def scan_family_table(scan: Scan) -> Table:
         chance = total["null"].get(asked, {})
         figures = (fmt.number(total["null"].get(null, {}).get("expected")) for null in nulls)
         counts = (str(total["layers"]), fmt.count(total["observed"]), *figures)
-        last = (_times(chance.get("enrichment")), fmt.count(chance.get("found")))
+        last = (_times(chance.get("enrichment")), fmt.count(found[name]))
         rows.append((printable(name), *counts, *last))
     return Table("Families", (*heads, f"matches / {asked}", f"found, {asked}"), tuple(rows))
 
@@ -73,13 +88,13 @@ def scan_family_table(scan: Scan) -> Table:
 def scan_family_brief(scan: Scan) -> Table:
     """Return the families that have matches beside the one null each is judged by: for a narrow terminal."""
     heads = ("family", "matches", "by chance", "matches / chance", "found", "null")
-    rows = []
+    rows, of_family = [], found_by_family(scan)
     for name, total in family_totals(scan).items():
         null = null_of(scan) if null_of(scan) in total["null"] else next(iter(total["null"]), "")
         chance = total["null"].get(null, {})
         if total["observed"]:
             figures = (fmt.number(chance.get("expected")), _times(chance.get("enrichment")))
-            found = fmt.count(chance.get("found"))
+            found = fmt.count(of_family[name])
             rows.append((printable(name), fmt.count(total["observed"]), *figures, found, null))
     return Table("Families", heads, tuple(rows), frozenset({0, 5}), least=(5, 2))
 

@@ -33,8 +33,27 @@ def title_words(report: Report) -> str:
         parts.append(f"{fmt.percent(accuracy.stages[0].top1, 1)} right")
     else:
         parts.append(f"{accuracy.change_pp:+.1f} pp")
-    parts.append("within budget" if report.budget_met else "budget NOT met")
+    parts.append(outcome_words(report))
     return f"{network_name(report)}: {', '.join(parts)}"
+
+
+def outcome_words(report: Report) -> str:
+    """Say whether the budget was met and, where it asked nothing of accuracy, whether accuracy fell."""
+    if not report.budget_met:
+        return "budget NOT met"
+    return "budget met, but accuracy fell" if fell(report) else "within budget"
+
+
+def fell(report: Report) -> bool:
+    """Say whether accuracy fell by more than chance under a budget that asked nothing of it."""
+    accuracy = report.accuracy
+    if accuracy is None or len(accuracy.stages) < 2 or _plan(report).get("max_drop") is not None:
+        return False
+    return accuracy.change_ci95[1] < 0
+
+
+def _plan(report: Report) -> dict[str, Any]:
+    return report.settings.get("plan") or {}
 
 
 def from_scratch(report: Report) -> bool:
@@ -58,14 +77,26 @@ def date_words(report: Report) -> str:
 def budget_words(report: Report) -> str:
     """Say which budget was met or not, and which images judged it."""
     met = "Budget met" if report.budget_met else "Budget NOT met"
-    asked = _asked(report.settings.get("plan") or {})
-    judged = (report.settings.get("plan") or {}).get("max_drop") is not None
+    asked = _asked(_plan(report))
+    judged = _plan(report).get("max_drop") is not None
     on = (
         ", judged on images that chose; the figures here are of test images, which only report"
         if judged
         else ""
     )
-    return f"{met}: {asked}{on}." if asked else f"{met}."
+    return f"{met}: {asked}{on}.{_loss_words(report)}" if asked else f"{met}."
+
+
+def _loss_words(report: Report) -> str:
+    """Say what became of accuracy where the budget was of something else; nothing where it was judged."""
+    accuracy = report.accuracy
+    if accuracy is None or len(accuracy.stages) < 2 or _plan(report).get("max_drop") is not None:
+        return ""
+    change = (
+        f"{fmt.points(accuracy.change_pp)}, 95 % interval {fmt.interval(*accuracy.change_ci95, '+.2f')} pp"
+    )
+    what = "which fell by more than chance" if fell(report) else "of which no loss beyond chance was seen"
+    return f" It asked nothing of accuracy, {what}: {change}."
 
 
 def _asked(plan: dict[str, Any]) -> str:
