@@ -51,6 +51,11 @@ class Reused(Net):
         return self.head(self.wide(self.norm(x).relu()).mean((2, 3)))
 
 
+class Maps(Net):
+    def forward(self, images):
+        return self.wide(self.norm(self.deep(self.stem(images).relu())).relu())
+
+
 class Shared(Net):
     def __init__(self):
         super().__init__()

@@ -3,8 +3,8 @@
 from kernelsimp.error_text import printable
 from kernelsimp.records.report import Report
 from kernelsimp.report import fmt
-from kernelsimp.report.tables.epochs import epoch_table
 from kernelsimp.report.tables.factorised import factorised_sections
+from kernelsimp.report.tables.stages import epoch_table
 from kernelsimp.report.tables.table import Table
 
 ROUNDS = (

@@ -6,8 +6,7 @@ from kernelsimp.error_text import printable
 from kernelsimp.records.factorised import Factorised, FactorisedLayer, Latency, Ratio, Timing
 from kernelsimp.records.serialise import to_plain
 from kernelsimp.report import fmt
-from kernelsimp.report.tables.epochs import epoch_table
-from kernelsimp.report.tables.run import accuracy_table
+from kernelsimp.report.tables.stages import accuracy_table, epoch_table
 from kernelsimp.report.tables.table import Fact, Table, flat, pairs
 
 TITLE = "Thinner layers"
@@ -66,6 +65,19 @@ def factorised_facts(made: Factorised) -> tuple[Fact, ...]:
             Fact("accuracy change", fmt.points(made.accuracy.change_pp), f"95 % interval {change} pp")
         )
     return tuple(facts)
+
+
+def run_facts(made: Factorised | None) -> tuple[Fact, ...]:
+    """Return the row that the headline of a run has of its export: the first engine and batch measured."""
+    if made is None:
+        return ()
+    left = f"{fmt.share(made.macs[1], made.macs[0])} of the multiplications"
+    first = next((item for item in made.latency if item.ratio is not None), None)
+    if first is None or first.ratio is None:
+        return (Fact("as thinner layers", "not timed", left),)
+    where = f"{ENGINE_NAMES.get(first.engine, printable(first.engine))}, {fmt.count(first.batch)} images"
+    told = f"{where}: {first.ratio.verdict}; {left}"
+    return (Fact("times as fast, as thinner layers", ratio_words(first.ratio), told),)
 
 
 def milliseconds(time: Timing | None) -> str:

@@ -1,14 +1,14 @@
 """What a run says, as tables: stages, layers, structures and control arms."""
 
 from collections import Counter
-from collections.abc import Sequence
 
 from kernelsimp.error_text import printable
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.kernels.structures import DENOISED
-from kernelsimp.records.report import LayerReport, Report, Stage
+from kernelsimp.records.report import LayerReport, Report
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.headline import stage_word
+from kernelsimp.report.tables.stages import accuracy_table
 from kernelsimp.report.tables.table import Table, families_text, ranked_families
 
 
@@ -16,23 +16,6 @@ def stage_table(report: Report) -> Table:
     """Return accuracy at each stage; the change is against the first."""
     stages = report.accuracy.stages if report.accuracy else ()
     return accuracy_table("Accuracy", stages, [stage_word(report, stage.stage) for stage in stages])
-
-
-def accuracy_table(title: str, stages: Sequence[Stage], words: Sequence[str]) -> Table:
-    """Return accuracy at each stage, which its word names; the change is against the first."""
-    rows = [
-        (
-            printable(word),
-            fmt.percent(stage.top1),
-            fmt.right_of(stage),
-            fmt.interval(*stage.ci95),
-            fmt.points(stage.top1 - stages[0].top1) if place else fmt.DASH,
-            fmt.number(stage.loss),
-        )
-        for place, (word, stage) in enumerate(zip(words, stages, strict=True))
-    ]
-    heads = ("stage", "top-1", "correct", "95 % interval", "change", "loss")
-    return Table(title, heads, tuple(rows), least=(5, 3))
 
 
 def layer_table(report: Report) -> Table:
