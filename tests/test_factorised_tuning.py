@@ -97,6 +97,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
     assert not list(tmp_path.glob("net.*"))
     assert not list(tmp_path.glob(".factorised-*"))
     assert run([*command, "--resume"]) == 0
+    assert "going on in epoch 2" in (tmp_path / "net" / "log.jsonl").read_text()
     assert out.with_suffix(".safetensors").read_bytes() == whole
 
 
