@@ -7,6 +7,14 @@ import torch
 from torch import Tensor
 
 from kernelsimp.kernels.families import find
+from kernelsimp.records.factorised import (
+    CheckedOutput,
+    Factorised,
+    FactorisedLayer,
+    Latency,
+    Ratio,
+    Timing,
+)
 from kernelsimp.records.held import hold_layer
 from kernelsimp.records.plan import LayerPlan, Plan
 from kernelsimp.records.report import (
@@ -139,6 +147,31 @@ def report(*, hold: str = "freeze") -> Report:
         notes=("batch norm was not measured again: it did not help",),
         pictures={"chance": chance()},
     )  # fmt: skip
+
+
+def factorised(word: str = "conv1") -> Factorised:
+    """Return an export of two layers, one of them whole; `word` stands in every text."""
+    time, ratio = Timing(1.0e-3, 0.9e-3, 1.1e-3), Ratio(1.5, 1.4, 1.6)
+    thin = FactorisedLayer(
+        word, (8, 3, 3, 3), 1, (3, 8, 8), 2, 9, 0, False, 224, 112, 13824, 6912, time, time, ratio
+    )
+    whole = replace(thin, rank=0, why=word, before=None, after=None, ratio=None)
+    stages = (stage("before", 932), stage("factorised", 894, seed=1), stage("finetuned", 929, seed=2))
+    return Factorised(
+        {"path": word},
+        word,
+        "contiguous",
+        1,
+        "multiplications",
+        (thin, whole),
+        (448, 336),
+        (27648, 20736),
+        latency=(Latency("eager", 1, time, time, ratio), Latency("onnx", 32, None, None, None, word)),
+        outputs=(CheckedOutput(word, 1e-7, word, word),),
+        accuracy=Accuracy(stages, -0.3, (-1.2, 0.6), 0.63),
+        training=tuple(epochs()),
+        notes=(word,),
+    )
 
 
 def epochs() -> list[Epoch]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from kernelsimp.records.audit import Audit
 from kernelsimp.records.comparison import Comparison
 from kernelsimp.records.evaluation import Evaluation
+from kernelsimp.records.factorised import Factorised
 from kernelsimp.records.limits import Baseline
 from kernelsimp.records.report import Report
 from kernelsimp.records.verdict import Verdict
@@ -21,7 +22,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "kernelsimp" / "report" / "schema
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 RECORDS = {"report-1.json": Report, "baseline-1.json": Baseline, "verdict-1.json": Verdict}
 RECORDS |= {"evaluate-1.json": Evaluation, "audit-1.json": Audit}
-RECORDS |= {"compare-1.json": Comparison}
+RECORDS |= {"compare-1.json": Comparison, "factorised-1.json": Factorised}
 SCALARS = {int: "integer", str: "string", bool: "boolean"}
 
 

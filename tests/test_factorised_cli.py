@@ -3,125 +3,27 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from factorising import Measured, far, make_place, measured_as, net, real, record, words
 from saying import command_refusal
-from torch import Tensor, nn
 
-from kernelsimp.analysis.layer_times import LayerTime, LayerTimes
 from kernelsimp.cli.main import run
-from kernelsimp.kernels.rank import snap
-from kernelsimp.models.thin import Thin
-from kernelsimp.records.factorised import Latency, Ratio, Timing
-
-CODE = """
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.deep = nn.Conv2d(8, 8, 7, padding=3, groups=8, padding_mode="reflect")
-        self.norm = nn.BatchNorm2d(8)
-        self.wide = nn.Conv2d(8, 12, 5, stride=2, padding=2, bias=False)
-        self.head = nn.Linear(12, 4)
-
-    def forward(self, images):
-        x = self.deep(self.stem(images).relu())
-        return self.head(self.wide(self.norm(x).relu()).mean((2, 3)))
-
-
-class Branching(Net):
-    def forward(self, images):
-        x = self.stem(images).relu()
-        x = self.deep(x)
-        if x.sum().item() > 0:
-            x = x + 0.5
-        return self.head(self.wide(self.norm(x).relu()).mean((2, 3)))
-
-
-class Reused(Net):
-    def forward(self, images):
-        x = self.deep(self.deep(self.stem(images).relu()))
-        return self.head(self.wide(self.norm(x).relu()).mean((2, 3)))
-"""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network whose depthwise layer is of rank one but for one channel, its code, and images."""
-    folder = tmp_path_factory.mktemp("factorised")
-    (folder / "code.py").write_text(CODE)
-    model = net(folder)
-    torch.save(model.state_dict(), folder / "net.pt")
-    generator = np.random.default_rng(0)
-    smooth = torch.nn.functional.interpolate(torch.rand(160, 3, 4, 4), size=12, mode="bilinear")
-    pixels = (smooth * 255).byte().permute(0, 2, 3, 1).numpy()
-    arrays = {}
-    for split, part in (("train", slice(0, 96)), ("val", slice(96, 128)), ("test", slice(128, 160))):
-        arrays[f"{split}_images"] = pixels[part]
-        arrays[f"{split}_labels"] = generator.integers(0, 4, part.stop - part.start)
-    np.savez(folder / "i.npz", **arrays)
-    return folder
-
-
-def net(folder: Path, name: str = "Net") -> nn.Module:
-    torch.manual_seed(0)
-    space: dict[str, Any] = {}
-    exec(compile(CODE, str(folder / "code.py"), "exec"), space)
-    model: Any = space[name]()
-    with torch.no_grad():
-        flat = model.deep.weight.flatten(0, 1)
-        model.deep.weight.copy_(snap(flat).reshape(model.deep.weight.shape))
-        model.deep.weight[3].normal_()
-    return model.eval()
+    return make_place(tmp_path_factory.mktemp("factorised"))
 
 
 @pytest.fixture
-def faster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def faster(monkeypatch: pytest.MonkeyPatch) -> Measured:
     """Have every layer, and the network, measured to be so many times as fast."""
-
-    def be(ratio: float, network: float | None = None) -> None:
-        whole = ratio if network is None else network
-        one = Timing(1.0, 1.0, 1.0)
-        found = tuple(Latency("eager", size, one, one, Ratio(whole, whole, whole)) for size in (1, 32))
-        monkeypatch.setattr("kernelsimp.commands.factorised_forms.network_latency", lambda *_: found)
-
-        def timed(_: LayerTimes, __: nn.Conv2d, ways: list[Thin], ___: object) -> Mapping[Thin, LayerTime]:
-            one, other = Timing(1e-3, 1e-3, 1e-3), Timing(1e-3 / ratio, 1e-3 / ratio, 1e-3 / ratio)
-            return {way: LayerTime(one, other, Ratio(ratio, ratio, ratio)) for way in ways}
-
-        monkeypatch.setattr(LayerTimes, "_timed", timed)
-
-    return be
-
-
-def words(place: Path, out: Path, *more: str, code: str = "Net") -> list[str]:
-    arch = f"{place / 'code.py'}:{code}"
-    times = out.parent / "times.json"
-    common = ["--arch", arch, "--out", str(out), "--times", str(times), "--engines", "eager"]
-    return ["export", str(place / "net.pt"), "--to", "factorised", *common, *more]
-
-
-def real(place: Path) -> list[str]:
-    return ["--data", f"npz:{place / 'i.npz'}"]
-
-
-def record(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(out.with_suffix(".json").read_text())
-    return found
-
-
-def far(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
+    return measured_as(monkeypatch)
 
 
 # ---------------------------------------------------------------- what is written
@@ -129,14 +31,14 @@ def far(one: Tensor, other: Tensor) -> float:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 def test_all_three_forms_put_out_what_the_original_does(
-    place: Path, tmp_path: Path, faster: Callable[..., None], layout: str
+    place: Path, tmp_path: Path, faster: Measured, layout: str
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     faster(2.0)
     out = tmp_path / "small.pt2"
     assert run([*words(place, out, *real(place), "--layout", layout), "-q"]) == 0
     names = {path.name for path in tmp_path.iterdir()}
-    endings = ("pt2", "onnx", "safetensors", "json", "md", "py")
+    endings = ("pt2", "onnx", "safetensors", "json", "md", "html", "py")
     assert names == {"times.json", *(f"small.{ending}" for ending in endings)}
     images = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -154,14 +56,15 @@ def test_all_three_forms_put_out_what_the_original_does(
     assert made["macs"][1] < made["macs"][0]
     assert made["parameters"][1] < made["parameters"][0]
     assert {item["file"] for item in made["outputs"]} == {"small.pt2", "small.onnx", "small.py"}
-    assert made["answers"]["before"] == made["answers"]["after"]
+    before, after = made["accuracy"]["stages"]
+    assert (before["stage"], after["stage"]) == ("before", "factorised")
+    assert before["correct_bits"] == after["correct_bits"]
+    assert before["ci95"][0] < before["top1"] < before["ci95"][1]
     assert [item["batch"] for item in made["latency"]] == [1, 32]
-    assert "## The whole network" in (tmp_path / "small.md").read_text()
+    assert "## Thinner layers, latency" in (tmp_path / "small.md").read_text()
 
 
-def test_the_python_file_needs_nothing_of_ours(
-    place: Path, tmp_path: Path, faster: Callable[..., None]
-) -> None:
+def test_the_python_file_needs_nothing_of_ours(place: Path, tmp_path: Path, faster: Measured) -> None:
     faster(2.0)
     out = tmp_path / "small.pt2"
     assert run([*words(place, out, *real(place)), "-q"]) == 0
@@ -180,9 +83,7 @@ def test_the_python_file_needs_nothing_of_ours(
     assert done.stdout.strip() == "ByChannel", done.stderr
 
 
-def test_a_layer_that_is_reused_is_replaced_everywhere(
-    place: Path, tmp_path: Path, faster: Callable[..., None]
-) -> None:
+def test_a_layer_that_is_reused_is_replaced_everywhere(place: Path, tmp_path: Path, faster: Measured) -> None:
     faster(2.0)
     out = tmp_path / "twice.pt2"
     assert run([*words(place, out, *real(place), code="Reused"), "-q"]) == 0
@@ -193,18 +94,16 @@ def test_a_layer_that_is_reused_is_replaced_everywhere(
     assert deep["macs_before"] == 2 * 8 * 49 * 144
 
 
-def test_without_images_it_runs_on_noise_and_says_so(
-    place: Path, tmp_path: Path, faster: Callable[..., None]
-) -> None:
+def test_without_images_it_runs_on_noise_and_says_so(place: Path, tmp_path: Path, faster: Measured) -> None:
     faster(2.0)
     out = tmp_path / "noise.pt2"
     assert run([*words(place, out, "--input-size", "12"), "-q"]) == 0
     assert {item["images"] for item in record(out)["outputs"]} == {"noise"}
-    assert record(out)["answers"] is None
+    assert record(out)["accuracy"] is None
 
 
 def test_what_cannot_be_traced_is_named_and_the_state_dict_is_written(
-    place: Path, tmp_path: Path, faster: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    place: Path, tmp_path: Path, faster: Measured, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faster(2.0)
     out = tmp_path / "branch.pt2"
@@ -218,7 +117,7 @@ def test_what_cannot_be_traced_is_named_and_the_state_dict_is_written(
 
 
 def test_layers_are_made_of_low_rank_within_a_share_of_the_multiplications(
-    place: Path, tmp_path: Path, faster: Callable[..., None]
+    place: Path, tmp_path: Path, faster: Measured
 ) -> None:
     faster(1.1)
     out = tmp_path / "fitted.pt2"
@@ -231,7 +130,7 @@ def test_layers_are_made_of_low_rank_within_a_share_of_the_multiplications(
 
 
 def test_a_drop_in_accuracy_bounds_the_ranks(
-    place: Path, tmp_path: Path, faster: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    place: Path, tmp_path: Path, faster: Measured, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faster(1.5)
     out = tmp_path / "drop.pt2"
@@ -243,7 +142,7 @@ def test_a_drop_in_accuracy_bounds_the_ranks(
 
 
 def test_a_speed_that_is_not_reached_is_said(
-    place: Path, tmp_path: Path, faster: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    place: Path, tmp_path: Path, faster: Measured, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faster(2.0)
     out = tmp_path / "speed.pt2"
@@ -256,7 +155,7 @@ def test_a_speed_that_is_not_reached_is_said(
 def test_no_gain_writes_nothing(
     place: Path,
     tmp_path: Path,
-    faster: Callable[..., None],
+    faster: Measured,
     more: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -270,7 +169,7 @@ def test_no_gain_writes_nothing(
 
 
 def test_a_gain_of_layers_that_the_network_does_not_have_writes_nothing(
-    place: Path, tmp_path: Path, faster: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    place: Path, tmp_path: Path, faster: Measured, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faster(2.0, network=1.0)
     out = tmp_path / "none.pt2"
@@ -280,7 +179,7 @@ def test_a_gain_of_layers_that_the_network_does_not_have_writes_nothing(
 
 
 def test_the_network_is_timed_in_the_engines_that_are_named(
-    place: Path, tmp_path: Path, faster: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    place: Path, tmp_path: Path, faster: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kernelsimp.analysis.latency import network_latency
     from kernelsimp.analysis.timing import Effort
@@ -300,41 +199,48 @@ def test_the_network_is_timed_in_the_engines_that_are_named(
     )
 
 
-def test_a_run_of_rank_one_kernels_is_exported_exactly(
-    place: Path, tmp_path: Path, faster: Callable[..., None]
+@pytest.mark.parametrize(("family", "rank"), [("rank-one", 1), ("rank-two", 2)])
+def test_kernels_tied_to_a_rank_while_they_train_are_exported_exactly(
+    family: str, rank: int, place: Path, tmp_path: Path, faster: Measured
 ) -> None:
-    """What `simplify` makes separable, tied while it trains, runs as two thinner layers."""
+    """What `simplify` makes separable, and trains so, runs as two thinner layers with the same outputs."""
     faster(2.0)
-    arch = ["--arch", f"{place / 'code.py'}:Net"]
+    arch = ["--arch", f"{place / 'code.py'}:Net", *real(place)]
     made, out = tmp_path / "run", tmp_path / "tied.pt2"
-    training = ["--tie", "--finetune", "--epochs", "1", "--batch-size", "32"]
-    budget = ["--families", "rank-one", "--simplified", "0.06", "--layers", "deep"]
-    assert (
-        run(
-            [
-                "simplify",
-                str(place / "net.pt"),
-                *arch,
-                *real(place),
-                *budget,
-                *training,
-                "--out",
-                str(made),
-                "-q",
-            ]
-        )
-        == 0
+    training = [
+        "--tie",
+        "--finetune",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "32",
+        "--lr",
+        "0.03",
+        "--distill",
+        "1",
+    ]
+    budget = ["--families", family, "--simplified", "0.06", "--layers", "deep"]
+    words = ["simplify", str(place / "net.pt"), *arch, *budget, *training, "--out", str(made), "-q"]
+    assert run(words) == 0
+    report = json.loads((made / "report.json").read_text())
+    assert any(epoch["kept"] for epoch in report["training"])
+    before, after = (
+        torch.load(path)["deep.weight"].flatten(1) for path in (place / "net.pt", made / "net.pt")
     )
+    moved = (after - before).norm(dim=1) / before.norm(dim=1)
+    assert (moved > 1e-5).all(), "every kernel was trained"
     options = ["--out", str(out), "--times", str(tmp_path / "t.json"), "--engines", "eager"]
-    assert run(["export", str(made), "--to", "factorised", *arch, *real(place), *options, "-q"]) == 0
+    assert run(["export", str(made), "--to", "factorised", *arch, *options, "-q"]) == 0
     deep = next(layer for layer in record(out)["layers"] if layer["name"] == "deep")
-    assert (deep["rank"], deep["channels"], deep["exact"]) == (1, 0, True)
+    assert (deep["rank"], deep["channels"], deep["exact"]) == (rank, 0, True)
+    first, last = record(out)["accuracy"]["stages"]
+    assert first["correct_bits"] == last["correct_bits"]
 
 
 def test_outputs_that_differ_are_refused(
     place: Path,
     tmp_path: Path,
-    faster: Callable[..., None],
+    faster: Measured,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

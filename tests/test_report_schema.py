@@ -19,6 +19,7 @@ from kernelsimp.report.evaluation import evaluation_json
 from kernelsimp.report.store import json_schema, report_json, scan_json, verdict_json
 from kernelsimp.report.tables.audit import audit_json
 from kernelsimp.report.tables.comparison import comparison_json
+from kernelsimp.report.tables.factorised import factorised_json
 
 
 def evaluated() -> Evaluation:
@@ -70,13 +71,14 @@ def written(name: str) -> object:
         "kernelsimp.evaluate/1": lambda: evaluation_json(evaluated()),
         "kernelsimp.compare/1": lambda: comparison_json(compared()),
         "kernelsimp.audit/1": lambda: audit_json(audited()),
+        "kernelsimp.factorised/1": lambda: factorised_json(reports.factorised()),
     }
     return made[name]()
 
 
 NAMES = [
     f"kernelsimp.{record}/1"
-    for record in ("report", "scan", "verdict", "baseline", "evaluate", "compare", "audit")
+    for record in ("report", "scan", "verdict", "baseline", "evaluate", "compare", "audit", "factorised")
 ]
 
 

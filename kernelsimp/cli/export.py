@@ -7,12 +7,13 @@ import typer
 
 from kernelsimp.cli.completion import completer
 from kernelsimp.cli.console import out, watch_command
-from kernelsimp.cli.options import QuietOption, put, with_settings
+from kernelsimp.cli.options import ConfigOption, QuietOption, put, with_settings
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.settings import (
     CodingSettings,
     DataSettings,
     FactorisingSettings,
+    FinetuneSettings,
     Given,
     ModelSettings,
     RunSettings,
@@ -30,6 +31,7 @@ SourceArgument = Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run
     data=DataSettings,
     coding=CodingSettings,
     factorising=FactorisingSettings,
+    finetune=FinetuneSettings,
     run=RunSettings,
 )
 def export(
@@ -57,12 +59,14 @@ def export(
         str | None,
         typer.Option(metavar="CODE", help="coded, factorised: file.py:callable that judges --max-drop"),
     ] = None,
+    config: ConfigOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Write a RUN's network, or MODEL, in another form; every command reads packed and coded ones.
 
     packed is lossless; coded takes far fewer bytes, within a budget (--max-drop, --kl or --size); factorised
-    runs faster where that was measured, within one (--max-drop, --speedup or --macs) or at no cost at all.
+    runs faster where that was measured, within one (--max-drop, --speedup or --macs) or at no cost at all;
+    --finetune trains it then, the network it came from as its teacher.
     """
     from kernelsimp.commands import outputs
 
@@ -71,14 +75,15 @@ def export(
     if not source.exists():
         raise KernelsimpError(f"{source}: no such file; check the path")
     times = given.get("factorising", {}).get("times")
-    outputs.check_outputs([("--out", file), ("--times", times)], (source,))
+    outputs.check_outputs([("--out", file), ("--times", times)], (source,), config=config)
 
     from kernelsimp.commands import export as command  # after what can be refused without torch
 
     for key, value in (("holdout", holdout), ("metric", metric)):
         given = put(given, "plan", key, value)
-    with watch_command(quiet=quiet, json=None) as watcher:
-        written = command.export(source, to, file, given, watcher)
+    kept = command.training_kept_in(source, to, file, given)
+    with watch_command(quiet=quiet, json=None, run=kept) as watcher:
+        written = command.export(source, to, file, (given, config), watcher)
     _say(written, tables=not quiet)
     if not written.met:
         raise typer.Exit(1)

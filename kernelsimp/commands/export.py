@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kernelsimp.commands.audit import input_shape
-from kernelsimp.commands.inputs import checkpoint_of, settle_for_check, settle_for_model
+from kernelsimp.commands.inputs import checkpoint_of, is_run, settle_for_check, settle_for_model
+from kernelsimp.commands.outputs import FILES
 from kernelsimp.commands.run import ExportSource, pack_source
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.files import write_atomically, write_bytes
@@ -67,7 +68,11 @@ class ExportForm:
     runs: bool = False
 
 
-def export(place: Path, form: str, out: Path | None, given: Given, watcher: Watcher = SILENT) -> Written:
+Asked = tuple[Given, str | None]
+"""What was asked for on the command line, and in a settings file or recipe."""
+
+
+def export(place: Path, form: str, out: Path | None, asked: Asked, watcher: Watcher = SILENT) -> Written:
     """Write the network of a RUN, or of a checkpoint file, in another form beside it or at `out`.
 
     What can be read back is, and must be the same bit for bit. Raises `KernelsimpError` for an unknown form,
@@ -76,7 +81,7 @@ def export(place: Path, form: str, out: Path | None, given: Given, watcher: Watc
     if form not in FORMS:
         raise KernelsimpError(f"--to is '{form}'{did_you_mean(form, FORMS)}")
     row = FORMS[form]
-    source = open_source(place, given, runs=row.runs)
+    source = open_source(place, asked, runs=row.runs)
     target = out or _beside(source.path, row.ending)
     if target.resolve() in [path.resolve() for path in (source.path, *files_of(source.path))]:
         raise KernelsimpError(f"{target} is the file that is exported; name another with --out")
@@ -93,7 +98,9 @@ def export(place: Path, form: str, out: Path | None, given: Given, watcher: Watc
 
 
 def _refuse_budgets(source: ExportSource, form: str) -> None:
-    """Raise `KernelsimpError` for a budget that another form has."""
+    """Raise `KernelsimpError` for a budget, or a training, that another form has."""
+    if form != "factorised" and source.settings.finetune.finetune:
+        raise KernelsimpError(f"--finetune is for --to factorised alone; --to {form} keeps the weights")
     for stage, name, forms in BUDGETS:
         if form not in forms and getattr(getattr(source.settings, stage), name) is not None:
             owners = " and ".join(forms)
@@ -110,6 +117,15 @@ BUDGETS = (
 """Budgets: the stage of the settings, the field, and the forms that have it."""
 
 
+def training_kept_in(place: Path, form: str, out: Path | None, given: Given) -> Path | None:
+    """Return the folder where an export keeps the state of its training; None where it does not train."""
+    from kernelsimp.commands.factorised_tuning import training_folder
+
+    if form != "factorised" or not given.get("finetune", {}).get("finetune"):
+        return None
+    return training_folder(place if is_run(place) else None, out or _beside(place, FORMS[form].ending)).path
+
+
 def _beside(source: Path, ending: str) -> Path:
     """Return where the export of `source` goes by itself: under its name, with another ending."""
     if not is_in_parts(source):
@@ -122,15 +138,15 @@ def _beside(source: Path, ending: str) -> Path:
     )
 
 
-def open_source(place: Path, given: Given, *, runs: bool) -> ExportSource:
+def open_source(place: Path, asked: Asked, *, runs: bool) -> ExportSource:
     """Open a RUN with its plan, or a checkpoint file; `runs` says whether the network itself is needed."""
     if not place.is_dir() or is_in_parts(place):
-        settings = settle_for_model(given, None)
+        settings = settle_for_model(*asked)
         return ExportSource(place, load_checkpoint(place, settings.model), settings)
     report = read_report(place)
-    path, settings = checkpoint_of(place, report), settle_for_check(given, None, place, runs=runs)
+    path, settings = checkpoint_of(place, report), settle_for_check(*asked, place, runs=runs)
     plan = read_plan(place / "plan.safetensors")
-    return ExportSource(path, load_checkpoint(path, settings.model), settings, plan)
+    return ExportSource(path, load_checkpoint(path, settings.model), settings, plan, place)
 
 
 def _to_packed(source: ExportSource, path: Path, _: Watcher) -> Said:
@@ -182,13 +198,20 @@ def _to_coded(source: ExportSource, path: Path, watcher: Watcher) -> Said:
 def _to_factorised(source: ExportSource, path: Path, watcher: Watcher) -> Said:
     from kernelsimp.commands.export_factorised import export_factorised
     from kernelsimp.commands.factorised_forms import written_places
+    from kernelsimp.commands.factorised_report import add_to_run
 
     taken = {item.resolve() for item in (source.path, *files_of(source.path))}
+    of_run = {(path.parent / name).resolve() for name in FILES} if is_run(path.parent) else set()
     for place in written_places(path):
         if place.resolve() in taken:
             raise KernelsimpError(f"{place} is the file that is exported; name another with --out")
+        if place.resolve() in of_run:
+            raise KernelsimpError(f"{place} is a file of a run; name another with --out")
     done = export_factorised(source, path, watcher)
-    return Said(done.made.notes, done.met, done.files, factorised_tables(done.made))
+    notes = done.made.notes
+    if source.run is not None and done.files:
+        notes = (*notes, add_to_run(source.run, done.made))
+    return Said(notes, done.met, done.files, factorised_tables(done.made))
 
 
 FORMS: Mapping[str, ExportForm] = {

@@ -6,26 +6,29 @@ outputs are those of the network before any layer was replaced.
 
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernelsimp.analysis.layer_times import LayerTimes
 from kernelsimp.commands.audit import input_shape
 from kernelsimp.commands.factorise import Ground, check_budget, decide, open_ground
 from kernelsimp.commands.factorised_forms import ASIDE, Forms
 from kernelsimp.commands.factorised_record import record_of
+from kernelsimp.commands.factorised_tuning import check_tuning, held_note, measured, training_folder, tune
 from kernelsimp.commands.inputs import batches_of, open_data
-from kernelsimp.commands.measure import classifies, measure_module
-from kernelsimp.commands.run import ExportSource
+from kernelsimp.commands.run import ExportSource, training_notes
 from kernelsimp.commands.task import Task
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.export_settings import ENGINES
 from kernelsimp.models.network import Network, open_network
-from kernelsimp.records.factorised import Answers, Factorised
+from kernelsimp.records.factorised import Factorised
+from kernelsimp.report.assemble import accuracy_of
 from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher
 
@@ -45,38 +48,70 @@ class FactorisedExport:
 def export_factorised(source: ExportSource, path: Path, watcher: Watcher = SILENT) -> FactorisedExport:
     """Write the network of `source` with thinner layers as `path` (.pt2) and the other forms beside it.
 
-    Raises `KernelsimpError` without an architecture, for bad budgets, and where what was written does not put
-    out what it must.
+    With --finetune it is trained once it was timed, taught by the network of `source`, and the trained one is
+    written. Raises `KernelsimpError` without an architecture, for bad budgets, for a training that
+    cannot be, and where what was written does not put out what it must.
     """
-    settings = source.settings
-    _check(settings, path)
-    network = open_network(
-        source.path, replace(settings, model=replace(settings.model, sha256=None)), watcher
-    )
-    data = open_data(settings, watcher)
-    images = _images(network, data, settings)
-    ground = open_ground(
-        Task(network, data, settings), images, LayerTimes(times_file(settings), watcher=watcher)
-    )
+    ground = _ground(source, path, watcher)
     decision = decide(ground, watcher)
     made = record_of(ground, decision)
     if not decision.plan:
         return _nothing(made, _why_nothing(ground), met=decision.met)
+    with aside(path) as folder:
+        forms = Forms(ground, decision, folder / path.name, watcher)
+        made = replace(made, outputs=forms.write(), latency=forms.latency())
+        if ground.settings.factorising.macs is None and not any(item.faster for item in made.latency):
+            return _nothing(made, NO_GAIN, met=decision.met)
+        if not ground.settings.finetune.finetune:
+            return _written(forms, made, path, {"factorised": forms.after})
+    run = training_folder(source.run, path)
+    tuned, trained = tune(ground.task, forms.after, run, watcher)
+    notes = (*made.notes, *training_notes(trained), TIMED_BEFORE, *held_note(source))
+    stages = {"factorised": forms.after, "finetuned": tuned}
+    with aside(path) as folder:
+        forms = forms.tuned(tuned, folder / path.name)
+        made = replace(made, outputs=forms.write(), training=trained.history, notes=notes)
+        return _written(forms, made, path, stages)
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Yield a folder beside `path` that is gone afterwards, with what was not moved out of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".factorised-") as folder:
-        forms = Forms(ground, decision, Path(folder) / path.name, watcher)
-        checked = forms.write()
-        made = replace(made, outputs=checked, notes=(*made.notes, *forms.notes), latency=forms.latency())
-        if settings.factorising.macs is None and not any(item.faster for item in made.latency):
-            return _nothing(made, NO_GAIN, met=decision.met)
-        made = replace(made, answers=_answers(forms))
-        forms.write_report(made)
-        files = [item for item in sorted(Path(folder).iterdir()) if not item.name.startswith(ASIDE)]
-        for item in files:
-            item.replace(path.parent / item.name)
-    return FactorisedExport(tuple(path.parent / item.name for item in files), made, decision.met)
+        yield Path(folder)
 
 
+def _ground(source: ExportSource, path: Path, watcher: Watcher) -> Ground:
+    """Open the network and its images, refuse what they cannot serve, and look at the layers."""
+    settings = source.settings
+    _check(settings, path)
+    if settings.finetune.finetune:
+        training_folder(source.run, path).check()
+    network = open_network(
+        source.path, replace(settings, model=replace(settings.model, sha256=None)), watcher
+    )
+    data = open_data(settings, watcher)
+    check_tuning(network, data, settings)
+    images = _images(network, data, settings)
+    return open_ground(
+        Task(network, data, settings), images, LayerTimes(times_file(settings), watcher=watcher)
+    )
+
+
+def _written(forms: Forms, made: Factorised, path: Path, stages: Mapping[str, nn.Module]) -> FactorisedExport:
+    """Measure every stage, write the reports, and move all that was written to its place."""
+    task = forms.ground.task
+    outcomes = measured(task, {"before": task.network.module(), **stages}, forms.watcher)
+    made = replace(made, accuracy=accuracy_of(outcomes), notes=(*made.notes, *forms.notes))
+    forms.write_report(made)
+    files = [item for item in sorted(forms.path.parent.iterdir()) if not item.name.startswith(ASIDE)]
+    for item in files:
+        item.replace(path.parent / item.name)
+    return FactorisedExport(tuple(path.parent / item.name for item in files), made, forms.decision.met)
+
+
+TIMED_BEFORE = "layers and network were timed before the training, which changes numbers and no shapes"
 NO_GAIN = (
     "layers are faster by themselves, but no engine was measured to run the whole faster: nothing is written"
 )
@@ -126,15 +161,3 @@ def _why_nothing(ground: Ground) -> str:
         "no layer has an exact rank that would make it faster: nothing is written; pass --max-drop, "
         "--speedup or --macs with --data, or simplify with families that are ranks"
     )
-
-
-def _answers(forms: Forms) -> Answers | None:
-    """Measure the original and the factorised network on test images, which chose nothing."""
-    task = forms.ground.task
-    data, settings = task.data, task.settings
-    if data is None or not len(data.test) or not classifies(task.network, data, settings):
-        return None
-    before, after = (
-        measure_module(model, data, settings, forms.watcher) for model in (task.network.module(), forms.after)
-    )
-    return Answers("test", before.total, before.right, after.right)

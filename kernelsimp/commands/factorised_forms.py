@@ -1,6 +1,6 @@
 """The forms of a factorised network: written into a folder aside, run there, compared with the network."""
 
-import json
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,10 @@ from kernelsimp.models.program import (
 from kernelsimp.models.standalone import build_standalone, standalone_text, write_standalone
 from kernelsimp.models.stored_order import module_name
 from kernelsimp.records.factorised import CheckedOutput, Factorised, Latency
-from kernelsimp.report.tables.factorised import factorised_json, factorised_markdown
+from kernelsimp.records.serialise import json_text
+from kernelsimp.report.html import factorised_html
+from kernelsimp.report.markdown import factorised_markdown
+from kernelsimp.report.tables.factorised import factorised_json
 from kernelsimp.solver.fisher import output_tensors
 from kernelsimp.watch import Watcher
 
@@ -42,7 +45,7 @@ ASIDE = ".before"
 
 def written_places(path: Path) -> tuple[Path, ...]:
     """Return every file that an export to `path` may write."""
-    names = [path.with_suffix(ending) for ending in (".onnx", ".safetensors", ".json", ".md")]
+    names = [path.with_suffix(ending) for ending in (".onnx", ".safetensors", ".json", ".md", ".html")]
     return (path, *names, code_place(path))
 
 
@@ -58,8 +61,18 @@ class Forms:
         self.ground, self.decision, self.path, self.watcher = ground, decision, path, watcher
         self.after = factorise(decision.whole, decision.plan).eval()
         self.channels_last = ground.settings.factorising.layout == "channels-last"
+        self.expected, self.against = decision.whole, "the original network"
+        if decision.fitted:
+            self.against = "the network with layers of low rank"
         self.notes: list[str] = []
         self.files: tuple[Path, Path] | None = None
+
+    def tuned(self, model: nn.Module, path: Path) -> "Forms":
+        """Return the forms at `path` of the same network with trained weights, which nothing else is like."""
+        made = copy.copy(self)
+        made.path, made.files = path, None
+        made.after, made.expected, made.against = model, model, "the fine-tuned network in memory"
+        return made
 
     def write(self) -> tuple[CheckedOutput, ...]:
         """Write all forms that can be and return how each was checked."""
@@ -74,8 +87,9 @@ class Forms:
         return tuple(item for item in found if item is not None)
 
     def _leave_out(self, why: str) -> None:
-        self.notes.append(why)
-        self.watcher.warn(why)
+        if why not in self.notes:  # said when the network was timed
+            self.notes.append(why)
+            self.watcher.warn(why)
 
     def _standalone(self) -> CheckedOutput:
         place, weights = code_place(self.path), self.path.with_suffix(".safetensors")
@@ -97,7 +111,7 @@ class Forms:
         try:
             check_onnx_is_here()
             for model, file in ((self.after, place), (self.ground.model, before)):
-                export_onnx(model, shape, file)
+                export_onnx(copy.deepcopy(model), shape, file)  # a copy: it is moved to the CPU
             run = run_onnx(place, torch.get_num_threads())
         except KernelsimpError as error:
             place.unlink(missing_ok=True)
@@ -110,17 +124,17 @@ class Forms:
         return ChannelsLast(model).eval() if self.channels_last else model
 
     def _checked(self, file: Path, run: Callable[[Tensor], object]) -> CheckedOutput:
-        """Return how far what `run` puts out is from the network before any layer was replaced."""
+        """Return how far what `run` puts out is from the network that the form is of."""
         images = self.ground.images
         with torch.no_grad():
-            error = relative_distance(run(images.clone()), self.decision.whole(images.clone()))
+            error = relative_distance(run(images.clone()), self.expected(images.clone()))
         if not error <= NEAR:
             raise KernelsimpError(
                 f"{file.name}: its outputs are {error:.1e} from the network's, expected {NEAR:g} at most; "
                 "nothing is written"
             )
-        against = "the network with layers of low rank" if self.decision.fitted else "the original network"
-        return CheckedOutput(file.name, error, against, REAL if self.ground.task.data is not None else NOISE)
+        seen = REAL if self.ground.task.data is not None else NOISE
+        return CheckedOutput(file.name, error, self.against, seen)
 
     def latency(self) -> tuple[Latency, ...]:
         """Return how long the network takes before and after."""
@@ -129,10 +143,10 @@ class Forms:
         return network_latency(pair, self.ground.images, engines, self.watcher)
 
     def write_report(self, made: Factorised) -> None:
-        """Write the record as JSON and as Markdown."""
-        text = json.dumps(factorised_json(made), indent=1, allow_nan=False)
-        write_text(self.path.with_suffix(".json"), text + "\n")
+        """Write the record as JSON, as Markdown and as a page."""
+        write_text(self.path.with_suffix(".json"), json_text(factorised_json(made)))
         write_text(self.path.with_suffix(".md"), factorised_markdown(made))
+        write_text(self.path.with_suffix(".html"), factorised_html(made))
 
 
 def relative_distance(output: object, expected: object) -> float:

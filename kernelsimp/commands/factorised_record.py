@@ -7,6 +7,7 @@ from kernelsimp.analysis.layer_times import LayerTime
 from kernelsimp.commands.factorise import Decision, Ground
 from kernelsimp.kernels.separable import full_rank
 from kernelsimp.models.factorised import factorise
+from kernelsimp.models.layers import conv_modules
 from kernelsimp.models.stored_order import module_name
 from kernelsimp.records.factorised import Factorised, FactorisedLayer
 
@@ -56,14 +57,16 @@ def _why_whole(times: Collection[LayerTime]) -> str:
 def _whole_rows(ground: Ground) -> list[FactorisedLayer]:
     """Return the rows of the layers that cannot be taken apart."""
     banked = {layer.name: layer for layer in ground.task.network.bank.layers}
-    empty = (None,) * 5
-    return [
-        FactorisedLayer(
-            name, banked[name].weight_shape, banked[name].groups, None, 0, 0, 0, True, 0, 0, *empty, why
-        )
-        for name, why in ground.reasons.items()
-        if name in banked
-    ]
+    modules = conv_modules(ground.model)
+    rows = []
+    for name, why in ground.reasons.items():
+        if name in banked:
+            size = sum(item.numel() for item in modules[name].parameters())
+            shape, groups = banked[name].weight_shape, banked[name].groups
+            rows.append(
+                FactorisedLayer(name, shape, groups, None, 0, 0, 0, True, size, size, *(None,) * 5, why)
+            )
+    return rows
 
 
 def record_of(ground: Ground, decision: Decision) -> Factorised:

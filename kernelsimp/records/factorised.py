@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kernelsimp.records.measured import Accuracy, Epoch
+
 SCHEMA = "kernelsimp.factorised/1"
 
 
@@ -98,18 +100,12 @@ class CheckedOutput:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Right answers of `total` images before and after; those of the test split chose nothing."""
-
-    split: str
-    total: int
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
 class Factorised:
-    """The whole export."""
+    """The whole export.
+
+    `accuracy` has the stages `before` (the network that was exported), `factorised` and, where it was trained
+    with that network as its teacher, `finetuned`; its images are those of the test split.
+    """
 
     source: Mapping[str, Any]
     machine: str
@@ -121,6 +117,7 @@ class Factorised:
     macs: tuple[int, int]
     latency: tuple[Latency, ...] = ()
     outputs: tuple[CheckedOutput, ...] = ()
-    answers: Answers | None = None
+    accuracy: Accuracy | None = None
+    training: tuple[Epoch, ...] = ()
     notes: tuple[str, ...] = ()
     schema: str = SCHEMA

@@ -7,37 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kernelsimp.records.factorised import Factorised
 from kernelsimp.records.held import HeldLayer
+from kernelsimp.records.measured import Accuracy as Accuracy
+from kernelsimp.records.measured import Epoch as Epoch
+from kernelsimp.records.measured import Stage as Stage
 
 SCHEMA = "kernelsimp.report/1"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Accuracy on the test set at one stage: original, simplified, finetuned.
-
-    `top1` is in percent, `ci95` the Wilson interval in percent, `loss` the mean cross-entropy in nats,
-    `correct_bits` one bit an image, packed big-endian (numpy.packbits) and base64.
-    """
-
-    stage: str
-    top1: float
-    correct: int
-    total: int
-    loss: float
-    ci95: tuple[float, float]
-    correct_bits: str
-    split: str = "test"
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """All stages in order; `change_pp` is last minus first in percentage points, with a paired p-value."""
-
-    stages: tuple[Stage, ...]
-    change_pp: float
-    change_ci95: tuple[float, float]
-    mcnemar_p: float
 
 
 @dataclass(frozen=True)
@@ -133,28 +109,6 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One epoch of training; accuracies in percent on the validation split.
-
-    `bits_per_kernel` and `found` are those of the weights after it: the structure code at 1 % distortion, and
-    how many kernels chance does not explain. `train_loss` includes penalties. `kept` marks the epoch whose
-    weights the network has; where none is marked, the network stayed as it came.
-    """
-
-    epoch: int
-    train_loss: float
-    val_top1: float | None
-    val_loss: float | None
-    lr: float
-    seconds: float
-    images_per_second: float
-    held: bool = True
-    bits_per_kernel: float | None = None
-    found: int | None = None
-    kept: bool = False
-
-
-@dataclass(frozen=True)
 class Control:
     """One control arm: what else the same budget buys, before any fine-tuning unless its name says so.
 
@@ -229,6 +183,7 @@ class Report:
 
     `tensors` says what every tensor of the written network is: `64x3x7x7 float32`, and `beside` every other
     one in its file, with a digest. `survived` is there where the network was trained and nothing was held.
+    `factorised` is what the last export of the run's network to thinner layers came to.
     """
 
     structures: tuple[str, ...]
@@ -254,4 +209,5 @@ class Report:
     tensors: Mapping[str, str] = field(default_factory=dict)
     survived: Survived | None = None
     beside: Mapping[str, str] = field(default_factory=dict)
+    factorised: Factorised | None = None
     schema: str = SCHEMA

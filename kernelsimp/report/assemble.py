@@ -107,7 +107,7 @@ def assemble(facts: RunFacts) -> Report:
     left = left_of(plan, kernels) if loose else plan
     return Report(
         structures=plan.structures,
-        accuracy=_accuracy(facts.outcomes),
+        accuracy=accuracy_of(facts.outcomes),
         kernels=_counts(plan, facts.hold),
         dof=replace(_dof(left), planned_fraction=_dof(plan).fraction if loose else None),
         bits=_bits(left),
@@ -163,7 +163,8 @@ def held_layer(kernels: Tensor, layer: LayerPlan, plan: Plan, hold: str) -> Held
     return replace(held, shapes=encode_shapes(shapes[:, :wide]))
 
 
-def _accuracy(outcomes: Mapping[str, Outcome]) -> Accuracy | None:
+def accuracy_of(outcomes: Mapping[str, Outcome]) -> Accuracy | None:
+    """Return the accuracy at each stage, in order, and the change from first to last; None of none."""
     if not outcomes:
         return None
     measured = list(outcomes.values())

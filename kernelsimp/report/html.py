@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from kernelsimp.error_text import printable
 from kernelsimp.records.comparison import Comparison
+from kernelsimp.records.factorised import Factorised
 from kernelsimp.records.glossary import GLOSSARY
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Scan
@@ -42,6 +43,7 @@ from kernelsimp.report.tables.comparison import (
     similarity_tables,
 )
 from kernelsimp.report.tables.course import course_tables, training_table, training_word
+from kernelsimp.report.tables.factorised import factorised_facts, factorised_sections
 from kernelsimp.report.tables.headline import headline, in_words, speed_words, survival_words
 from kernelsimp.report.tables.pair import pair_tables
 from kernelsimp.report.tables.robustness import SAYS, robustness_charts, robustness_tables
@@ -189,6 +191,22 @@ def comparison_html(found: Comparison) -> str:
         sections=[section for section in sections if section.charts or section.tables],
         facts_below=[_settings("A", found.a), _settings("B", found.b), _settings("Settings", found.settings)],
         schema=found.schema,
+    )
+
+
+def factorised_html(made: Factorised) -> str:
+    """Return an export to thinner layers as one self-contained page."""
+    *sections, (how, _) = factorised_sections(made)
+    return page(
+        title="What thinner layers buy at run time",
+        lead=f"Measured on {printable(made.machine)}.",
+        facts=factorised_facts(made),
+        sections=[
+            Section(table.title, tables=(table,), says=says, sortable=not place)
+            for place, (table, says) in enumerate(sections)
+        ],
+        facts_below=[how],
+        schema=made.schema,
     )
 
 

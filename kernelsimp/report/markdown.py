@@ -8,10 +8,12 @@ import re
 from collections.abc import Sequence
 
 from kernelsimp.error_text import printable
+from kernelsimp.records.factorised import Factorised
 from kernelsimp.records.report import Report
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.comparison import similarity_tables
 from kernelsimp.report.tables.course import course_tables, training_table
+from kernelsimp.report.tables.factorised import factorised_sections
 from kernelsimp.report.tables.headline import headline, in_words, label_words, speed_words, survival_words
 from kernelsimp.report.tables.pair import pair_tables
 from kernelsimp.report.tables.robustness import robustness_tables
@@ -58,6 +60,15 @@ def runs_markdown(runs: Sequence[Named]) -> str:
     """Return any number of runs, each with its name, in one table as Markdown."""
     warned = [f"**Warning**: {escape_markdown(text)}." for text in warnings_of(runs)]
     return "\n\n".join([f"# {len(runs)} runs", *warned, section(runs_table(runs))]) + "\n"
+
+
+def factorised_markdown(made: Factorised) -> str:
+    """Return a factorised export as Markdown, with every row of its tables."""
+    parts = ["# What thinner layers buy at run time"]
+    for table, says in factorised_sections(made):
+        body = table_markdown(table, len(table.rows))
+        parts += filter(None, (f"## {table.title}", body, says))
+    return "\n\n".join(parts) + "\n"
 
 
 def section(table: Table) -> str:

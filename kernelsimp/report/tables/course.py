@@ -3,6 +3,8 @@
 from kernelsimp.error_text import printable
 from kernelsimp.records.report import Report
 from kernelsimp.report import fmt
+from kernelsimp.report.tables.factorised import factorised_sections
+from kernelsimp.report.tables.stages import epoch_table
 from kernelsimp.report.tables.table import Table
 
 ROUNDS = (
@@ -21,11 +23,12 @@ TRAINED = "trained"
 
 
 def course_tables(report: Report) -> tuple[tuple[Table, str], ...]:
-    """Return the tables that have rows, each with the sentence under it."""
+    """Return the tables that have rows, each with the sentence under it; an export to thinner layers last."""
     tables = (
         (metric_table(report), ""),
         (round_table(report), ROUNDS),
         (sensitivity_table(report), SENSITIVITY),
+        *factorised_sections(report.factorised),
     )
     return tuple((table, says) for table, says in tables if table.rows)
 
@@ -89,19 +92,7 @@ def sensitivity_table(report: Report) -> Table:
 
 def training_table(report: Report) -> Table:
     """Return one row an epoch of fine-tuning."""
-    heads = ("epoch", "training loss", "validation loss", "validation top-1", "learning rate", "seconds")
-    rows = [
-        (
-            f"{epoch.epoch}, kept" if epoch.kept else str(epoch.epoch),
-            fmt.number(epoch.train_loss),
-            fmt.number(epoch.val_loss),
-            fmt.percent(epoch.val_top1),
-            fmt.number(epoch.lr),
-            fmt.number(epoch.seconds),
-        )
-        for epoch in report.training
-    ]
-    return Table(training_word(report), heads, tuple(rows), frozenset())
+    return epoch_table(training_word(report), report.training)
 
 
 def training_word(report: Report) -> str:

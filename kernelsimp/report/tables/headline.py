@@ -5,6 +5,7 @@ from typing import Any
 
 from kernelsimp.records.report import Report
 from kernelsimp.report import fmt
+from kernelsimp.report.tables.factorised import run_facts
 from kernelsimp.report.tables.table import Fact
 
 SHAPES_KEPT = "Every tensor keeps its shape, so the network runs no faster on a GPU and takes the same memory"
@@ -25,6 +26,7 @@ def headline(report: Report) -> tuple[Fact, ...]:
         Fact("degrees of freedom left", fmt.share(dof.fraction), equivalent),
         *_bit_facts(report),
         _size_fact(report),
+        *run_facts(report.factorised),
     )
 
 

@@ -7,29 +7,14 @@ from kernelsimp.kernels.families import ZERO
 from kernelsimp.kernels.structures import DENOISED
 from kernelsimp.records.report import LayerReport, Report
 from kernelsimp.report import fmt
+from kernelsimp.report.tables.stages import accuracy_table
 from kernelsimp.report.tables.table import Table, families_text, ranked_families
 
 
 def stage_table(report: Report) -> Table:
     """Return accuracy at each stage; the change is against the first."""
     stages = report.accuracy.stages if report.accuracy else ()
-    rows = [
-        (
-            printable(stage.stage),
-            fmt.percent(stage.top1),
-            fmt.right_of(stage),
-            fmt.interval(*stage.ci95),
-            fmt.points(stage.top1 - stages[0].top1) if place else fmt.DASH,
-            fmt.number(stage.loss),
-        )
-        for place, stage in enumerate(stages)
-    ]
-    return Table(
-        "Accuracy",
-        ("stage", "top-1", "correct", "95 % interval", "change", "loss"),
-        tuple(rows),
-        least=(5, 3),
-    )
+    return accuracy_table("Accuracy", stages)
 
 
 def layer_table(report: Report) -> Table:
