@@ -5,7 +5,6 @@ outputs are those of the network before any layer was replaced.
 """
 
 import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from kernelsimp.commands.task import Task
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.export_settings import ENGINES
+from kernelsimp.files import temporary_folder
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.records.factorised import Answers, Factorised
 from kernelsimp.settings import Settings
@@ -63,15 +63,15 @@ def export_factorised(source: ExportSource, path: Path, watcher: Watcher = SILEN
     if not decision.plan:
         return _nothing(made, _why_nothing(ground), met=decision.met)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".factorised-") as folder:
-        forms = Forms(ground, decision, Path(folder) / path.name, watcher)
+    with temporary_folder(path.parent) as folder:
+        forms = Forms(ground, decision, folder / path.name, watcher)
         checked = forms.write()
         made = replace(made, outputs=checked, notes=(*made.notes, *forms.notes), latency=forms.latency())
         if settings.factorising.macs is None and not any(item.faster for item in made.latency):
             return _nothing(made, NO_GAIN, met=decision.met)
         made = replace(made, answers=_answers(forms))
         forms.write_report(made)
-        files = [item for item in sorted(Path(folder).iterdir()) if not item.name.startswith(ASIDE)]
+        files = [item for item in sorted(folder.iterdir()) if not item.name.startswith(ASIDE)]
         for item in files:
             item.replace(path.parent / item.name)
     return FactorisedExport(tuple(path.parent / item.name for item in files), made, decision.met)
