@@ -9,12 +9,13 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +40,9 @@ SEALED = len(SEAL) + 64
 LONGEST_NAME = 255
 """Bytes of a file's name on every system that we know."""
 
+TEMPORARY = ".kernelsimp-"
+"""What the names of temporary files and folders begin with."""
+
 LARGE = 1 << 18
 """Arrays of more entries are spilled to a file."""
 
@@ -51,13 +55,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     partial = path.with_name(partial_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        sweep(path.parent, partial_name(path.name).removesuffix(_ending()))
         partial.touch()
         mode = partial.stat().st_mode
         write(partial)
         partial.chmod(mode)  # some writers make files that only their owner may read
         partial.replace(path)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
+        if not _is_refusal(error):
+            raise
         raise KernelsimpError(f"{path}: cannot write: {_reason(error)}; choose another place") from error
     finally:
         if _exists(partial):
@@ -66,26 +72,83 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def partial_name(name: str) -> str:
     """Return what a file is called while it is written: by whom, and no longer than a name may be."""
-    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-    ending = f".{host}-{os.getpid()}.partial"
+    ending = _ending()
     if len(os.fsencode(name)) + len(ending) + 1 > LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
     return f".{name}{ending}"
 
 
-def _sweep(path: Path) -> None:
-    """Remove what processes of this host that are gone have left of this very file."""
-    begin, own = partial_name(path.name).rpartition("-")[::2]
-    for left in path.parent.glob(f"{glob.escape(begin)}-*.partial"):
-        pid = left.name.removeprefix(f"{begin}-").removesuffix(".partial")
-        if left.name != f"{begin}-{own}" and pid.isdecimal() and not is_running(int(pid)):
-            left.unlink(missing_ok=True)
+def _ending() -> str:
+    """Return how the names of what this process has not finished end."""
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    return f".{host}-{os.getpid()}.partial"
+
+
+def sweep(folder: Path, begin: str) -> None:
+    """Remove what processes of this host that are gone have left half written under names that begin so."""
+    host = _ending().rpartition("-")[0]
+    for left in folder.glob(f"{glob.escape(begin)}*{host}-*.partial"):
+        pid = left.name.rpartition("-")[2].removesuffix(".partial")
+        if pid.isdecimal() and not is_running(int(pid)):
+            _remove(left)
 
 
 def remove_partials(folder: Path) -> None:
     """Remove what writers that were killed have left in `folder` and below."""
-    for partial in folder.rglob(".*.partial"):
-        partial.unlink(missing_ok=True)
+    for partial in list(folder.rglob(".*.partial")):
+        _remove(partial)
+
+
+def _remove(left: Path) -> None:
+    if left.is_dir() and not left.is_symlink():
+        shutil.rmtree(left, ignore_errors=True)
+        return
+    with suppress(OSError):  # another process was quicker, or it is another user's
+        left.unlink()
+
+
+@contextmanager
+def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
+    """Yield a folder that goes when the block ends, in `beside` or where temporary files are.
+
+    Those of processes that were killed go, too.
+    """
+    place = beside or Path(tempfile.gettempdir())
+    sweep(place, TEMPORARY)
+    with tempfile.TemporaryDirectory(dir=place, prefix=TEMPORARY, suffix=_ending()) as name:
+        yield Path(name)
+
+
+@contextmanager
+def temporary_file() -> Iterator[Path]:
+    """Yield an empty file whose name goes when the block ends; its maps stay.
+
+    Those of processes that were killed go, too.
+    """
+    sweep(Path(tempfile.gettempdir()), TEMPORARY)
+    number, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=_ending())
+    os.close(number)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` on a temporary folder beside `path`, then put it in the place of `path`.
+
+    Raises `KernelsimpError` with the operating system's reason where the disk refuses.
+    """
+    partial = path.with_name(partial_name(path.name))
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.replace(path)
+    except OSError as error:
+        raise KernelsimpError(f"{path}: cannot write: {_reason(error)}; choose another place") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -155,10 +218,13 @@ def spill(array: "NDArray[T]") -> "NDArray[T]":
         return array
     import numpy as np
 
-    with tempfile.TemporaryFile() as file:
-        array.tofile(file)
-        file.flush()
-        return np.memmap(file, dtype=array.dtype, mode="r+", shape=array.shape)
+    try:
+        with tempfile.TemporaryFile() as file:
+            array.tofile(file)
+            file.flush()
+            return np.memmap(file, dtype=array.dtype, mode="r+", shape=array.shape)
+    except OSError:  # no room: it stays where it is
+        return array
 
 
 def key_of(*known: object) -> str:
@@ -175,6 +241,13 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # a file stands where a folder should be
         return False
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Say whether a disk may have refused: torch and safetensors have words of their own for it."""
+    from safetensors import SafetensorError
+
+    return isinstance(error, OSError | RuntimeError | SafetensorError)
 
 
 def _reason(error: Exception) -> str:

@@ -36,7 +36,11 @@ SchedulerOption = Annotated[
 ]
 MemoryOption = Annotated[
     float | None,
-    typer.Option("--memory", metavar="X", help="gigabytes that all --jobs may use [half of what is free]"),
+    typer.Option(
+        "--memory",
+        metavar="X",
+        help="gigabytes that the scan may take, all --jobs together [what is free; half of it for --jobs]",
+    ),
 ]
 
 
@@ -84,11 +88,17 @@ def scan(
         elif explain is not None:
             _explain((source[0], explain), settings, watcher, json)
         else:
-            _one(source[0], settings, watcher, {"json": json, "csv": csv, "html": html, "quiet": quiet})
+            to_one = {"json": json, "csv": csv, "html": html, "quiet": quiet}
+            _one((source[0], memory), settings, watcher, to_one)
 
 
-def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str, str | bool | None]) -> None:
-    """Scan one checkpoint and write what was asked for."""
+def _one(
+    what: tuple[str, float | None],
+    settings: Settings,
+    watcher: TerminalWatcher,
+    to: dict[str, str | bool | None],
+) -> None:
+    """Scan one checkpoint, within gigabytes of memory, and write what was asked for."""
     from kernelsimp.cli.present import say_done
     from kernelsimp.commands import scan as command
     from kernelsimp.files import write_text
@@ -97,7 +107,8 @@ def _one(model: str, settings: Settings, watcher: TerminalWatcher, to: dict[str,
     from kernelsimp.report.tables.scan import scan_words
     from kernelsimp.report.terminal import scan_tables
 
-    result = command.scan(Path(model), settings, watcher)
+    model, memory = what
+    result = command.scan(Path(model), settings, watcher, memory)
     watcher.stop()
     if to["json"]:
         emit_json(scan_json(result), str(to["json"]))

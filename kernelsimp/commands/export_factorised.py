@@ -5,7 +5,6 @@ outputs are those of the network before any layer was replaced.
 """
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from kernelsimp.commands.task import Task
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.export_settings import ENGINES
+from kernelsimp.files import temporary_folder
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.records.factorised import Factorised
 from kernelsimp.report.assemble import accuracy_of
@@ -78,8 +78,8 @@ def export_factorised(source: ExportSource, path: Path, watcher: Watcher = SILEN
 def aside(path: Path) -> Iterator[Path]:
     """Yield a folder beside `path` that is gone afterwards, with what was not moved out of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".factorised-") as folder:
-        yield Path(folder)
+    with temporary_folder(path.parent) as folder:
+        yield folder
 
 
 def _ground(source: ExportSource, path: Path, watcher: Watcher) -> Ground:

@@ -11,12 +11,13 @@ from typing import Any
 
 from kernelsimp.analysis.scan import check, scan_bank
 from kernelsimp.commands.cluster import HERE, Cluster, Lost, check_cluster, each_result
+from kernelsimp.commands.scan import open_within
 from kernelsimp.commands.scan_sources import Source, sources_of
 from kernelsimp.commands.scan_store import ScanStore, stamp_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
 from kernelsimp.models.remote import is_address
-from kernelsimp.models.scannable import Scannable, open_address, open_to_scan
+from kernelsimp.models.scannable import Scannable, open_address
 from kernelsimp.records.scan import Scan, ScanLine
 from kernelsimp.records.serialise import json_text
 from kernelsimp.report.dataset_rows import (
@@ -27,7 +28,7 @@ from kernelsimp.report.dataset_rows import (
     settings_text,
 )
 from kernelsimp.report.store import scan_json
-from kernelsimp.settings import ModelSettings, Settings
+from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher
 
 
@@ -119,7 +120,7 @@ def _keep(done: Scanned, source: Source, job: ManyJob, store: ScanStore | None) 
 def scan_source(job: ManyJob, source: Source) -> Scanned:
     """Scan one network; what the user can mend becomes a line."""
     try:
-        opened = _opened(source.place, job.settings.model)
+        opened = _opened(source.place, job)
         scan = scan_bank(opened.bank, job.settings.scan, opened.source, strides=opened.strides)
     except KernelsimpError as error:
         return _failure(source, str(error).removeprefix(f"{source.place}: "))
@@ -128,8 +129,11 @@ def scan_source(job: ManyJob, source: Source) -> Scanned:
     return Scanned(line, text, _rows(scan, line, source, job) if job.dataset is not None else {})
 
 
-def _opened(place: str, settings: ModelSettings) -> Scannable:
-    return open_address(place, settings) if is_address(place) else open_to_scan(Path(place), settings)
+def _opened(place: str, job: ManyJob) -> Scannable:
+    if is_address(place):
+        return open_address(place, job.settings.model)
+    memory = job.cluster.memory
+    return open_within(Path(place), job.settings, memory / job.cluster.jobs if memory else None)
 
 
 def _failure(source: Source, reason: str) -> Scanned:

@@ -7,7 +7,6 @@ meanwhile is refused.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from kernelsimp.error_text import short
 from kernelsimp.errors import CheckpointError, KernelsimpError, how_to_install
+from kernelsimp.files import temporary_folder
 
 SAFETENSORS = ".safetensors"
 NEAR = 1 << 16
@@ -104,8 +104,8 @@ def fetched(address: str) -> Iterator[Fetched]:
     Raises `CheckpointError`, in one line, where it cannot be had or changed while it was read.
     """
     system, path = file_system(address)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / (PurePosixPath(path).name or "network")
+    with temporary_folder() as folder:
+        place = folder / (PurePosixPath(path).name or "network")
         try:
             before = _stamp(system, path)
             count = _fetch(system, path, place)

@@ -6,14 +6,13 @@ between the first look and the last is refused.
 """
 
 import hashlib
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kernelsimp.errors import CheckpointError
+from kernelsimp.files import temporary_file
 
 
 @contextmanager
@@ -43,18 +42,15 @@ def private_copy(path: Path) -> Iterator[Path | None]:
 
     It has no name any more when the block ends, and goes when its last map goes.
     """
-    number, name = tempfile.mkstemp(suffix=".pt")
-    copy = Path(name)
-    try:
-        with path.open("rb") as source, os.fdopen(number, "wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-            whole = True
-    except OSError:
-        whole = False
-    try:
-        yield copy if whole else None
-    finally:
-        copy.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        copy: Path | None = None
+        try:
+            copy = stack.enter_context(temporary_file())
+            with path.open("rb") as source, copy.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+        except OSError:
+            copy = None
+        yield copy
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -42,14 +42,10 @@ def write_state(raw: Raw, found: FoundState, state: Mapping[str, Any], paths: tu
 
 
 def _write_safetensors(state: Mapping[str, Any], metadata: Mapping[str, str] | None, partial: Path) -> None:
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: value.contiguous() for name, value in state.items()}
-    try:
-        save_file(tensors, partial, metadata=dict(metadata or {}) or None)
-    except SafetensorError as error:  # its own words for a full or read-only disk
-        raise OSError(str(error)) from error
+    save_file(tensors, partial, metadata=dict(metadata or {}) or None)
 
 
 def _write_torch(payload: Any, partial: Path, *, zipped: bool) -> None:

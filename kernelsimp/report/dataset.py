@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelsimp.errors import KernelsimpError, how_to_install
-from kernelsimp.files import write_atomically
+from kernelsimp.files import sweep, write_atomically
 from kernelsimp.report.dataset_rows import NULLS, QUANTILES
 
 SCHEMA = "kernelsimp.zoo"
@@ -121,7 +121,7 @@ class Dataset:
     def read(self, table: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
         """Return a table's rows; raises `KernelsimpError` for a part that cannot be read."""
         rows: list[dict[str, Any]] = []
-        for part in self._parts(table):
+        for part in self._whole_parts(table):
             try:
                 rows += self._parquet.ParquetFile(part).read(columns).to_pylist()
             except (OSError, self._arrow.ArrowException) as error:
@@ -188,10 +188,17 @@ class Dataset:
     def _parts(self, table: str) -> list[Path]:
         return sorted((self.folder / table).glob("part-*.parquet"))
 
+    def _whole_parts(self, table: str) -> list[Path]:
+        """Return the parts of a table whose networks are there; without them one is half written."""
+        whole = {part.name for part in self._parts(TABLES[-1])}
+        return [part for part in self._parts(table) if part.name in whole]
+
     def _remove_orphans(self) -> None:
-        """Remove rows whose network is not there: a run was killed between two renames."""
-        whole = {part.name for part in self._parts("networks")}
-        for part in (part for table in TABLES[:2] for part in self._parts(table)):
+        """Remove what runs that were killed left: parts half written, and rows whose network never came."""
+        for table in TABLES:
+            sweep(self.folder / table, ".part-")
+        whole = {part.name for part in self._parts(TABLES[-1])}
+        for part in (part for table in TABLES[:-1] for part in self._parts(table)):
             with suppress(OSError):
                 if part.name not in whole and time.time() - part.stat().st_mtime > STALE:
                     part.unlink()

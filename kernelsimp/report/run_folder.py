@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import remove_partials, write_text
+from kernelsimp.files import remove_partials, write_folder, write_text
 from kernelsimp.models.folders import written_name
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import save_plan
@@ -81,11 +81,15 @@ class RunFolder:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
             return
-        with SummaryWriter(str(self.path / "tensorboard")) as writer:
-            for epoch in history:
-                for name, value in asdict(epoch).items():
-                    if isinstance(value, float):
-                        writer.add_scalar(name, value, epoch.epoch)
+
+        def write(folder: Path) -> None:
+            with SummaryWriter(str(folder)) as writer:
+                for epoch in history:
+                    for name, value in asdict(epoch).items():
+                        if isinstance(value, float):
+                            writer.add_scalar(name, value, epoch.epoch)
+
+        write_folder(self.path / "tensorboard", write)
 
 
 class JsonLog(Watcher):
