@@ -130,7 +130,7 @@ def open_source(place: Path, given: Given, *, runs: bool) -> ExportSource:
     report = read_report(place)
     path, settings = checkpoint_of(place, report), settle_for_check(given, None, place, runs=runs)
     plan = read_plan(place / "plan.safetensors")
-    return ExportSource(path, load_checkpoint(path, settings.model), settings, plan)
+    return ExportSource(path, load_checkpoint(path, settings.model), settings, plan, place)
 
 
 def _to_packed(source: ExportSource, path: Path, _: Watcher) -> Said:

@@ -33,12 +33,13 @@ from kernelsimp.version import __version__
 
 @dataclass(frozen=True, eq=False)
 class ExportSource:
-    """What is exported: the file, what it holds, and the plan of its run where it comes from one."""
+    """What is exported: the file, what it holds, and plan and directory of its run where it is of one."""
 
     path: Path
     checkpoint: Checkpoint
     settings: Settings
     plan: Plan | None = None
+    run: Path | None = None
 
 
 def describe_checkpoint(report: Report, run: RunFolder, plan: Plan, settings: Settings) -> Report:

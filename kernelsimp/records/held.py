@@ -21,12 +21,14 @@ class HeldLayer:
     order (or a single one for a large layer) over the stored bytes; `sha256` is over all frozen kernels.
     Frozen are all simplified kernels, or where structure is tied those that were denoised. `shapes` has the
     shape parameters of templates, four little-endian float32 a kernel that is one, base64, in that order.
+    `coded_sha256` is over the frozen kernels as the run's coded file decodes to them, where there is one.
     """
 
     assignment: str
     frozen_crc32: tuple[int, ...]
     sha256: str
     shapes: str = ""
+    coded_sha256: str = ""
 
 
 def encode_assignment(choice: NDArray[np.int16]) -> str:

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from kernelsimp.kernels.coded_tensor import CodedTensor
 from kernelsimp.kernels.integer_coding import fade, new_memory
+from kernelsimp.kernels.kernel_coding import CodedKernels
+from kernelsimp.kernels.kernel_rounding import round_kernels
 from kernelsimp.kernels.range_coder import Integers
 from kernelsimp.kernels.rounding import Metric, Rate, round_matrix, round_vector, step_for
 from kernelsimp.models.stages import Stage, groups_of, layer_modules, matrix_of, put_matrix
 from kernelsimp.models.stored_order import tensor_name
+from kernelsimp.solver.coding_kernels import KernelMenu
 from kernelsimp.solver.coding_moments import FitMoments, fit_moments, identity_moments, share_of
 from kernelsimp.solver.passes import Change, Passes
 from kernelsimp.watch import SILENT, Watcher
@@ -40,7 +43,8 @@ class Ground:
 
     `model` runs in float32; `biases` says where each layer's bias is, `dtypes` how tensors are stored;
     `metrics` is G by layer, `reused` the moments of layers that are called more than once, and `absorbed`
-    names the tensors that absorbing the norms has changed.
+    names the tensors that absorbing the norms has changed. `menus` says of some layers what structures their
+    kernels have, or may take.
     """
 
     model: nn.Module
@@ -52,6 +56,7 @@ class Ground:
     images: tuple[Tensor, ...] = ()
     seed: int = 0
     absorbed: frozenset[str] = frozenset()
+    menus: Mapping[str, KernelMenu] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +67,7 @@ class Coding:
     """
 
     model: nn.Module | None
-    tensors: Mapping[str, CodedTensor]
+    tensors: Mapping[str, CodedTensor | CodedKernels]
     price: float
 
     @property
@@ -86,23 +91,29 @@ def code_network(ground: Ground, price: float, watcher: Watcher = SILENT) -> Cod
     return Coding(work.model, work.tensors, price)
 
 
-def code_tensors(tensors: Mapping[str, Tensor], price: float) -> Coding:
+def code_tensors(
+    tensors: Mapping[str, Tensor], price: float, menus: Mapping[str, KernelMenu] | None = None
+) -> Coding:
     """Return the weights of a state dict coded without a network or images: an error counts by its size.
 
-    The price is in relative squared error of a layer's filters. What has at least two axes is coded.
+    The price is in relative squared error of a layer's filters. What has at least two axes is coded; `menus`
+    are by name of weight.
     """
-    memory, coded = new_memory(), dict[str, CodedTensor]()
+    memory, coded = new_memory(), dict[str, CodedTensor | CodedKernels]()
     for name, tensor in tensors.items():
         if tensor.ndim < 2 or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             continue
-        before = tensor.detach().double().flatten(1).cpu().numpy()
+        menu = (menus or {}).get(name)
+        before = (
+            (tensor if menu is None else menu.canonical(tensor)).detach().double().flatten(1).cpu().numpy()
+        )
         size = float(np.square(before).sum(1).mean()) if before.size else 0.0
         if size:  # zeros are a word in the header
             rows, width = before.shape
             fit = LayerFit(
                 before, identity_moments(1, width, rows), np.eye(rows)[None] / size, has_bias=False
             )
-            coded[name] = fit.round_weight(price, memory)
+            coded[name] = fit.round_weight(price, memory, menu)
     return Coding(None, coded, price)
 
 
@@ -132,7 +143,7 @@ class _Work:
     def __init__(self, ground: Ground, model: nn.Module, price: float) -> None:
         self.ground, self.model, self.price = ground, model, price
         self.layers, self.memory = layer_modules(model), new_memory()
-        self.tensors: dict[str, CodedTensor] = {}
+        self.tensors: dict[str, CodedTensor | CodedKernels] = {}
         self.parameters: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
 
     def code(self, stage: Stage, moments: FitMoments | None) -> Change:
@@ -142,7 +153,7 @@ class _Work:
         if moments is None:
             moments = identity_moments(groups, before.shape[1], len(before) // groups)
         fit = LayerFit(before, moments, self._outputs(stage, before), has_bias=place is not None)
-        weight = fit.round_weight(self.price, self.memory)
+        weight = fit.round_weight(self.price, self.memory, self.ground.menus.get(stage.name))
         name = tensor_name(stage.name)
         written = self._stored(name, weight)
         old = copy.deepcopy(module)
@@ -160,7 +171,7 @@ class _Work:
                 bias.copy_(torch.from_numpy(stored))
         return _change(stage, (old, module), shift)
 
-    def _stored(self, name: str, coded: CodedTensor) -> Array:
+    def _stored(self, name: str, coded: CodedTensor | CodedKernels) -> Array:
         """Return the numbers as the file's dtype holds them."""
         stored = torch.from_numpy(coded.numbers()).to(self.ground.dtypes.get(name, torch.float32))
         return stored.double().numpy()
@@ -194,14 +205,26 @@ class LayerFit:
         self.metric = Metric(centred.metric(), outputs)
         self.factors = self.metric.factors()
 
-    def round_weight(self, price: float, memory: Integers) -> CodedTensor:
-        """Return integers and step of the weights."""
+    def round_weight(
+        self, price: float, memory: Integers, menu: KernelMenu | None = None
+    ) -> CodedTensor | CodedKernels:
+        """Return integers and step of the weights, of the kernels of a `menu` by their structures."""
         if float(np.abs(self.aim).max()) < NOTHING:
             return CodedTensor(np.zeros(self.aim.shape, dtype=np.int64), np.float32(1.0), 0.0)
+        if menu is not None:
+            return self._round_kernels(price, memory, menu)
         step = _within_reach(step_for(price, self.factors.pivot), self.aim)
         values, bits = round_matrix(self.aim, self.factors, Rate(price, float(step)), memory)
         fade(memory)
         return CodedTensor(values, step, bits)
+
+    def _round_kernels(self, price: float, memory: Integers, menu: KernelMenu) -> CodedKernels:
+        aim = menu.aim(self.aim, self.metric.inputs)
+        step = _within_reach(step_for(price, self.factors.pivot), aim)
+        offers, side = menu.offers(aim)
+        rounded = round_kernels(aim, self.factors, offers, Rate(price, float(step)), memory)
+        fade(memory)
+        return menu.coded(rounded, side, step)
 
     def round_bias(self, level: Array, written: Array, price: float) -> CodedTensor:
         """Return integers and step of the bias that goes best with the weights as they are written.
