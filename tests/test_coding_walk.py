@@ -1,6 +1,8 @@
 """Where layers stand, passes that stop at each, and coding on changed inputs: laws on small networks."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from builders import tiny_net
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.memory import Room
 from kernelsimp.models.stages import Stage, absorb_norms, layer_modules, matrix_of, put_matrix, stages_of
 from kernelsimp.models.zoo import CifarResNet
+from kernelsimp.shelf import Shelf
 from kernelsimp.solver import coding_walk
 from kernelsimp.solver.coding_search import Budget, first_price, prepare_ground, search_price
 from kernelsimp.solver.coding_walk import Coding, Ground, code_network, code_tensors
@@ -121,13 +125,31 @@ def test_passes_that_change_nothing_end_as_the_network_does(name: str) -> None:
     handle = ground.model.register_forward_hook(lambda _, __, output: seen.append(output))
     with Passes(ground.model, ground.stages, ground.images) as passes:
         order = []
-        while (stop := passes.arrive()) is not None:
-            order.append(stop[0].name)
-            assert [len(inputs) for inputs, _ in stop[1]] == [16, 16, 16]
+        while (stops := list(passes.stops()))[0] is not None:
+            assert {stop.stage.name for stop in stops if stop} == {stops[0].stage.name}
+            order.append(stops[0].stage.name)
+            assert [len(stop.inputs) for stop in stops if stop] == [16, 16, 16]
     handle.remove()
     assert order == [stage.name for stage in ground.stages if stage.calls == 1]
     for output, batch in zip(seen, ground.images, strict=True):
         assert torch.allclose(output, model(batch), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_waits_in_files_comes_back(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("kernelsimp.solver.paging.LEAST", 1)
+    _, ground = ground_of(name)
+    whole = code_network(ground, 1e-5)
+    moved: list[int] = []
+    put = Shelf.put
+    monkeypatch.setattr(
+        Shelf, "put", lambda self, key, value: (moved.append(value.nbytes), put(self, key, value))
+    )
+    paged = code_network(replace(ground, room=Room(bytes=0, folder=tmp_path)), 1e-5)
+    assert sum(moved) > 16 * 3 * 8 * 8 * 4 * len(ground.stages)
+    assert not list(tmp_path.rglob("shelf-*/*"))  # nothing is left of what waited
+    for key, item in whole.tensors.items():
+        assert (item.values == paged.tensors[key].values).all()  # type: ignore[union-attr]
 
 
 class Wavering(nn.Module):
@@ -144,7 +166,7 @@ def test_batches_that_go_different_ways_are_refused() -> None:
     model, batches = Wavering().eval(), (torch.ones(2, 3, 8, 8), -torch.ones(2, 3, 8, 8))
     stages = (Stage("one"), Stage("other"))
     with Passes(model, stages, batches) as passes, pytest.raises(KernelsimpError, match="another way"):
-        passes.arrive()
+        list(passes.stops())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -15,7 +15,6 @@ from kernelsimp.commands.task import Task
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import stage
-from kernelsimp.memory import GB
 from kernelsimp.models.coded import Coded, CodedFile, Layout, code_state, numbers_of
 from kernelsimp.models.contents import plan_in_file
 from kernelsimp.models.network import Network, open_network
@@ -23,6 +22,7 @@ from kernelsimp.models.stages import groups_of, is_transposed, layer_modules
 from kernelsimp.models.stored_order import tensor_name
 from kernelsimp.records.report import CodedPoint, Stage
 from kernelsimp.settings import Settings
+from kernelsimp.shelf import check_disk
 from kernelsimp.solver.coding_kernels import PlannedMenu, planned_menus
 from kernelsimp.solver.coding_search import Budget, first_price, prepare_ground, search_price
 from kernelsimp.solver.coding_walk import Coding, Ground, code_network, code_tensors
@@ -137,11 +137,12 @@ def _on_images(network: Network, data: Data, source: ExportSource, watcher: Watc
     settings = source.settings
     task = Task(network, data, settings)
     calibrated = calibrate(task, data.calibration(settings.data.calibration, settings.run.seed), watcher)
-    _check_memory(calibrated)
+    _check_disk(calibrated)
     dtypes = {name: item.dtype for name, item in network.checkpoint.tensors.items()}
     ground = prepare_ground(calibrated.model, calibrated.images, dtypes, calibrated.seed, watcher)
     if source.plan is not None:
         ground = replace(ground, menus=planned_menus(source.plan.layers, source.plan.structures))
+    ground = replace(ground, room=calibrated.room)
     job = CodingJob(network, ground)
     trials = _Trials(job, DistanceJudge(calibrated.model, calibrated.held), settings)
     if trials.drop is not None:
@@ -182,16 +183,10 @@ class _Trials:
         return size, far if self.judge is None else self.judge.drop(self.job.decoded(made).module())
 
 
-def _check_memory(calibrated: CalibratedNetwork) -> None:
-    """Raise `KernelsimpError` where what coding holds of all its images at once is more than there may be."""
-    device = calibrated.images[0].device
+def _check_disk(calibrated: CalibratedNetwork) -> None:
+    """Raise `KernelsimpError` where the disk has no room for what the passes of both networks still need."""
     each = LIVE * calibrated.traced.largest_output + calibrated.images[0][0].nbytes
-    most = int(max(0, calibrated.room.left(device)) / each)
-    if calibrated.count > most:
-        raise KernelsimpError(
-            f"coding holds the activations of all {calibrated.count} images at once, about "
-            f"{calibrated.count * each / GB:.1f} GB; pass --calibration {max(2, most)} or more --memory"
-        )
+    check_disk(calibrated.room.folder, max(0, 2 * calibrated.count * int(each) - calibrated.room.kept))
 
 
 def _tested(

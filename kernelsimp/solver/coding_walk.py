@@ -6,8 +6,9 @@ the whole network; a layer has one step. The network is given with its batch nor
 """
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,13 @@ from kernelsimp.kernels.kernel_coding import CodedKernels
 from kernelsimp.kernels.kernel_rounding import round_kernels
 from kernelsimp.kernels.range_coder import Integers
 from kernelsimp.kernels.rounding import Metric, Rate, round_matrix, round_vector, step_for
+from kernelsimp.memory import USUAL, Room, give_back
 from kernelsimp.models.stages import Stage, groups_of, layer_modules, matrix_of, put_matrix
 from kernelsimp.models.stored_order import tensor_name
+from kernelsimp.shelf import count_images
 from kernelsimp.solver.coding_kernels import KernelMenu
-from kernelsimp.solver.coding_moments import FitMoments, fit_moments, identity_moments, share_of
-from kernelsimp.solver.passes import Change, Passes
+from kernelsimp.solver.coding_moments import FitMoments, Seen, fit_moments, identity_moments, share_of
+from kernelsimp.solver.passes import Change, Passes, Stop
 from kernelsimp.watch import SILENT, Watcher
 
 Array = NDArray[np.float64]
@@ -44,7 +47,7 @@ class Ground:
     `model` runs in float32; `biases` says where each layer's bias is, `dtypes` how tensors are stored;
     `metrics` is G by layer, `reused` the moments of layers that are called more than once, and `absorbed`
     names the tensors that absorbing the norms has changed. `menus` says of some layers what structures their
-    kernels have, or may take.
+    kernels have, or may take. `room` is what may be held in memory.
     """
 
     model: nn.Module
@@ -53,10 +56,11 @@ class Ground:
     dtypes: Mapping[str, torch.dtype]
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     reused: Mapping[str, FitMoments] = field(default_factory=dict)
-    images: tuple[Tensor, ...] = ()
+    images: Sequence[Tensor] = ()
     seed: int = 0
     absorbed: frozenset[str] = frozenset()
     menus: Mapping[str, KernelMenu] = field(default_factory=dict)
+    room: Room = USUAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,22 +123,33 @@ def code_tensors(
 
 def _walk(work: "_Work", watcher: Watcher) -> None:
     ground, change = work.ground, None
-    count = sum(map(len, ground.images))
+    count = count_images(ground.images)
+    room = replace(ground.room, bytes=ground.room.bytes / 2)  # two networks share it
     with (
-        Passes(ground.model, ground.stages, ground.images) as before,
-        Passes(work.model, ground.stages, ground.images) as now,
+        Passes(ground.model, ground.stages, ground.images, room) as before,
+        Passes(work.model, ground.stages, ground.images, room) as now,
     ):
-        while (stop := now.arrive(change)) is not None:
-            was = before.arrive()
-            assert was is not None
-            stage, seen = stop
-            module = work.layers[stage.name][0]
-            share = share_of(module, seen[0][0], count, matrix_of(module).shape[1])
-            pairs = ((pair[0], old[1] - pair[1]) for pair, old in zip(seen, was[1], strict=True))
-            moments = fit_moments(module, pairs, share, ground.seed)
-            del stop, was, seen
-            change = work.code(stage, moments)
+        while True:
+            arriving = zip(now.stops(change), before.stops(), strict=True)
+            stop, was = next(arriving)
+            if stop is None:
+                list(arriving)  # all batches are at their end
+                return
+            stage, module = stop.stage, work.layers[stop.stage.name][0]
+            share = share_of(module, stop.inputs, count, matrix_of(module).shape[1])
+            seen = _missing(chain([(stop, was)], arriving))
+            del stop, was
+            change = work.code(stage, fit_moments(module, seen, share, ground.seed))
+            give_back()
             watcher.step()
+
+
+def _missing(arriving: Iterable[tuple[Stop | None, Stop | None]]) -> Iterator[Seen]:
+    """Yield a layer's input in each batch, and what is missing of what the original network has there."""
+    for now, before in arriving:
+        assert now is not None
+        assert before is not None
+        yield now.inputs, before.seen - now.seen
 
 
 class _Work:
