@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from kernelsimp.cli.main import run
 from kernelsimp.models.coded import read_coded
 from kernelsimp.records.plan_file import read_plan
 from kernelsimp.report import read_report
+from kernelsimp.shelf import SPARE
 from kernelsimp.training.survival import count_survivors
 
 NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
@@ -177,14 +179,15 @@ def test_bad_input_is_one_line(
     assert said in err.splitlines()[-1]
 
 
-def test_images_whose_activations_do_not_fit_at_once_are_one_line(
+def test_a_disk_without_room_for_what_waits_is_one_line(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("kernelsimp.memory.Room.left", lambda *_: 100_000)
+    monkeypatch.setattr("kernelsimp.memory.Room.kept", 0)
+    usage = SimpleNamespace(total=1 << 40, used=0, free=SPARE + 100_000)
+    monkeypatch.setattr("kernelsimp.shelf.shutil.disk_usage", lambda _: usage)
     assert run(words(place, "tiny.pt", "--kl", "0.01", "--out", str(place / "big.kscode"))) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("kernelsimp: coding holds the activations of all ")
-    assert "pass --calibration " in said
+    assert "of files are needed beside the memory" in said
     assert not (place / "big.kscode").exists()
 
 
