@@ -3,38 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from coded_kernels import NAMES, some
 
-from kernelsimp.kernels.integer_bases import FREE, ONE, Table, basis_of, side_numbers, side_of, table_of
+from kernelsimp.kernels.integer_bases import FREE, ONE, Table, basis_of, side_numbers, table_of
 from kernelsimp.kernels.integer_coding import CHANCES, new_memory
 from kernelsimp.kernels.kernel_coding import CodedKernels, decode_kernels, encode_kernels
 from kernelsimp.kernels.kernel_rounding import Offers, RoundedKernels, round_kernels
 from kernelsimp.kernels.rounding import Metric, Rate, round_matrix
 from kernelsimp.kernels.structures import find
-
-NAMES = (
-    FREE, "zero", "mirror-v", "full-square", "rank-one", "rank-two", "few-values-2", "template-gaussian",
-)  # fmt: skip
-
-
-def some(names: tuple[str, ...], side: int, seed: int = 0, table: Table | None = None) -> CodedKernels:
-    """Six filters of four inputs, structures and integers drawn at random."""
-    generator = np.random.default_rng(seed)
-    grid, cells = (side, side), side * side
-    choice = generator.integers(len(names), size=(6, 4))
-    beside = np.zeros((6, 4, max(side_of(name, grid).count for name in names)), np.int64)
-    values = np.zeros((6, 4, cells), np.int64)
-    kernels = torch.randn(24, side, side, generator=torch.Generator().manual_seed(seed)).reshape(
-        6, 4, side, side
-    )
-    for row, kernel in np.ndindex(6, 4):
-        name = names[choice[row, kernel]]
-        numbers = np.zeros(0, np.int64)
-        if side_of(name, grid).count:
-            numbers = side_numbers(name, kernels[row, kernel][None])[0]
-        beside[row, kernel, : len(numbers)] = numbers
-        dim = basis_of(name, grid, numbers.tolist(), table).shape[1]
-        values[row, kernel, :dim] = np.rint(generator.laplace(scale=4, size=dim))
-    return CodedKernels(grid, names, choice, values, beside, np.float32(0.01), table)
 
 
 @pytest.mark.parametrize("side", [3, 5])

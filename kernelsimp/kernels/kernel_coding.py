@@ -44,6 +44,8 @@ from kernelsimp.kernels.range_coder import (
 
 Ints = NDArray[np.int64]
 
+MOST_STRUCTURES = 4096
+
 AT_ONCE = 4096
 """Kernels that are encoded into one buffer."""
 
@@ -146,7 +148,7 @@ class _State:
         self, shape: tuple[int, ...], grid: tuple[int, ...], menu: tuple[str, ...], memory: Integers
     ) -> None:
         self.cells, self.rows = int(np.prod(grid, dtype=object)), shape[0]
-        if not 0 < self.cells <= MOST_CELLS or not menu:
+        if not 0 < self.cells <= MOST_CELLS or not 0 < len(menu) <= MOST_STRUCTURES:
             raise ValueError(f"kernels of {self.cells} cells, {len(menu)} structures")
         self.grid, self.menu = grid, menu
         self.sides = [side_of(name, grid) for name in menu]
