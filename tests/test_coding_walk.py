@@ -1,20 +1,25 @@
 """Where layers stand, passes that stop at each, and coding on changed inputs: laws on small networks."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import tiny_net
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.structures import find
 from kernelsimp.memory import Room
 from kernelsimp.models.stages import Stage, absorb_norms, layer_modules, matrix_of, put_matrix, stages_of
 from kernelsimp.models.zoo import CifarResNet
+from kernelsimp.records.plan import LayerPlan
 from kernelsimp.shelf import Shelf
 from kernelsimp.solver import coding_walk
+from kernelsimp.solver.coding_kernels import planned_menus
 from kernelsimp.solver.coding_search import Budget, first_price, prepare_ground, search_price
 from kernelsimp.solver.coding_walk import Coding, Ground, code_network, code_tensors
 from kernelsimp.solver.output_metric import output_metrics
@@ -150,6 +155,33 @@ def test_what_waits_in_files_comes_back(name: str, monkeypatch: pytest.MonkeyPat
     assert not list(tmp_path.rglob("shelf-*/*"))  # nothing is left of what waited
     for key, item in whole.tensors.items():
         assert (item.values == paged.tensors[key].values).all()  # type: ignore[union-attr]
+
+
+def test_kernels_keep_the_structure_of_a_plan_and_the_rest_answers() -> None:
+    model, ground = ground_of("residual")
+    names, dims = ("free", "mirror-h"), np.array([9, 6], np.int16)
+    plans, projected = [], copy.deepcopy(ground.model)
+    for name, items in layer_modules(ground.model).items():
+        weight = items[0].weight
+        if weight.ndim == 4 and weight.shape[2:] == (3, 3):
+            choice = np.zeros(weight.shape[:2], np.int16)
+            choice[::2] = 1  # every other filter
+            flags, zeros = np.zeros(choice.shape, bool), np.zeros(choice.shape, np.float32)
+            plans.append(LayerPlan(name, "dense", 1, (3, 3), choice, flags, flags, zeros, dims))
+            there = layer_modules(projected)[name][0].weight
+            there.data[::2] = find("mirror-h", (3, 3)).snap(there.detach()[::2])
+    coding = code_network(replace(ground, menus=planned_menus(tuple(plans), names)), 1e-9)
+    assert coding.model is not None
+    coded = layer_modules(coding.model)
+    for plan in plans:
+        kernels = coded[plan.name][0].weight.detach()[::2]
+        assert bool(find("mirror-h", (3, 3)).holds(kernels).all())
+        assert not bool(find("mirror-h", (3, 3)).holds(coded[plan.name][0].weight.detach()[1::2]).any())
+    batch = torch.cat(images())
+    error, alone = (
+        (item(batch) - model(batch)).detach().square().mean() for item in (coding.model, projected)
+    )
+    assert float(error) < 0.8 * float(alone)
 
 
 class Wavering(nn.Module):
