@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ from safetensors.torch import load_file
 
 from kernelsimp.cli.main import run
 from kernelsimp.models.coded import read_coded
+from kernelsimp.records.plan_file import read_plan
+from kernelsimp.report import read_report
+from kernelsimp.shelf import SPARE
+from kernelsimp.training.survival import count_survivors
 
 NET = f"{Path(__file__).with_name('builders.py')}:TinyNet"
 
@@ -174,12 +179,84 @@ def test_bad_input_is_one_line(
     assert said in err.splitlines()[-1]
 
 
-def test_images_whose_activations_do_not_fit_at_once_are_one_line(
+def test_a_disk_without_room_for_what_waits_is_one_line(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("kernelsimp.memory.Room.left", lambda *_: 100_000)
+    monkeypatch.setattr("kernelsimp.memory.Room.kept", 0)
+    usage = SimpleNamespace(total=1 << 40, used=0, free=SPARE + 100_000)
+    monkeypatch.setattr("kernelsimp.shelf.shutil.disk_usage", lambda _: usage)
     assert run(words(place, "tiny.pt", "--kl", "0.01", "--out", str(place / "big.kscode"))) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("kernelsimp: coding holds the activations of all ")
-    assert "pass --calibration " in said
+    assert "of files are needed beside the memory" in said
     assert not (place / "big.kscode").exists()
+
+
+@pytest.fixture(scope="module")
+def frozen(place: Path) -> Path:
+    """A run whose simplified kernels are frozen, of linear families and of bent ones, and its coded file."""
+    run_at = place / "frozen"
+    data = ["--arch", NET, "--data", f"npz:{place / 'i.npz'}"]
+    words_ = ["simplify", str(place / "tiny.pt"), *data, "--simplified", "0.4", "--freeze"]
+    assert run([*words_, "--families", "linear,rank-one,few-values-2", "--out", str(run_at), "-q"]) == 0
+    coded = [
+        "export",
+        str(run_at),
+        "--to",
+        "coded",
+        *data,
+        "--size",
+        "1600",
+        "--out",
+        str(place / "f.kscode"),
+    ]
+    assert run([*coded, "-q"]) in (0, 1)
+    return run_at
+
+
+def test_frozen_kernels_decode_to_members(
+    place: Path, frozen: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    back = place / "f.pt"
+    assert run(["export", str(place / "f.kscode"), "--to", "torch", "--out", str(back)]) == 0
+    for file in (place / "f.kscode", back):
+        assert run(["check", str(file), "--baseline", str(frozen)]) == 0, capsys.readouterr().out
+    plan = read_plan(frozen / "plan.safetensors")
+    state = read_coded(place / "f.kscode")["state_dict"]
+    tensors = {layer.name: state[f"module.{layer.name}.weight"] for layer in plan.layers}
+    left = count_survivors(plan, tensors)
+    assert left.exact == left.total > 0
+
+
+def test_a_coded_file_that_was_altered_fails_the_check(
+    place: Path, frozen: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    back = place / "g.pt"
+    assert run(["export", str(place / "f.kscode"), "--to", "torch", "--out", str(back)]) == 0
+    payload = torch.load(back, weights_only=True)
+    for value in payload["state_dict"].values():
+        if value.ndim == 4:
+            value *= 2
+    torch.save(payload, back)
+    capsys.readouterr()
+    assert run(["check", str(back), "--baseline", str(frozen)]) == 1
+    assert "kernels.frozen_changed" in capsys.readouterr().out
+    assert run(["check", str(frozen / "tiny.pt"), "--baseline", str(frozen)]) == 0
+
+
+def test_the_report_of_the_run_tells_of_its_coded_file(place: Path, frozen: Path) -> None:
+    report = read_report(frozen)
+    coded = report.coded
+    assert coded is not None
+    assert coded.bytes == (place / "f.kscode").stat().st_size
+    assert coded.decoded is not None
+    assert coded.decoded.ci95[0] <= coded.decoded.top1 <= coded.decoded.ci95[1]
+    assert len(coded.tried) > 1
+    assert all(point.kl is not None for point in coded.tried)
+    assert sum(layer.bytes for layer in coded.layers) < coded.bytes
+    for page in ("report.md", "report.html"):
+        text = (frozen / page).read_text()
+        assert "Coded size" in text
+        assert f"{coded.exact} of {coded.structured}" in text
+    assert "KL over bytes tried" in (frozen / "report.html").read_text()
+    assert run(["report", str(frozen)]) == 0

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from builders import bits, same
+from coded_kernels import NAMES, some
 from torch import Tensor
 
 from kernelsimp.errors import CheckpointError
 from kernelsimp.kernels.coded_tensor import CodedTensor
+from kernelsimp.kernels.integer_bases import table_of
+from kernelsimp.kernels.kernel_coding import CodedKernels
 from kernelsimp.models.checkpoint import load_checkpoint
 from kernelsimp.models.coded import SIGNATURE, CodedFile, Layout, code_state, numbers_of, read_coded
 from kernelsimp.models.framed import HEADER_ALWAYS
@@ -26,10 +29,15 @@ def integers(*shape: int, seed: int = 0) -> CodedTensor:
     return CodedTensor(np.rint(generator.laplace(size=shape) * 1.5).astype(np.int64), np.float32(0.0371))
 
 
-CODED: dict[str, tuple[CodedTensor, Layout, tuple[int, ...], torch.dtype]] = {
+PARTS = ("parts-111111", "parts-100010")
+TABLE = table_of(torch.randn(40, 3, 3, generator=torch.Generator().manual_seed(0)))
+
+CODED: dict[str, tuple[CodedTensor | CodedKernels, Layout, tuple[int, ...], torch.dtype]] = {
     "conv.weight": (integers(4, 27), Layout(), (4, 3, 3, 3), torch.float32),
     "up.weight": (integers(6, 18, seed=1), Layout(transposed=True, groups=2), (4, 3, 3, 3), torch.float32),
     "line.weight": (integers(3, 10, seed=2), Layout(), (3, 2, 5), torch.float16),
+    "kept.weight": (some(NAMES, 3, shape=(3, 2)), Layout(), (3, 2, 3, 3), torch.float32),
+    "wise.weight": (some(PARTS, 3, 1, TABLE, (4, 1)), Layout(groups=4), (4, 1, 3, 3), torch.float32),
     "head.weight": (integers(5, 8, seed=3), Layout(), (5, 8), torch.bfloat16),
     "head.bias": (integers(5, seed=4), Layout(), (5,), torch.float64),
 }

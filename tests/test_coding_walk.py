@@ -1,16 +1,25 @@
 """Where layers stand, passes that stop at each, and coding on changed inputs: laws on small networks."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import tiny_net
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.structures import find
+from kernelsimp.memory import Room
 from kernelsimp.models.stages import Stage, absorb_norms, layer_modules, matrix_of, put_matrix, stages_of
 from kernelsimp.models.zoo import CifarResNet
+from kernelsimp.records.plan import LayerPlan
+from kernelsimp.shelf import Shelf
 from kernelsimp.solver import coding_walk
+from kernelsimp.solver.coding_kernels import planned_menus
 from kernelsimp.solver.coding_search import Budget, first_price, prepare_ground, search_price
 from kernelsimp.solver.coding_walk import Coding, Ground, code_network, code_tensors
 from kernelsimp.solver.output_metric import output_metrics
@@ -121,13 +130,58 @@ def test_passes_that_change_nothing_end_as_the_network_does(name: str) -> None:
     handle = ground.model.register_forward_hook(lambda _, __, output: seen.append(output))
     with Passes(ground.model, ground.stages, ground.images) as passes:
         order = []
-        while (stop := passes.arrive()) is not None:
-            order.append(stop[0].name)
-            assert [len(inputs) for inputs, _ in stop[1]] == [16, 16, 16]
+        while (stops := list(passes.stops()))[0] is not None:
+            assert {stop.stage.name for stop in stops if stop} == {stops[0].stage.name}
+            order.append(stops[0].stage.name)
+            assert [len(stop.inputs) for stop in stops if stop] == [16, 16, 16]
     handle.remove()
     assert order == [stage.name for stage in ground.stages if stage.calls == 1]
     for output, batch in zip(seen, ground.images, strict=True):
         assert torch.allclose(output, model(batch), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_waits_in_files_comes_back(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("kernelsimp.solver.paging.LEAST", 1)
+    _, ground = ground_of(name)
+    whole = code_network(ground, 1e-5)
+    moved: list[int] = []
+    put = Shelf.put
+    monkeypatch.setattr(
+        Shelf, "put", lambda self, key, value: (moved.append(value.nbytes), put(self, key, value))
+    )
+    paged = code_network(replace(ground, room=Room(bytes=0, folder=tmp_path)), 1e-5)
+    assert sum(moved) > 16 * 3 * 8 * 8 * 4 * len(ground.stages)
+    assert not list(tmp_path.rglob("shelf-*/*"))  # nothing is left of what waited
+    for key, item in whole.tensors.items():
+        assert (item.values == paged.tensors[key].values).all()  # type: ignore[union-attr]
+
+
+def test_kernels_keep_the_structure_of_a_plan_and_the_rest_answers() -> None:
+    model, ground = ground_of("residual")
+    names, dims = ("free", "mirror-h"), np.array([9, 6], np.int16)
+    plans, projected = [], copy.deepcopy(ground.model)
+    for name, items in layer_modules(ground.model).items():
+        weight = items[0].weight
+        if weight.ndim == 4 and weight.shape[2:] == (3, 3):
+            choice = np.zeros(weight.shape[:2], np.int16)
+            choice[::2] = 1  # every other filter
+            flags, zeros = np.zeros(choice.shape, bool), np.zeros(choice.shape, np.float32)
+            plans.append(LayerPlan(name, "dense", 1, (3, 3), choice, flags, flags, zeros, dims))
+            there = layer_modules(projected)[name][0].weight
+            there.data[::2] = find("mirror-h", (3, 3)).snap(there.detach()[::2])
+    coding = code_network(replace(ground, menus=planned_menus(tuple(plans), names)), 1e-9)
+    assert coding.model is not None
+    coded = layer_modules(coding.model)
+    for plan in plans:
+        kernels = coded[plan.name][0].weight.detach()[::2]
+        assert bool(find("mirror-h", (3, 3)).holds(kernels).all())
+        assert not bool(find("mirror-h", (3, 3)).holds(coded[plan.name][0].weight.detach()[1::2]).any())
+    batch = torch.cat(images())
+    error, alone = (
+        (item(batch) - model(batch)).detach().square().mean() for item in (coding.model, projected)
+    )
+    assert float(error) < 0.8 * float(alone)
 
 
 class Wavering(nn.Module):
@@ -144,7 +198,7 @@ def test_batches_that_go_different_ways_are_refused() -> None:
     model, batches = Wavering().eval(), (torch.ones(2, 3, 8, 8), -torch.ones(2, 3, 8, 8))
     stages = (Stage("one"), Stage("other"))
     with Passes(model, stages, batches) as passes, pytest.raises(KernelsimpError, match="another way"):
-        passes.arrive()
+        list(passes.stops())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from kernelsimp.commands.coded_record import CodedMade, record_coded
 from kernelsimp.commands.inputs import open_data
 from kernelsimp.commands.measure import classifies, measure_module
 from kernelsimp.commands.planner import budget_judge, calibrate
@@ -14,17 +14,21 @@ from kernelsimp.commands.run import ExportSource
 from kernelsimp.commands.task import Task
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.memory import GB
-from kernelsimp.models.checkpoint import Checkpoint
+from kernelsimp.evaluation.accuracy import stage
 from kernelsimp.models.coded import Coded, CodedFile, Layout, code_state, numbers_of
+from kernelsimp.models.contents import plan_in_file
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.models.stages import groups_of, is_transposed, layer_modules
 from kernelsimp.models.stored_order import tensor_name
+from kernelsimp.records.report import CodedPoint, Stage
 from kernelsimp.settings import Settings
-from kernelsimp.solver.coding_search import Budget, CodingFound, first_price, prepare_ground, search_price
+from kernelsimp.shelf import check_disk
+from kernelsimp.solver.coding_kernels import PlannedMenu, planned_menus
+from kernelsimp.solver.coding_search import Budget, first_price, prepare_ground, search_price
 from kernelsimp.solver.coding_walk import Coding, Ground, code_network, code_tensors
 from kernelsimp.solver.distance import DistanceJudge
 from kernelsimp.solver.layerwise import CalibratedNetwork
+from kernelsimp.solver.search import BudgetJudge
 from kernelsimp.watch import SILENT, Watcher
 
 USUAL_DROP = 0.5
@@ -58,17 +62,19 @@ def export_coded(source: ExportSource, path: Path, watcher: Watcher = SILENT) ->
     _check_budgets(settings)
     if settings.data.data is None:
         watcher.warn("no images were given: coding by relative error of weights, and nothing answers for it")
-        found, filed = _without_images(source.checkpoint, settings, watcher)
-        told = ["coded without images: what it costs in accuracy was not measured"]
+        made = _without_images(source, watcher)
     else:
         model = replace(settings.model, sha256=None)
         network = open_network(source.path, replace(settings, model=model), watcher)
         data = open_data(settings, watcher)
         assert data is not None
-        found, filed, told = _on_images(network, data, settings, watcher)
-    filed.save(path)
-    tried = "; ".join(f"{size:,} bytes: {spent:.4g}" for _, size, spent in sorted(found.tried))
-    return CodedExport(filed, found.met, (*told, *_kept(filed), f"tried: {tried}"))
+        made = _on_images(network, data, source, watcher)
+    made.file.save(path)
+    told = [*made.notes, *_kept(made.file)]
+    if source.run is not None and source.plan is not None:
+        told.append(record_coded(source.run, path, source.plan, made))
+    tried = "; ".join(f"{size:,} bytes: {spent:.4g}" for _, size, spent in sorted(made.found.tried))
+    return CodedExport(made.file, made.found.met, (*told, f"tried: {tried}"))
 
 
 def _check_budgets(settings: Settings) -> None:
@@ -127,86 +133,116 @@ class CodingJob:
         return code_state(checkpoint.current_state, coded, checkpoint.found.keys, halve=True)
 
 
-def _on_images(
-    network: Network, data: Data, settings: Settings, watcher: Watcher
-) -> tuple[CodingFound, CodedFile, list[str]]:
+def _on_images(network: Network, data: Data, source: ExportSource, watcher: Watcher) -> CodedMade:
+    settings = source.settings
     task = Task(network, data, settings)
     calibrated = calibrate(task, data.calibration(settings.data.calibration, settings.run.seed), watcher)
-    _check_memory(calibrated)
+    _check_disk(calibrated)
     dtypes = {name: item.dtype for name, item in network.checkpoint.tensors.items()}
     ground = prepare_ground(calibrated.model, calibrated.images, dtypes, calibrated.seed, watcher)
+    if source.plan is not None:
+        ground = replace(ground, menus=planned_menus(source.plan.layers, source.plan.structures))
+    ground = replace(ground, room=calibrated.room)
     job = CodingJob(network, ground)
-    held = DistanceJudge(calibrated.model, calibrated.held)
-    coding, drop = settings.coding, settings.coding.max_drop
-    if coding.kl is None and coding.size is None:
-        drop = USUAL_DROP if drop is None else drop
-        watcher.note(f"judging by --max-drop {drop:g}")
-        judge = budget_judge(task, watcher)
-
-    def measure(made: Coding) -> tuple[int, float]:
-        if drop is not None:
-            return job.file(made).size, judge.drop(job.decoded(made).module())
-        assert made.model is not None
-        return job.file(made).size, held.distance(made.model).divergence
-
-    limit = next(float(item) for item in (coding.kl, coding.size, drop) if item is not None)
-    budget = Budget(limit, first_price(ground), by_size=coding.size is not None)
-    found = search_price(lambda price: code_network(ground, price, watcher), measure, budget, watcher)
+    trials = _Trials(job, DistanceJudge(calibrated.model, calibrated.held), settings)
+    if trials.drop is not None:
+        watcher.note(f"judging by --max-drop {trials.drop:g}")
+        trials.judge = budget_judge(task, watcher)
+    budget = Budget(trials.limit, first_price(ground), by_size=settings.coding.size is not None)
+    found = search_price(lambda price: code_network(ground, price, watcher), trials.measure, budget, watcher)
     best = found.best.coding
     assert best.model is not None
-    told = [f"KL {held.distance(best.model).divergence:.4f} on {held.count} images held back"]
-    told += _tested((network, job.decoded(best)), data, settings, watcher)
-    return found, job.file(best), told
+    far = trials.held.distance(best.model).divergence
+    told = [f"KL {far:.4f} on {trials.held.count} images held back"]
+    stages = _tested((network, job.decoded(best)), data, settings, watcher)
+    if stages:
+        before, after = stages
+        told.append(f"test images: {after.correct} of {after.total} right, the original {before.correct}")
+    return CodedMade(found, job.file(best), trials.words, tuple(trials.points), stages, tuple(told))
 
 
-def _check_memory(calibrated: CalibratedNetwork) -> None:
-    """Raise `KernelsimpError` where what coding holds of all its images at once is more than there may be."""
-    device = calibrated.images[0].device
+class _Trials:
+    """How codings are measured against the budget; `points` are all that were."""
+
+    def __init__(self, job: CodingJob, held: DistanceJudge, settings: Settings) -> None:
+        coding = settings.coding
+        self.job, self.held, self.points = job, held, list[CodedPoint]()
+        self.judge: BudgetJudge | None = None
+        self.drop = coding.max_drop
+        if coding.kl is None and coding.size is None and self.drop is None:
+            self.drop = USUAL_DROP
+        given = {"--max-drop": self.drop, "--kl": coding.kl, "--size": coding.size}
+        name, self.limit = next((name, float(item)) for name, item in given.items() if item is not None)
+        self.words = f"{name} {self.limit:g}"
+
+    def measure(self, made: Coding) -> tuple[int, float]:
+        """Return bytes, and what the budget is held against."""
+        assert made.model is not None
+        size, far = self.job.file(made).size, self.held.distance(made.model).divergence
+        self.points.append(CodedPoint(made.price, size, far))
+        return size, far if self.judge is None else self.judge.drop(self.job.decoded(made).module())
+
+
+def _check_disk(calibrated: CalibratedNetwork) -> None:
+    """Raise `KernelsimpError` where the disk has no room for what the passes of both networks still need."""
     each = LIVE * calibrated.traced.largest_output + calibrated.images[0][0].nbytes
-    most = int(max(0, calibrated.room.left(device)) / each)
-    if calibrated.count > most:
-        raise KernelsimpError(
-            f"coding holds the activations of all {calibrated.count} images at once, about "
-            f"{calibrated.count * each / GB:.1f} GB; pass --calibration {max(2, most)} or more --memory"
-        )
+    check_disk(calibrated.room.folder, max(0, 2 * calibrated.count * int(each) - calibrated.room.kept))
 
 
-def _tested(networks: tuple[Network, Network], data: Data, settings: Settings, watcher: Watcher) -> list[str]:
-    """Say how the original and the decoded network do on test images, which chose nothing."""
+def _tested(
+    networks: tuple[Network, Network], data: Data, settings: Settings, watcher: Watcher
+) -> tuple[Stage, ...]:
+    """Return how the original and the decoded network do on test images, which chose nothing."""
     if not len(data.test) or not classifies(networks[0], data, settings):
-        return []
-    before, after = (measure_module(item.module(), data, settings, watcher) for item in networks)
-    return [f"test images: {after.right} of {after.total} right, the original {before.right}"]
+        return ()
+    found = (measure_module(item.module(), data, settings, watcher) for item in networks)
+    return tuple(stage(name, item) for name, item in zip(("original", "decoded"), found, strict=True))
 
 
 # ---------------------------------------------------------------- without
 
 
-def _without_images(
-    checkpoint: Checkpoint, settings: Settings, watcher: Watcher
-) -> tuple[CodingFound, CodedFile]:
-    state = checkpoint.current_state
+def _without_images(source: ExportSource, watcher: Watcher) -> CodedMade:
+    checkpoint, size = source.checkpoint, source.settings.coding.size
+    state, menus = checkpoint.current_state, _menus_in_file(source)
+    layouts = {
+        name: Layout(transposed=menu.kind == "transposed", groups=menu.groups) for name, menu in menus.items()
+    }
+
+    def make(price: float) -> Coding:
+        return code_tensors(state, price, menus)
 
     def file(coding: Coding) -> CodedFile:
-        coded: Coded = {name: (item, Layout()) for name, item in coding.tensors.items()}
+        coded: Coded = {name: (item, layouts.get(name, Layout())) for name, item in coding.tensors.items()}
         decoded: Mapping[str, Tensor] = {name: numbers_of(*coded[name], state[name]) for name in coded}
         return code_state({**state, **decoded}, coded, checkpoint.found.keys, halve=True)
 
     def measure(coding: Coding) -> tuple[int, float]:
-        return file(coding).size, _relative_error(coding, state)
+        filed = file(coding)
+        points.append(CodedPoint(coding.price, filed.size))
+        return filed.size, _relative_error(coding, state, layouts)
 
-    budget = Budget(float(settings.coding.size or 0), DATA_FREE_PRICE, by_size=True)
-    if settings.coding.size is None:
-        coding = code_tensors(state, DATA_FREE_PRICE)
-        budget = replace(budget, limit=float(file(coding).size))
-    found = search_price(lambda price: code_tensors(state, price), measure, budget, watcher)
-    return found, file(found.best.coding)
+    points: list[CodedPoint] = []
+    wanted = float(file(make(DATA_FREE_PRICE)).size) if size is None else float(size)
+    found = search_price(make, measure, Budget(wanted, DATA_FREE_PRICE, by_size=True), watcher)
+    words = "the usual price of a bit, without images" if size is None else f"--size {size}"
+    told = ("coded without images: what it costs in accuracy was not measured",)
+    return CodedMade(found, file(found.best.coding), words, tuple(points), notes=told)
 
 
-def _relative_error(coding: Coding, state: Mapping[str, Tensor]) -> float:
+def _menus_in_file(source: ExportSource) -> dict[str, PlannedMenu]:
+    """Return the menus of a run's plan by the file's names of weights."""
+    if source.plan is None:
+        return {}
+    plan = plan_in_file(source.plan, source.checkpoint)
+    menus = planned_menus(plan.layers, plan.structures)
+    return {tensor_name(name): menu for name, menu in menus.items()}
+
+
+def _relative_error(coding: Coding, state: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> float:
     error = whole = 0.0
     for name, item in coding.tensors.items():
-        old = state[name].double().flatten(1)
-        error += float((torch.from_numpy(item.numbers()).double() - old).square().sum())
+        old = state[name].double()
+        error += float((numbers_of(item, layouts.get(name, Layout()), old) - old).square().sum())
         whole += float(old.square().sum())
     return (error / whole) ** 0.5 if whole else 0.0

@@ -35,7 +35,10 @@ GAMMA = CONTEXTS * BINS
 LENGTHS = 24
 """An integer of 2^23 or more has no code; a stream that holds one is damaged."""
 
-CHANCES = GAMMA + 2 * LENGTHS
+CHOICES, UNARY_CHOICES = GAMMA + 2 * LENGTHS, 32
+"""Where the chances of choices of structure begin, and how many choices have a code of their own."""
+
+CHANCES = CHOICES + UNARY_CHOICES + LENGTHS
 
 MOST_SEEN, REMEMBERED = 255, 30
 """A chance is a mean over so many last events; how many of them count when the next matrix begins."""
@@ -212,7 +215,7 @@ def encode(values: NDArray[np.int64], memory: Integers) -> bytes:
     coder, parts = new_coder(), [b""]
     if values.ndim == 1:
         parts.append(
-            _written(values.size, coder, lambda out: encode_vector(vector(values), memory, coder, out))
+            written(values.size, coder, lambda out: encode_vector(vector(values), memory, coder, out))
         )
     else:
         rows, columns = values.shape
@@ -221,14 +224,14 @@ def encode(values: NDArray[np.int64], memory: Integers) -> bytes:
             shape = vector([rows, first, min(columns, first + step)])
             cells = rows * step
             parts.append(
-                _written(cells, coder, lambda out: encode_columns(flat, shape, means, memory, coder, out))  # noqa: B023
+                written(cells, coder, lambda out: encode_columns(flat, shape, means, memory, coder, out))  # noqa: B023
             )
-    parts.append(_written(0, coder, lambda out: finish(coder, out)))
+    parts.append(written(0, coder, lambda out: finish(coder, out)))
     fade(memory)
     return b"".join(parts).rstrip(b"\0")
 
 
-def _written(cells: int, coder: Integers, write: Any) -> bytes:
+def written(cells: int, coder: Integers, write: Any) -> bytes:
     """Return what `write` puts into the room for so many integers and for the bytes that were pending."""
     out = vector(np.zeros(ROOM * cells + coder[3] + 16, np.int64))
     coder[PLACE] = 0

@@ -142,7 +142,7 @@ def round_vector(target: Array, factors: Factors, step: float) -> NDArray[np.int
 
 
 @compiled
-def _lengths(memory: Integers, table: Array) -> None:
+def lengths(memory: Integers, table: Array) -> None:
     """Fill in the bits of each magnitude in each context, as the chances are now."""
     for place in range(CONTEXTS):
         some = memory[place * BINS] / 65536.0
@@ -156,14 +156,14 @@ def _lengths(memory: Integers, table: Array) -> None:
 
 
 @compiled
-def _length(table: Array, place: int, size: int) -> float:
+def length_of(table: Array, place: int, size: int) -> float:
     if size < UNARY:
         return table[place, size]  # type: ignore[no-any-return]
     return table[place, UNARY] + 2 * math.log2(size - UNARY + 1.0) + 1.0  # type: ignore[no-any-return]
 
 
 @compiled
-def _learn_size(memory: Integers, place: int, size: int) -> None:
+def learn_size(memory: Integers, place: int, size: int) -> None:
     """Let the chances see one magnitude, as the coder does."""
     first = place * BINS
     learn(memory, first, 1 if size else 0)
@@ -250,7 +250,7 @@ def _best_column(
                     break
                 error = aim - step * value
                 cost = costs[now, path] + weights[row] * error * error
-                cost += price * _length(table, place, abs(value))
+                cost += price * length_of(table, place, abs(value))
                 count = _insert(cheapest, picks, count, cost, (value, path))
         after = 1 - now
         first = row - row % len(lower[0])
@@ -286,7 +286,7 @@ def _search(
     before: Any = np.zeros(height, np.int64)
     flat, size, bits = row_pivots.reshape(-1), height // len(columns), 0.0
     for column in range(width):
-        _lengths(memory, table)
+        lengths(memory, table)
         _aims(target, errors, columns, column, aims)
         for row in range(height):
             weights[row] = 0.5 * flat[row] * column_pivots[row // size, column]
@@ -295,8 +295,8 @@ def _search(
             up = abs(best[row - 1]) if row else 0
             place = context(means[row], means[height], abs(before[row]), up)
             magnitude = abs(best[row])
-            bits += _length(table, place, magnitude)
-            _learn_size(memory, place, magnitude)
+            bits += length_of(table, place, magnitude)
+            learn_size(memory, place, magnitude)
             means[row] = moved(means[row], magnitude)
             means[height] = moved(means[height], magnitude)
             found[row, column] = best[row]

@@ -4,6 +4,8 @@ Behind the frame of `framed` stands one stream a tensor. The header says of each
 
 - `integers`: the code of `kernels.integer_coding`, in the order of `coded`; a value is one float32 product of
   integer and step, cast to the tensor's dtype;
+- `kernels`: the code of `kernels.kernel_coding`, kernels by the free numbers of the structures in a `menu`; a
+  value is one float32 product of a whole number and the step; `tables` of the header turn cells into parts;
 - `fill`: one value; `same`: the tensor of another name; `half`: float16; `raw`: its bytes; both deflated.
 
 Decoding is integers alone up to that product, so it gives the same bits everywhere; the header has the
@@ -13,17 +15,18 @@ SHA-256 of what must come out.
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kernelsimp.errors import CheckpointError
 from kernelsimp.kernels.coded_tensor import CodedTensor
+from kernelsimp.kernels.integer_bases import Table
+from kernelsimp.kernels.kernel_coding import CodedKernels, decode_kernels, encode_kernels
 from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.models.framed import Form, FramedFile, dtype_name, dtype_named, inflated, shared_memory
 from kernelsimp.models.identify import CODED
@@ -33,6 +36,8 @@ SIGNATURE = CODED + b"1\n"
 SCHEMA = "kernelsimp.coded/1"
 
 FORM = Form("coded", "decode", SIGNATURE, SCHEMA)
+
+CODED_KINDS = ("integers", "kernels")
 
 HALF_ERROR = 1e-3
 """Vectors that no layer takes up go into 16 bits where that moves none of them by a larger share."""
@@ -56,12 +61,19 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class CodedFile(FramedFile):
-    """A coded checkpoint in memory; `kept` names what went in whole, in file order."""
+    """A coded checkpoint in memory; `kept` names what went in whole, in file order.
+
+    `streams` has the bytes of the others, and `weights` how many numbers each has.
+    """
 
     kept: tuple[str, ...] = ()
+    streams: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, int] = field(default_factory=dict)
 
 
-Coded = Mapping[str, tuple[CodedTensor, Layout]]
+Integers = CodedTensor | CodedKernels
+
+Coded = Mapping[str, tuple[Integers, Layout]]
 """What is coded by integers, by name, in the order of coding."""
 
 
@@ -74,7 +86,7 @@ def code_state(
     dict stood in its file; with `halve`, vectors that are not coded may go in as 16 bits. Raises
     `KernelsimpError` for a tensor without plain cells.
     """
-    streams = _code_integers(state, coded)
+    streams, tables = _code_integers(state, coded), list[Table]()
     entries, parts, kept, seen = list[dict[str, Any]](), list[bytes](), list[str](), dict[object, int]()
     for place, (name, tensor) in enumerate(state.items()):
         entry: dict[str, Any] = {"name": name, "dtype": dtype_name(name, tensor), "shape": list(tensor.shape)}
@@ -82,7 +94,7 @@ def code_state(
         if twin != place:
             entry |= {"kind": "same", "as": twin}
         elif name in streams:
-            entry |= _integers_entry(coded[name])
+            entry |= _integers_entry(coded[name], tables)
             parts.append(streams[name])
         elif (value := _filled_with(tensor)) is not None:
             entry |= {"kind": "fill", "value": value}
@@ -91,16 +103,21 @@ def code_state(
             entry["kind"] = kind
             parts.append(data)
             kept.append(name)
-        if entry["kind"] in ("integers", "half", "raw"):
+        if entry["kind"] in (*CODED_KINDS, "half", "raw"):
             entry |= {"bytes": len(parts[-1]), "crc": zlib.crc32(parts[-1])}
         entries.append(entry)
     places = {entry["name"]: place for place, entry in enumerate(entries)}
-    order = [places[name] for name in streams if entries[places[name]]["kind"] == "integers"]
+    order = [places[name] for name in streams if entries[places[name]]["kind"] in CODED_KINDS]
     head: dict[str, Any] = {"keys": list(keys), "coded": order, "tensors": entries}
+    if tables:
+        head["tables"] = [[int(table.square), *table.turns] for table in tables]
     head["sha256"] = tensors_sha256(
         {name: _decoded_half(state[name], entries[places[name]]) for name in state}
     )
-    return CodedFile(FORM.frame(head, parts), tuple(kept))
+    sizes = {name: len(data) for name, data in streams.items()}
+    return CodedFile(
+        FORM.frame(head, parts), tuple(kept), sizes, {name: state[name].numel() for name in sizes}
+    )
 
 
 def _code_integers(state: Mapping[str, Tensor], coded: Coded) -> dict[str, bytes]:
@@ -112,19 +129,29 @@ def _code_integers(state: Mapping[str, Tensor], coded: Coded) -> dict[str, bytes
         twin = shared_memory(tensor) or name
         value = numbers_of(item, layout, tensor)
         if twin not in seen and _bytes(value) == _bytes(tensor):
-            streams[name] = encode(item.values, memory)
+            streams[name] = (
+                encode_kernels(item, memory)
+                if isinstance(item, CodedKernels)
+                else encode(item.values, memory)
+            )
             seen.add(twin)
     return streams
 
 
-def numbers_of(item: CodedTensor, layout: Layout, like: Tensor) -> Tensor:
+def numbers_of(item: Integers, layout: Layout, like: Tensor) -> Tensor:
     """Return the tensor that integers stand for, of the shape and the dtype of `like`."""
     return layout.stored(torch.from_numpy(item.numbers()), tuple(like.shape)).to(like.dtype).contiguous()
 
 
-def _integers_entry(coded: tuple[CodedTensor, Layout]) -> dict[str, Any]:
+def _integers_entry(coded: tuple[Integers, Layout], tables: list[Table]) -> dict[str, Any]:
     item, layout = coded
     entry: dict[str, Any] = {"kind": "integers", "step": int(np.float32(item.step).view(np.uint32))}
+    if isinstance(item, CodedKernels):
+        entry |= {"kind": "kernels", "menu": list(item.menu)}
+        if item.table is not None:
+            if item.table not in tables:
+                tables.append(item.table)
+            entry["table"] = tables.index(item.table)
     if layout.transposed or layout.groups > 1:
         entry["layout"] = [int(layout.transposed), layout.groups]
     return entry
@@ -223,12 +250,19 @@ def _state(path: Path, head: Mapping[str, Any], data: bytes) -> dict[str, Tensor
 
     entries = _entries(path, head, len(data) + 1)
     streams = list(_streams(path, entries, data))
-    integers, memory = dict[int, NDArray[np.int64]](), new_memory()
+    integers, memory = dict[int, Integers](), new_memory()
     order = [int(place) for place in head["coded"]]
-    if sorted(order) != [place for place, entry in enumerate(entries) if entry.kind == "integers"]:
+    if sorted(order) != [place for place, entry in enumerate(entries) if entry.kind in CODED_KINDS]:
         raise ValueError("the order of coding is not of its tensors")
+    tables = [Table(tuple(map(int, turns[1:])), bool(turns[0])) for turns in head.get("tables", [])]
     for place in order:
-        integers[place] = decode(streams[place], _matrix_shape(entries[place]), memory)
+        entry = entries[place]
+        step = np.array([entry.about["step"]], np.uint32).view(np.float32)[0]
+        if entry.kind == "integers":
+            integers[place] = CodedTensor(decode(streams[place], _matrix_shape(entry), memory), step)
+        else:
+            shape, form = _kernel_form(entry, tables)
+            integers[place] = replace(decode_kernels(streams[place], shape, form, memory), step=step)
     tensors: list[Tensor] = []
     for place, entry in enumerate(entries):
         tensors.append(_tensor(entry, streams[place], integers.get(place), tensors))
@@ -251,13 +285,21 @@ def _matrix_shape(entry: _Entry) -> tuple[int, ...]:
     return int(kernels.shape[0]), math.prod(kernels.shape[1:])
 
 
-def _tensor(
-    entry: _Entry, stream: bytes, integers: NDArray[np.int64] | None, before: Sequence[Tensor]
-) -> Tensor:
+def _kernel_form(
+    entry: _Entry, tables: Sequence[Table]
+) -> tuple[tuple[int, int], tuple[tuple[int, ...], tuple[str, ...], Table | None]]:
+    """Return (outputs, inputs / groups) of a layer's kernels, and their grid, menu and table."""
+    layout = _layout(entry)
+    kind = "transposed" if layout.transposed else "dense"
+    kernels = canonical(torch.empty(entry.shape, device="meta"), kind, layout.groups).shape
+    table = tables[int(entry.about["table"])] if "table" in entry.about else None
+    return (kernels[0], kernels[1]), (tuple(kernels[2:]), tuple(map(str, entry.about["menu"])), table)
+
+
+def _tensor(entry: _Entry, stream: bytes, integers: Integers | None, before: Sequence[Tensor]) -> Tensor:
     if integers is not None:
-        step = np.array([entry.about["step"]], np.uint32).view(np.float32)[0]
         like = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
-        return numbers_of(CodedTensor(integers, step), _layout(entry), like)
+        return numbers_of(integers, _layout(entry), like)
     if entry.kind == "same":
         twin = int(entry.about["as"])
         if not 0 <= twin < len(before) or before[twin].shape != entry.shape:

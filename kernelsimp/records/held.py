@@ -22,12 +22,14 @@ class HeldLayer:
     Frozen are all simplified kernels, or where structure is tied those that were denoised. `shapes` has by
     what kernels are drawn, in that order, base64: four little-endian float32 a template; in a layer with
     prototypes all the cells of a kernel, deflated.
+    `coded_sha256` is over the frozen kernels as the run's coded file decodes to them, where there is one.
     """
 
     assignment: str
     frozen_crc32: tuple[int, ...]
     sha256: str
     shapes: str = ""
+    coded_sha256: str = ""
 
 
 def encode_assignment(choice: NDArray[np.int16]) -> str:

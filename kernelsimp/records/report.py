@@ -178,12 +178,56 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class CodedLayer:
+    """One tensor of a coded file: its `weights`, and the `bytes` of its stream."""
+
+    name: str
+    weights: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CodedPoint:
+    """One price of a bit that the search tried, in nats an image: bytes of the file, and what it costs.
+
+    `kl` is KL(original || decoded) in nats an image on images that nothing was fitted to; null without
+    images.
+    """
+
+    price: float
+    bytes: int
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The last coded export of the run: `bytes` of `file`, and whether the `budget` it was made for is `met`.
+
+    `decoded` is the accuracy of what the file decodes to, on test images that chose nothing; `original` that
+    of the run's network on the same. Of `structured` kernels so many decode to `exact` members of their
+    structure.
+    """
+
+    file: str
+    bytes: int
+    budget: str
+    met: bool
+    layers: tuple[CodedLayer, ...]
+    tried: tuple[CodedPoint, ...]
+    original: Stage | None = None
+    decoded: Stage | None = None
+    structured: int = 0
+    exact: int = 0
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything one `simplify` did. `structures` decodes the assignments; index 0 is 'free'.
 
     `tensors` says what every tensor of the written network is: `64x3x7x7 float32`, and `beside` every other
-    one in its file, with a digest. `survived` is there where the network was trained and nothing was held.
-    `factorised` is what the last export of the run's network to thinner layers came to.
+    one in its file, with a digest. `survived` is there where the network was trained and nothing was held,
+    `coded` where the run was exported so. `factorised` is what the last export of the run's network to
+    thinner layers came to.
     """
 
     structures: tuple[str, ...]
@@ -210,4 +254,5 @@ class Report:
     survived: Survived | None = None
     beside: Mapping[str, str] = field(default_factory=dict)
     factorised: Factorised | None = None
+    coded: Coded | None = None
     schema: str = SCHEMA

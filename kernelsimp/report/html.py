@@ -27,12 +27,15 @@ from kernelsimp.report import fmt
 from kernelsimp.report.pictures import figures
 from kernelsimp.report.pictures import prototypes as prototype_pictures
 from kernelsimp.report.pictures import scan as scan_pictures
+from kernelsimp.report.pictures.coded import rate_curve
 from kernelsimp.report.pictures.depth import SAYS as DEPTH
 from kernelsimp.report.pictures.depth import depth_strips
 from kernelsimp.report.pictures.gallery import Gallery
 from kernelsimp.report.pictures.gallery_page import by_structure, largest, layer_pictures, telling
 from kernelsimp.report.tables.beyond import CODED, beyond_table, coding_table
 from kernelsimp.report.tables.beyond import SAYS as BEYOND
+from kernelsimp.report.tables.coded import SAYS as CODED_SAYS
+from kernelsimp.report.tables.coded import coded_tables
 from kernelsimp.report.tables.comparison import SAYS as COMPARISON_SAYS
 from kernelsimp.report.tables.comparison import (
     comparison_facts,
@@ -234,6 +237,7 @@ def _sections(report: Report) -> list[Section]:
             _tables_with_rows(training_table(report)),
             folded=True,
         ),
+        Section("Coded size", rate_curve(report.coded), coded_tables(report), CODED_SAYS),
         _prototypes(report.pictures.get("prototypes")),
         *(Section(table.title, tables=(table,), says=says) for table, says in course_tables(report)),
         *_robustness(report),

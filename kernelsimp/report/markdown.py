@@ -11,6 +11,7 @@ from kernelsimp.error_text import printable
 from kernelsimp.records.factorised import Factorised
 from kernelsimp.records.report import Report
 from kernelsimp.report import fmt
+from kernelsimp.report.tables.coded import coded_tables
 from kernelsimp.report.tables.comparison import similarity_tables
 from kernelsimp.report.tables.course import course_tables, training_table
 from kernelsimp.report.tables.factorised import factorised_sections
@@ -40,7 +41,11 @@ def report_markdown(report: Report) -> str:
     title = escape_markdown(title_words(report))
     parts = [f"# {title}", _lead(report), budget_words(report), _headline(report)]
     tables = [stage_table(report), control_table(report), family_table(report), layer_table(report)]
-    tables += [*robustness_tables(report.robustness), *similarity_tables(report.similarity)]
+    tables += [
+        *coded_tables(report),
+        *robustness_tables(report.robustness),
+        *similarity_tables(report.similarity),
+    ]
     parts += [section(table) for table in tables if table.rows]
     parts += ["\n\n".join(filter(None, (section(table), says))) for table, says in course_tables(report)]
     if report.training:

@@ -7,8 +7,9 @@ the price, so the search is by secants in logarithms between bounds that close.
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.rounding import COARSE
 from kernelsimp.models.stages import Stage, absorb_norms, layer_modules, matrix_of, stages_of
 from kernelsimp.models.stored_order import tensor_name
-from kernelsimp.solver.coding_moments import FitMoments, fit_moments, share_of
+from kernelsimp.shelf import count_images
+from kernelsimp.solver.coding_moments import FitMoments, Seen, fit_moments, share_of
 from kernelsimp.solver.coding_walk import Coding, Ground
 from kernelsimp.solver.output_metric import output_metrics
 from kernelsimp.watch import SILENT, Watcher
@@ -34,7 +36,7 @@ LOOSE = 1e-4
 
 def prepare_ground(
     model: nn.Module,
-    images: Iterable[Tensor],
+    images: Sequence[Tensor],
     dtypes: Mapping[str, torch.dtype],
     seed: int = 0,
     watcher: Watcher = SILENT,
@@ -43,14 +45,14 @@ def prepare_ground(
 
     `model` is in float32 and in evaluation mode, and is left as it is.
     """
-    batches = tuple(images)
-    stages = stages_of(model, batches[0][:2])
-    absorbed, norms = _absorbed(model, stages, batches[0][:8])
+    first = images[0]
+    stages = stages_of(model, first[:2])
+    absorbed, norms = _absorbed(model, stages, first[:8])
     stages = tuple(replace(item, addition=None) if _blocked(item, norms) else item for item in stages)
-    metrics = output_metrics(absorbed, batches, seed, watcher)
-    reused = _reused(absorbed, stages, batches, seed)
+    metrics = output_metrics(absorbed, images, seed, watcher)
+    reused = _reused(absorbed, stages, images, seed)
     places, changed = _biases(absorbed, stages, norms), _changed(model, absorbed)
-    return Ground(absorbed, stages, places, dtypes, metrics, reused, batches, seed, changed)
+    return Ground(absorbed, stages, places, dtypes, metrics, reused, images, seed, changed)
 
 
 def _changed(model: nn.Module, absorbed: nn.Module) -> frozenset[str]:
@@ -96,29 +98,35 @@ def _biases(model: nn.Module, stages: tuple[Stage, ...], norms: Mapping[str, str
 
 @torch.no_grad()
 def _reused(
-    model: nn.Module, stages: tuple[Stage, ...], images: tuple[Tensor, ...], seed: int
+    model: nn.Module, stages: tuple[Stage, ...], images: Sequence[Tensor], seed: int
 ) -> dict[str, FitMoments]:
     """Return the moments of the layers that are called several times, over all calls."""
     layers, found = layer_modules(model), {}
-    count = sum(map(len, images))
     for stage in stages:
         if stage.calls == 1:
             continue
-        seen: list[tuple[Tensor, None]] = []
+        module, seen = layers[stage.name][0], _calls(model, layers[stage.name], images)
+        first = next(seen)
+        calls = count_images(images) * stage.calls
+        share = share_of(module, first[0], calls, matrix_of(module).shape[1])
+        found[stage.name] = fit_moments(module, chain([first], seen), share, seed)
+    return found
+
+
+def _calls(model: nn.Module, layer: list[nn.Module], images: Sequence[Tensor]) -> Iterator[Seen]:
+    """Yield the input of every call of a layer, a batch at a time."""
+    for batch in images:
+        seen: list[Seen] = []
         handles = [
             module.register_forward_pre_hook(
                 lambda _, inputs, seen=seen: seen.append((inputs[0].clone(), None))
             )
-            for module in layers[stage.name]
+            for module in layer
         ]
-        for batch in images:
-            model(batch.clone())
+        model(batch.clone())
         for handle in handles:
             handle.remove()
-        module = layers[stage.name][0]
-        share = share_of(module, seen[0][0], count * stage.calls, matrix_of(module).shape[1])
-        found[stage.name] = fit_moments(module, seen, share, seed)
-    return found
+        yield from seen
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,9 @@ the whole network; a layer has one step. The network is given with its batch nor
 """
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,17 @@ from torch import Tensor, nn
 
 from kernelsimp.kernels.coded_tensor import CodedTensor
 from kernelsimp.kernels.integer_coding import fade, new_memory
+from kernelsimp.kernels.kernel_coding import CodedKernels
+from kernelsimp.kernels.kernel_rounding import round_kernels
 from kernelsimp.kernels.range_coder import Integers
 from kernelsimp.kernels.rounding import Metric, Rate, round_matrix, round_vector, step_for
+from kernelsimp.memory import USUAL, Room, give_back
 from kernelsimp.models.stages import Stage, groups_of, layer_modules, matrix_of, put_matrix
 from kernelsimp.models.stored_order import tensor_name
-from kernelsimp.solver.coding_moments import FitMoments, fit_moments, identity_moments, share_of
-from kernelsimp.solver.passes import Change, Passes
+from kernelsimp.shelf import count_images
+from kernelsimp.solver.coding_kernels import KernelMenu
+from kernelsimp.solver.coding_moments import FitMoments, Seen, fit_moments, identity_moments, share_of
+from kernelsimp.solver.passes import Change, Passes, Stop
 from kernelsimp.watch import SILENT, Watcher
 
 Array = NDArray[np.float64]
@@ -40,7 +46,8 @@ class Ground:
 
     `model` runs in float32; `biases` says where each layer's bias is, `dtypes` how tensors are stored;
     `metrics` is G by layer, `reused` the moments of layers that are called more than once, and `absorbed`
-    names the tensors that absorbing the norms has changed.
+    names the tensors that absorbing the norms has changed. `menus` says of some layers what structures their
+    kernels have, or may take. `room` is what may be held in memory.
     """
 
     model: nn.Module
@@ -49,9 +56,11 @@ class Ground:
     dtypes: Mapping[str, torch.dtype]
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     reused: Mapping[str, FitMoments] = field(default_factory=dict)
-    images: tuple[Tensor, ...] = ()
+    images: Sequence[Tensor] = ()
     seed: int = 0
     absorbed: frozenset[str] = frozenset()
+    menus: Mapping[str, KernelMenu] = field(default_factory=dict)
+    room: Room = USUAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +71,7 @@ class Coding:
     """
 
     model: nn.Module | None
-    tensors: Mapping[str, CodedTensor]
+    tensors: Mapping[str, CodedTensor | CodedKernels]
     price: float
 
     @property
@@ -86,44 +95,61 @@ def code_network(ground: Ground, price: float, watcher: Watcher = SILENT) -> Cod
     return Coding(work.model, work.tensors, price)
 
 
-def code_tensors(tensors: Mapping[str, Tensor], price: float) -> Coding:
+def code_tensors(
+    tensors: Mapping[str, Tensor], price: float, menus: Mapping[str, KernelMenu] | None = None
+) -> Coding:
     """Return the weights of a state dict coded without a network or images: an error counts by its size.
 
-    The price is in relative squared error of a layer's filters. What has at least two axes is coded.
+    The price is in relative squared error of a layer's filters. What has at least two axes is coded; `menus`
+    are by name of weight.
     """
-    memory, coded = new_memory(), dict[str, CodedTensor]()
+    memory, coded = new_memory(), dict[str, CodedTensor | CodedKernels]()
     for name, tensor in tensors.items():
         if tensor.ndim < 2 or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             continue
-        before = tensor.detach().double().flatten(1).cpu().numpy()
+        menu = (menus or {}).get(name)
+        before = (
+            (tensor if menu is None else menu.canonical(tensor)).detach().double().flatten(1).cpu().numpy()
+        )
         size = float(np.square(before).sum(1).mean()) if before.size else 0.0
         if size:  # zeros are a word in the header
             rows, width = before.shape
             fit = LayerFit(
                 before, identity_moments(1, width, rows), np.eye(rows)[None] / size, has_bias=False
             )
-            coded[name] = fit.round_weight(price, memory)
+            coded[name] = fit.round_weight(price, memory, menu)
     return Coding(None, coded, price)
 
 
 def _walk(work: "_Work", watcher: Watcher) -> None:
     ground, change = work.ground, None
-    count = sum(map(len, ground.images))
+    count = count_images(ground.images)
+    room = replace(ground.room, bytes=ground.room.bytes / 2)  # two networks share it
     with (
-        Passes(ground.model, ground.stages, ground.images) as before,
-        Passes(work.model, ground.stages, ground.images) as now,
+        Passes(ground.model, ground.stages, ground.images, room) as before,
+        Passes(work.model, ground.stages, ground.images, room) as now,
     ):
-        while (stop := now.arrive(change)) is not None:
-            was = before.arrive()
-            assert was is not None
-            stage, seen = stop
-            module = work.layers[stage.name][0]
-            share = share_of(module, seen[0][0], count, matrix_of(module).shape[1])
-            pairs = ((pair[0], old[1] - pair[1]) for pair, old in zip(seen, was[1], strict=True))
-            moments = fit_moments(module, pairs, share, ground.seed)
-            del stop, was, seen
-            change = work.code(stage, moments)
+        while True:
+            arriving = zip(now.stops(change), before.stops(), strict=True)
+            stop, was = next(arriving)
+            if stop is None:
+                list(arriving)  # all batches are at their end
+                return
+            stage, module = stop.stage, work.layers[stop.stage.name][0]
+            share = share_of(module, stop.inputs, count, matrix_of(module).shape[1])
+            seen = _missing(chain([(stop, was)], arriving))
+            del stop, was
+            change = work.code(stage, fit_moments(module, seen, share, ground.seed))
+            give_back()
             watcher.step()
+
+
+def _missing(arriving: Iterable[tuple[Stop | None, Stop | None]]) -> Iterator[Seen]:
+    """Yield a layer's input in each batch, and what is missing of what the original network has there."""
+    for now, before in arriving:
+        assert now is not None
+        assert before is not None
+        yield now.inputs, before.seen - now.seen
 
 
 class _Work:
@@ -132,7 +158,7 @@ class _Work:
     def __init__(self, ground: Ground, model: nn.Module, price: float) -> None:
         self.ground, self.model, self.price = ground, model, price
         self.layers, self.memory = layer_modules(model), new_memory()
-        self.tensors: dict[str, CodedTensor] = {}
+        self.tensors: dict[str, CodedTensor | CodedKernels] = {}
         self.parameters: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
 
     def code(self, stage: Stage, moments: FitMoments | None) -> Change:
@@ -142,7 +168,7 @@ class _Work:
         if moments is None:
             moments = identity_moments(groups, before.shape[1], len(before) // groups)
         fit = LayerFit(before, moments, self._outputs(stage, before), has_bias=place is not None)
-        weight = fit.round_weight(self.price, self.memory)
+        weight = fit.round_weight(self.price, self.memory, self.ground.menus.get(stage.name))
         name = tensor_name(stage.name)
         written = self._stored(name, weight)
         old = copy.deepcopy(module)
@@ -160,7 +186,7 @@ class _Work:
                 bias.copy_(torch.from_numpy(stored))
         return _change(stage, (old, module), shift)
 
-    def _stored(self, name: str, coded: CodedTensor) -> Array:
+    def _stored(self, name: str, coded: CodedTensor | CodedKernels) -> Array:
         """Return the numbers as the file's dtype holds them."""
         stored = torch.from_numpy(coded.numbers()).to(self.ground.dtypes.get(name, torch.float32))
         return stored.double().numpy()
@@ -194,14 +220,26 @@ class LayerFit:
         self.metric = Metric(centred.metric(), outputs)
         self.factors = self.metric.factors()
 
-    def round_weight(self, price: float, memory: Integers) -> CodedTensor:
-        """Return integers and step of the weights."""
+    def round_weight(
+        self, price: float, memory: Integers, menu: KernelMenu | None = None
+    ) -> CodedTensor | CodedKernels:
+        """Return integers and step of the weights, of the kernels of a `menu` by their structures."""
         if float(np.abs(self.aim).max()) < NOTHING:
             return CodedTensor(np.zeros(self.aim.shape, dtype=np.int64), np.float32(1.0), 0.0)
+        if menu is not None:
+            return self._round_kernels(price, memory, menu)
         step = _within_reach(step_for(price, self.factors.pivot), self.aim)
         values, bits = round_matrix(self.aim, self.factors, Rate(price, float(step)), memory)
         fade(memory)
         return CodedTensor(values, step, bits)
+
+    def _round_kernels(self, price: float, memory: Integers, menu: KernelMenu) -> CodedKernels:
+        aim = menu.aim(self.aim, self.metric.inputs)
+        step = _within_reach(step_for(price, self.factors.pivot), aim)
+        offers, side = menu.offers(aim)
+        rounded = round_kernels(aim, self.factors, offers, Rate(price, float(step)), memory)
+        fade(memory)
+        return menu.coded(rounded, side, step)
 
     def round_bias(self, level: Array, written: Array, price: float) -> CodedTensor:
         """Return integers and step of the bias that goes best with the weights as they are written.

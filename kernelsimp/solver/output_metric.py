@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.memory import is_out_of_memory
 from kernelsimp.models.stages import groups_of, layer_modules
+from kernelsimp.shelf import count_images
 from kernelsimp.solver.fisher import output_tensors
 from kernelsimp.watch import SILENT, Watcher
 
@@ -31,12 +32,12 @@ def output_metrics(
     model: nn.Module, images: Sequence[Tensor], seed: int, watcher: Watcher = SILENT
 ) -> Mapping[str, Tensor]:
     """Return G of every layer that the images reach; empty where the network gives no gradients."""
-    pieces = [
+    pieces = (
         piece for batch in images for piece in torch.split(batch, max(1, PIXELS // batch[0, 0].numel()))
-    ]
+    )
     sums = _Sums(model)
     generator = torch.Generator().manual_seed(seed)
-    watcher.start("measuring what the answers mind", len(pieces))
+    watcher.start("measuring what the answers mind", count_images(images))
     with torch.enable_grad():
         for inputs in pieces:
             try:
@@ -46,8 +47,8 @@ def output_metrics(
                     raise
                 watcher.warn("this network gives no gradients: every output counts alike")
                 return {}
-            watcher.step()
-    count = DIRECTIONS * sum(map(len, images))
+            watcher.step(len(inputs))
+    count = DIRECTIONS * count_images(images)
     model.zero_grad(set_to_none=True)
     return {name: value.detach().cpu() / count for name, value in sums.sums.items()}
 

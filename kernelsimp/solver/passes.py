@@ -2,11 +2,13 @@
 
 Each batch's pass is a thread of its own; one runs at a time. It stops where a layer's output is seen (see
 `models.stages`), and goes on with that output as it is with the layer's new weights: no layer is run twice
-to reach the next one, and what is kept is what the network itself still needs.
+to reach the next one, and what is kept is what the network itself still needs; where that is more than there
+is room for, it waits in files.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
@@ -15,10 +17,21 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.memory import USUAL, Room
 from kernelsimp.models.stages import Stage, is_addition, layer_modules
+from kernelsimp.solver.paging import Pager
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """(the layer's input, what is seen) -> what is seen with the layer's new weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stop:
+    """Where one batch's pass has stopped: at which layer, its input, and what is seen of its output."""
+
+    stage: Stage
+    inputs: Tensor
+    seen: Tensor
 
 
 class _StopPass(BaseException):
@@ -28,9 +41,9 @@ class _StopPass(BaseException):
 class _Pass(threading.Thread):
     """One batch: `arrive` runs it to its next stop."""
 
-    def __init__(self, passes: "Passes", images: Tensor) -> None:
+    def __init__(self, passes: "Passes", place: int) -> None:
         super().__init__(daemon=True)
-        self.passes, self.images = passes, images
+        self.passes, self.place = passes, place
         self.told: SimpleQueue[Any] = SimpleQueue()
         self.asked: SimpleQueue[Any] = SimpleQueue()
 
@@ -40,7 +53,7 @@ class _Pass(threading.Thread):
         self.passes.here.now = self
         try:
             with torch.no_grad(), _Additions(self) as self.additions:
-                self.passes.model(self.images)
+                self.passes.model(self.passes.images[self.place].clone())
             self.told.put(None)
         except _StopPass:
             pass
@@ -49,13 +62,18 @@ class _Pass(threading.Thread):
 
     def stop_at(self, stage: Stage, inputs: Tensor, seen: Tensor) -> Tensor:
         """Wait here until told how to go on; return what is seen from now on."""
-        self.told.put((stage, inputs, seen))
+        self.told.put(Stop(stage, inputs, seen))
         asked = self.asked.get()
         if asked is _StopPass:
             raise _StopPass
-        return seen if asked is None else asked(inputs, seen)
+        if asked is None:
+            return seen
+        self.passes.pager.recall((inputs, seen))  # where an addition is seen, nobody else looks
+        changed: Tensor = asked(inputs, seen)
+        self.passes.pager.note(self, changed)
+        return changed
 
-    def arrive(self, change: Change | None) -> tuple[Stage, Tensor, Tensor] | None:
+    def arrive(self, change: Change | None) -> Stop | None:
         """Let the pass go on to its next stop, or to its end (None)."""
         self.asked.put(change)
         told = self.told.get()
@@ -65,7 +83,7 @@ class _Pass(threading.Thread):
 
 
 class _Additions(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the additions after each layer that is seen at one."""
+    """Counts the additions after each layer that is seen at one; brings back what waits in files."""
 
     def __init__(self, owner: _Pass) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -73,7 +91,10 @@ class _Additions(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.waiting: list[tuple[Stage, Tensor, list[int]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        pager, owner = self.owner.passes.pager, self.owner
+        pager.recall((args, kwargs))
         result = func(*args, **(kwargs or {}))
+        pager.note(owner, result)
         if not is_addition(func, args, kwargs):
             return result
         due = [item for item in self.waiting if item[2][0] == 0]
@@ -88,10 +109,13 @@ class _Additions(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Passes:
-    """The passes of all batches over one network; a context, which ends them."""
+    """The passes of all batches over one network, within `room`; a context, which ends them."""
 
-    def __init__(self, model: nn.Module, stages: Sequence[Stage], images: Sequence[Tensor]) -> None:
-        self.model, self.here = model, threading.local()
+    def __init__(
+        self, model: nn.Module, stages: Sequence[Stage], images: Sequence[Tensor], room: Room = USUAL
+    ) -> None:
+        self.model, self.images, self.here = model, images, threading.local()
+        self.pager = Pager(room, model)
         layers = layer_modules(model)
         self.handles = [
             module.register_forward_hook(self._hook(stage))
@@ -99,7 +123,7 @@ class Passes:
             if stage.calls == 1
             for module in layers[stage.name]
         ]
-        self.all = [_Pass(self, batch) for batch in images]
+        self.all = [_Pass(self, place) for place in range(len(images))]
 
     def __enter__(self) -> "Passes":
         for item in self.all:
@@ -126,17 +150,21 @@ class Passes:
 
         return hook
 
-    def arrive(self, change: Change | None = None) -> tuple[Stage, list[tuple[Tensor, Tensor]]] | None:
-        """Let all go on to the next stage; return it, and (input, what is seen) of each batch.
+    def stops(self, change: Change | None = None) -> Iterator[Stop | None]:
+        """Let one batch after another go on to the next stop, and yield it; None for one that is at its end.
 
-        Raises `KernelsimpError` where the batches do not meet at one layer.
+        What is yielded may be read until the next one is asked for. Raises `KernelsimpError` where the
+        batches do not meet at one layer.
         """
-        stops = [item.arrive(change) for item in self.all]
-        names = {stop[0].name if stop else None for stop in stops}
-        if len(names) > 1:
-            raise KernelsimpError(
-                "the network goes another way for every batch, so images cannot code it; leave out --data"
-            )
-        if stops[0] is None:
-            return None
-        return stops[0][0], [(stop[1], stop[2]) for stop in stops if stop is not None]
+        first: str | None = None
+        for place, item in enumerate(self.all):
+            stop = item.arrive(change)
+            name = stop.stage.name if stop else None
+            first = first if place else name
+            if name != first:
+                raise KernelsimpError(
+                    "the network goes another way for every batch, so images cannot code it; leave out --data"
+                )
+            yield stop
+            ended, stop = stop is None, None
+            (self.pager.forget if ended else self.pager.park)(item)

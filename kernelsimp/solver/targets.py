@@ -64,7 +64,7 @@ def _target(layer: LayerPlan, structures: tuple[str, ...]) -> Target:
     used = [structures[index] for index in np.unique(layer.choice) if index != FREE]
 
     def around(kernels: Tensor) -> FilterConstraint:
-        return _constraint(kernels, layer, structures)
+        return constraint_of(kernels, layer, structures)
 
     return Target(
         constraint=around,
@@ -77,7 +77,7 @@ def _target(layer: LayerPlan, structures: tuple[str, ...]) -> Target:
     )
 
 
-def _constraint(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> FilterConstraint:
+def constraint_of(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> FilterConstraint:
     """Return what holds kernels to their families, and to the flats at these members of bent sets."""
     rows = kernels.detach().double().reshape(-1, *layer.grid)
     pieces = []
@@ -93,7 +93,7 @@ def _constraint(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) 
 
 def _settle_denoised(kernels: Tensor, layer: LayerPlan, structures: tuple[str, ...]) -> FilterConstraint:
     """Return the constraint at these kernels with the denoised ones fixed at what becomes of them."""
-    free = _constraint(kernels, layer, structures)
+    free = constraint_of(kernels, layer, structures)
     marks = torch.tensor([name.startswith(DENOISED) for name in structures])
     mask = marks[torch.from_numpy(layer.choice).long()].reshape(-1)
     made = denoise_kernels(kernels, layer, structures).detach().double().reshape(-1, free.cells)

@@ -1,0 +1,38 @@
+"""Coded kernels of every sort of structure, for the tests of their code and of the file."""
+
+import numpy as np
+import torch
+
+from kernelsimp.kernels.integer_bases import FREE, Table, basis_of, side_numbers, side_of
+from kernelsimp.kernels.kernel_coding import CodedKernels
+
+NAMES = (
+    FREE, "zero", "mirror-v", "full-square", "rank-one", "rank-two", "few-values-2", "template-gaussian",
+)  # fmt: skip
+
+
+def some(
+    names: tuple[str, ...],
+    side: int,
+    seed: int = 0,
+    table: Table | None = None,
+    shape: tuple[int, int] = (6, 4),
+) -> CodedKernels:
+    """Filters and inputs as `shape` says, structures and integers drawn at random."""
+    generator = np.random.default_rng(seed)
+    grid, cells = (side, side), side * side
+    choice = generator.integers(len(names), size=shape)
+    beside = np.zeros((*shape, max(side_of(name, grid).count for name in names)), np.int64)
+    values = np.zeros((*shape, cells), np.int64)
+    kernels = torch.randn(24, side, side, generator=torch.Generator().manual_seed(seed)).reshape(
+        6, 4, side, side
+    )
+    for row, kernel in np.ndindex(*shape):
+        name = names[choice[row, kernel]]
+        numbers = np.zeros(0, np.int64)
+        if side_of(name, grid).count:
+            numbers = side_numbers(name, kernels[row, kernel][None])[0]
+        beside[row, kernel, : len(numbers)] = numbers
+        dim = basis_of(name, grid, numbers.tolist(), table).shape[1]
+        values[row, kernel, :dim] = np.rint(generator.laplace(scale=4, size=dim))
+    return CodedKernels(grid, names, choice, values, beside, np.float32(0.01), table)
