@@ -44,6 +44,8 @@ EXTRAS = {
     "onnx": "onnx onnxruntime",
     "timm": "timm",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow-skinny",
     "coding": "numba",
     "zoo": "distributed pyarrow",
     "remote": "fsspec aiohttp",

@@ -72,8 +72,8 @@ class DataSettings:
     )
     augment: str = option(
         "none",
-        "training augmentation: none, cifar (pad, crop, flip) or imagenet",
-        words("none", "cifar", "imagenet"),
+        "training augmentation: none, flip, cifar (pad, crop, flip) or imagenet",
+        words("none", "flip", "cifar", "imagenet"),
     )
     split: str = option("80:10:10", "train:val:test of an unsplit folder, counts or shares")
     calibration: int = option(1024, "how many unlabelled training images choose the simplification")
@@ -236,6 +236,11 @@ class FinetuneSettings:
     resume: bool = option(False, "go on from the state in the run's resume folder", Shown(OUTPUT, first=True))
     save_every: float | None = option(
         None, "minutes between resume states", Shown(OUTPUT, usual="one an epoch")
+    )
+    log: str = option(
+        "tensorboard",
+        "where curves go too, commas between: tensorboard, wandb, mlflow; or none",
+        words("tensorboard", "wandb", "mlflow", "none", group=OUTPUT),
     )
     compile: bool = option(False, "compile the network with torch.compile", Shown(OUTPUT))
     channels_last: bool = option(False, "keep images and weights with channels last in memory", Shown(OUTPUT))

@@ -135,11 +135,11 @@ def test_completion_offers_what_the_tables_have():
 
 def test_values_are_completed(monkeypatch):
     assert "recipe:digits" in complete_config("recipe:d")
-    assert completer("networks")("zoo:d") == ["zoo:digits-cnn"]
+    assert completer("networks")("zoo:digits-c") == ["zoo:digits-cnn"]
     assert completer("families")("mirror-h,odd-sq") == ["mirror-h,odd-square"]
     assert completer(("auto", "absolute"))("ab") == ["absolute"]
     monkeypatch.setenv("_KERNELSIMP_COMPLETE", "complete_bash")
-    assert completer("networks")("zoo:d") == ["digits-cnn"]
+    assert completer("networks")("zoo:digits-c") == ["digits-cnn"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from kernelsimp.settings_file import recipes
 NAMES: dict[str, tuple[str, ...]] = {
     "networks": (
         *(f"zoo:{name}" for name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")),
-        "zoo:digits-cnn",
+        *("zoo:digits-cnn", "zoo:digits-depthwise"),
         "torchvision:",
         "timm:",
     ),

@@ -10,7 +10,7 @@ from kernelsimp.cli.console import emit_json, out
 from kernelsimp.error_text import one_line
 from kernelsimp.records.report import Report
 from kernelsimp.report import report_json
-from kernelsimp.report.tables.headline import verdict_line
+from kernelsimp.report.tables.headline import from_scratch, verdict_line
 from kernelsimp.report.tables.verdict import fell, outcome_words
 from kernelsimp.report.terminal import report_tables
 
@@ -29,7 +29,8 @@ def present_run(report: Report, folder: Path, json: str | None, *, quiet: bool, 
         say_written((json,))
         mark = "red" if not report.budget_met else "yellow" if fell(report) else "green"
         budget = f"[{mark}]{outcome_words(report)}[/]"
-        out.print(f"done: {escape(verdict_line(report))}; {budget}; see {escape(str(folder))}/report.html")
+        told = "" if from_scratch(report) and report.budget_met else f"; {budget}"
+        out.print(f"done: {escape(verdict_line(report))}{told}; see {escape(str(folder))}/report.html")
     if not report.budget_met:
         raise typer.Exit(1)
 

@@ -26,6 +26,8 @@ EXTRAS = {
     "onnx": ("onnx onnxruntime", "export --to onnx or factorised, and reading ONNX weights"),
     "coding": ("numba", "export --to coded: its search and coder"),
     "tensorboard": ("tensorboard", "curves of a training in TensorBoard"),
+    "wandb": ("wandb", "--log wandb"),
+    "mlflow": ("mlflow-skinny", "--log mlflow"),
     "zoo": ("distributed pyarrow", "scan with --jobs, --scheduler or --dataset"),
     "remote": ("fsspec aiohttp", "scan https://, s3:// (with s3fs), gs:// (gcsfs), hf:// (huggingface_hub)"),
 }

@@ -8,6 +8,7 @@ from kernelsimp.records.report import Report
 from kernelsimp.report import gallery_of, with_p
 from kernelsimp.report.assemble import RunFacts, assemble, p_values
 from kernelsimp.report.run_folder import RunFolder
+from kernelsimp.report.trackers import tell
 from kernelsimp.watch import Watcher
 
 
@@ -36,6 +37,7 @@ def write_by_parts(run: RunFolder, facts: RunFacts, parts: Sequence[Part], watch
         watcher.note(f"the report is written to {run.path}; measuring {part.name}, which it lacks yet")
         facts = part.add(facts)
         report = _write_again(run, _without(facts, parts[at + 1 :]), report)
+    tell(run.path, report, facts.settings.finetune.log, watcher)
     return report
 
 

@@ -23,6 +23,7 @@ from kernelsimp.records.report import Epoch, Report
 from kernelsimp.report.assemble import DIVERGED, Chosen, RunFacts
 from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
+from kernelsimp.report.trackers import trackers_of
 from kernelsimp.settings import Given, Settings
 from kernelsimp.settings_file import recipe, settle
 from kernelsimp.solver.apply import apply_plan
@@ -66,6 +67,7 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
     Raises `HoldError` where something removed came back, and `KernelsimpError` for bad input.
     """
     settings = _check_settings(settings)
+    trackers_of(settings.finetune.log)  # before anything is read
     original = open_network(path, settings, watcher)
     data = open_data(settings, watcher)
     check_robustness(settings, data)

@@ -67,12 +67,11 @@ REPORTED = {"freeze": "freeze", "tie": "tie", "scale": "tie", "soft": "tie", "no
 
 
 def write_run(run: RunFolder, facts: RunFacts) -> Report:
-    """Write everything but the checkpoint: settings, plan, events and the report; return the report."""
+    """Write everything but the checkpoint: settings, plan and the report; return the report."""
     plan, scan = facts.chosen.plan, facts.chosen.scan
     report = describe_checkpoint(assemble(facts), run, plan, facts.settings)
     run.write_settings(facts.settings)
     run.write_plan(plan)
-    run.write_events(facts.training)
     gallery = gallery_of(plan, facts.original.bank, facts.written.bank)
     run.write_report(report, with_p(gallery, p_values(scan, plan)) if scan else gallery)
     return report

@@ -33,6 +33,7 @@ from kernelsimp.records.report import Epoch, Report
 from kernelsimp.report.assemble import Chosen, RunFacts, assemble
 from kernelsimp.report.command import command_again
 from kernelsimp.report.run_folder import JsonLog, RunFolder
+from kernelsimp.report.trackers import trackers_of
 from kernelsimp.settings import ModelSettings, Settings
 from kernelsimp.training.options import hold_of
 from kernelsimp.watch import SILENT, Watcher
@@ -68,6 +69,7 @@ def simplify_to(
 ) -> tuple[Simplified, Report]:
     """Do the same, and return the networks of every stage beside the report."""
     check_hold(settings)
+    trackers_of(settings.finetune.log)  # before anything is read
     original, data, settings = _opened(path, settings, watcher)
     watcher.expect(phases_of(settings, data))
     measurer = measure_original(original, data, settings, watcher)  # before anything is written

@@ -28,6 +28,7 @@ from kernelsimp.report.assemble import Chosen, RunFacts
 from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.tables.course import TRAINED
+from kernelsimp.report.trackers import tell, trackers_of
 from kernelsimp.settings import Settings
 from kernelsimp.solver.coefficient_bits import bits_of_layers
 from kernelsimp.training.constraints import constrain, held_alike, plain_state, plan_of
@@ -65,6 +66,7 @@ def train(settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
     Raises `KernelsimpError` for bad input, before anything is written, and `HoldError` where a constrained
     kernel is not in its family at the end.
     """
+    trackers_of(settings.finetune.log)  # before anything is trained
     fresh = fresh_network(settings, watcher)
     check_runs(fresh, settings)
     run = RunFolder(out, CHECKPOINT)
@@ -75,7 +77,9 @@ def train(settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
     network = open_network(run.checkpoint, replace(settings, model=replace(settings.model, sha256=None)))
     facts = facts_of(network, fresh, trained, settings, log)
     verify(facts.chosen.plan, network.bank, network.bank, facts.hold)
-    return write_run(run, facts)
+    report = write_run(run, facts)
+    tell(out, report, settings.finetune.log, log)
+    return report
 
 
 def train_along(settings: Settings, out: Path) -> None:

@@ -44,6 +44,11 @@ def _crop_and_flip(images: Tensor, draws: Tensor) -> Tensor:
     return padded.permute(0, 2, 3, 1)[picked].permute(0, 3, 1, 2).contiguous()
 
 
+def _flip(images: Tensor, draws: Tensor) -> Tensor:
+    """Flip left and right half the time."""
+    return torch.where(draws[:, 2, None, None, None] < 0.5, images.flip(3), images)
+
+
 def _resized_crop(images: Tensor, draws: Tensor) -> Tensor:
     """Enlarge a random box (8..100 % of the area, aspect 3:4..4:3) to the old size; flip half the time.
 
@@ -70,6 +75,7 @@ def _pixel_centres(side: int) -> Tensor:
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
     "none": None,
+    "flip": _flip,
     "cifar": _crop_and_flip,
     "imagenet": _resized_crop,
 }

@@ -86,7 +86,7 @@ def recipe_of(spec: str) -> str | None:
     if source == "torchvision":
         return "imagenet"
     if source == "zoo" and name in ZOO:
-        return "digits" if name == "digits-cnn" else "cifar10-resnet"
+        return "digits" if name.startswith("digits-") else "cifar10-resnet"
     return None
 
 

@@ -84,6 +84,41 @@ class DigitsCnn(nn.Module):
         return scores
 
 
+class Separable(nn.Module):
+    """A depthwise 5 x 5 and its pointwise mate around a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = _convolution(channels, channels, 5, groups=channels)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(images + self.bn(self.pointwise(self.depthwise(images))))
+
+
+class DigitsDepthwise(nn.Module):
+    """Classify (n, 1, 8, 8) digits; every kernel larger than 1 x 1 is depthwise, 5 x 5, in two layers of 48.
+
+    Depthwise kernels begin at a tenth of the usual size, so that what they end as was learned, not drawn: of
+    digits shown mirrored half of the time the gradients are mirror-symmetric on average.
+    """
+
+    def __init__(self, channels: int = 48, blocks: int = 2, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = _convolution(1, channels, 1)
+        self.blocks = nn.Sequential(*(Separable(channels) for _ in range(blocks)))
+        self.linear = nn.Linear(channels, classes)
+        _initialise(self)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                nn.init.normal_(module.weight, std=0.1 * (2 / 25) ** 0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.linear(self.blocks(self.stem(images)).mean((2, 3)))
+        return scores
+
+
 def _convolution(inputs: int, outputs: int, side: int, groups: int = 1) -> nn.Sequential:
     layer = nn.Conv2d(inputs, outputs, side, padding=side // 2, groups=groups, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU())
@@ -102,5 +137,6 @@ def _initialise(network: nn.Module) -> None:
 ZOO: Mapping[str, Callable[[], nn.Module]] = {
     **{f"resnet{6 * blocks + 2}": partial(CifarResNet, blocks) for blocks in (3, 5, 7, 9, 18)},
     "digits-cnn": DigitsCnn,
+    "digits-depthwise": DigitsDepthwise,
 }
 """Every network of `--arch zoo:NAME`, built without weights."""

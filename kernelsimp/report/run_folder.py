@@ -3,16 +3,15 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import remove_partials, write_folder, write_text
+from kernelsimp.files import remove_partials, write_text
 from kernelsimp.models.folders import written_name
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import save_plan
-from kernelsimp.records.report import Epoch, Report
+from kernelsimp.records.report import Report
 from kernelsimp.records.serialise import json_text
 from kernelsimp.report.html import report_html
 from kernelsimp.report.markdown import report_markdown
@@ -74,22 +73,6 @@ class RunFolder:
         """Write report.md and report.html."""
         write_text(self.path / "report.md", report_markdown(report))
         write_text(self.path / "report.html", report_html(report, gallery))
-
-    def write_events(self, history: tuple[Epoch, ...]) -> None:
-        """Write TensorBoard events under tensorboard/, where TensorBoard is installed."""
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            return
-
-        def write(folder: Path) -> None:
-            with SummaryWriter(str(folder)) as writer:
-                for epoch in history:
-                    for name, value in asdict(epoch).items():
-                        if isinstance(value, float):
-                            writer.add_scalar(name, value, epoch.epoch)
-
-        write_folder(self.path / "tensorboard", write)
 
 
 class JsonLog(Watcher):

@@ -30,7 +30,7 @@ from kernelsimp.watch import SILENT, Watcher
 FILE = "finetune.pt"
 PREVIOUS = "finetune.previous.pt"
 
-_FREE_TO_CHANGE = ("finetune", "resume", "save_every", "workers")
+_FREE_TO_CHANGE = ("finetune", "resume", "save_every", "log", "workers")
 
 
 def identity(

@@ -61,10 +61,19 @@ def _renamed(figures: Any) -> Any:
     return _word(figures) if isinstance(figures, str) else figures
 
 
+def from_scratch(report: Report) -> bool:
+    """Say whether there was no network before the training: its one stage is called trained."""
+    stages = report.accuracy.stages if report.accuracy is not None else ()
+    return [stage.stage for stage in stages] == ["trained"]
+
+
 def verdict_line(report: Report) -> str:
     """Say in one line what was done, what it cost on which images, and whether the budget was met."""
     kernels, parts = report.kernels, []
-    parts.append(f"{fmt.count(kernels.simplified)} of {fmt.count(kernels.total)} kernels simplified")
+    if from_scratch(report) and not kernels.simplified:
+        parts.append("trained from scratch")
+    else:
+        parts.append(f"{fmt.count(kernels.simplified)} of {fmt.count(kernels.total)} kernels simplified")
     accuracy = report.accuracy
     if accuracy is not None and accuracy.stages:
         last = accuracy.stages[-1]

@@ -9,6 +9,7 @@ from typing import Any
 from kernelsimp.error_text import printable
 from kernelsimp.records.report import Report
 from kernelsimp.report import fmt
+from kernelsimp.report.tables.headline import from_scratch
 from kernelsimp.report.tables.table import Fact
 
 
@@ -33,7 +34,7 @@ def title_words(report: Report) -> str:
         parts.append(f"{fmt.percent(accuracy.stages[0].top1, 1)} right")
     else:
         parts.append(f"{accuracy.change_pp:+.1f} pp")
-    parts.append(outcome_words(report))
+    parts += [] if from_scratch(report) and report.budget_met else [outcome_words(report)]
     return f"{network_name(report)}: {', '.join(parts)}"
 
 
@@ -54,12 +55,6 @@ def fell(report: Report) -> bool:
 
 def _plan(report: Report) -> dict[str, Any]:
     return report.settings.get("plan") or {}
-
-
-def from_scratch(report: Report) -> bool:
-    """Say whether there was no network before the training: its one stage is called trained."""
-    stages = report.accuracy.stages if report.accuracy is not None else ()
-    return [stage.stage for stage in stages] == ["trained"]
 
 
 def mood(report: Report) -> str:
