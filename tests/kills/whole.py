@@ -117,7 +117,7 @@ def _read_tensors(path: Path) -> None:
 
 
 def _read_arrays(path: Path) -> None:
-    with np.load(path) as arrays:
+    with path.open("rb") as file, np.load(file) as arrays:
         for name in arrays:
             assert arrays[name] is not None
 
