@@ -24,10 +24,11 @@ class Pipe:
     """A stream that goes on when its reader has gone (`| head`) or was never there (`>&-`).
 
     Nothing is wrong then and nothing more can be said: what is written is dropped, and the exit code stays
-    what the command has to say.
+    what the command has to say. Where the disk refuses a stream that has a `name`, `KernelsimpError` says so.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, name: str = "") -> None:
+        self._name = name
         self._stream = stream or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (to the end)
         if isinstance(self._stream, io.TextIOWrapper):  # a terminal or a pipe that takes ASCII alone
             with suppress(OSError):  # a stream whose file was changed under it cannot be asked where it is
@@ -37,19 +38,23 @@ class Pipe:
         """Write, or drop, `text`."""
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
             return len(text)
 
     def flush(self) -> None:
         """Hand on what is buffered, or drop it."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
 
-    def _drop(self) -> None:
+    def _drop(self, error: OSError) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        if self._name and not isinstance(error, BrokenPipeError):
+            raise KernelsimpError(
+                f"{self._name}: cannot write: {error.strerror}; choose another place"
+            ) from error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -84,7 +84,7 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code, whoever has stopped reading what it says."""
-    sys.stdout, sys.stderr = Pipe(sys.stdout), Pipe(sys.stderr)
+    sys.stdout, sys.stderr = Pipe(sys.stdout, "standard output"), Pipe(sys.stderr)
     join_colons(os.environ)
     stops.listen()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))

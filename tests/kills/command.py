@@ -42,7 +42,8 @@ def main() -> int:
                 late.append(name)
                 continue
             since = time.monotonic()
-            moments, renames = shares(name, asked.count, asked.jobs)
+            moments = share_of(name, asked.count, asked.jobs)
+            renames = moments // 2 if asked.renames is None else share_of(name, asked.renames, asked.jobs)
             tally = kill_job(name, folder, moments, renames, random.Random(f"{asked.seed} {name}"))
             say(row(name, tally, time.monotonic() - since))
             sys.stdout.flush()
@@ -57,11 +58,10 @@ def main() -> int:
     return 1 if faults or late else 0
 
 
-def shares(name: str, count: int, chosen: list[str]) -> tuple[int, int]:
-    """Return how many moments and how many renames a job is killed at, of `count` for all that are chosen."""
+def share_of(name: str, count: int, chosen: list[str]) -> int:
+    """Return how many of `count` kills a job gets, of all that are chosen."""
     whole = sum(JOBS[other].share for other in chosen or JOBS)
-    moments = max(1, round(count * JOBS[name].share / whole))
-    return moments, max(1, moments // 2)
+    return max(1, round(count * JOBS[name].share / whole))
 
 
 def row(name: str, tally: Tally, seconds: float) -> str:
@@ -74,6 +74,7 @@ def arguments() -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--count", type=int, default=100, help="kills at random moments, all jobs together")
+    parser.add_argument("--renames", type=int, help="kills at renames [half of --count]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=3600, help="no job begins after this time")
     parser.add_argument("--folder", type=Path, help="where to work, and to leave what is found")

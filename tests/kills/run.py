@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kernelsimp.cli.main import main
 from kills.jobs import JOBS, Job, make_ground
-from kills.whole import digests_of, faults_in, files_of, partials_of
+from kills.whole import PARTIAL, digests_of, faults_in, files_of, partials_of
 
 CHAIN = 5
 """Kills of one command before it may end."""
@@ -171,7 +171,8 @@ def kill_at_rename(number: int, dice: random.Random) -> Trap:
     def replace(self: Path, target: Path) -> Path:
         made[0] += 1
         if made[0] == number and share is not None:
-            os.truncate(self, int(share * self.stat().st_size))
+            if PARTIAL.fullmatch(self.name):  # a state that makes room for the next one is whole
+                os.truncate(self, int(share * self.stat().st_size))
             os.kill(os.getpid(), signal.SIGKILL)
         done = rename(self, target)
         if made[0] == number:

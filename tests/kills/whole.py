@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from kernelsimp.files import SEAL, SEALED, read_sealed
+from kernelsimp.files import read_sealed
 from kernelsimp.models.checkpoint import load_checkpoint
 
 PARTIAL = re.compile(r"\..*\.partial")
@@ -36,7 +36,7 @@ def partials_of(folder: Path) -> list[Path]:
 
 def fault_of(path: Path) -> str:
     """Say what is wrong with a file; nothing where it is whole."""
-    read = READERS.get(path.suffix)
+    read = read_sealed if _is_sealed(path) else READERS.get(path.suffix)
     if read is None and "events.out.tfevents" in path.name:
         read = _read_events
     if read is None:
@@ -64,7 +64,8 @@ def _digest(path: Path) -> str:
 
 
 def _is_sealed(path: Path) -> bool:
-    return path.read_bytes()[-SEALED:].startswith(SEAL)
+    """Say whether a file has its digest behind it: whatever a run goes on from."""
+    return path.parent.name == "resume"
 
 
 def _content(path: Path) -> Iterator[str]:
@@ -95,10 +96,6 @@ def _read_text(end: str) -> Callable[[Path], None]:
     return read
 
 
-def _read_json(path: Path) -> None:
-    json.loads(read_sealed(path) if _is_sealed(path) else path.read_bytes())
-
-
 def _read_lines(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for line in text.splitlines():
@@ -113,24 +110,14 @@ def _read_csv(path: Path) -> None:
             raise ValueError("rows of several lengths")
 
 
-def _read_checkpoint(path: Path) -> None:
-    if _is_sealed(path):
-        read_sealed(path)
-    else:
-        load_checkpoint(path)
-
-
 def _read_tensors(path: Path) -> None:
-    if _is_sealed(path):
-        read_sealed(path)
-        return
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             file.get_tensor(name)
 
 
 def _read_arrays(path: Path) -> None:
-    with np.load(path) as arrays:
+    with path.open("rb") as file, np.load(file) as arrays:
         for name in arrays:
             assert arrays[name] is not None
 
@@ -151,13 +138,13 @@ def _read_events(path: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    ".json": _read_json,
+    ".json": lambda path: json.loads(path.read_bytes()),
     ".jsonl": _read_lines,
     ".csv": _read_csv,
     ".html": _read_text("</html>"),
     ".md": _read_text("\n"),
     ".toml": lambda path: tomllib.loads(path.read_text(encoding="utf-8")),
-    ".pt": _read_checkpoint,
+    ".pt": load_checkpoint,
     ".kspack": load_checkpoint,
     ".safetensors": _read_tensors,
     ".npz": _read_arrays,
