@@ -12,6 +12,8 @@ from builders import tiny_net
 from torch import Tensor, nn
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.kernels.integer_coding import new_memory
+from kernelsimp.kernels.kernel_coding import CodedKernels
 from kernelsimp.kernels.structures import find
 from kernelsimp.memory import Room
 from kernelsimp.models.stages import Stage, absorb_norms, layer_modules, matrix_of, put_matrix, stages_of
@@ -19,9 +21,10 @@ from kernelsimp.models.zoo import CifarResNet
 from kernelsimp.records.plan import LayerPlan
 from kernelsimp.shelf import Shelf
 from kernelsimp.solver import coding_walk
-from kernelsimp.solver.coding_kernels import planned_menus
+from kernelsimp.solver.coding_kernels import parts_menus, planned_menus
+from kernelsimp.solver.coding_moments import identity_moments
 from kernelsimp.solver.coding_search import Budget, first_price, prepare_ground, search_price
-from kernelsimp.solver.coding_walk import Coding, Ground, code_network, code_tensors
+from kernelsimp.solver.coding_walk import Coding, Ground, LayerFit, code_network, code_tensors
 from kernelsimp.solver.output_metric import output_metrics
 from kernelsimp.solver.passes import Passes
 
@@ -182,6 +185,24 @@ def test_kernels_keep_the_structure_of_a_plan_and_the_rest_answers() -> None:
         (item(batch) - model(batch)).detach().square().mean() for item in (coding.model, projected)
     )
     assert float(error) < 0.8 * float(alone)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_depthwise_layer_is_coded_in_parts_where_that_is_cheaper(*, symmetric: bool) -> None:
+    layer = nn.Conv2d(96, 96, 3, groups=96)
+    weight = torch.randn(96, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    layer.weight.data = find("full-square", (3, 3)).snap(weight) if symmetric else weight
+    (menu,) = parts_menus(nn.Sequential(nn.Conv2d(3, 96, 1), layer)).values()
+    before = matrix_of(layer).double().numpy()
+    fit = LayerFit(before, identity_moments(96, 9, 1), np.ones((96, 1, 1)), has_bias=False)
+    plain, found = fit.round_weight(1e-3, new_memory()), fit.round_weight(1e-3, new_memory(), menu)
+    assert isinstance(found, CodedKernels) == symmetric
+    if symmetric:
+        assert found.bits < 0.6 * plain.bits
+        kernels = torch.from_numpy(found.numbers()).reshape(96, 3, 3)
+        assert bool(find("full-square", (3, 3)).holds(kernels).all())
+    else:
+        assert (found.values == plain.values).all()
 
 
 class Wavering(nn.Module):

@@ -10,13 +10,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from kernelsimp.kernels.integer_bases import FREE, ONE, PARTS, Table, basis_of, side_numbers, side_of
+from kernelsimp.kernels.integer_bases import (
+    FREE,
+    ONE,
+    PARTS,
+    Table,
+    basis_of,
+    side_numbers,
+    side_of,
+    table_of,
+)
 from kernelsimp.kernels.kernel_coding import CodedKernels
 from kernelsimp.kernels.kernel_rounding import Offers, RoundedKernels
 from kernelsimp.kernels.rounding import Array
 from kernelsimp.kernels.structures import DENOISED
+from kernelsimp.models.stages import layer_modules, matrix_of
 from kernelsimp.models.stored_order import canonical
 from kernelsimp.records.plan import LayerPlan
 from kernelsimp.solver.moments import Moments
@@ -29,12 +39,19 @@ NEAR = 1e-9
 """Damping of the fit within structures, whose metric is damped already."""
 
 
+MOST_SIDE = 9
+
+
 class KernelMenu:
     """What structures the kernels (outputs, inputs / groups, *grid) of one layer may take."""
 
     grid: tuple[int, ...]
     kind = "dense"
     groups = 1
+    optional = False
+    """Whether cells may be coded instead, where that is cheaper."""
+    toll = 0.0
+    """Bits that are paid elsewhere where an optional menu is taken."""
 
     def canonical(self, weight: Tensor) -> Tensor:
         """Return a stored weight as kernels."""
@@ -132,6 +149,9 @@ class PlannedMenu(KernelMenu):
         return _coded(self.grid, names, (rounded, side[rounded.picked], step))
 
 
+TURN_COST = 20
+"""Bits that one number of a table takes in a header, deflated."""
+
 PART_CHOICES = (
     "111111",
     "000000",
@@ -155,7 +175,9 @@ class PartsMenu(KernelMenu):
 
     table: Table
     side: int
+    toll: float = 0.0
     choices: tuple[str, ...] = PART_CHOICES
+    optional = True
 
     @property
     def grid(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -210,3 +232,21 @@ def planned_menus(layers: tuple[LayerPlan, ...], structures: tuple[str, ...]) ->
     """Return the menu of each layer in which a plan gives a kernel a structure."""
     keeps = np.array([name != FREE and not name.startswith(DENOISED) for name in structures])
     return {layer.name: PlannedMenu(layer, structures) for layer in layers if keeps[layer.choice].any()}
+
+
+def parts_menus(model: nn.Module) -> dict[str, PartsMenu]:
+    """Return the menu of each depthwise layer of square kernels: parts of one table for all of a size."""
+    sizes: dict[int, list[str]] = {}
+    layers = {name: items[0] for name, items in layer_modules(model).items()}
+    for name, layer in layers.items():
+        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
+            height, width = layer.kernel_size
+            if height == width and 1 < height <= MOST_SIDE and bool(layer.weight.isfinite().all()):
+                sizes.setdefault(height, []).append(name)
+    found: dict[str, PartsMenu] = {}
+    for side, names in sizes.items():
+        kernels = torch.cat([matrix_of(layers[name]).reshape(-1, side, side) for name in names])
+        table = table_of(kernels)
+        toll = TURN_COST * len(table.turns) / len(names)
+        found |= {name: PartsMenu(table, side, toll) for name in names}
+    return found

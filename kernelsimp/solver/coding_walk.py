@@ -226,8 +226,23 @@ class LayerFit:
         """Return integers and step of the weights, of the kernels of a `menu` by their structures."""
         if float(np.abs(self.aim).max()) < NOTHING:
             return CodedTensor(np.zeros(self.aim.shape, dtype=np.int64), np.float32(1.0), 0.0)
-        if menu is not None:
+        if menu is None:
+            return self._round_cells(price, memory)
+        if not menu.optional:
             return self._round_kernels(price, memory, menu)
+        start = memory.copy()
+        cells, after = self._round_cells(price, memory), memory.copy()
+        memory[:] = start
+        parts = self._round_kernels(price, memory, menu)
+        if self._cost(parts, price) + price * menu.toll < self._cost(cells, price):
+            return parts
+        memory[:] = after
+        return cells
+
+    def _cost(self, item: CodedTensor | CodedKernels, price: float) -> float:
+        return self.metric.loss(self.aim - item.numbers().astype(np.float64)) + price * item.bits
+
+    def _round_cells(self, price: float, memory: Integers) -> CodedTensor:
         step = _within_reach(step_for(price, self.factors.pivot), self.aim)
         values, bits = round_matrix(self.aim, self.factors, Rate(price, float(step)), memory)
         fade(memory)

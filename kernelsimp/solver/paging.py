@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from kernelsimp.memory import Room
+from kernelsimp.memory import Room, give_back
 from kernelsimp.shelf import Shelf
 
 LEAST = 1 << 20
@@ -83,6 +83,7 @@ class Pager:
                 self.shelf.put(key, _bytes_of(storage).clone())  # what numpy has read cannot be emptied
                 self.away[key] = storage.nbytes()
                 storage.resize_(0)
+        give_back()  # what a thread has freed stays with it, tens of megabytes each
 
     def forget(self, owner: object) -> None:
         """Drop what an owner that is done has left."""
