@@ -8,6 +8,7 @@ from kernelsimp.kernels.kernel_coding import CodedKernels
 
 NAMES = (
     FREE, "zero", "mirror-v", "full-square", "rank-one", "rank-two", "few-values-2", "template-gaussian",
+    "prototypes-2",
 )  # fmt: skip
 
 

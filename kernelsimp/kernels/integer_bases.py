@@ -2,7 +2,7 @@
 
 A column is about `ONE` long, so that one step serves all. A linear family needs its name alone; a bent set
 needs integers beside it, which say in which of its flats a kernel lies: the rows of a low rank, which cells
-are equal, or the drawing of a template. A `Table` turns cells into components of a layer's kernels, which may
+are equal, or what a template or a prototype draws. A `Table` turns cells into components of a layer's kernels, which may
 be within the parts that the symmetries of the square keep apart.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import rank
-from kernelsimp.kernels.structures import DENOISED, FewValued, LowRank, Templated, find
+from kernelsimp.kernels.structures import DENOISED, Drawn, FewValued, LowRank, find
 from kernelsimp.kernels.subspace import OrbitSubspace, Shape, SignedPermutation, from_generators
 
 Ints = NDArray[np.int64]
@@ -59,7 +59,7 @@ def side_of(name: str, grid: Shape) -> Side:
             return Side(structure.order * grid[1], ROW_BITS)
         if isinstance(structure, FewValued):
             return Side(math.prod(grid), max(1, (structure.count - 1).bit_length()))
-        if isinstance(structure, Templated):
+        if isinstance(structure, Drawn):
             return Side(math.prod(grid), DRAWN_BITS)
     return Side()
 
@@ -76,9 +76,9 @@ def side_numbers(name: str, kernels: Tensor, shapes: NDArray[np.float32] | None 
         return np.asarray(whole + top).reshape(len(kernels), -1)
     if isinstance(structure, FewValued):
         return np.asarray(structure.partition(kernels).numpy(), np.int64)
-    if isinstance(structure, Templated):
+    if isinstance(structure, Drawn):
         drawn = find(name, tuple(kernels.shape[1:]), shapes)
-        assert isinstance(drawn, Templated)
+        assert isinstance(drawn, Drawn)
         return np.asarray(np.rint(drawn.basis(kernels)[:, :, 0].numpy() * ONE), np.int64) + ONE
     return np.zeros((len(kernels), 0), np.int64)
 
@@ -105,7 +105,7 @@ def basis_of(name: str, grid: Shape, side: Sequence[int] = (), table: "Table | N
         return _rank_basis(np.array(side, np.int64).reshape(structure.order, grid[1]), grid)
     if isinstance(structure, FewValued):
         return _spread(np.array(side, np.int64), np.ones(cells), ONE)
-    if isinstance(structure, Templated):
+    if isinstance(structure, Drawn):
         level = np.full(cells, math.isqrt(ONE * ONE // cells), np.int64)
         return np.stack([np.array(side, np.int64) - ONE, level], 1)
     if not isinstance(structure, OrbitSubspace):
