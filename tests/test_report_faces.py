@@ -133,7 +133,7 @@ def test_scan_tables_count_best_matches() -> None:
     families = scan_family_table(reports.scan())
     assert families.heads[3:] == ("by chance, white", "matches / white", "found, white")
     assert families.rows[0] == ("mirror-h", "2", "18", "9", "2 x", "4")
-    assert families.rows[1] == ("equal-rows", "1", "2", "0", "–", "–")
+    assert families.rows[1] == ("equal-rows", "1", "2", "0", "–", "0")
 
 
 # ---------------------------------------------------------------- markdown

@@ -91,6 +91,7 @@ def export(
 
 def _say(written: "Written", *, tables: bool) -> None:
     """Say what was written, how large it is, and whether the budget is met."""
+    from kernelsimp.cli.present import say_done
     from kernelsimp.report import fmt
     from kernelsimp.report.terminal import draw
 
@@ -103,6 +104,7 @@ def _say(written: "Written", *, tables: bool) -> None:
     out.print(f"{written.form}: {told}", markup=False)
     for note in written.notes:
         out.print(note, markup=False)
-    if not written.met:
-        rest = "; what was written is the nearest to it" if written.files else ""
-        out.print(f"the budget is not met{rest}", markup=False)
+    nearest = "; what was written is the nearest to it" if written.files else ""
+    missed = "" if written.met else f"; the budget is not met{nearest}"
+    what = f"{written.form}, {fmt.size(written.size)}{of}" if written.files else "nothing written"
+    say_done(f"{what}{missed}", written.files, good=written.met)
