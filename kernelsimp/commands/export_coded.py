@@ -141,7 +141,8 @@ def _on_images(network: Network, data: Data, source: ExportSource, watcher: Watc
     dtypes = {name: item.dtype for name, item in network.checkpoint.tensors.items()}
     ground = prepare_ground(calibrated.model, calibrated.images, dtypes, calibrated.seed, watcher)
     if source.plan is not None:
-        ground = replace(ground, menus=planned_menus(source.plan.layers, source.plan.structures))
+        planned = planned_menus(source.plan.layers, source.plan.structures)
+        ground = replace(ground, menus={**ground.menus, **planned})
     ground = replace(ground, room=calibrated.room)
     job = CodingJob(network, ground)
     trials = _Trials(job, DistanceJudge(calibrated.model, calibrated.held), settings)

@@ -2,8 +2,8 @@
 
 A column is about `ONE` long, so that one step serves all. A linear family needs its name alone; a bent set
 needs integers beside it, which say in which of its flats a kernel lies: the rows of a low rank, which cells
-are equal, or what a template or a prototype draws. A `Table` turns cells into components of a layer's kernels, which may
-be within the parts that the symmetries of the square keep apart.
+are equal, or what a template or a prototype draws. A `Table` turns cells into components of a layer's
+kernels, which may be within the parts that the symmetries of the square keep apart.
 """
 
 import math

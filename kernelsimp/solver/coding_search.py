@@ -19,6 +19,7 @@ from kernelsimp.kernels.rounding import COARSE
 from kernelsimp.models.stages import Stage, absorb_norms, layer_modules, matrix_of, stages_of
 from kernelsimp.models.stored_order import tensor_name
 from kernelsimp.shelf import count_images
+from kernelsimp.solver.coding_kernels import parts_menus
 from kernelsimp.solver.coding_moments import FitMoments, Seen, fit_moments, share_of
 from kernelsimp.solver.coding_walk import Coding, Ground
 from kernelsimp.solver.output_metric import output_metrics
@@ -52,7 +53,8 @@ def prepare_ground(
     metrics = output_metrics(absorbed, images, seed, watcher)
     reused = _reused(absorbed, stages, images, seed)
     places, changed = _biases(absorbed, stages, norms), _changed(model, absorbed)
-    return Ground(absorbed, stages, places, dtypes, metrics, reused, images, seed, changed)
+    menus = parts_menus(absorbed)
+    return Ground(absorbed, stages, places, dtypes, metrics, reused, images, seed, changed, menus)
 
 
 def _changed(model: nn.Module, absorbed: nn.Module) -> frozenset[str]:
