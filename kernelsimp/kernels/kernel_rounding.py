@@ -203,6 +203,36 @@ def _commit(
 
 
 @compiled_freely
+def _gather_goal(row: int, aims: Array, lower: Array, left: Array, goal: Array) -> None:
+    """Leave in `goal` what a filter is to meet, with the errors of those before it."""
+    for cell in range(len(goal)):
+        goal[cell] = aims[row, cell]
+        for before in range(row):
+            goal[cell] += lower[row, before] * left[before, cell]
+
+
+@compiled_freely
+def _project(turned: Array, goal: Array, dim: int, scores: Array) -> float:
+    """Leave the scores of `goal` in a structure; return the square of what the structure cannot follow."""
+    rest = 0.0
+    for cell in range(len(goal)):
+        rest += goal[cell] * goal[cell]
+    for place in range(dim):
+        score = 0.0
+        for cell in range(len(goal)):
+            score += turned[cell, place] * goal[cell]
+        scores[place] = score
+        rest -= score * score
+    return max(rest, 0.0)
+
+
+@compiled_freely
+def _bits_of_name(counts: Array, name: int, beside: float) -> float:
+    """Return what naming a structure takes, by how often it was taken, with what stands beside its name."""
+    return beside - (math.log2(counts[name] / counts.sum()) if len(counts) > 1 else 0.0)
+
+
+@compiled_freely
 def _search_block(
     aims: Array,
     weights: Array,
@@ -232,56 +262,28 @@ def _search_block(
     )
     for row in range(rows):
         lengths(memory, table)
-        for cell in range(cells):
-            goal[cell] = aims[row, cell]
-            for before in range(row):
-                goal[cell] += lower[row, before] * left[before, cell]
-        best, total = math.inf, counts.sum()
+        _gather_goal(row, aims, lower, left, goal)
+        best = math.inf
         for option in range(which.shape[1]):
             item = which[row, option]
-            dim, name = dims[item], names[item]
-            rest = 0.0
-            for cell in range(cells):
-                rest += goal[cell] * goal[cell]
-            for place in range(dim):
-                score = 0.0
-                for cell in range(cells):
-                    score += turned[item, cell, place] * goal[cell]
-                scores[place] = score
-                rest -= score * score
-            named = beside[item] - (math.log2(counts[name] / total) if len(counts) > 1 else 0.0)
-            first = name * cells
-            cost = weights[row] * max(rest, 0.0) + rate[1] * named
+            dim, first = dims[item], names[item] * cells
+            rest = _project(turned[item], goal, dim, scores)
+            cost = weights[row] * rest + rate[1] * _bits_of_name(counts, names[item], beside[item])
+            near = slice(first, first + cells)
             cost += _search_coefficients(
-                scores,
-                triangles[item],
-                dim,
-                weights[row],
-                rate,
-                table,
-                slots[first : first + cells],
-                last[first : first + cells],
-                means[row],
-                paths,
-            )
+                scores, triangles[item], dim, weights[row], rate,
+                table, slots[near], last[near], means[row], paths,
+            )  # fmt: skip
             if cost < best:
                 best, picked[row] = cost, item
                 found[row, :dim] = paths[0][0, 0, :dim]
                 found[row, dim:] = 0
         item = picked[row]
-        name, dim = names[item], dims[item]
-        bits[0] += beside[item] - (math.log2(counts[name] / total) if len(counts) > 1 else 0.0)
-        counts[name] += 1
-        first = name * cells
-        means[row], spent = _commit(
-            found[row],
-            dim,
-            slots[first : first + cells],
-            last[first : first + cells],
-            means[row],
-            memory,
-            table,
-        )
+        dim, first = dims[item], names[item] * cells
+        bits[0] += _bits_of_name(counts, names[item], beside[item])
+        counts[names[item]] += 1
+        near = slice(first, first + cells)
+        means[row], spent = _commit(found[row], dim, slots[near], last[near], means[row], memory, table)
         bits[0] += spent
         for cell in range(cells):
             left[row, cell] = aims[row, cell]
