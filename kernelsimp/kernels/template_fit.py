@@ -8,14 +8,14 @@ the very same kernel.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from kernelsimp.kernels.cells import Grid, chunks, grid_of, norms, residual_of, rounding, rows_of
+from kernelsimp.kernels.cells import Grid, chunks, grid_of, norms, residual_of, rows_of
 from kernelsimp.kernels.templates import (
     Template,
     by_name,
@@ -97,7 +97,7 @@ def fit(kernels: Tensor, names: Sequence[str] | None = None, effort: Effort = Ef
 
 
 def from_parameters(grid: Grid, names: Sequence[str], template: Tensor, parameters: Tensor) -> TemplateFit:
-    """Return the fit that stored choices describe, with a and b still to be taken by `refit`."""
+    """Return the fit that stored choices describe, with a and b still to be taken by `profile`."""
     zero = torch.zeros(len(template), dtype=torch.float64)
     wide = parameters.double()
     return TemplateFit(grid, tuple(names), template.long(), wide, zero, zero, zero, zero)
@@ -116,36 +116,13 @@ def shapes(fitted: TemplateFit) -> Tensor:
     return drawn
 
 
-def redraw(fitted: TemplateFit) -> Tensor:
-    """Return a*T + b of every kernel from its parameters, (n, kh, kw) in float64."""
-    return (fitted.a[:, None] * shapes(fitted) + fitted.b[:, None]).reshape(-1, *fitted.grid)
-
-
-def snap(kernels: Tensor, fitted: TemplateFit) -> Tensor:
-    """Return every kernel as its template, in its own dtype; a kernel without one becomes its mean."""
-    return redraw(fitted).to(kernels.dtype)
-
-
-def refit(kernels: Tensor, fitted: TemplateFit) -> TemplateFit:
-    """Take a, b, residual and BIC anew for `kernels`, with templates and shapes as in `fitted`.
+def profile(kernels: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a, b and the relative residual of kernels (n, kh, kw) on span{T, 1}, T drawn (n, cells).
 
     This is how membership is verified: what was written is compared with span{T, 1} drawn in float64.
     """
-    floor = 2 * float(torch.finfo(kernels.dtype).eps)
-    a, b, residual = profile(kernels, shapes(fitted))
-    bic = _bic(residual, fitted.dof, floor, fitted.grid[0] * fitted.grid[1])
-    return replace(fitted, a=a, b=b, residual=residual, bic=bic)
-
-
-def profile(kernels: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a, b and the relative residual of kernels (n, kh, kw) on span{T, 1}, T drawn (n, cells)."""
     flat, broken = rows_of(kernels)
     return _profile(flat, drawn, broken)
-
-
-def holds(kernels: Tensor, fitted: TemplateFit) -> Tensor:
-    """Say for each kernel whether it is its template up to 4 eps of its dtype, (n,)."""
-    return refit(kernels, fitted).residual <= rounding(kernels.dtype)
 
 
 @lru_cache(maxsize=64)
