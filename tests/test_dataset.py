@@ -60,8 +60,8 @@ def test_a_network_that_is_there_is_not_scanned_again_whatever_its_name(
         opened.append(path.name)
         return real(path, *rest)
 
-    real = scan_many.open_to_scan
-    monkeypatch.setattr(scan_many, "open_to_scan", open_and_tell)
+    real = scan_many.open_within
+    monkeypatch.setattr(scan_many, "open_within", open_and_tell)
     add(nets, tmp_path / "set")
     add(other, tmp_path / "set")
     assert opened == ["cut.pt", "cut.pt"]

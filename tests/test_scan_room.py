@@ -94,8 +94,11 @@ def test_in_a_folder_the_others_are_scanned(tmp_path: Path, capsys) -> None:
     assert "1 layers, 67,108,864 kernels of 3 x 3" in " ".join(said.split())
 
 
-def test_what_is_to_come_is_said(tmp_path: Path, capsys) -> None:
+def test_what_is_to_come_is_said_of_a_large_network(tmp_path: Path, capsys, monkeypatch) -> None:
     path = write_zip(tiny_state(), tmp_path / "a.pt")
+    assert run(["scan", str(path)]) == 0
+    assert "about" not in capsys.readouterr().err
+    monkeypatch.setattr("kernelsimp.commands.scan.EASY", 15)
     assert run(["scan", str(path)]) == 0
     assert f"{path}: 2 layers, 16 kernels of 3 x 3, about" in capsys.readouterr().err
 

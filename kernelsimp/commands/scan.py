@@ -9,6 +9,7 @@ from torch import nn
 from kernelsimp.analysis.explain import explain
 from kernelsimp.analysis.room import check_room, needs_of
 from kernelsimp.analysis.scan import scan_bank
+from kernelsimp.analysis.select import EASY
 from kernelsimp.memory import GB
 from kernelsimp.models.header import convolutions_in, header_of
 from kernelsimp.models.scannable import Scannable, open_to_scan
@@ -47,13 +48,13 @@ def open_within(
     """Open a network to scan it, unless its scan takes more than `memory` gigabytes.
 
     What its header says is looked at before it is read, and what was read before it is scanned; what is to
-    come is said. Raises `KernelsimpError` where it takes more.
+    come is said of a large one. Raises `KernelsimpError` where it takes more.
     """
     if isinstance(model, Path):
         header = header_of(model, settings.model)
         needs = needs_of(convolutions_in(header), settings.scan)
         whole = check_room(needs, header.held, memory, str(model))
-        if needs.layers:
+        if needs.kernels > EASY:
             watcher.note(f"{model}: {needs.words()}, about {whole / GB:.1f} GB of memory")
     opened = open_to_scan(model, settings.model)
     shapes = {tensor_name(layer.name): tuple(layer.kernels.shape) for layer in opened.bank.layers}
