@@ -67,6 +67,7 @@ def side_of(name: str, grid: Shape) -> Side:
 def side_numbers(name: str, kernels: Tensor, shapes: NDArray[np.float32] | None = None) -> Ints:
     """Return the integers (n, count) beside the name for each of kernels (n, *grid)."""
     structure = find(name, tuple(kernels.shape[1:])) if name != FREE else None
+    kernels = kernels.detach().cpu()
     if isinstance(structure, LowRank):
         rows = rank.factors(kernels, structure.order)[1].flatten(0, 1).numpy()
         top = 2 ** (ROW_BITS - 1) - 1
@@ -219,7 +220,7 @@ def _columns(turns: tuple[int, ...], grid: Shape, *, square: bool) -> Ints:
 def table_of(kernels: Tensor, *, square: bool = True) -> Table:
     """Return the table of the principal components of kernels (n, k, k), the greatest first within a part."""
     grid = tuple(kernels.shape[1:])
-    flat = kernels.detach().double().reshape(len(kernels), -1)
+    flat = kernels.detach().cpu().double().reshape(len(kernels), -1)
     flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-300)
     patterns = _part_patterns(grid) if square else (np.eye(flat.shape[1], dtype=np.int64) << 15,)
     spread = [flat @ torch.from_numpy(part / (1 << 15)) for part in patterns]
