@@ -168,7 +168,7 @@ def test_a_finished_run_is_not_written_over_unasked(command, model, tmp_path, ca
     out = tmp_path / "run"
     out.mkdir()
     (out / "report.json").write_text("{}")
-    source = ["--arch", "zoo:digits-cnn"] if command == "train" else [str(model)]
+    source = ["--arch", "zoo:digits-cnn", "--data", "digits"] if command == "train" else [str(model)]
     fails(
         [command, *source, "--out", str(out), "-q"],
         capsys,
