@@ -239,7 +239,7 @@ def test_a_report_that_cannot_be_read_any_more_stays_and_is_said(
     def broken(*_: object) -> str:
         raise ValueError("no page")
 
-    monkeypatch.setattr("kernelsimp.commands.factorised_report.report_html", broken)
+    monkeypatch.setattr("kernelsimp.commands.run_report.report_html", broken)
     arch = ["--arch", f"{place / 'code.py'}:Net", "--times", str(tmp_path / "t.json"), "--engines", "eager"]
     out = tmp_path / "x.pt2"
     assert (

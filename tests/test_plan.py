@@ -112,3 +112,10 @@ def test_impossible_settings_are_one_line(settings, words):
     with pytest.raises(KernelsimpError) as caught:
         weight_plan(planted_bank(), settings)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rank-one", "template-gabor", "prototypes-8", "prototypes-4"])
+def test_the_simple_rule_knows_no_structure_that_bends(name: str) -> None:
+    settings = PlanSettings(tolerance=0.2, families=("mirror-h", name))
+    with pytest.raises(KernelsimpError, match=f"linear families alone; leave '{name}' out of --families"):
+        weight_plan(planted_bank(), settings)

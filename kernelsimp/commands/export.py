@@ -198,7 +198,7 @@ def _to_coded(source: ExportSource, path: Path, watcher: Watcher) -> Said:
 def _to_factorised(source: ExportSource, path: Path, watcher: Watcher) -> Said:
     from kernelsimp.commands.export_factorised import export_factorised
     from kernelsimp.commands.factorised_forms import written_places
-    from kernelsimp.commands.factorised_report import add_to_run
+    from kernelsimp.commands.run_report import add_export
 
     taken = {item.resolve() for item in (source.path, *files_of(source.path))}
     of_run = {(path.parent / name).resolve() for name in FILES} if is_run(path.parent) else set()
@@ -210,7 +210,7 @@ def _to_factorised(source: ExportSource, path: Path, watcher: Watcher) -> Said:
     done = export_factorised(source, path, watcher)
     notes = done.made.notes
     if source.run is not None and done.files:
-        notes = (*notes, add_to_run(source.run, done.made))
+        notes = (*notes, add_export(source.run, lambda _: {"factorised": done.made}))
     return Said(notes, done.met, done.files, factorised_tables(done.made))
 
 

@@ -18,7 +18,7 @@ from kernelsimp.error_text import printable
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO
-from kernelsimp.kernels.structures import DENOISED, DRAWN, find, numbers_kept
+from kernelsimp.kernels.structures import DENOISED, drawn_kernels, find
 from kernelsimp.models.layers import bank_from_tensors, canonical, tensor_name
 from kernelsimp.records.held import CRC_PER_KERNEL_UP_TO, decode_assignment, decode_shapes
 from kernelsimp.records.limits import Baseline, BaselineLayer, baseline_of
@@ -142,11 +142,9 @@ def held_layer(baseline: Baseline, layer: BaselineLayer, kernels: Tensor) -> Hel
 
 
 def _shapes(baseline: Baseline, layer: BaselineLayer, choice: Choice) -> NDArray[np.float32] | None:
-    drawn = np.array([name.startswith(DRAWN) for name in baseline.structures], dtype=np.bool_)[choice]
+    drawn, wide = drawn_kernels(choice, baseline.structures, canonical_shape(layer)[2:])
     if not drawn.any():
         return None
-    used = (baseline.structures[index] for index in np.unique(choice))
-    wide = numbers_kept(used, canonical_shape(layer)[2:])
     shapes = np.zeros((*choice.shape, wide), np.float32)
     try:
         shapes[drawn] = decode_shapes(layer.hold.shapes, int(drawn.sum()), wide)

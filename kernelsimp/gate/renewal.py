@@ -21,7 +21,7 @@ from kernelsimp.gate.kernels import (
 from kernelsimp.gate.measures import figures
 from kernelsimp.gate.sound import UNSEEN
 from kernelsimp.kernels.bank import LayerKernels
-from kernelsimp.kernels.structures import DRAWN, numbers_kept
+from kernelsimp.kernels.structures import drawn_kernels
 from kernelsimp.models.digest import describe_tensors
 from kernelsimp.models.layers import tensor_name
 from kernelsimp.records.held import HeldLayer, encode_assignment, encode_shapes, hold_layer
@@ -87,9 +87,5 @@ def _renew_layer(source: Baseline, layer: BaselineLayer, kernels: Tensor) -> Bas
 def _shapes(source: Baseline, held: Held) -> str:
     if held.shapes is None:
         return ""
-    marks = np.array([name.startswith(DRAWN) for name in source.structures], dtype=np.bool_)
-    drawn = marks[held.choice]
-    wide = numbers_kept(
-        (source.structures[index] for index in np.unique(held.choice)), held.kernels.shape[2:]
-    )
+    drawn, wide = drawn_kernels(held.choice, source.structures, held.kernels.shape[2:])
     return encode_shapes(held.shapes[drawn][:, :wide]) if drawn.any() else ""

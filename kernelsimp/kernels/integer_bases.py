@@ -66,7 +66,7 @@ def side_of(name: str, grid: Shape) -> Side:
 
 def side_numbers(name: str, kernels: Tensor, shapes: NDArray[np.float32] | None = None) -> Ints:
     """Return the integers (n, count) beside the name for each of kernels (n, *grid)."""
-    structure = find(name, tuple(kernels.shape[1:])) if name != FREE else None
+    structure = find(name, tuple(kernels.shape[1:]), shapes) if name != FREE else None
     kernels = kernels.detach().cpu()
     if isinstance(structure, LowRank):
         rows = rank.factors(kernels, structure.order)[1].flatten(0, 1).numpy()
@@ -78,9 +78,7 @@ def side_numbers(name: str, kernels: Tensor, shapes: NDArray[np.float32] | None 
     if isinstance(structure, FewValued):
         return np.asarray(structure.partition(kernels).numpy(), np.int64)
     if isinstance(structure, Drawn):
-        drawn = find(name, tuple(kernels.shape[1:]), shapes)
-        assert isinstance(drawn, Drawn)
-        return np.asarray(np.rint(drawn.basis(kernels)[:, :, 0].numpy() * ONE), np.int64) + ONE
+        return np.asarray(np.rint(structure.basis(kernels)[:, :, 0].numpy() * ONE), np.int64) + ONE
     return np.zeros((len(kernels), 0), np.int64)
 
 

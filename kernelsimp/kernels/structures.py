@@ -7,7 +7,7 @@ kernel.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -91,6 +91,11 @@ class KernelSet:
     def flats(self, kernels: Tensor) -> Tensor:
         """Return the projector (n, cells, cells) of the flat at the member nearest to each of (n, *shape)."""
         raise NotImplementedError
+
+    @property
+    def shared(self) -> int:
+        """How many numbers the kernels of a layer share that are in the set."""
+        return 0
 
     def partition(self, kernels: Tensor) -> Tensor | None:  # noqa: ARG002
         """Return which cells of each member (n, *shape) are equal, (n, cells), where that is the set."""
@@ -256,7 +261,7 @@ class Prototyped(Drawn):
 
     @property
     def shared(self) -> int:
-        """The numbers of the prototypes themselves, which the kernels of a layer share."""
+        """The numbers of the prototypes themselves."""
         return self.count * self.width
 
 
@@ -285,6 +290,11 @@ def find(name: str, shape: Shape, shapes: NDArray[np.float32] | None = None) -> 
     if not isinstance(found, Drawn) or shapes is None:
         return found
     return replace(found, shapes=torch.from_numpy(np.ascontiguousarray(shapes[:, : found.width])).double())
+
+
+def is_bent(name: str) -> bool:
+    """Say whether a name is that of a structure which is no subspace."""
+    return name in CURVED or name.startswith(PROTOTYPES)
 
 
 @lru_cache(maxsize=4096)
@@ -317,6 +327,14 @@ def _prototyped(name: str, shape: Shape) -> Prototyped:
     return Prototyped(name, shape, 2, math.log2(count * moves), count=count)
 
 
+def drawn_kernels(
+    choice: NDArray[np.int16], structures: Sequence[str], shape: Shape
+) -> tuple[NDArray[np.bool_], int]:
+    """Say which kernels of a layer, shaped like `choice`, are drawn, and by how many numbers each."""
+    marks = np.array([name.startswith(DRAWN) for name in structures], dtype=np.bool_)
+    return marks[choice], numbers_kept((structures[index] for index in np.unique(choice)), shape)
+
+
 def numbers_kept(names: Iterable[str], shape: Shape) -> int:
     """Return how many numbers a kernel the plan keeps for structures of these names; 0 for none."""
     drawn = [name for name in names if name.startswith(DRAWN)]
@@ -347,8 +365,11 @@ def projectors(structure: OrbitSubspace | KernelSet, kernels: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def kernel_sets(shape: Shape) -> tuple[KernelSet, ...]:
-    """Return the bent sets that restrict kernels of `shape`; none for kernels of three sides."""
+def kernel_sets(shape: Shape, names: tuple[str, ...] = PROTOTYPED) -> tuple[KernelSet, ...]:
+    """Return the bent sets that restrict kernels of `shape`, of prototypes those among `names`.
+
+    There are none for kernels of three sides.
+    """
     if len(shape) != 2:
         return ()
     grid, cells = (shape[0], shape[1]), int(np.prod(shape))
@@ -366,5 +387,5 @@ def kernel_sets(shape: Shape) -> tuple[KernelSet, ...]:
         Templated(TEMPLATE + item.name, shape, templates.degrees_of_freedom(item, grid), template=item.name)
         for item in templates.offered_templates(grid)
     )
-    shared = (_prototyped(name, shape) for name in PROTOTYPED if min(shape) > 1)
+    shared = (_prototyped(name, shape) for name in names if name.startswith(PROTOTYPES) and min(shape) > 1)
     return (*low, *few, *drawn, *shared)

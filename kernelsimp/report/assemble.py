@@ -17,7 +17,7 @@ from kernelsimp.evaluation.accuracy import Outcome, mcnemar, paired_interval, st
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO
 from kernelsimp.kernels.masks import kind_of
-from kernelsimp.kernels.structures import DRAWN, numbers_kept
+from kernelsimp.kernels.structures import drawn_kernels
 from kernelsimp.models.checkpoint import Checkpoint
 from kernelsimp.models.folders import files_of
 from kernelsimp.models.network import Network
@@ -155,12 +155,9 @@ def held_layer(kernels: Tensor, layer: LayerPlan, plan: Plan, hold: str) -> Held
     """Return the record by which a later check verifies this layer."""
     kept = plan.is_denoised(layer) if hold == "tie" else None
     held = hold_layer(layer.choice, stored_bytes(kernels), frozen=hold == "freeze", kept=kept)
-    marks = np.array([name.startswith(DRAWN) for name in plan.structures], dtype=np.bool_)
-    shapes = layer.shapes(marks[layer.choice])
-    if shapes is None:
-        return held
-    wide = numbers_kept((plan.structures[index] for index in np.unique(layer.choice)), layer.grid)
-    return replace(held, shapes=encode_shapes(shapes[:, :wide]))
+    drawn, wide = drawn_kernels(layer.choice, plan.structures, layer.grid)
+    shapes = layer.shapes(drawn)
+    return held if shapes is None else replace(held, shapes=encode_shapes(shapes[:, :wide]))
 
 
 def accuracy_of(outcomes: Mapping[str, Outcome]) -> Accuracy | None:

@@ -116,7 +116,8 @@ def scan_tables(scan: Scan) -> Iterator[RenderableType]:
     kernels, dead = sum(layer.kernels for layer in scan.layers), sum(layer.dead for layer in scan.layers)
     pointwise = f", {scan.pointwise:,} pointwise kernels apart" if scan.pointwise else ""
     yield f"{len(scan.layers)} layers, {kernels:,} kernels larger than 1x1 ({dead:,} dead){pointwise}"
-    yield from filter(None, (scan_rows.near_words(scan),))
+    if near := scan_rows.near_words(scan):
+        yield near
     if scan.skipped:
         yield f"{len(scan.skipped)} tensors are no convolution; --json lists each with the reason"
 

@@ -110,12 +110,10 @@ def tell(folder: Path, report: Report, text: str, watcher: Watcher) -> None:
     for name in trackers_of(text):
         try:
             TRACKERS[name](folder, report)
-        except (
-            Exception
-        ) as error:  # a server that is away, a login that is missing: theirs, in their own types
-            watcher.warn(
-                f"--log {name}: {type(error).__name__}: {error}; the run itself is whole in {folder}"
-            )
+        # a server that is away, a login that is missing: theirs, in their own types
+        except Exception as error:
+            words = f"{type(error).__name__}: {error}"
+            watcher.warn(f"--log {name}: {words}; the run itself is whole in {folder}")
 
 
 def steps_of(report: Report) -> Iterator[tuple[int, dict[str, float]]]:

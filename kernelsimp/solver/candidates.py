@@ -13,18 +13,7 @@ from torch import Tensor
 from kernelsimp.analysis.select import match_names
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.families import ZERO, offered_families
-from kernelsimp.kernels.structures import (
-    CURVED,
-    LINEAR,
-    PROTOTYPED,
-    PROTOTYPES,
-    Drawn,
-    KernelSet,
-    Prototyped,
-    expand,
-    find,
-    kernel_sets,
-)
+from kernelsimp.kernels.structures import LINEAR, Drawn, KernelSet, expand, is_bent, kernel_sets
 from kernelsimp.settings import PlanSettings
 
 FREE_NAME = "free"
@@ -34,9 +23,8 @@ FREE_NAME = "free"
 class Structure:
     """One structure: `dim` numbers are left of a kernel, and `side_bits` name its parameters.
 
-    `shared` numbers are kept once for all the kernels of the layer that take it.
-
-    `projector` (cells, cells) takes a kernel to its nearest member; None leaves it as it is.
+    `shared` numbers are kept once for all the kernels of the layer that take it. `projector` (cells, cells)
+    takes a kernel to its nearest member; None leaves it as it is.
     """
 
     name: str
@@ -103,23 +91,14 @@ def linear_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     spelled = None if names is None else expand(names)
     if spelled is None or LINEAR in spelled:
         return None
-    return tuple(name for name in spelled if name != ZERO and not _is_bent(name))
-
-
-def _is_bent(name: str) -> bool:
-    return name in CURVED or name.startswith(PROTOTYPES)
+    return tuple(name for name in spelled if name != ZERO and not is_bent(name))
 
 
 def _bent_sets(layer: LayerKernels, names: tuple[str, ...]) -> Iterator[KernelSet]:
-    """Yield the bent sets called `names` in which a kernel of this layer keeps fewer numbers than cells."""
-    yield from (
-        item for item in kernel_sets(layer.grid) if item.name in names and item.name not in PROTOTYPED
-    )
-    if len(layer.grid) != 2 or min(layer.grid) < 2:
-        return
-    for name in names:
-        item = find(name, layer.grid) if name.startswith(PROTOTYPES) else None
-        if isinstance(item, Prototyped) and item.dim + item.shared / max(1, layer.count) < item.width:
+    """Yield the bent sets called `names`; those that share numbers where these pay, were all to take part."""
+    cells = int(torch.tensor(layer.grid).prod())
+    for item in kernel_sets(layer.grid, names):
+        if item.name in names and item.dim + item.shared / max(1, layer.count) < cells:
             yield item
 
 
@@ -128,8 +107,7 @@ def _set_candidate(item: KernelSet, layer: LayerKernels) -> SetStructure:
     if isinstance(item, Drawn):
         kernels = layer.kernels.detach().cpu().reshape(-1, *layer.grid)
         item = replace(item, shapes=item.shapes_of(kernels).float())
-    shared = item.shared if isinstance(item, Prototyped) else 0
-    return SetStructure(item.name, item.dim, None, item.side_bits, shared, members=item)
+    return SetStructure(item.name, item.dim, None, item.side_bits, item.shared, members=item)
 
 
 def rows_of_layer(layer: LayerKernels) -> Tensor:

@@ -15,7 +15,7 @@ from kernelsimp.analysis.examine import NONE, Examined, examine
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.kernels.families import SEVENTEEN, ZERO
-from kernelsimp.kernels.structures import CURVED, LINEAR, expand
+from kernelsimp.kernels.structures import LINEAR, expand, is_bent
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.solver.coefficient_bits import bits_of_layers
@@ -48,7 +48,7 @@ def weight_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
 
 def _linear_only(names: tuple[str, ...] | None) -> tuple[str, ...]:
     """Return the families that the simple rule measures; it knows neither bent sets nor `zero`."""
-    beyond = [name for name in expand(names or ()) if name in (*CURVED, LINEAR)]
+    beyond = [name for name in expand(names or ()) if name == LINEAR or is_bent(name)]
     if beyond:
         advice = (
             f"leave '{beyond[0]}' out of --families, or give a budget with --dof, --simplified or --max-drop"

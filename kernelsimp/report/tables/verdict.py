@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from kernelsimp.error_text import printable
-from kernelsimp.records.report import Report
+from kernelsimp.records.report import Accuracy, Report
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.headline import from_scratch
 from kernelsimp.report.tables.table import Fact
@@ -47,10 +47,20 @@ def outcome_words(report: Report) -> str:
 
 def fell(report: Report) -> bool:
     """Say whether accuracy fell by more than chance under a budget that asked nothing of it."""
+    accuracy = _unasked(report)
+    return accuracy is not None and accuracy.change_ci95[1] < 0
+
+
+def _unasked(report: Report) -> Accuracy | None:
+    """Return accuracy before and after where the budget asked nothing of it."""
     accuracy = report.accuracy
-    if accuracy is None or len(accuracy.stages) < 2 or _plan(report).get("max_drop") is not None:
-        return False
-    return accuracy.change_ci95[1] < 0
+    if accuracy is None or len(accuracy.stages) < 2 or _judged(report):
+        return None
+    return accuracy
+
+
+def _judged(report: Report) -> bool:
+    return _plan(report).get("max_drop") is not None
 
 
 def _plan(report: Report) -> dict[str, Any]:
@@ -73,7 +83,7 @@ def budget_words(report: Report) -> str:
     """Say which budget was met or not, and which images judged it."""
     met = "Budget met" if report.budget_met else "Budget NOT met"
     asked = _asked(_plan(report))
-    judged = _plan(report).get("max_drop") is not None
+    judged = _judged(report)
     on = (
         ", judged on images that chose; the figures here are of test images, which only report"
         if judged
@@ -84,8 +94,8 @@ def budget_words(report: Report) -> str:
 
 def _loss_words(report: Report) -> str:
     """Say what became of accuracy where the budget was of something else; nothing where it was judged."""
-    accuracy = report.accuracy
-    if accuracy is None or len(accuracy.stages) < 2 or _plan(report).get("max_drop") is not None:
+    accuracy = _unasked(report)
+    if accuracy is None:
         return ""
     change = (
         f"{fmt.points(accuracy.change_pp)}, 95 % interval {fmt.interval(*accuracy.change_ci95, '+.2f')} pp"
