@@ -131,6 +131,34 @@ def decode_gamma(coder: Integers, data: Integers, memory: Integers, first: int) 
 
 
 @compiled
+def encode_value(coder: Integers, out: Integers, memory: Integers, place: int, value: int) -> None:
+    """Write an integer in the context `place`: whether it is 0, its sign, its size step by step, the rest."""
+    first, size = BINS * place, abs(value)
+    encode_bin(coder, out, memory, first, 1 if size else 0)
+    if size:
+        encode_bit(coder, out, EVEN, 1 if value < 0 else 0)
+        for step in range(1, min(size, UNARY - 1) + 1):
+            encode_bin(coder, out, memory, first + step, 1 if size > step else 0)
+        if size >= UNARY:
+            encode_gamma(coder, out, memory, GAMMA, size - UNARY + 1)
+
+
+@compiled
+def decode_value(coder: Integers, data: Integers, memory: Integers, place: int) -> int:
+    """Undo `encode_value`."""
+    first = BINS * place
+    size = decode_bin(coder, data, memory, first)
+    if not size:
+        return 0
+    sign = 1 - 2 * decode_bit(coder, data, EVEN)
+    while size < UNARY and decode_bin(coder, data, memory, first + size):
+        size += 1
+    if size == UNARY:
+        size += decode_gamma(coder, data, memory, GAMMA) - 1
+    return sign * size
+
+
+@compiled
 def encode_columns(
     values: Integers, shape: Integers, means: Integers, memory: Integers, coder: Integers, out: Integers
 ) -> None:
@@ -142,14 +170,7 @@ def encode_columns(
         size = abs(value)
         left = abs(values[place - rows]) if place >= rows else 0
         up = abs(values[place - 1]) if row else 0
-        first = BINS * context(means[row], means[rows], left, up)
-        encode_bin(coder, out, memory, first, 1 if size else 0)
-        if size:
-            encode_bit(coder, out, EVEN, 1 if value < 0 else 0)
-            for step in range(1, min(size, UNARY - 1) + 1):
-                encode_bin(coder, out, memory, first + step, 1 if size > step else 0)
-            if size >= UNARY:
-                encode_gamma(coder, out, memory, GAMMA, size - UNARY + 1)
+        encode_value(coder, out, memory, context(means[row], means[rows], left, up), value)
         means[row] = moved(means[row], size)
         means[rows] = moved(means[rows], size)
 
@@ -163,16 +184,8 @@ def decode_columns(
         row = place % rows
         left = abs(values[place - rows]) if place >= rows else 0
         up = abs(values[place - 1]) if row else 0
-        first = BINS * context(means[row], means[rows], left, up)
-        size = decode_bin(coder, data, memory, first)
-        sign = 1
-        if size:
-            sign = 1 - 2 * decode_bit(coder, data, EVEN)
-            while size < UNARY and decode_bin(coder, data, memory, first + size):
-                size += 1
-            if size == UNARY:
-                size += decode_gamma(coder, data, memory, GAMMA) - 1
-        values[place] = sign * size
+        values[place] = decode_value(coder, data, memory, context(means[row], means[rows], left, up))
+        size = abs(values[place])
         means[row] = moved(means[row], size)
         means[rows] = moved(means[rows], size)
         if coder[BAD] or coder[PLACE] > len(data) + 8:

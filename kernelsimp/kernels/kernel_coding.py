@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 from kernelsimp.kernels.compiled import AVAILABLE, compiled, vector
 from kernelsimp.kernels.integer_bases import MOST_CELLS, ONE, Table, basis_of, side_of
 from kernelsimp.kernels.integer_coding import (
-    BINS,
     CHANCES,
     CHOICES,
-    GAMMA,
-    UNARY,
     UNARY_CHOICES,
     UNIT,
     context,
     decode_bin,
     decode_gamma,
+    decode_value,
     encode_bin,
     encode_gamma,
+    encode_value,
     fade,
     moved,
     written,
@@ -235,14 +234,7 @@ def _encode(
         for item in range(dims[place]):
             value, slot = values[place * cells + item], picked * cells + item
             size, mean = abs(value), slot_mean(means, slot, rows[row])
-            first = BINS * context(rows[row], mean, before, last[slot])
-            encode_bin(coder, out, memory, first, 1 if size else 0)
-            if size:
-                encode_bit(coder, out, EVEN, 1 if value < 0 else 0)
-                for step in range(1, min(size, UNARY - 1) + 1):
-                    encode_bin(coder, out, memory, first + step, 1 if size > step else 0)
-                if size >= UNARY:
-                    encode_gamma(coder, out, memory, GAMMA, size - UNARY + 1)
+            encode_value(coder, out, memory, context(rows[row], mean, before, last[slot]), value)
             rows[row], means[slot] = moved(rows[row], size), moved(mean, size)
             last[slot], before = size, size
 
@@ -284,16 +276,8 @@ def _decode(
         for item in range(count):
             slot = picked * cells + item
             mean = slot_mean(means, slot, rows[row])
-            first = BINS * context(rows[row], mean, before, last[slot])
-            size = decode_bin(coder, data, memory, first)
-            sign = 1
-            if size:
-                sign = 1 - 2 * decode_bit(coder, data, EVEN)
-                while size < UNARY and decode_bin(coder, data, memory, first + size):
-                    size += 1
-                if size == UNARY:
-                    size += decode_gamma(coder, data, memory, GAMMA) - 1
-            values[place * cells + item] = sign * size
+            value = decode_value(coder, data, memory, context(rows[row], mean, before, last[slot]))
+            values[place * cells + item], size = value, abs(value)
             rows[row], means[slot] = moved(rows[row], size), moved(mean, size)
             last[slot], before = size, size
         if coder[BAD] or coder[PLACE] > len(data) + 8:
