@@ -10,6 +10,7 @@ from solving import all_exact, calibrated, error_of, with_tensors
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import families, partitions
+from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.prototypes import distinct
 from kernelsimp.kernels.structures import BENT, KernelSet, Prototyped, find, kernel_sets, projectors
 from kernelsimp.settings import PlanSettings
@@ -137,3 +138,14 @@ def test_prototypes_count_their_own_numbers_among_the_degrees_of_freedom() -> No
     assert item.side_bits == 6  # eight prototypes in eight positions
     with pytest.raises(KernelsimpError, match="K from 1 to 256"):
         find("prototypes-0", (5, 5))
+
+
+def test_a_kernel_that_takes_a_prototype_is_imposed_whatever_was_found_of_it() -> None:
+    kernels = planted_prototypes(240).float()
+    kernels = (kernels + kernels.flip(2))[:, None]  # exactly left-right symmetric: all of them are found
+    bank = KernelBank((LayerKernels("conv", "depthwise", kernels, 240),))
+    found = data_free_plan(bank, PlanSettings(dof=0.6, families=("mirror-h",)))
+    assert int((found.layers[0].found & found.layers[0].changed).sum()) > 200
+    shared = data_free_plan(bank, PlanSettings(dof=0.15, families=("prototypes-3",)))
+    assert shared.simplified > 200
+    assert not shared.layers[0].found.any()

@@ -15,7 +15,7 @@ from kernelsimp.analysis.examine import examine
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.prototypes import distinct
-from kernelsimp.kernels.structures import numbers_kept
+from kernelsimp.kernels.structures import PROTOTYPES, numbers_kept
 from kernelsimp.records.plan import SHAPES, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
 from kernelsimp.solver.candidates import (
@@ -124,12 +124,14 @@ def plan_of(
     """Return choices as a plan, and the loss it predicts of each layer, in nats an image."""
     names = dict.fromkeys(item.name for offer in prepared.offers.values() for item in offer)
     structures = tuple(names)
+    # how near chance brings a kernel to a prototype is not known: whoever takes one is imposed
+    known = np.array([not name.startswith(PROTOTYPES) for name in structures])
     layers, predicted = [], {}
     for layer, chosen in zip(prepared.bank.spatial, choices.structures, strict=True):
         errors = _errors(layer, prepared.offers[layer.name], chosen)
         predicted[layer.name] = predicted_loss(layer, errors, prepared.seen.get(layer.name))
         made = _layer_plan(layer, structures, prepared.offers[layer.name], chosen)
-        found = prepared.found[layer.name].reshape(made.choice.shape) & made.changed
+        found = prepared.found[layer.name].reshape(made.choice.shape) & made.changed & known[made.choice]
         layers.append(replace(made, found=found, residual=_residual(layer, errors)))
     settings = prepared.settings
     rule: dict[str, Any] = {
