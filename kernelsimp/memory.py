@@ -17,8 +17,8 @@ GB = 1e9
 BESIDE = 0.25
 """The share of the memory that stays for what is not counted: copies of the network, tables, fragments."""
 
-ENOUGH = 3 << 29
-"""On a CPU more than this at once (1.5 GiB) makes nothing faster."""
+ENOUGH = 1 << 30
+"""On a CPU more than this at once (1 GiB) makes nothing faster."""
 
 PIXELS_AT_ONCE = 16 * 224 * 224
 """On a CPU a pass without gradients takes so many pixels at once: larger batches are no faster there."""

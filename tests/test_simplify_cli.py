@@ -166,6 +166,17 @@ def test_controls_after_rounds_stand_beside_the_same_plan_without_rounds(
 # ---------------------------------------------------------------- what cannot be, and what is doubtful
 
 
+def test_memory_that_does_not_do_for_one_image_is_refused_before_anything_is_measured(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run([*base, *HALF, "--memory", "0.01", "--out", str(out)]) == 2
+    told = capsys.readouterr().err
+    assert "a backward pass of one image takes" in told
+    assert "measuring" not in told
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -16,6 +16,7 @@ from kernelsimp.solver.controls import Arm, ControlCase, constraints_at, held_ar
 from kernelsimp.solver.layerwise import targets_of
 from kernelsimp.solver.projected_cg import FilterConstraint
 from kernelsimp.solver.solve import PlanTrial
+from kernelsimp.solver.tolerance import is_by_weight
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.job import job_of
 from kernelsimp.training.options import hold_of
@@ -26,8 +27,7 @@ from kernelsimp.watch import Watcher
 def check_controls(settings: Settings, data: Data | None) -> None:
     """Raise `KernelsimpError` where controls are asked for and nothing could stand beside them."""
     plan = settings.plan
-    simple = plan.tolerance is not None or plan.cost == "relative"
-    if plan.controls and (data is None or simple):
+    if plan.controls and (data is None or is_by_weight(plan)):
         raise KernelsimpError("--controls stand beside a budget on images: pass --arch, --data and --dof")
     if plan.controls and settings.finetune.finetune and processes(settings.finetune) != (1, 1):
         raise KernelsimpError(

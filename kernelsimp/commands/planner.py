@@ -19,6 +19,7 @@ from kernelsimp.evaluation.accuracy import Outcome
 from kernelsimp.evaluation.metric import metric_of
 from kernelsimp.files import key_of
 from kernelsimp.memory import GB
+from kernelsimp.models.hooks import trace
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan
@@ -26,12 +27,13 @@ from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import PlanSettings, Settings
 from kernelsimp.shelf import check_disk, count_images
 from kernelsimp.solver.apply import apply_plan, check_fits
+from kernelsimp.solver.batch_size import batch_that_fits
 from kernelsimp.solver.controls import ControlCase
 from kernelsimp.solver.costs import costs_to_try
 from kernelsimp.solver.denoise import denoise_by_weight, denoise_rest, denoising_of, everything_free
 from kernelsimp.solver.estimate import estimate
 from kernelsimp.solver.fisher import FORMAT as SURVEY_FORMAT
-from kernelsimp.solver.layerwise import CalibratedNetwork, bytes_of_files
+from kernelsimp.solver.layerwise import CalibratedNetwork, bytes_of_files, in_float32
 from kernelsimp.solver.plan_builder import chooser, data_free_plan
 from kernelsimp.solver.search import BudgetJudge, search
 from kernelsimp.solver.sensitivity import layer_losses, predicted_losses
@@ -43,7 +45,7 @@ from kernelsimp.solver.solve import (
     survey_layers,
     try_plan,
 )
-from kernelsimp.solver.tolerance import weight_plan
+from kernelsimp.solver.tolerance import is_by_weight, weight_plan
 from kernelsimp.watch import Watcher, duration
 
 NETWORK = "network"
@@ -83,7 +85,7 @@ def choose(task: Task, watcher: Watcher) -> Chosen:
 
 def _choose_budget(task: Task, watcher: Watcher) -> Chosen:
     plan, network = task.settings.plan, task.network
-    if plan.tolerance is not None or plan.cost == "relative":
+    if is_by_weight(plan):
         return by_weight(network, weight_plan(network.bank, plan), plan)
     if task.data is None:
         if plan.max_drop is not None:
@@ -238,6 +240,16 @@ def calibrate(task: Task, images: Split, watcher: Watcher) -> CalibratedNetwork:
         f"up to {room.bytes / GB:.1f} GB of memory (--memory), {len(calibrated.images[0])} images at once"
     )
     return calibrated
+
+
+def check_memory(network: Network, data: Data | None, settings: Settings) -> None:
+    """Raise `KernelsimpError` where --memory does not do for one image, before anything is measured."""
+    if data is None or is_by_weight(settings.plan):
+        return
+    some = data.calibration(settings.data.calibration, settings.run.seed).subset([0])
+    for batch, _ in batches_of(some, settings):
+        image, copy = batch.to(network.device), in_float32(network.module())
+        batch_that_fits(copy, trace(copy, image), image, room_of(settings, network.device, None))
 
 
 def survey_file(task: Task, images: Split) -> Path | None:

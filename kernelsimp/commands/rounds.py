@@ -22,6 +22,7 @@ from kernelsimp.solver.rounds import RoundResult, Schedule, relabel_plan, run_ro
 from kernelsimp.solver.search import BudgetJudge
 from kernelsimp.solver.sensitivity import predicted_losses
 from kernelsimp.solver.solve import Solution, Surveyed, solve_at_budget, survey_layers, try_plan
+from kernelsimp.solver.tolerance import is_by_weight
 from kernelsimp.training.ranks import first_process
 from kernelsimp.watch import Watcher
 
@@ -49,7 +50,7 @@ def check_rounds(task: Task) -> None:
         raise KernelsimpError(
             "--rounds trains after each round, but the training split is empty; see --split"
         )
-    if plan.denoise_all or plan.plan is not None or plan.tolerance is not None or plan.cost == "relative":
+    if plan.denoise_all or plan.plan is not None or is_by_weight(plan):
         raise KernelsimpError("--rounds goes to a budget: pass --dof, --simplified or --max-drop")
 
 

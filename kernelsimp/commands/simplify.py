@@ -12,7 +12,7 @@ from kernelsimp.commands.handover import Handover, handed_over
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
 from kernelsimp.commands.measure import MEASURING, StageMeasurer
 from kernelsimp.commands.optional import Part, add_all, write_by_parts
-from kernelsimp.commands.planner import choose, judge_memorised
+from kernelsimp.commands.planner import check_memory, choose, judge_memorised
 from kernelsimp.commands.recipes import with_recipe
 from kernelsimp.commands.rounds import stages_of
 from kernelsimp.commands.run import (
@@ -35,6 +35,7 @@ from kernelsimp.report.command import command_again
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.trackers import trackers_of
 from kernelsimp.settings import ModelSettings, Settings
+from kernelsimp.solver.tolerance import is_by_weight
 from kernelsimp.training.options import hold_of
 from kernelsimp.watch import SILENT, Watcher
 
@@ -89,8 +90,7 @@ def simplify_to(
 
 def phases_of(settings: Settings, data: Data | None) -> tuple[str, ...]:
     """Return what simplifying goes through that takes time, in order, by how the stages' names begin."""
-    plan = settings.plan
-    solved = data is not None and plan.tolerance is None and plan.cost != "relative"
+    solved = data is not None and not is_by_weight(settings.plan)
     test = data is not None and len(data.test) > 0
     phases = {
         f"{MEASURING}, original": test,
@@ -139,6 +139,7 @@ def measure_original(
     check_controls(settings, data)
     check_robustness(settings, data)
     check_similarity(settings, data)
+    check_memory(original, data, settings)
     measurer = StageMeasurer(original, data, settings)
     measurer.measure("original", original, watcher)
     return measurer

@@ -24,6 +24,15 @@ from kernelsimp.solver.lagrangian import check_share
 BISECTIONS = 40
 
 
+def is_by_weight(settings: PlanSettings) -> bool:
+    """Return whether the settings ask for the simple rule.
+
+    >>> is_by_weight(PlanSettings(tolerance=0.1)), is_by_weight(PlanSettings(dof=0.5))
+    (True, False)
+    """
+    return settings.tolerance is not None or settings.cost == "relative"
+
+
 def weight_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
     """Return the plan of `settings.tolerance`, or of the least tolerance that leaves `settings.dof`.
 
