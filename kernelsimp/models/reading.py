@@ -24,7 +24,6 @@ from torch import nn
 from kernelsimp.error_text import short
 from kernelsimp.errors import CheckpointError
 from kernelsimp.files import quiet, read_tensor_file
-from kernelsimp.models.coded import read_coded
 from kernelsimp.models.exported import Convolution, Exported
 from kernelsimp.models.identify import Format
 from kernelsimp.models.inert_tree import plain_data
@@ -75,6 +74,8 @@ def read_raw(path: Path, file_format: Format, *, trust_pickle: bool = False) -> 
     if file_format == "packed":
         return Raw("packed", read_packed(path))
     if file_format == "coded":
+        from kernelsimp.models.coded import read_coded  # its compiler is slow to import
+
         return Raw("coded", read_coded(path))
     remarks = () if file_format in ("legacy", "onnx") else check_records(path)
     if file_format in EXPORTED:

@@ -9,7 +9,6 @@ import torch
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_atomically
-from kernelsimp.models.coded import code_state
 from kernelsimp.models.packed import pack
 from kernelsimp.models.reading import Raw
 from kernelsimp.models.wrappers import FoundState, rebuild_payload
@@ -25,6 +24,8 @@ def write_state(raw: Raw, found: FoundState, state: Mapping[str, Any], paths: tu
         pack(state, keys=found.keys).save(path)
         return
     if raw.format == "coded":  # the same form, its tensors as they are
+        from kernelsimp.models.coded import code_state  # its compiler is slow to import
+
         code_state(state, {}, found.keys).save(path)
         return
     if raw.format == "safetensors":
