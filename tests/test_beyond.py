@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from kernelsimp.analysis import beyond, shapes
+from kernelsimp.analysis import beyond, nonlinear
 from kernelsimp.analysis.chance import judge_layer, permuted_null
 from kernelsimp.analysis.examine import examine
+from kernelsimp.analysis.nonlinear import NonlinearStructures, SearchDepth, nonlinear_structures
 from kernelsimp.analysis.quality import quality_of
 from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.analysis.select import EASY, deep_layers
-from kernelsimp.analysis.shapes import Look, Shapes, shapes_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import few_values, templates
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
@@ -73,8 +73,8 @@ def test_random_kernels_have_few_values_as_often_as_gaussian_ones():
 @pytest.mark.parametrize("grid", [(3, 3), (2, 2), (5, 5), (1, 7)])
 def test_rough_few_values_agree_with_the_exact_ones(grid):
     kernels = torch.cat([white(200, *grid), torch.round(white(100, *grid, seed=1)), torch.ones(1, *grid)])
-    counts = [u for u in shapes.SHALLOW_COUNTS if few_values.is_offered(grid, u)]
-    fast = shapes.few_values_where_near(kernels, counts, 0.1)
+    counts = [u for u in nonlinear.SHALLOW_COUNTS if few_values.is_offered(grid, u)]
+    fast = nonlinear.few_values_where_near(kernels, counts, 0.1)
     for exact in few_values.fit_all(kernels, counts):
         near = exact.residual <= 0.1
         torch.testing.assert_close(fast[exact.values][near], exact.residual[near], rtol=1e-9, atol=1e-9)
@@ -165,17 +165,17 @@ def test_relatives_are_turned_mirrored_and_scaled_kernels():
     kernels[1, 0] = -2 * kernels[0, 0].rot90()
     kernels[2, 0] = 0.5 * kernels[0, 0].fliplr()
     examined = examine(layer_of(kernels))
-    found = beyond.relatives(examined, shapes_of(examined, Look()), 0.01)
+    found = beyond.relatives(examined, nonlinear_structures(examined, SearchDepth()), 0.01)
     assert (found["paired"], found["orbits"], found["largest"]) == (3, 1, 3)
     assert (found["by_chance"], found["null"]) == (0, "matched")
 
 
 def test_relatives_of_random_kernels_are_as_many_as_chance_gives():
     examined = examine(layer_of(white(400, 1, 3, 3)))
-    found = beyond.relatives(examined, Shapes(), 0.4)
+    found = beyond.relatives(examined, NonlinearStructures(), 0.4)
     assert found["by_chance"] > 30
     assert found["paired"] == pytest.approx(found["by_chance"], rel=0.4)
-    few = beyond.relatives(examine(layer_of(white(10, 1, 3, 3))), Shapes(), 0.1)
+    few = beyond.relatives(examine(layer_of(white(10, 1, 3, 3))), NonlinearStructures(), 0.1)
     assert few["null"] == "permuted"
 
 
@@ -236,9 +236,12 @@ def test_the_commonest_groups_of_equal_lines_are_put_in_words():
     kernels = white(40, 1, 5, 5)
     kernels[:9] = kernels[:9][:, :, [0, 1, 2, 1, 0]]
     examined = examine(layer_of(kernels))
-    found = beyond.groupings(shapes_of(examined, Look(deep=False)))
+    found = beyond.groupings(nonlinear_structures(examined, SearchDepth(deep=False)))
     assert found["rows 0 = 4, 1 = 3"] == 9
-    assert beyond.groupings(shapes_of(examine(layer_of(white(9, 1, 3, 3))), Look(deep=False))) is None
+    assert (
+        beyond.groupings(nonlinear_structures(examine(layer_of(white(9, 1, 3, 3))), SearchDepth(deep=False)))
+        is None
+    )
 
 
 def test_a_scan_is_the_same_twice():

@@ -21,8 +21,8 @@ from kernelsimp.evaluation.accuracy import Outcome
 from kernelsimp.evaluation.metric import UserMetric, load_metric
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import Plan
-from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import DataSettings, PlanSettings, Settings
+from kernelsimp.solver.chosen import Chosen
 from kernelsimp.solver.controls import ControlCase, held_arm, run_controls
 from kernelsimp.solver.distance import DistanceJudge, relative_error
 from kernelsimp.solver.lagrangian import choose_for_dof
@@ -234,7 +234,9 @@ def test_each_layers_loss_is_that_of_the_network_with_this_layer_alone(
             for name in state
         }
     )
-    expected = DistanceJudge(surveyed.calibrated.model, surveyed.calibrated.held).distance(model).divergence
+    expected = (
+        DistanceJudge(surveyed.calibrated.model, surveyed.calibrated.held_back).distance(model).divergence
+    )
     assert losses["conv1"] == pytest.approx((tried.predicted["conv1"], expected))
     assert all(measured > 0 for _, measured in losses.values())
 

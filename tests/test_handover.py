@@ -11,9 +11,9 @@ from saying import fails
 
 from kernelsimp.cli.main import run
 from kernelsimp.commands import handover as sharing
-from kernelsimp.commands.handover import Handover, handed_over
+from kernelsimp.commands.handover import Handover, plans_for_others
 from kernelsimp.commands.inputs import open_data
-from kernelsimp.commands.planner import choose
+from kernelsimp.commands.planner import plan_and_solve
 from kernelsimp.commands.task import Task
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.network import open_network
@@ -47,7 +47,7 @@ def test_what_is_taken_is_what_was_made(task, tmp_path, monkeypatch):
     )
     waiting.start()
     first = Handover(task, tmp_path / "resume")
-    made = first.choose_and_share(lambda: choose(task, SILENT))
+    made = first.choose_and_share(lambda: plan_and_solve(task, SILENT))
     waiting.join(timeout=10)
     network, plan = taken[0]
     assert made.network.checkpoint.tensors.keys() == network.checkpoint.tensors.keys()
@@ -81,15 +81,17 @@ def test_files_of_other_settings_and_launches_are_not_taken(task, tmp_path, monk
 
 def test_one_process_hands_nothing_over(task, tmp_path):
     alone = replace(task.settings, finetune=replace(task.settings.finetune, devices=1))
-    made = Handover(replace(task, settings=alone), tmp_path).choose_and_share(lambda: choose(task, SILENT))
+    made = Handover(replace(task, settings=alone), tmp_path).choose_and_share(
+        lambda: plan_and_solve(task, SILENT)
+    )
     assert made.plan.simplified
     assert not list(tmp_path.glob("shared-*"))
 
 
 def test_rounds_are_gone_by_all_processes_together(task):
-    assert handed_over(task.settings)
-    assert not handed_over(replace(task.settings, plan=replace(task.settings.plan, rounds=3)))
-    assert not handed_over(Settings())
+    assert plans_for_others(task.settings)
+    assert not plans_for_others(replace(task.settings, plan=replace(task.settings.plan, rounds=3)))
+    assert not plans_for_others(Settings())
 
 
 def test_a_launch_has_one_name_and_the_next_one_another():

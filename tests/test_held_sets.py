@@ -30,11 +30,12 @@ from kernelsimp.solver.denoise import (
     denoising_of,
     everything_free,
 )
-from kernelsimp.solver.layerwise import reconstruct, targets_of
+from kernelsimp.solver.layerwise import reconstruct
 from kernelsimp.solver.moments import Moments
 from kernelsimp.solver.plan_builder import chooser, data_free_plan
 from kernelsimp.solver.projected_cg import FilterConstraint, Piece, resolve
 from kernelsimp.solver.solve import solve_at_budget, survey_layers
+from kernelsimp.solver.targets import targets_of
 from kernelsimp.training.hold import hold, projections, release, survival_in_model, verify
 from kernelsimp.training.kernel_sets import Still
 from kernelsimp.training.survival import outside

@@ -22,9 +22,10 @@ from kernelsimp.shelf import ImageBatches, ImageStack, LabelledBatches, Shelf, c
 from kernelsimp.solver.batch_size import batch_that_fits, bytes_of_a_pass
 from kernelsimp.solver.estimate import estimate
 from kernelsimp.solver.fisher import survey
-from kernelsimp.solver.layerwise import bytes_of_files, reconstruct, targets_of
+from kernelsimp.solver.layerwise import bytes_of_files, reconstruct
 from kernelsimp.solver.plan_builder import data_free_plan
 from kernelsimp.solver.solve import calibrated_network
+from kernelsimp.solver.targets import targets_of
 
 
 def pictures(count: int, side: int = 8) -> Tensor:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.solver.apply import apply_plan
-from kernelsimp.solver.layerwise import reconstruct, targets_of
+from kernelsimp.solver.layerwise import reconstruct
 from kernelsimp.solver.moments import Moments, pair_moments
 from kernelsimp.solver.plan_builder import data_free_plan
 from kernelsimp.solver.projected_cg import FilterConstraint, Solved, resolve
 from kernelsimp.solver.solve import calibrated_network
+from kernelsimp.solver.targets import targets_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -304,4 +305,4 @@ def test_mirror_images_join_what_is_fitted_to_and_never_what_judges() -> None:
     fitted, joined = torch.cat(tuple(plain.images)), torch.cat(tuple(both.images))
     assert torch.equal(joined[::2], fitted)
     assert torch.equal(joined[1::2], fitted.flip(-1))
-    assert torch.equal(torch.cat(tuple(both.held)), torch.cat(tuple(plain.held)))
+    assert torch.equal(torch.cat(tuple(both.held_back)), torch.cat(tuple(plain.held_back)))

@@ -14,8 +14,9 @@ from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.kernels.prototypes import distinct
 from kernelsimp.kernels.structures import BENT, KernelSet, Prototyped, find, kernel_sets, projectors
 from kernelsimp.settings import PlanSettings
-from kernelsimp.solver.layerwise import reconstruct, targets_of
+from kernelsimp.solver.layerwise import reconstruct
 from kernelsimp.solver.plan_builder import data_free_plan
+from kernelsimp.solver.targets import targets_of
 
 SHAPES = [(2, 2), (3, 3), (3, 5), (5, 5), (7, 7)]
 SETS = [item for shape in SHAPES for item in kernel_sets(shape) if item.name in BENT]

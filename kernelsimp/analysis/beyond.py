@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernelsimp.analysis.examine import Examined
-from kernelsimp.analysis.shapes import MOST_CELLS, Shapes, planar
+from kernelsimp.analysis.nonlinear import MOST_CELLS, NonlinearStructures, planar
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import coding, orbits, partitions, prototypes
 from kernelsimp.kernels.cells import grid_of
@@ -99,7 +99,9 @@ def _stride_note(stride: int | None) -> str | None:
     )
 
 
-def relatives(examined: Examined, shapes: Shapes, tolerance: float, seed: int = 0) -> Values | None:
+def relatives(
+    examined: Examined, shapes: NonlinearStructures, tolerance: float, seed: int = 0
+) -> Values | None:
     """Return which kernels are others turned, mirrored and scaled, and quadrature pairs of Gabors.
 
     `by_chance` is how many of as many random kernels are paired within the same tolerance: drawn with the
@@ -187,7 +189,7 @@ def colours(examined: Examined, tolerance: float) -> Values | None:
     }
 
 
-def groupings(shapes: Shapes, most: int = 8) -> Values | None:
+def groupings(shapes: NonlinearStructures, most: int = 8) -> Values | None:
     """Return the commonest partitions of rows and of columns into equal ones, in words, with their counts."""
     if not shapes.lines:
         return None

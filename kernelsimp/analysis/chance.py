@@ -1,7 +1,8 @@
 """What chance gives a layer: the nulls its residuals are judged by, and the kernels they do not explain.
 
-`found` is the verdict of the ring null (how smooth the layer's kernels are, and nothing else); a kernel
-that the matched null (the layer's own covariance) rejects as well is *beyond its layer*.
+`found` is the verdict of the ring null (how smooth the layer's kernels are, and nothing else) in a plan, and
+in a scan that of the null it was asked for, which usually is the same. A kernel that the matched null (the
+layer's own covariance) rejects as well is *beyond its layer*.
 """
 
 from collections.abc import Callable, Sequence

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kernelsimp.analysis.examine import examine
-from kernelsimp.analysis.scan import Seen, check, see
-from kernelsimp.analysis.shapes import MOST_CELLS, planar
+from kernelsimp.analysis.nonlinear import MOST_CELLS, planar
+from kernelsimp.analysis.scan import JudgedLayer, check, judge_structures
 from kernelsimp.analysis.threads import one_thread
 from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.kernels import few_values, pictures, template_fit, templates
@@ -34,13 +34,13 @@ def explain(bank: KernelBank, place: str, settings: ScanSettings) -> Explanation
     check(settings)
     layer, index = find_kernel(bank, place)
     check_weights(KernelBank((layer,)))
-    seen = see(examine(layer, settings.families), settings, deep=False)
+    judged = judge_structures(examine(layer, settings.families), settings, deep=False)
     row = index[0] * int(layer.kernels.shape[1]) + index[1]
     kernel = layer.kernels.detach()[index]
-    candidates = [*_linear(seen, row), *_others(seen, row)]
-    flat = planar(seen.examined)
+    candidates = [*_linear(judged, row), *_others(judged, row)]
+    flat = planar(judged.examined)
     name = ""
-    if flat is not None and seen.examined.cells <= MOST_CELLS:
+    if flat is not None and judged.examined.cells <= MOST_CELLS:
         candidates += _alone(flat[row][None], settings.tolerance, {item.name for item in candidates})
         name = pictures.describe(flat[row][None], tolerance=settings.tolerance)[0]
     candidates.sort(key=lambda item: (not item.matches, item.dim if item.matches else 0, item.residual))
@@ -49,13 +49,13 @@ def explain(bank: KernelBank, place: str, settings: ScanSettings) -> Explanation
         index=index,
         cells=kernel.float().numpy(),
         name=name or (candidates[0].name if candidates and candidates[0].matches else pictures.NOTHING),
-        dead=bool(seen.examined.dead[row]),
-        p=float(seen.found_by.p[row]),
-        found=bool(seen.found_by.found[row]),
-        beyond=bool(seen.beyond[row]),
+        dead=bool(judged.examined.dead[row]),
+        p=float(judged.asked_verdict.p[row]),
+        found=bool(judged.asked_verdict.found[row]),
+        beyond=bool(judged.beyond[row]),
         null=settings.null,
         candidates=tuple(candidates),
-        notes=tuple(item.note for item in seen.judged.values() if item.note),
+        notes=tuple(item.note for item in judged.verdicts.values() if item.note),
     )
 
 
@@ -81,25 +81,25 @@ def find_kernel(bank: KernelBank, place: str) -> tuple[LayerKernels, tuple[int, 
     return layer, index
 
 
-def _linear(seen: Seen, row: int) -> list[Candidate]:
+def _linear(judged: JudgedLayer, row: int) -> list[Candidate]:
     """Return the linear families of one kernel with the p-value of each null, one family at a time."""
     found = []
-    for place, family in enumerate(seen.examined.families):
-        r = float(seen.examined.residual[row, place])
+    for place, family in enumerate(judged.examined.families):
+        r = float(judged.examined.residual[row, place])
         p = {
             name: float(item.null.log_p(place, torch.tensor(r)).double().exp())
-            for name, item in seen.judged.items()
+            for name, item in judged.verdicts.items()
         }
-        found.append(Candidate(family.name, family.subspace.dim, r, _near(r, seen), p))
+        found.append(Candidate(family.name, family.subspace.dim, r, _near(r, judged), p))
     return found
 
 
-def _others(seen: Seen, row: int) -> list[Candidate]:
+def _others(judged: JudgedLayer, row: int) -> list[Candidate]:
     found = []
-    for item in seen.shapes.structures:
+    for item in judged.nonlinear.structures:
         r = float(item.measured.residual[row])
         p = float(item.chance.log_p(torch.tensor(r)).exp())
-        found.append(Candidate(item.name, item.measured.dim, r, _near(r, seen), {item.null: p}))
+        found.append(Candidate(item.name, item.measured.dim, r, _near(r, judged), {item.null: p}))
     return found
 
 
@@ -120,5 +120,5 @@ def _alone(kernel: Tensor, tolerance: float, known: set[str]) -> list[Candidate]
     return found
 
 
-def _near(r: float, seen: Seen) -> bool:
-    return r <= seen.settings.tolerance
+def _near(r: float, judged: JudgedLayer) -> bool:
+    return r <= judged.settings.tolerance

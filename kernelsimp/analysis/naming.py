@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernelsimp.analysis.examine import Examined
-from kernelsimp.analysis.shapes import Shapes, planar
+from kernelsimp.analysis.nonlinear import NonlinearStructures, planar
 from kernelsimp.kernels import pictures, template_fit
 from kernelsimp.kernels.template_fit import TemplateFit
 
@@ -39,7 +39,7 @@ class Names:
 
 
 def names_of(
-    examined: Examined, shapes: Shapes, matched: NDArray[np.bool_], best: NDArray[np.int64]
+    examined: Examined, shapes: NonlinearStructures, matched: NDArray[np.bool_], best: NDArray[np.int64]
 ) -> Names:
     """Name the kernels of a layer; `matched` (n,) says which are worth describing, `best` their family."""
     kernels = planar(examined)
@@ -55,7 +55,7 @@ def names_of(
 
 def _describe_kernels(
     examined: Examined,
-    shapes: Shapes,
+    shapes: NonlinearStructures,
     kernels: Tensor | None,
     at: tuple[NDArray[np.int64], NDArray[np.int64]],
 ) -> Sequence[str]:

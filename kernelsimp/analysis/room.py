@@ -12,8 +12,8 @@ from math import prod
 
 import torch
 
+from kernelsimp.analysis.nonlinear import FEWEST_LINES
 from kernelsimp.analysis.select import MOST_CELLS, match_names
-from kernelsimp.analysis.shapes import FEWEST_LINES
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.families import FAMILIES, MOST_LINES, line_pairs
 from kernelsimp.memory import GB, free_bytes, resident_bytes

@@ -16,9 +16,16 @@ from kernelsimp.analysis import beyond
 from kernelsimp.analysis.chance import BEYOND_BY, Judgement, judge_layer
 from kernelsimp.analysis.examine import NONE, Examined, examine
 from kernelsimp.analysis.naming import Names, names_of
+from kernelsimp.analysis.nonlinear import (
+    NonlinearStructure,
+    NonlinearStructures,
+    SearchDepth,
+    count_near_any,
+    nonlinear_structures,
+    worth,
+)
 from kernelsimp.analysis.quality import quality_of
 from kernelsimp.analysis.select import deep_layers, select_layers
-from kernelsimp.analysis.shapes import Look, Shapes, ShapeStructure, near_any, shapes_of, worth
 from kernelsimp.analysis.threads import one_thread
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import spill
@@ -46,28 +53,28 @@ Strides = Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class JudgedLayer:
     """One layer after all measuring: residuals, verdicts, and structures that are no subspace."""
 
     examined: Examined
-    judged: Judgements
-    shapes: Shapes
+    verdicts: Judgements
+    nonlinear: NonlinearStructures
     settings: ScanSettings
 
     @property
     def names(self) -> tuple[str, ...]:
         """The linear families, then the other structures."""
         linear = (family.name for family in self.examined.families)
-        return (*linear, *(item.name for item in self.shapes.structures))
+        return (*linear, *(item.name for item in self.nonlinear.structures))
 
     @property
-    def found_by(self) -> Judgement:
-        return self.judged[self.settings.null]
+    def asked_verdict(self) -> Judgement:
+        return self.verdicts[self.settings.null]
 
     @property
     def beyond(self) -> NDArray[np.bool_]:
         """Which kernels neither the null that was asked for nor the layer's covariance explains."""
-        return np.asarray(self.found_by.found & self.judged[BEYOND_BY].found)
+        return np.asarray(self.asked_verdict.found & self.verdicts[BEYOND_BY].found)
 
 
 @one_thread()
@@ -92,13 +99,13 @@ def scan_bank(
     layers: list[LayerScan] = []
     notes: dict[str, list[str]] = {}
     for place, layer in enumerate(bank.spatial):
-        seen = see(examine(layer, settings.families), settings, deep=layer.name in deep)
-        for name in seen.names:
+        judged = judge_structures(examine(layer, settings.families), settings, deep=layer.name in deep)
+        for name in judged.names:
             names.setdefault(name, len(names))
-        for note in (item.note for item in seen.judged.values() if item.note):
+        for note in (item.note for item in judged.verdicts.values() if item.note):
             notes.setdefault(note, []).append(layer.name)
-        extra = _extra(seen, (strides or {}).get(layer.name), first=place == 0, deep=layer.name in deep)
-        layers.append(_layer_scan(seen, names, extra))
+        extra = _extra(judged, (strides or {}).get(layer.name), first=place == 0, deep=layer.name in deep)
+        layers.append(_layer_scan(judged, names, extra))
         watcher.step()
     return Scan(
         source=source,
@@ -124,32 +131,38 @@ def check(settings: ScanSettings) -> None:
         check_name(name)
 
 
-def see(examined: Examined, settings: ScanSettings, *, deep: bool) -> Seen:
+def judge_structures(examined: Examined, settings: ScanSettings, *, deep: bool) -> JudgedLayer:
     """Judge one layer by every null, and measure what is no subspace unless families were named."""
     nulls = dict.fromkeys(("white", settings.null, BEYOND_BY))  # white always; matched for 'beyond'
-    judged = {null: judge_layer(examined, null, settings.fdr) for null in nulls}
-    shapes = Shapes() if settings.families else shapes_of(examined, look_of(settings, deep=deep))
-    return Seen(examined, judged, shapes, settings)
+    verdicts = {null: judge_layer(examined, null, settings.fdr) for null in nulls}
+    nonlinear = (
+        NonlinearStructures()
+        if settings.families
+        else nonlinear_structures(examined, search_depth(settings, deep=deep))
+    )
+    return JudgedLayer(examined, verdicts, nonlinear, settings)
 
 
-def look_of(settings: ScanSettings, *, deep: bool) -> Look:
+def search_depth(settings: ScanSettings, *, deep: bool) -> SearchDepth:
     """Return how hard to look for structures that are no subspace."""
-    return Look(settings.tolerance, deep, settings.seed)
+    return SearchDepth(settings.tolerance, deep, settings.seed)
 
 
-def best_of_all(seen: Seen, linear: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return each kernel's best structure, an index into `Seen.names` or NONE, and its residual.
+def best_of_all(
+    judged: JudgedLayer, linear: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return each kernel's best structure, an index into `JudgedLayer.names` or NONE, and its residual.
 
     `linear` is the best among the linear families. The structure that leaves least numbers wins, choices
     counted; then the linear families come before the others, then the least residual.
     """
-    examined, tolerance = seen.examined, seen.settings.tolerance
+    examined, tolerance = judged.examined, judged.settings.tolerance
     best, matched = linear, linear != NONE
     nearest = examined.residual.min(axis=1, initial=1.0).astype(np.float64)
     residual = nearest.copy()
     residual[matched] = examined.residual[np.flatnonzero(matched), best[matched]]
     numbers = np.append(examined.dims.astype(np.float64), np.inf)[best]
-    for place, item in enumerate(seen.shapes.structures, start=len(examined.families)):
+    for place, item in enumerate(judged.nonlinear.structures, start=len(examined.families)):
         own = item.measured
         near = (own.residual <= tolerance) & ~examined.dead & worth(own, examined.cells)
         tie = (own.numbers == numbers) & (best >= len(examined.families)) & (own.residual < residual)
@@ -178,12 +191,12 @@ def _depth_note(layers: int, deep: int, settings: ScanSettings) -> Iterator[str]
         )
 
 
-def _layer_scan(seen: Seen, names: Mapping[str, int], extra: Mapping[str, Any]) -> LayerScan:
-    examined = seen.examined
-    layer, linear = examined.layer, examined.best(seen.settings.tolerance)
-    best, residual = best_of_all(seen, linear)
-    index = np.array([*(names[name] for name in seen.names), NONE], dtype=np.int16)
-    spoken = names_of(examined, seen.shapes, best != NONE, linear)
+def _layer_scan(judged: JudgedLayer, names: Mapping[str, int], extra: Mapping[str, Any]) -> LayerScan:
+    examined = judged.examined
+    layer, linear = examined.layer, examined.best(judged.settings.tolerance)
+    best, residual = best_of_all(judged, linear)
+    index = np.array([*(names[name] for name in judged.names), NONE], dtype=np.int16)
+    spoken = names_of(examined, judged.nonlinear, best != NONE, linear)
     nearest = examined.residual.min(axis=1, initial=1.0)[~examined.dead]
     return LayerScan(
         layer.name,
@@ -192,43 +205,45 @@ def _layer_scan(seen: Seen, names: Mapping[str, int], extra: Mapping[str, Any]) 
         layer.weight_shape or tuple(layer.kernels.shape),
         layer.count,
         int(examined.dead.sum()),
-        {**_family_scans(seen, linear), **_structure_scans(seen, best)},
+        {**_family_scans(judged, linear), **_structure_scans(judged, best)},
         best=spill(index[best]),
         residual=spill(residual.astype(np.float32)),
-        p=spill(seen.found_by.p),
-        found=spill(seen.found_by.found),
+        p=spill(judged.asked_verdict.p),
+        found=spill(judged.asked_verdict.found),
         histogram=tuple(np.histogram(nearest, HISTOGRAM_BINS, (0, 1))[0].tolist()),
         extra=extra,
-        beyond=spill(seen.beyond),
+        beyond=spill(judged.beyond),
         is_dead=spill(examined.dead),
         words=spoken.words,
         word=spill(spoken.word),
         sentence=spoken.sentence,
-        samples=tuple(_samples(seen, (best, residual), spoken)),
+        samples=tuple(_samples(judged, (best, residual), spoken)),
         outputs=int(layer.kernels.shape[0]),
     )
 
 
-def _extra(seen: Seen, stride: int | None, *, first: bool, deep: bool) -> dict[str, Any]:
+def _extra(judged: JudgedLayer, stride: int | None, *, first: bool, deep: bool) -> dict[str, Any]:
     """Return what stands beside the families in the JSON of a layer."""
-    examined, settings = seen.examined, seen.settings
+    examined, settings = judged.examined, judged.settings
     usual = settings.families is None or set(settings.families) >= set(SEVENTEEN)
     cheap = {
-        "found": int(seen.found_by.found.sum()),
-        "beyond_its_layer": int(seen.beyond.sum()),
-        "near_any": near_any(examined, seen.shapes, look_of(settings, deep=deep)) if usual else None,
+        "found": int(judged.asked_verdict.found.sum()),
+        "beyond_its_layer": int(judged.beyond.sum()),
+        "near_any": count_near_any(examined, judged.nonlinear, search_depth(settings, deep=deep))
+        if usual
+        else None,
         "filters": beyond.filters(examined, settings.tolerance),
         "mean_kernel": beyond.mean_kernel(examined, stride),
         "quality": asdict(quality_of(examined.layer)),
         "colour": beyond.colours(examined, settings.tolerance) if first else None,
-        "equal_lines": beyond.groupings(seen.shapes),
+        "equal_lines": beyond.groupings(judged.nonlinear),
         "deep": deep,
     }
     if not deep:
         return cheap
     return {
         **cheap,
-        "orbits": beyond.relatives(examined, seen.shapes, settings.tolerance, settings.seed),
+        "orbits": beyond.relatives(examined, judged.nonlinear, settings.tolerance, settings.seed),
         "prototypes": beyond.prototype_coverage(examined, settings.seed)
         if _few_enough(examined, settings)
         else None,
@@ -242,27 +257,27 @@ def _few_enough(examined: Examined, settings: ScanSettings) -> bool:
 
 
 def _samples(
-    seen: Seen, best: tuple[NDArray[np.int64], NDArray[np.float64]], spoken: Names
+    judged: JudgedLayer, best: tuple[NDArray[np.int64], NDArray[np.float64]], spoken: Names
 ) -> Iterator[Sample]:
     """Yield the nearest kernels of each family for pictures."""
-    layer, (family, residual) = seen.examined.layer, best
+    layer, (family, residual) = judged.examined.layer, best
     flat, slices = layer.kernels.detach().reshape(-1, *layer.grid), int(layer.kernels.shape[1])
     for place in np.unique(family[family != NONE]).tolist():
         rows = np.flatnonzero(family == place)
         for row in rows[np.argsort(residual[rows], kind="stable")[:SAMPLES]].tolist():
             yield Sample(
                 divmod(row, slices),
-                seen.names[place],
+                judged.names[place],
                 flat[row].float().numpy(),
                 float(residual[row]),
-                float(seen.found_by.p[row]),
+                float(judged.asked_verdict.p[row]),
                 spoken.words[spoken.word[row]],
             )
 
 
-def _family_scans(seen: Seen, best: NDArray[np.int64]) -> dict[str, FamilyScan]:
+def _family_scans(judged: JudgedLayer, best: NDArray[np.int64]) -> dict[str, FamilyScan]:
     """Return the linear families of a layer beside every null; `best` is each kernel's linear family."""
-    examined, tolerance = seen.examined, seen.settings.tolerance
+    examined, tolerance = judged.examined, judged.settings.tolerance
     live = ~examined.dead
     r = examined.live_residual
     observed = [int(np.count_nonzero(column <= tolerance)) for column in r.T]
@@ -279,7 +294,7 @@ def _family_scans(seen: Seen, best: NDArray[np.int64]) -> dict[str, FamilyScan]:
             np.bincount(best[item.found & (best != NONE)], minlength=len(subspaces)),
             local_false_share(item.null, near, count, tolerance),
         )
-        for name, item in seen.judged.items()
+        for name, item in judged.verdicts.items()
     }
     scans = {}
     for i, family in enumerate(examined.families):
@@ -298,24 +313,24 @@ def _family_scans(seen: Seen, best: NDArray[np.int64]) -> dict[str, FamilyScan]:
     return scans
 
 
-def _structure_scans(seen: Seen, best: NDArray[np.int64]) -> dict[str, FamilyScan]:
+def _structure_scans(judged: JudgedLayer, best: NDArray[np.int64]) -> dict[str, FamilyScan]:
     """Return the structures that are no subspace, each beside its own random kernels."""
-    first = len(seen.examined.families)
+    first = len(judged.examined.families)
     return {
-        item.name: _structure_scan(seen, item, best == first + place)
-        for place, item in enumerate(seen.shapes.structures)
+        item.name: _structure_scan(judged, item, best == first + place)
+        for place, item in enumerate(judged.nonlinear.structures)
     }
 
 
-def _structure_scan(seen: Seen, item: ShapeStructure, own: NDArray[np.bool_]) -> FamilyScan:
+def _structure_scan(judged: JudgedLayer, item: NonlinearStructure, own: NDArray[np.bool_]) -> FamilyScan:
     """`found` are the kernels whose best structure it is and whose p-value stands up over the layer."""
-    live, tolerance = ~seen.examined.dead, seen.settings.tolerance
+    live, tolerance = ~judged.examined.dead, judged.settings.tolerance
     r = item.measured.residual[live]
     observed = int((r <= tolerance).sum())
     expected = len(r) * item.chance.expected_share(tolerance)
     p = np.exp(item.chance.log_p(torch.from_numpy(r)).numpy())
-    tests = len(seen.shapes.structures)
-    found = discoveries(np.minimum(1.0, tests * p), seen.settings.fdr) & own[live]
+    tests = len(judged.nonlinear.structures)
+    found = discoveries(np.minimum(1.0, tests * p), judged.settings.fdr) & own[live]
     of_its_own = r[r < 1]
     count = NullCount(expected, enrichment(observed, expected), int(found.sum()))
     return FamilyScan(item.measured.dim, observed, {item.null: count}, _median(of_its_own))

@@ -10,12 +10,12 @@ from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, mcnemar, paired_interval
 from kernelsimp.records.report import Control
-from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import Settings
+from kernelsimp.solver.chosen import Chosen
 from kernelsimp.solver.controls import Arm, ControlCase, constraints_at, held_arm, run_controls
-from kernelsimp.solver.layerwise import targets_of
 from kernelsimp.solver.projected_cg import FilterConstraint
 from kernelsimp.solver.solve import PlanTrial
+from kernelsimp.solver.targets import targets_of
 from kernelsimp.solver.tolerance import is_by_weight
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.job import job_of

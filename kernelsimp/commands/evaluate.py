@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kernelsimp.commands.inputs import open_data
-from kernelsimp.commands.measure import load_split, measure_module
+from kernelsimp.commands.inputs import load_split, open_data
+from kernelsimp.commands.measure import measure_module
 from kernelsimp.data.sources import Data
 from kernelsimp.data.transforms import preprocess_of
 from kernelsimp.errors import KernelsimpError

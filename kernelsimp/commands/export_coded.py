@@ -145,7 +145,7 @@ def _on_images(network: Network, data: Data, source: ExportSource, watcher: Watc
         ground = replace(ground, menus={**ground.menus, **planned})
     ground = replace(ground, room=calibrated.room)
     job = CodingJob(network, ground)
-    trials = _Trials(job, DistanceJudge(calibrated.model, calibrated.held), settings)
+    trials = _Trials(job, DistanceJudge(calibrated.model, calibrated.held_back), settings)
     if trials.drop is not None:
         watcher.note(f"judging by --max-drop {trials.drop:g}")
         trials.judge = budget_judge(task, watcher)

@@ -17,15 +17,15 @@ from kernelsimp.files import key_of, read_sealed, write_sealed, write_text
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan, save_plan
-from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import Settings
+from kernelsimp.solver.chosen import Chosen
 from kernelsimp.training.ranks import launch_name, processes
 
 PAUSE = 0.2
 """Seconds between two looks for the plan."""
 
 
-def handed_over(settings: Settings) -> bool:
+def plans_for_others(settings: Settings) -> bool:
     """Say whether one process plans for several; rounds train together, so there all go every step."""
     local, nodes = processes(settings.finetune)
     return local * nodes > 1 and settings.finetune.finetune and settings.plan.rounds == 1
@@ -44,7 +44,7 @@ class Handover:
 
     def choose_and_share(self, choose: Callable[[], Chosen]) -> Chosen:
         """Choose, in the first process, and hand it over where others wait; tell them where it fails."""
-        if not handed_over(self.task.settings):
+        if not plans_for_others(self.task.settings):
             return choose()
         self.clear()
         try:

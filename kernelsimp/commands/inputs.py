@@ -1,9 +1,11 @@
 """What every command opens first: its settings, its images in batches, and layers by their names."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kernelsimp.data.sources import Data, load_data
 from kernelsimp.data.splits import Split
@@ -19,6 +21,7 @@ from kernelsimp.records.report import Report
 from kernelsimp.report import read_report
 from kernelsimp.settings import Given, Settings
 from kernelsimp.settings_file import names_code, recipe, settle
+from kernelsimp.shelf import ImageBatches, ImageStack, LabelledBatches
 from kernelsimp.training.options import check_precision, check_settings
 from kernelsimp.watch import SILENT, Watcher
 
@@ -127,6 +130,16 @@ def room_of(settings: Settings, device: torch.device, folder: Path | None) -> Ro
         raise KernelsimpError(f"--memory is {asked:g}; expected gigabytes, such as 4")
     room = asked * GB if asked is not None else (free_bytes(device) + used_bytes(device)) / 2
     return Room(room, settings.data.batch_size, folder)
+
+
+def load_split(split: Split, settings: Settings) -> Sequence[tuple[Tensor, Tensor]]:
+    """Return the images and labels of a split, in batches on the device of the settings.
+
+    Images that do not fit in memory are kept in a nameless file, for they are gone through again and again.
+    """
+    device, loader = device_of(settings), batches_of(split, settings)
+    stack = ImageStack.of((images.to(device) for images, _ in loader), room_of(settings, device, None).kept)
+    return LabelledBatches(ImageBatches(stack, 0, stack.count, loader.batch_size), split.labels)
 
 
 def layers_by_name(bank: KernelBank) -> dict[str, LayerKernels]:

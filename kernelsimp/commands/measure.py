@@ -1,13 +1,10 @@
 """Measuring networks on images: accuracy, or what stands in its place. Nothing here chooses anything."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from kernelsimp.commands.inputs import batches_of, room_of
+from kernelsimp.commands.inputs import batches_of, load_split
 from kernelsimp.data.sources import Data
-from kernelsimp.data.splits import Split
 from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, measure
@@ -17,7 +14,6 @@ from kernelsimp.models.network import Network, device_of
 from kernelsimp.models.outputs import describe_output
 from kernelsimp.records.report import Figure, Metric
 from kernelsimp.settings import Settings
-from kernelsimp.shelf import ImageBatches, ImageStack, LabelledBatches
 from kernelsimp.solver.distance import relative_error
 from kernelsimp.watch import Watcher, Within
 
@@ -74,16 +70,6 @@ class StageMeasurer:
     def _error(self, network: Network, data: Data) -> float:
         images = (part.to(network.device) for part, _ in batches_of(data.test, self.settings))
         return relative_error(self.original.module(), network.module(), images)
-
-
-def load_split(split: Split, settings: Settings) -> Sequence[tuple[Tensor, Tensor]]:
-    """Return the images and labels of a split, in batches on the device of the settings.
-
-    Images that do not fit in memory are kept in a nameless file, for they are gone through again and again.
-    """
-    device, loader = device_of(settings), batches_of(split, settings)
-    stack = ImageStack.of((images.to(device) for images, _ in loader), room_of(settings, device, None).kept)
-    return LabelledBatches(ImageBatches(stack, 0, stack.count, loader.batch_size), split.labels)
 
 
 def classifies(network: Network, data: Data, settings: Settings) -> bool:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kernelsimp.commands.inputs import batches_of, layers_by_name, room_of
-from kernelsimp.commands.measure import load_split
+from kernelsimp.commands.inputs import batches_of, layers_by_name, load_split, room_of
 from kernelsimp.commands.rounds import check_rounds, simplify_in_rounds
 from kernelsimp.commands.task import Task
 from kernelsimp.data.holdout import holdout_split
@@ -23,11 +22,11 @@ from kernelsimp.models.hooks import trace
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.plan_file import read_plan
-from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import PlanSettings, Settings
 from kernelsimp.shelf import check_disk, count_images
 from kernelsimp.solver.apply import apply_plan, check_fits
 from kernelsimp.solver.batch_size import batch_that_fits
+from kernelsimp.solver.chosen import Chosen
 from kernelsimp.solver.controls import ControlCase
 from kernelsimp.solver.costs import costs_to_try
 from kernelsimp.solver.denoise import denoise_by_weight, denoise_rest, denoising_of, everything_free
@@ -62,7 +61,7 @@ UNSEEN_GAP = 3.0
 ADVICE = "name other images with --holdout"
 
 
-def choose(task: Task, watcher: Watcher) -> Chosen:
+def plan_and_solve(task: Task, watcher: Watcher) -> Chosen:
     """Plan by the rule that the settings ask for, say which where they leave it open, and carry it out.
 
     A budget takes the solution through the layers' real inputs where there are images; without images it is
@@ -77,28 +76,28 @@ def choose(task: Task, watcher: Watcher) -> Chosen:
     denoising_of(settings.plan)  # refuses what it cannot do before anything is measured
     watcher.start("planning")
     if settings.plan.plan is not None:
-        return carried_out(task, read_plan(Path(settings.plan.plan)), watcher)
-    chosen = _choose_budget(replace(task, settings=settings), watcher)
+        return carry_out_plan(task, read_plan(Path(settings.plan.plan)), watcher)
+    chosen = _plan_by_settings(replace(task, settings=settings), watcher)
     rule = {**chosen.plan.rule, NETWORK: task.network.checkpoint.sha256[:16]}
     return replace(chosen, plan=replace(chosen.plan, rule=rule))
 
 
-def _choose_budget(task: Task, watcher: Watcher) -> Chosen:
+def _plan_by_settings(task: Task, watcher: Watcher) -> Chosen:
     plan, network = task.settings.plan, task.network
     if is_by_weight(plan):
-        return by_weight(network, weight_plan(network.bank, plan), plan)
+        return project_plan(network, weight_plan(network.bank, plan), plan)
     if task.data is None:
         if plan.max_drop is not None:
             raise KernelsimpError("--max-drop needs a network and images: pass --arch and --data")
         watcher.note("no images were given: choosing by weight error, without re-solving")
         free = plan.denoise_all
         made = everything_free(network.bank) if free else data_free_plan(network.bank, plan)
-        return by_weight(network, made, plan)
+        return project_plan(network, made, plan)
     judge = budget_judge(task, watcher) if plan.max_drop is not None else None
     if plan.holdout is not None and judge is None:
         watcher.warn("--holdout judges an accuracy budget, and there is none: pass --max-drop")
     surveyed, doubts = survey_network(task, task.data, watcher)
-    chosen = measured_by_layer(_solve_budget(task, surveyed, judge, watcher), watcher)
+    chosen = add_layer_losses(_solve_budget(task, surveyed, judge, watcher), watcher)
     return replace(chosen, notes=(*doubts, *chosen.notes))
 
 
@@ -113,7 +112,7 @@ def _solve_budget(task: Task, surveyed: Surveyed, judge: BudgetJudge | None, wat
         solution = Solution(kept, (), kept.reconstruction.tensors)
     else:
         solution = solve_at_budget(surveyed, chooser(plan), plan.cost, watcher)
-    return chosen_from(task, surveyed, denoise_rest(surveyed, solution, watcher))
+    return chosen_from_solution(task, surveyed, denoise_rest(surveyed, solution, watcher))
 
 
 def with_budget(task: Task, watcher: Watcher) -> Settings:
@@ -211,10 +210,10 @@ def _time_needed(calibrated: CalibratedNetwork, plan: PlanSettings) -> str:
 
 
 def _doubts(data: Data, count: int, calibrated: CalibratedNetwork) -> Iterator[str]:
-    number, first = calibrated.count + count_images(calibrated.held), calibrated.images[0][:1]
+    number, first = calibrated.count + count_images(calibrated.held_back), calibrated.images[0][:1]
 
     def seen() -> Iterator[Tensor]:
-        return chain(calibrated.images, calibrated.held)
+        return chain(calibrated.images, calibrated.held_back)
 
     if len(data.train) < min(count, len(data.val)):
         yield f"too few training images ({len(data.train)}): {number} validation images choose instead"
@@ -231,7 +230,7 @@ def calibrate(task: Task, images: Split, watcher: Watcher) -> CalibratedNetwork:
     """
     settings, network = task.settings, task.network
     inputs = (batch.to(network.device) for batch, _ in batches_of(images, settings))
-    room = room_of(settings, network.device, task.record.parent if task.record else None)
+    room = room_of(settings, network.device, task.resume)
     flip = settings.data.calibration_flip
     seed = settings.run.seed
     calibrated = calibrated_network(network.module(), network.bank, inputs, seed, room, flip=flip)
@@ -254,23 +253,32 @@ def check_memory(network: Network, data: Data | None, settings: Settings) -> Non
 
 def survey_file(task: Task, images: Split) -> Path | None:
     """Return the file of the run that keeps the survey: its name tells network, images and settings apart."""
-    if task.record is None:
+    if task.resume is None:
         return None
     data, network = task.settings.data, task.network
     shape = (data.mean, data.std, data.input_size, data.crop, data.channels, data.calibration_flip)
     seen = (*shape, task.settings.run.seed, SURVEY_FORMAT)
     key = key_of(network.checkpoint.sha256, network.arch, images.fingerprint(), seen)
-    return task.record.parent / f"survey-{key}.safetensors"
+    return task.resume / f"survey-{key}.safetensors"
 
 
-def measured_by_layer(chosen: Chosen, watcher: Watcher) -> Chosen:
+def trials_file(task: Task) -> Path | None:
+    """Return the file of the run that keeps a search's trials: its name tells them from any other's."""
+    if task.resume is None:
+        return None
+    data, network, settings = task.data, task.network, task.settings
+    known = (network.checkpoint.sha256, data.fingerprint if data else "", settings.plan, settings.run.seed)
+    return task.resume / f"search-{key_of(*known, settings.data)}.json"
+
+
+def add_layer_losses(chosen: Chosen, watcher: Watcher) -> Chosen:
     """Add what each layer's change alone costs the original network."""
     if chosen.case is None:
         return chosen
     return replace(chosen, losses=layer_losses(chosen.case.calibrated, chosen.case.kept, watcher))
 
 
-def carried_out(task: Task, plan: Plan, watcher: Watcher) -> Chosen:
+def carry_out_plan(task: Task, plan: Plan, watcher: Watcher) -> Chosen:
     """Carry out a plan that was made before: re-solved where there are images, else by projection.
 
     What it leaves free is denoised where the settings say so. Raises `KernelsimpError` where the plan names
@@ -278,14 +286,14 @@ def carried_out(task: Task, plan: Plan, watcher: Watcher) -> Chosen:
     """
     notes = _check_plan_fits(plan, task.network, watcher)
     if task.data is None or task.settings.plan.resolve == "none":
-        return replace(by_weight(task.network, plan, task.settings.plan), notes=notes)
+        return replace(project_plan(task.network, plan, task.settings.plan), notes=notes)
     surveyed, doubts = survey_network(task, task.data, watcher)
-    predicted = predicted_losses(plan, task.network.bank, surveyed.prepared.seen)
+    predicted = predicted_losses(plan, task.network.bank, surveyed.prepared.sensitivities)
     kept = try_plan(surveyed, (plan, predicted), watcher)
     solution = denoise_rest(
         surveyed, Solution(kept, (), kept.reconstruction.tensors, kept.reconstruction.notes), watcher
     )
-    chosen = measured_by_layer(chosen_from(task, surveyed, solution), watcher)
+    chosen = add_layer_losses(chosen_from_solution(task, surveyed, solution), watcher)
     return replace(chosen, notes=(*notes, *doubts, *chosen.notes))
 
 
@@ -309,16 +317,16 @@ def _check_plan_fits(plan: Plan, network: Network, watcher: Watcher) -> tuple[st
 def search_budget(task: Task, surveyed: Surveyed, judge: BudgetJudge, watcher: Watcher) -> Chosen:
     """Search for the fewest degrees of freedom within the accuracy budget, judged by `judge`."""
     budget = float(task.settings.plan.max_drop or 0)
-    found = search(surveyed, budget, judge, watcher, task.record)
+    found = search(surveyed, budget, judge, watcher, trials_file(task))
     solution = denoise_rest(surveyed, found.solution, watcher, lambda model: judge.drop(model) <= budget)
-    chosen = chosen_from(task, surveyed, solution)
+    chosen = chosen_from_solution(task, surveyed, solution)
     met = found.met and (
         solution is found.solution or judge.drop(solution.best.reconstruction.model) <= budget
     )
     return replace(chosen, met=met, notes=(*found.notes, *chosen.notes), judge=judge)
 
 
-def chosen_from(task: Task, surveyed: Surveyed, solution: Solution) -> Chosen:
+def chosen_from_solution(task: Task, surveyed: Surveyed, solution: Solution) -> Chosen:
     """Return what a solution came to."""
     return Chosen(
         solution.plan,
@@ -330,11 +338,7 @@ def chosen_from(task: Task, surveyed: Surveyed, solution: Solution) -> Chosen:
     )
 
 
-def by_weight(network: Network, plan: Plan, settings: PlanSettings) -> Chosen:
+def project_plan(network: Network, plan: Plan, settings: PlanSettings) -> Chosen:
     """Carry out a plan by projection alone, with what no family holds denoised where that was asked for."""
-    return snap_plan(network, denoise_by_weight(plan, network.bank, settings))
-
-
-def snap_plan(network: Network, plan: Plan) -> Chosen:
-    """Carry out a plan by projection alone."""
-    return Chosen(plan, network.with_weights(apply_plan(network.bank, plan)))
+    made = denoise_by_weight(plan, network.bank, settings)
+    return Chosen(made, network.with_weights(apply_plan(network.bank, made)))

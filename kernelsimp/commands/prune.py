@@ -12,7 +12,7 @@ from kernelsimp.commands.evaluate import check_robustness, robustness_of
 from kernelsimp.commands.inputs import check_training, open_data
 from kernelsimp.commands.measure import StageMeasurer
 from kernelsimp.commands.optional import Part, write_by_parts
-from kernelsimp.commands.run import provenance, training_notes, verify, write_checkpoint
+from kernelsimp.commands.run import provenance, training_notes, verify_kernels, write_checkpoint
 from kernelsimp.commands.task import Task
 from kernelsimp.commands.tune import finetune_network
 from kernelsimp.errors import KernelsimpError
@@ -20,13 +20,14 @@ from kernelsimp.models.architectures import recipe_of
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch, Report
-from kernelsimp.report.assemble import DIVERGED, Chosen, RunFacts
+from kernelsimp.report.assemble import DIVERGED, RunFacts
 from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.trackers import trackers_of
 from kernelsimp.settings import Given, Settings
 from kernelsimp.settings_file import recipe, settle
 from kernelsimp.solver.apply import apply_plan
+from kernelsimp.solver.chosen import Chosen
 from kernelsimp.solver.magnitude import check_pruning, magnitude_plan, shares_left
 from kernelsimp.training.ranks import processes
 from kernelsimp.watch import SILENT, Watcher
@@ -85,7 +86,7 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
         _iterate(state, number, share, out / "resume", log)
         measurer.measure(list(state.stages)[-1], state.network, log)
     written = write_checkpoint(state.network, run, settings)
-    verify(state.plan, state.network.bank, written.bank, "tie")
+    verify_kernels(state.plan, state.network.bank, written.bank, "tie")
     ends = {name: state.stages[name] for name in ("original", list(state.stages)[-1])}
     command = command_with("prune", (str(path),), settings, out)
     facts = RunFacts(

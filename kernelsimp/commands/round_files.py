@@ -77,9 +77,9 @@ class RoundFiles:
 
 def round_files(task: Task) -> RoundFiles | None:
     """Return where this task's rounds are written down; None where nothing is written."""
-    if task.record is None or task.data is None:
+    if task.resume is None or task.data is None:
         return None
     settings = task.settings
     training = replace(settings.finetune, resume=False, finetune=False)
     known = (task.network.checkpoint.sha256, task.data.fingerprint, settings.plan, settings.data, training)
-    return RoundFiles(task.record.parent / f"rounds-{key_of(*known, settings.run)}")
+    return RoundFiles(task.resume / f"rounds-{key_of(*known, settings.run)}")

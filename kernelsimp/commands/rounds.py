@@ -1,4 +1,4 @@
-"""Progressive rounds on a real network: what `simplify.rounds` asks of images, training and a judge."""
+"""Progressive rounds on a real network: what `solver.rounds` asks of images, training and a judge."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +11,8 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Round
-from kernelsimp.report.assemble import Chosen
 from kernelsimp.settings import PlanSettings
+from kernelsimp.solver.chosen import Chosen
 from kernelsimp.solver.controls import ControlCase
 from kernelsimp.solver.denoise import denoise_rest, denoising_of
 from kernelsimp.solver.lagrangian import choose_for_count, choose_for_dof
@@ -119,9 +119,9 @@ def simplify_in_rounds(task: Task, first: Surveyed, judge: BudgetJudge | None, w
     schedule = run_rounds(task.network, runner, plan.rounds, plan.max_drop if judge else None, watcher)
     end = denoise_last_round(runner, schedule.results[-1])
     labelled = relabel_plan(end.plan, first.prepared)
-    predicted = predicted_losses(labelled, task.network.bank, first.prepared.seen)
+    predicted = predicted_losses(labelled, task.network.bank, first.prepared.sensitivities)
     alone = try_plan(first, (labelled, predicted), watcher)
-    return replace(chosen_of(schedule, end, ControlCase(first, alone)), judge=judge)
+    return replace(chosen_from_rounds(schedule, end, ControlCase(first, alone)), judge=judge)
 
 
 def denoise_last_round(runner: NetworkRoundRunner, last: RoundResult) -> RoundResult:
@@ -147,7 +147,7 @@ def denoise_last_round(runner: NetworkRoundRunner, last: RoundResult) -> RoundRe
     return RoundResult(solution.plan, tuned, changed, (*last.notes, *solution.notes))
 
 
-def chosen_of(schedule: Schedule, end: RoundResult, case: ControlCase) -> Chosen:
+def chosen_from_rounds(schedule: Schedule, end: RoundResult, case: ControlCase) -> Chosen:
     """Return what a schedule came to: its end, beside the plan without rounds."""
     names = (name for result in (*schedule.results, end) for name in result.buffers_changed)
     return Chosen(

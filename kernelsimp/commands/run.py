@@ -93,7 +93,7 @@ def write_checkpoint(network: Network, run: RunFolder, settings: Settings) -> Ne
     return open_network(run.checkpoint, replace(settings, model=replace(settings.model, sha256=None)))
 
 
-def verify(plan: Plan, simplified: KernelBank, written: KernelBank, mode: str) -> None:
+def verify_kernels(plan: Plan, simplified: KernelBank, written: KernelBank, mode: str) -> None:
     """Raise `HoldError` naming the first kernel of the written file that left its structure or its value."""
     if mode == "none":
         return

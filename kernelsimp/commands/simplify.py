@@ -1,40 +1,41 @@
-"""The main story: choose, snap, hold, fine-tune, measure, report."""
+"""The main story: choose, snap (re-solved where there are images), hold, fine-tune, measure, report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.commands.compare import check_similarity, similarity_of
 from kernelsimp.commands.controls import check_controls, controls_beside, controls_notes
 from kernelsimp.commands.evaluate import check_robustness, robustness_of
-from kernelsimp.commands.handover import Handover, handed_over
+from kernelsimp.commands.handover import Handover, plans_for_others
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
 from kernelsimp.commands.measure import MEASURING, StageMeasurer
 from kernelsimp.commands.optional import Part, add_all, write_by_parts
-from kernelsimp.commands.planner import check_memory, choose, judge_memorised
+from kernelsimp.commands.planner import check_memory, judge_memorised, plan_and_solve
 from kernelsimp.commands.recipes import with_recipe
 from kernelsimp.commands.rounds import stages_of
 from kernelsimp.commands.run import (
     REPORTED,
     provenance,
     training_notes,
-    verify,
+    verify_kernels,
     write_checkpoint,
 )
 from kernelsimp.commands.task import Task
 from kernelsimp.commands.tune import finetune_network, re_estimate_network
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.files import key_of
 from kernelsimp.models.network import Network, open_network
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch, Report
-from kernelsimp.report.assemble import Chosen, RunFacts, assemble
+from kernelsimp.report.assemble import RunFacts, assemble
 from kernelsimp.report.command import command_again
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.trackers import trackers_of
 from kernelsimp.settings import ModelSettings, Settings
+from kernelsimp.solver.chosen import Chosen
 from kernelsimp.solver.tolerance import is_by_weight
 from kernelsimp.training.options import hold_of
 from kernelsimp.watch import SILENT, Watcher
@@ -71,19 +72,20 @@ def simplify_to(
     """Do the same, and return the networks of every stage beside the report."""
     check_hold(settings)
     trackers_of(settings.finetune.log)  # before anything is read
-    original, data, settings = _opened(path, settings, watcher)
+    original, data, settings = _open_inputs(path, settings, watcher)
     watcher.expect(phases_of(settings, data))
     measurer = measure_original(original, data, settings, watcher)  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
     task = _task_of(original, data, settings, out)
     handover = Handover(task, out / "resume")
-    done = plan_and_apply(task, measurer, log, handover)
+    done = scan_and_solve(task, measurer, log, handover)
     if settings.finetune.finetune:
         finetune_last(done, out / "resume", log)
         handover.clear()
     measure_stages(done, log)
     written = write_checkpoint(done.last, run, settings)
+    verify_held(done, written)
     facts = facts_of(done, written, command_of_run(path, settings, out))
     return done, write_by_parts(run, facts, parts_of(done, log), log)
 
@@ -111,7 +113,7 @@ def simplify_in_memory(
     check_hold(settings)
     settings = with_recipe(original, settings, watcher)
     measurer = measure_original(original, data, settings, watcher)
-    done = plan_and_apply(Task(original, data, settings), measurer, watcher)
+    done = scan_and_solve(Task(original, data, settings), measurer, watcher)
     if settings.finetune.finetune:
         finetune_last(done, None, watcher)
     return done, report_in_memory(done, watcher)
@@ -120,6 +122,7 @@ def simplify_in_memory(
 def report_in_memory(done: Simplified, watcher: Watcher = SILENT) -> Report:
     """Measure what was not measured yet, verify what is held, and return the report."""
     measure_stages(done, watcher)
+    verify_held(done, done.last)
     return assemble(add_all(facts_of(done, done.last, ""), parts_of(done, watcher)))
 
 
@@ -145,15 +148,12 @@ def measure_original(
     return measurer
 
 
-def plan_and_apply(
+def scan_and_solve(
     task: Task, measurer: StageMeasurer, watcher: Watcher, handover: Handover | None = None
 ) -> Simplified:
-    """Scan the kernels as they came, choose what they become, and make it so."""
-
-    def made() -> Chosen:
-        return _scan_and_choose(task, watcher)
-
-    chosen = handover.choose_and_share(made) if handover else made()
+    """Scan the kernels as they came, choose what they become, and make the network that has them."""
+    make = partial(_scan_and_choose, task, watcher)
+    chosen = handover.choose_and_share(make) if handover else make()
     stages = {"original": task.network, **stages_of(chosen.schedule), "simplified": chosen.network}
     notes = (*task.network.checkpoint.warnings, *chosen.notes)
     return Simplified(task, chosen, measurer, stages, notes=notes)
@@ -176,21 +176,22 @@ def measure_stages(done: Simplified, watcher: Watcher) -> None:
     done.notes = (*done.notes, *gap)
 
 
-def facts_of(done: Simplified, written: Network, command: str) -> RunFacts:
-    """Return what a report tells before anything optional is measured.
+def verify_held(done: Simplified, written: Network) -> None:
+    """Raise `HoldError` where a held kernel of `written` moved: what is promised is checked in the file."""
+    chosen = done.chosen
+    verify_kernels(chosen.plan, chosen.network.bank, written.bank, hold_of(done.task.settings))
 
-    Raises `HoldError` where a held kernel of `written` moved.
-    """
-    chosen, settings, mode = done.chosen, done.task.settings, hold_of(done.task.settings)
-    original, data = done.task.network, done.task.data
-    verify(chosen.plan, chosen.network.bank, written.bank, mode)
+
+def facts_of(done: Simplified, written: Network, command: str) -> RunFacts:
+    """Return what a report tells before anything optional is measured."""
+    settings, original, data = done.task.settings, done.task.network, done.task.data
     return RunFacts(
-        chosen,
+        done.chosen,
         original,
         written,
         settings,
         provenance(original, data, settings, command),
-        hold=REPORTED[mode],
+        hold=REPORTED[hold_of(settings)],
         outcomes=done.measurer.outcomes,
         training=done.training,
         metric=done.measurer.record(),
@@ -224,7 +225,7 @@ def parts_of(done: Simplified, log: Watcher) -> tuple[Part, ...]:
 def _scan_and_choose(task: Task, watcher: Watcher) -> Chosen:
     """Scan the kernels as they came, for the report, and choose what they become."""
     scan = scan_bank(task.network.bank, replace(task.settings.scan, depth="shallow"), {}, watcher)
-    return replace(re_estimate_network(task, choose(task, watcher), watcher), scan=scan)
+    return replace(re_estimate_network(task, plan_and_solve(task, watcher), watcher), scan=scan)
 
 
 def _stages_to_compare(stages: Mapping[str, Network]) -> dict[str, Network]:
@@ -240,12 +241,12 @@ def follow_first_process(path: Path, settings: Settings, out: Path) -> None:
     """
     if not settings.finetune.finetune and settings.plan.rounds == 1:
         return  # nothing is done together
-    original, data, settings = _opened(path, settings, SILENT)
+    original, data, settings = _open_inputs(path, settings, SILENT)
     task = _task_of(original, data, settings, out)
-    if handed_over(settings):
+    if plans_for_others(settings):
         network, plan = Handover(task, out / "resume").wait_for_plan()
     else:
-        chosen = re_estimate_network(task, choose(task, SILENT), SILENT)
+        chosen = re_estimate_network(task, plan_and_solve(task, SILENT), SILENT)
         network, plan = chosen.network, chosen.plan
     if settings.finetune.finetune and data is not None:
         finetune_network(task, network, plan, out / "resume", SILENT)
@@ -258,18 +259,16 @@ def command_of_run(path: Path, settings: Settings, out: Path) -> str:
 
 
 def _task_of(network: Network, data: Data | None, settings: Settings, out: Path) -> Task:
-    """Return the task of a run in `out`; its record's name tells network, data and plan from any other."""
-    known = (network.checkpoint.sha256, data.fingerprint if data else "", settings.plan, settings.run.seed)
-    record = out / "resume" / f"search-{key_of(*known, settings.data)}.json"
-    return Task(network, data, settings, record)
+    """Return the task of a run in `out`."""
+    return Task(network, data, settings, out / "resume")
 
 
 def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:
-    """Return the plan that `simplify` would carry out."""
-    return choose(Task(*_opened(path, settings, watcher)), watcher).plan
+    """Return the plan that `simplify` would carry out; with images this takes all that choosing takes."""
+    return plan_and_solve(Task(*_open_inputs(path, settings, watcher)), watcher).plan
 
 
-def _opened(path: Path, settings: Settings, watcher: Watcher) -> tuple[Network, Data | None, Settings]:
+def _open_inputs(path: Path, settings: Settings, watcher: Watcher) -> tuple[Network, Data | None, Settings]:
     """Return the network, its images, and the settings with what the recipe of its kind adds."""
     network = open_network(path, settings, watcher)
     settings = with_recipe(network, settings, watcher)

@@ -10,9 +10,9 @@ from kernelsimp.settings import Settings
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is to be simplified, with what images, under which settings; `record` keeps a search's trials."""
+    """What is to be simplified, with what images, under which settings; `resume` is the folder of states."""
 
     network: Network
     data: Data | None
     settings: Settings
-    record: Path | None = None
+    resume: Path | None = None

@@ -13,7 +13,7 @@ from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.commands.inputs import batches_of, check_training, layers_by_name, open_data
 from kernelsimp.commands.measure import measure_module
 from kernelsimp.commands.outputs import check_can_train
-from kernelsimp.commands.run import provenance, training_notes, verify, write_run
+from kernelsimp.commands.run import provenance, training_notes, verify_kernels, write_run
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import checked_logits, evaluation_mode
@@ -24,12 +24,13 @@ from kernelsimp.models.network import Network, device_of, open_network
 from kernelsimp.models.outputs import keep_output
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Report
-from kernelsimp.report.assemble import Chosen, RunFacts
+from kernelsimp.report.assemble import RunFacts
 from kernelsimp.report.command import command_with
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.tables.course import TRAINED
 from kernelsimp.report.trackers import tell, trackers_of
 from kernelsimp.settings import Settings
+from kernelsimp.solver.chosen import Chosen
 from kernelsimp.solver.coefficient_bits import bits_of_layers
 from kernelsimp.training.constraints import constrain, held_alike, plain_state, plan_of
 from kernelsimp.training.curve import figures_of
@@ -76,7 +77,7 @@ def train(settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
     save(fresh, run.checkpoint)
     network = open_network(run.checkpoint, replace(settings, model=replace(settings.model, sha256=None)))
     facts = facts_of(network, fresh, trained, settings, log)
-    verify(facts.chosen.plan, network.bank, network.bank, facts.hold)
+    verify_kernels(facts.chosen.plan, network.bank, network.bank, facts.hold)
     report = write_run(run, facts)
     tell(out, report, settings.finetune.log, log)
     return report

@@ -11,7 +11,7 @@ from kernelsimp.commands.inputs import batches_of
 from kernelsimp.commands.task import Task
 from kernelsimp.models.network import Network
 from kernelsimp.records.plan import Plan
-from kernelsimp.report.assemble import Chosen
+from kernelsimp.solver.chosen import Chosen
 from kernelsimp.training.finetune import Trained, finetune
 from kernelsimp.training.hold import Mode, hold, release
 from kernelsimp.training.job import epoch_batches, few_to_judge, job_of

@@ -38,39 +38,13 @@ from kernelsimp.records.scan import Scan
 from kernelsimp.report.pictures.prototypes import prototypes_of
 from kernelsimp.report.store import family_totals
 from kernelsimp.settings import Settings
-from kernelsimp.solver.controls import ControlCase
-from kernelsimp.solver.rounds import Schedule
-from kernelsimp.solver.search import BudgetJudge
-from kernelsimp.solver.solve import PlanTrial
+from kernelsimp.solver.chosen import Chosen
 from kernelsimp.training.survival import count_survivors, left_of
 
 ZIP_CHUNK = 1 << 20
 
 DIVERGED = "the training loss was no longer finite: training stopped at the last good state"
 """The note of a run that met no budget, whatever its plan did."""
-
-
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """A plan and the network it made.
-
-    `case` has the trial that was kept, for controls to stand beside; None where kernels were only projected.
-    `tried` is one plan a cost, and `schedule` the rounds. `losses` are (predicted, measured) by layer, in
-    nats an image; `buffers_changed` took up shifts. `met` is false where an accuracy budget, judged by
-    `judge`, was not. `scan` is of the kernels as they came.
-    """
-
-    plan: Plan
-    network: Network
-    case: ControlCase | None = None
-    tried: tuple[PlanTrial, ...] = ()
-    schedule: Schedule | None = None
-    losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    buffers_changed: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    met: bool = True
-    judge: BudgetJudge | None = None
-    scan: Scan | None = None
 
 
 @dataclass(frozen=True, eq=False)

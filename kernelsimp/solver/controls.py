@@ -21,10 +21,11 @@ from kernelsimp.records.plan import FREE, SHAPES
 from kernelsimp.solver.candidates import FREE_NAME, SetStructure, Structure, rows_of_layer
 from kernelsimp.solver.costs import BY_KIND, COSTS
 from kernelsimp.solver.lagrangian import choose_for_dof, dof_share
-from kernelsimp.solver.layerwise import CalibratedNetwork, Target, reconstruct, targets_of
+from kernelsimp.solver.layerwise import CalibratedNetwork, reconstruct
 from kernelsimp.solver.plan_builder import Prepared, cost_tables
 from kernelsimp.solver.projected_cg import FilterConstraint, Piece
 from kernelsimp.solver.solve import PlanTrial, Surveyed
+from kernelsimp.solver.targets import Target, targets_of
 from kernelsimp.training.hold import release
 from kernelsimp.training.kernel_sets import InFlats
 from kernelsimp.training.parametrisations import LayerConstraint, parametrise, stored_places
@@ -46,7 +47,7 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class ControlCase:
-    """What the controls stand beside: the surveyed calibrated, and the plan that was kept."""
+    """What the controls stand beside: the surveyed network, and the plan that was kept."""
 
     surveyed: Surveyed
     kept: PlanTrial

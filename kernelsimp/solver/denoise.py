@@ -101,7 +101,7 @@ def denoise_rest(
     while low < high:
         middle = (low + high) // 2
         strengths = {
-            name: _strength(layer, asked.name, prepared.seen.get(name), AIMS[middle])
+            name: _strength(layer, asked.name, prepared.sensitivities.get(name), AIMS[middle])
             for name, layer in layers.items()
         }
         tried = _try_strength(surveyed, solution, layers, (asked.name, strengths), watcher)
@@ -169,7 +169,7 @@ def _try_strength(
     plan = _with(solution.plan, parts, *how)
     predicted = dict(solution.best.predicted)
     for name, part in parts.items():
-        seen = surveyed.prepared.seen.get(name)
+        seen = surveyed.prepared.sensitivities.get(name)
         predicted[name] = predicted.get(name, 0.0) + predicted_loss(
             part.layer, part.errors(how[0], how[1][name]), seen
         )

@@ -57,7 +57,7 @@ def estimate(calibrated: CalibratedNetwork) -> Estimate:
         + _fits(layer) / double
         for (use, layer), images in zip(uses, read, strict=True)
     )
-    held = sum(len(part) for part in calibrated.held[:1]) * len(calibrated.held)
+    held = sum(len(part) for part in calibrated.held_back[:1]) * len(calibrated.held_back)
     return Estimate(calibrated.count * both, 2 * max(read, default=0) * forward + algebra, held * forward)
 
 

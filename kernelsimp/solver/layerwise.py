@@ -23,25 +23,23 @@ from kernelsimp.shelf import Shelf, count_images
 from kernelsimp.solver.alternating import settle
 from kernelsimp.solver.moments import Moments, images_wanted, pair_moments, sampling_for
 from kernelsimp.solver.projected_cg import FilterConstraint, UnsolvableError, resolve
-from kernelsimp.solver.targets import Target, targets_of
+from kernelsimp.solver.targets import Target
 from kernelsimp.watch import SILENT, Watcher
-
-__all__ = ["CalibratedNetwork", "Fit", "Reconstruction", "Target", "in_float32", "reconstruct", "targets_of"]
 
 
 @dataclass(frozen=True, eq=False)
 class CalibratedNetwork:
     """What a reconstruction stands on: the original network with its kernels, and images to look at it with.
 
-    `model` runs in float32, in evaluation mode; `images` are batches of its input, in a random order, `held`
-    batches that judge and are never fitted to. `room` says what may be held in memory at once.
+    `model` runs in float32, in evaluation mode; `images` are batches of its input, in a random order,
+    `held_back` batches that judge and are never fitted to. `room` says what may be held in memory at once.
     """
 
     model: nn.Module
     bank: KernelBank
     traced: Trace
     images: Sequence[Tensor]
-    held: Sequence[Tensor] = ()
+    held_back: Sequence[Tensor] = ()
     seed: int = 0
     room: Room = USUAL
 

@@ -58,7 +58,7 @@ class Prepared:
     offers: Mapping[str, tuple[Structure, ...]]
     bits: Mapping[str, float]
     changeable: frozenset[str]
-    seen: Mapping[str, Sensitivity]
+    sensitivities: Mapping[str, Sensitivity]
     settings: PlanSettings
 
     @cached_property
@@ -107,7 +107,7 @@ def data_free_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
 def cost_tables(prepared: Prepared, cost: str) -> tuple[CostTable, ...]:
     """Return one menu a layer, with costs by the name of `cost`."""
     layers = prepared.bank.spatial
-    rate = exchange_rate(layers, prepared.seen) if cost == BY_KIND else 1.0
+    rate = exchange_rate(layers, prepared.sensitivities) if cost == BY_KIND else 1.0
     return tuple(_cost_table(prepared, layer, cost, rate) for layer in layers)
 
 
@@ -129,7 +129,7 @@ def plan_of(
     layers, predicted = [], {}
     for layer, chosen in zip(prepared.bank.spatial, choices.structures, strict=True):
         errors = _errors(layer, prepared.offers[layer.name], chosen)
-        predicted[layer.name] = predicted_loss(layer, errors, prepared.seen.get(layer.name))
+        predicted[layer.name] = predicted_loss(layer, errors, prepared.sensitivities.get(layer.name))
         made = _layer_plan(layer, structures, prepared.offers[layer.name], chosen)
         found = prepared.found[layer.name].reshape(made.choice.shape) & made.changed & known[made.choice]
         layers.append(replace(made, found=found, residual=_residual(layer, errors)))
@@ -151,7 +151,7 @@ def _cost_table(prepared: Prepared, layer: LayerKernels, cost: str, rate: float)
     """Return the table of one layer; `rate` is what an absolute error costs where costs go by kind."""
     offer = prepared.offers[layer.name]
     own = cost_of(layer, cost)
-    costs = cost_table(layer, offer, prepared.seen.get(layer.name), own)
+    costs = cost_table(layer, offer, prepared.sensitivities.get(layer.name), own)
     allowed = torch.full((layer.count,), layer.name in prepared.changeable)
     if prepared.settings.only_found:
         allowed &= torch.from_numpy(prepared.found[layer.name])

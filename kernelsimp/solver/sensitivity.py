@@ -44,9 +44,9 @@ def layer_losses(
     images were held back.
     """
     changed = [layer.name for layer in tried.plan.layers if layer.changed.any()]
-    if not len(calibrated.held) or not changed:
+    if not len(calibrated.held_back) or not changed:
         return {}
-    judge = DistanceJudge(calibrated.model, _first_images(calibrated.held, MOST_IMAGES))
+    judge = DistanceJudge(calibrated.model, _first_images(calibrated.held_back, MOST_IMAGES))
     model = copy.deepcopy(calibrated.model)
     watcher.start("measuring each layer's change alone", len(changed))
     losses = {}

@@ -1,7 +1,7 @@
 """What every way of simplifying does: survey, choose, re-solve, judge.
 
 What is chosen depends on calibration images alone, without labels; a part of them is held back to judge
-the three costs by KL(original || simplified).
+the costs by KL(original || simplified).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,9 +26,9 @@ from kernelsimp.solver.layerwise import (
     Reconstruction,
     in_float32,
     reconstruct,
-    targets_of,
 )
 from kernelsimp.solver.plan_builder import Chooser, Prepared, check_prices, plan_for, prepare
+from kernelsimp.solver.targets import targets_of
 from kernelsimp.watch import SILENT, Watcher, Within
 
 HELD_BACK = 0.125
@@ -124,7 +124,9 @@ def survey_layers(
         watcher,
     )
     return Surveyed(
-        calibrated, prepare(calibrated.bank, settings, seen), DistanceJudge(calibrated.model, calibrated.held)
+        calibrated,
+        prepare(calibrated.bank, settings, seen),
+        DistanceJudge(calibrated.model, calibrated.held_back),
     )
 
 

@@ -44,7 +44,7 @@ WORTH = 2 / 3
 
 
 @dataclass(frozen=True)
-class Look:
+class SearchDepth:
     """How hard to look: `deep` adds templates and all counts of values; `seed` draws the random kernels."""
 
     tolerance: float = 0.1
@@ -73,7 +73,7 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class ShapeStructure:
+class NonlinearStructure:
     """A structure in one layer beside chance: `null` names how the random kernels were drawn."""
 
     measured: Measured
@@ -86,43 +86,45 @@ class ShapeStructure:
 
 
 @dataclass(frozen=True, eq=False)
-class Shapes:
+class NonlinearStructures:
     """All structures of one layer that are no subspace; the template fit and partitions where looked for.
 
     `lines` (n,) are the partitions found by kernel, in words, for each axis where lines are enough.
     """
 
-    structures: tuple[ShapeStructure, ...] = ()
+    structures: tuple[NonlinearStructure, ...] = ()
     fitted: TemplateFit | None = None
     lines: tuple[partitions.EqualLines, ...] = ()
 
 
-def shapes_of(examined: Examined, look: Look) -> Shapes:
+def nonlinear_structures(examined: Examined, depth: SearchDepth) -> NonlinearStructures:
     """Measure a layer's kernels, and random kernels, against every structure that is no subspace."""
     kernels = planar(examined)
     live = torch.from_numpy(~examined.dead)
     if kernels is None or not bool(live.any()) or examined.cells > MOST_CELLS:
-        return Shapes()
-    fitted = template_fit.fit(kernels, effort=look.effort) if look.deep else None
-    lines = tuple(_equal_lines(kernels, look.tolerance))
-    shuffled = permuted_kernels(kernels[live], draws(int(live.sum())), look.seed)
-    gaussian = _gaussian(kernels[live], look.seed)
-    again = template_fit.fit(shuffled[:TEMPLATE_DRAWS], effort=look.effort) if look.deep else None
+        return NonlinearStructures()
+    fitted = template_fit.fit(kernels, effort=depth.effort) if depth.deep else None
+    lines = tuple(_equal_lines(kernels, depth.tolerance))
+    shuffled = permuted_kernels(kernels[live], draws(int(live.sum())), depth.seed)
+    gaussian = _gaussian(kernels[live], depth.seed)
+    again = template_fit.fit(shuffled[:TEMPLATE_DRAWS], effort=depth.effort) if depth.deep else None
     pairs = [
         ("permuted", _ranks(kernels), _ranks(shuffled)),
-        ("matched", _few(kernels, look), _few(gaussian, look)),
-        ("permuted", _group_lines(lines), _group_lines(tuple(_equal_lines(shuffled, look.tolerance)))),
+        ("matched", _few(kernels, depth), _few(gaussian, depth)),
+        ("permuted", _group_lines(lines), _group_lines(tuple(_equal_lines(shuffled, depth.tolerance)))),
         ("permuted", _templates(fitted), _templates(again)),
     ]
     made = (
-        ShapeStructure(own, null, sampled_null(null, torch.from_numpy(chance.residual), own.codimension))
+        NonlinearStructure(own, null, sampled_null(null, torch.from_numpy(chance.residual), own.codimension))
         for null, measured, random in pairs
         for own, chance in zip(measured, random, strict=True)
     )
-    return Shapes(tuple(made), fitted, lines)
+    return NonlinearStructures(tuple(made), fitted, lines)
 
 
-def near_any(examined: Examined, shapes: Shapes, look: Look) -> dict[str, float] | None:
+def count_near_any(
+    examined: Examined, shapes: NonlinearStructures, depth: SearchDepth
+) -> dict[str, float] | None:
     """Return how many live kernels lie near one of the seventeen families or rank one, and by chance.
 
     Chance is the same kernels with their cells shuffled: 62 % against 16 % in a detector's depthwise layers.
@@ -131,18 +133,18 @@ def near_any(examined: Examined, shapes: Shapes, look: Look) -> dict[str, float]
     if kernels is None or not live.any() or examined.cells > MOST_CELLS:
         return None
     linear = [i for i, family in enumerate(examined.families) if family.name in SEVENTEEN]
-    near = (examined.residual[:, linear] <= look.tolerance).any(axis=1)
+    near = (examined.residual[:, linear] <= depth.tolerance).any(axis=1)
     measured = [item.measured for item in shapes.structures] or _ranks(kernels)
     for item in measured:
         if item.name == "rank-one":
-            near |= item.residual <= look.tolerance
-    random = permuted_kernels(kernels[torch.from_numpy(live)], draws(int(live.sum())), look.seed)
+            near |= item.residual <= depth.tolerance
+    random = permuted_kernels(kernels[torch.from_numpy(live)], draws(int(live.sum())), depth.seed)
     spaces = [family.subspace for family in examined.families]  # all: their shared bases are at hand
     by_chance = torch.zeros(len(random), dtype=torch.bool)
     if spaces:
-        by_chance |= (residuals(random, spaces)[:, linear] <= look.tolerance).any(dim=1)
+        by_chance |= (residuals(random, spaces)[:, linear] <= depth.tolerance).any(dim=1)
     if rank.is_offered(grid_of(random), 1):
-        by_chance |= rank.residual(random) <= look.tolerance
+        by_chance |= rank.residual(random) <= depth.tolerance
     count = int(live.sum())
     expected = float(by_chance.double().mean()) * count
     return {"observed": int((near & live).sum()), "permuted": expected, "live": count}
@@ -192,16 +194,16 @@ def _ranks(kernels: Tensor) -> list[Measured]:
     ]
 
 
-def _few(kernels: Tensor, look: Look) -> list[Measured]:
+def _few(kernels: Tensor, depth: SearchDepth) -> list[Measured]:
     grid = grid_of(kernels)
-    wanted = few_values.COUNTS if look.deep else SHALLOW_COUNTS
+    wanted = few_values.COUNTS if depth.deep else SHALLOW_COUNTS
     counts = [u for u in wanted if few_values.is_offered(grid, u)]
     if not counts:
         return []
-    if look.deep:
+    if depth.deep:
         residual = {found.values: found.residual for found in few_values.fit_all(kernels, counts)}
     else:
-        residual = few_values_where_near(kernels, counts, look.tolerance)
+        residual = few_values_where_near(kernels, counts, depth.tolerance)
     bits = {u: partitions.bits(grid[0] * grid[1], u) / CHOICE_BITS_PER_NUMBER for u in counts}
     return [
         Measured(f"few-values-{u}", u, np.full(len(r), u + bits[u]), r.nan_to_num(1.0).float().numpy())
