@@ -16,8 +16,16 @@ from builders import tiny_state, write_zip
 from processes import environment
 from saying import command_refusal, refusal
 
+from kernelsimp.analysis.scan import scan_part
+from kernelsimp.analysis.scan_parts import Part, ScannedPart
 from kernelsimp.cli.main import run
+from kernelsimp.commands import scan_many
 from kernelsimp.commands.cluster import Cluster, Lost, checked, each_result
+from kernelsimp.commands.scan_many import ManyJob, Piece
+from kernelsimp.commands.scan_sources import Source
+from kernelsimp.models.layers import bank_from_tensors
+from kernelsimp.models.scannable import open_to_scan
+from kernelsimp.settings import ModelSettings, ScanSettings, Settings
 from kernelsimp.version import __version__
 
 pytest.importorskip("distributed")
@@ -101,6 +109,63 @@ def wait_for_workers(address: str, count: int) -> None:
 def test_jobs_give_what_one_process_gives(tmp_path: Path) -> None:
     folder = networks(tmp_path / "nets", 3)
     assert scanned(folder, tmp_path / "two", "--jobs", "2") == scanned(folder, tmp_path / "one")
+
+
+def test_a_network_cut_by_layers_gives_what_it_gives_whole(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "nets"
+    folder.mkdir()
+    torch.manual_seed(0)
+    state = {
+        f"layer{number}.weight": torch.randn(8, 4, size, size) for number, size in enumerate((3, 5, 3, 1, 7))
+    }
+    state["layer2.weight"][:] = 0  # a note of its own: no null can be estimated
+    write_zip(state, folder / "mixed.pt")
+    one = scanned(folder, tmp_path / "one")
+    monkeypatch.setattr(scan_many, "LARGE_FILE", 0)
+    monkeypatch.setattr(scan_many, "KERNELS_A_PIECE", 40)
+    pieces = scan_many.pieces_of(
+        Source(str(folder / "mixed.pt"), "mixed.pt"), ManyJob(Settings(), cluster=Cluster(2))
+    )
+    assert len(pieces) == 4
+    assert scanned(folder, tmp_path / "two", "--jobs", "2", "--memory", "8") == one
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
+def test_parts_have_each_layer_once_and_in_order(count: int) -> None:
+    layers = bank_from_tensors(
+        {
+            f"{name}.weight": torch.randn(4, size, 3, 3)
+            for name, size in zip("abcdef", (1, 9, 2, 2, 40, 1), strict=True)
+        }
+    ).spatial
+    parts = [Part(number, count).of(layers) for number in range(count)]
+    assert [place for part in parts for place in part] == list(range(6))
+
+
+def test_a_network_that_changes_between_its_parts_and_one_of_whose_parts_fails_are_one_line(
+    tmp_path: Path,
+) -> None:
+    source = Source("a.pt", "a.pt")
+    pieces = [Piece(source, Part(number, 2)) for number in range(2)]
+    job, parts = ManyJob(Settings()), []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        write_zip(
+            {"a.weight": torch.randn(4, 2, 3, 3), "b.weight": torch.randn(4, 4, 3, 3)}, tmp_path / "a.pt"
+        )
+        opened = open_to_scan(tmp_path / "a.pt", ModelSettings())
+        parts.append(
+            scan_part(opened.bank, ScanSettings(depth="shallow"), opened.source, part=pieces[seed].part)
+        )
+    waiting: dict[str, dict[int, ScannedPart]] = {}
+    assert scan_many.join_piece(pieces[0], parts[0], waiting, job) is None
+    done = scan_many.join_piece(pieces[1], parts[1], waiting, job)
+    assert done is not None
+    assert done.line.error == "changed while it was read; wait until it is written, then try again"
+    assert not waiting
+    lost = scan_many.join_piece(pieces[0], Lost("no memory"), waiting, job)
+    assert lost is not None
+    assert lost.line.error == "no memory"
 
 
 def test_a_worker_that_came_late_refuses_a_task_of_another_version() -> None:

@@ -25,6 +25,7 @@ from kernelsimp.analysis.nonlinear import (
     worth,
 )
 from kernelsimp.analysis.quality import quality_of
+from kernelsimp.analysis.scan_parts import WHOLE, Part, ScannedPart, join_parts
 from kernelsimp.analysis.select import deep_layers, select_layers
 from kernelsimp.analysis.threads import one_thread
 from kernelsimp.errors import KernelsimpError
@@ -77,7 +78,6 @@ class JudgedLayer:
         return np.asarray(self.asked_verdict.found & self.verdicts[BEYOND_BY].found)
 
 
-@one_thread()
 def scan_bank(
     bank: KernelBank,
     settings: ScanSettings,
@@ -90,15 +90,31 @@ def scan_bank(
     Raises `KernelsimpError` for a tolerance outside 0..1, an unknown family, null, kind or depth, or globs
     that match nothing, or a layer that holds NaN.
     """
+    return join_parts((scan_part(bank, settings, source, watcher, strides),))
+
+
+@one_thread()
+def scan_part(
+    bank: KernelBank,
+    settings: ScanSettings,
+    source: Mapping[str, Any],
+    watcher: Watcher = SILENT,
+    strides: Strides | None = None,
+    *,
+    part: Part = WHOLE,
+) -> ScannedPart:
+    """Do the same for a part of the layers; what stands beside them is that of the whole network."""
     check(settings)
     bank = select_layers(bank, settings)
     check_weights(bank)
     deep = deep_layers(bank.spatial, settings)
-    watcher.start("scanning", len(bank.spatial))
+    mine = part.of(bank.spatial)
+    watcher.start("scanning", len(mine))
     names: dict[str, int] = {}
     layers: list[LayerScan] = []
     notes: dict[str, list[str]] = {}
-    for place, layer in enumerate(bank.spatial):
+    for place in mine:
+        layer = bank.spatial[place]
         judged = judge_structures(examine(layer, settings.families), settings, deep=layer.name in deep)
         for name in judged.names:
             names.setdefault(name, len(names))
@@ -107,7 +123,7 @@ def scan_bank(
         extra = _extra(judged, (strides or {}).get(layer.name), first=place == 0, deep=layer.name in deep)
         layers.append(_layer_scan(judged, names, extra))
         watcher.step()
-    return Scan(
+    scan = Scan(
         source=source,
         settings=_recorded_settings(settings),
         families=tuple(names),
@@ -115,12 +131,9 @@ def scan_bank(
         skipped=tuple((item.name, item.reason) for item in bank.skipped),
         weights=sum(layer.kernels.numel() for layer in bank.layers),
         pointwise=sum(layer.count for layer in bank.layers if layer.pointwise),
-        warnings=(
-            *bank.warnings,
-            *(f"{_several(found)}: {note}" for note, found in notes.items()),
-            *_depth_note(len(bank.spatial), len(deep), settings),
-        ),
+        warnings=(*bank.warnings, *_depth_note(len(bank.spatial), len(deep), settings)),
     )
+    return ScannedPart(scan, notes)
 
 
 def check(settings: ScanSettings) -> None:
@@ -175,12 +188,6 @@ def best_of_all(
 def _recorded_settings(settings: ScanSettings) -> dict[str, Any]:
     keys = ("null", "tolerance", "fdr", "seed", "depth", "families", "layers", "skip_layers", "kinds")
     return {key: value for key, value in asdict(settings).items() if key in keys}
-
-
-def _several(names: list[str], most: int = 3) -> str:
-    """Return the first of some names, and how many more there are."""
-    more = f" and {len(names) - most} more layers" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _depth_note(layers: int, deep: int, settings: ScanSettings) -> Iterator[str]:

@@ -3,19 +3,23 @@
 Workers open and scan; this process alone writes, so a worker may stand on another machine.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kernelsimp.analysis.scan import check, scan_bank
+from kernelsimp.analysis.room import needs_of
+from kernelsimp.analysis.scan import check, scan_part
+from kernelsimp.analysis.scan_parts import WHOLE, Part, ScannedPart, join_parts
 from kernelsimp.commands.cluster import HERE, Cluster, Lost, check_cluster, each_result
 from kernelsimp.commands.scan import open_within
 from kernelsimp.commands.scan_sources import Source, sources_of
 from kernelsimp.commands.scan_store import ScanStore, stamp_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
+from kernelsimp.models.header import convolutions_in, header_of
 from kernelsimp.models.remote import is_address
 from kernelsimp.models.scannable import Scannable, open_address
 from kernelsimp.records.scan import Scan, ScanLine
@@ -31,6 +35,12 @@ from kernelsimp.report.store import scan_json
 from kernelsimp.settings import Settings
 from kernelsimp.watch import SILENT, Watcher
 
+LARGE_FILE = 1 << 25
+"""Bytes of a file (32 MiB) whose header is looked into before it is given to a worker."""
+
+KERNELS_A_PIECE = 200_000
+"""Kernels that a worker scans at once, about: some seconds of work."""
+
 
 @dataclass(frozen=True)
 class ManyJob:
@@ -45,6 +55,14 @@ class ManyJob:
     cluster: Cluster = HERE
     dataset: Path | None = None
     kernels: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one worker scans at once: a network, or a part of the layers of a very large one."""
+
+    source: Source
+    part: Part = WHOLE
 
 
 @dataclass(frozen=True)
@@ -68,20 +86,24 @@ def scan_many(texts: Iterable[str], job: ManyJob, watcher: Watcher = SILENT) -> 
     sources = sources_of(texts)
     store = _store_of(job)
     watcher.start("scanning checkpoints", len(sources))
-    lines: dict[int, ScanLine] = {}
-    taken: list[int] = []
+    lines: dict[str, ScanLine] = {}
+    pieces: list[Piece] = []
+    open_parts: dict[str, dict[int, ScannedPart]] = {}
     try:
-        todo = _todo(sources, store, (lines, taken), watcher)
-        for number, result in each_result(partial(scan_source, job), todo, job.cluster):
-            source = sources[taken[number]]
-            done = _failure(source, result.reason) if isinstance(result, Lost) else result
-            lines[taken[number]] = done.line
-            _keep(done, source, job, store)
+        todo = _todo(sources, job, store, (lines, pieces), watcher)
+        for number, result in each_result(partial(scan_piece, job), todo, job.cluster):
+            piece = pieces[number]
+            failed = piece.source.place in lines  # by another part
+            done = None if failed else join_piece(piece, result, open_parts, job)
+            if done is None:
+                continue
+            lines[piece.source.place] = done.line
+            _keep(done, piece.source, job, store)
             watcher.step()
     finally:
         if store is not None:
             store.flush()
-    return tuple(lines[number] for number in sorted(lines))
+    return tuple(lines[source.place] for source in sources)
 
 
 def _store_of(job: ManyJob) -> ScanStore | None:
@@ -94,20 +116,53 @@ def _store_of(job: ManyJob) -> ScanStore | None:
 
 def _todo(
     sources: tuple[Source, ...],
+    job: ManyJob,
     store: ScanStore | None,
-    seen: tuple[dict[int, ScanLine], list[int]],
+    seen: tuple[dict[str, ScanLine], list[Piece]],
     watcher: Watcher,
-) -> Iterator[Source]:
-    """Yield the sources to scan, noting the place of each; those that are there are lines at once."""
-    lines, taken = seen
-    for place, source in enumerate(sources):
+) -> Iterator[Piece]:
+    """Yield what to scan and note it; networks that are there are lines at once."""
+    lines, pieces = seen
+    for source in sources:
         line = store.line_of(source) if store is not None else None
         if line is None:
-            taken.append(place)
-            yield source
+            for piece in pieces_of(source, job):
+                pieces.append(piece)
+                yield piece
         else:
-            lines[place] = line
+            lines[source.place] = line
             watcher.step()
+
+
+def pieces_of(source: Source, job: ManyJob) -> tuple[Piece, ...]:
+    """Return a network whole, or by layers where several work and its file says that it has many kernels."""
+    path = Path(source.place)
+    if job.cluster.is_serial or not path.is_file() or path.stat().st_size < LARGE_FILE:
+        return (Piece(source),)
+    shapes = convolutions_in(header_of(path, job.settings.model))
+    count = math.ceil(needs_of(shapes, job.settings.scan).kernels / KERNELS_A_PIECE) or 1
+    return tuple(Piece(source, Part(number, count)) for number in range(count))
+
+
+def join_piece(
+    piece: Piece,
+    result: Scanned | ScannedPart | Lost,
+    open_parts: dict[str, dict[int, ScannedPart]],
+    job: ManyJob,
+) -> Scanned | None:
+    """Return what a network came to once its last part is there, or at its first that failed; else None."""
+    if isinstance(result, Lost):
+        return _failure(piece.source, result.reason)
+    if isinstance(result, Scanned):
+        return result
+    parts = open_parts.setdefault(piece.source.place, {})
+    parts[piece.part.number] = result
+    if len(parts) < piece.part.count:
+        return None
+    del open_parts[piece.source.place]
+    if len({item.scan.source["sha256"] for item in parts.values()}) > 1:
+        return _failure(piece.source, "changed while it was read; wait until it is written, then try again")
+    return _scanned([parts[number] for number in range(piece.part.count)], piece.source, job)
 
 
 def _keep(done: Scanned, source: Source, job: ManyJob, store: ScanStore | None) -> None:
@@ -117,13 +172,21 @@ def _keep(done: Scanned, source: Source, job: ManyJob, store: ScanStore | None) 
         store.add(dict(done.rows), stamp_of(source))
 
 
-def scan_source(job: ManyJob, source: Source) -> Scanned:
-    """Scan one network; what the user can mend becomes a line."""
+def scan_piece(job: ManyJob, piece: Piece) -> Scanned | ScannedPart:
+    """Scan one network, or a part of one; what the user can mend becomes a line."""
+    source = piece.source
     try:
         opened = _opened(source.place, job)
-        scan = scan_bank(opened.bank, job.settings.scan, opened.source, strides=opened.strides)
+        part = scan_part(
+            opened.bank, job.settings.scan, opened.source, strides=opened.strides, part=piece.part
+        )
     except KernelsimpError as error:
         return _failure(source, str(error).removeprefix(f"{source.place}: "))
+    return part if piece.part.count > 1 else _scanned([part], source, job)
+
+
+def _scanned(parts: Sequence[ScannedPart], source: Source, job: ManyJob) -> Scanned:
+    scan = join_parts(parts)
     line = _line(source.name, scan)
     text = json_text(scan_json(scan)) if job.json is not None else None
     return Scanned(line, text, _rows(scan, line, source, job) if job.dataset is not None else {})
