@@ -38,7 +38,7 @@ from kernelsimp.watch import SILENT, Watcher
 LARGE_FILE = 1 << 25
 """Bytes of a file (32 MiB) whose header is looked into before it is given to a worker."""
 
-KERNELS_A_PIECE = 200_000
+KERNELS_A_PIECE = 500_000
 """Kernels that a worker scans at once, about: some seconds of work."""
 
 
