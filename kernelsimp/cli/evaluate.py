@@ -1,4 +1,4 @@
-"""`kernelsimp evaluate`: accuracy with its interval, and robustness."""
+"""`kernelsimp evaluate`: accuracy with its interval, robustness, and what channels answer to."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,15 @@ MetricOption = Annotated[
     ),
 ]
 
+ExplainOption = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        help="also say what channels answer to: how much their named kernels explain, how alike "
+        "their top patches are",
+    ),
+]
+
 
 @with_settings(model=ModelSettings, data=DataSettings, robustness=RobustnessSettings, run=RunSettings)
 def evaluate(
@@ -23,10 +32,11 @@ def evaluate(
     given: Given,
     config: ConfigOption = None,
     metric: MetricOption = None,
+    explain: ExplainOption = False,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure accuracy on the test split; with --robustness, also where pictures and weights change."""
+    """Measure accuracy on the test split; with --robustness or --explain, more than that."""
     from kernelsimp.cli.present import say_done
     from kernelsimp.commands import evaluate as command
     from kernelsimp.commands import inputs, outputs
@@ -38,7 +48,7 @@ def evaluate(
     path = inputs.model_file(Path(model))
     outputs.check_outputs([("--json", json)], (path,), settings, config)
     with watch_command(quiet=quiet, json=json) as watcher:
-        found = command.evaluate(path, settings, watcher)
+        found = command.evaluate(path, settings, watcher, explain=explain)
     if json:
         emit_json(evaluation_json(found), json)
     if not quiet and json != "-":

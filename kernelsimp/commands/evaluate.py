@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kernelsimp.analysis.selectivity import measure_selectivity
 from kernelsimp.commands.inputs import load_split, open_data
 from kernelsimp.commands.measure import measure_module
 from kernelsimp.data.sources import Data
@@ -11,18 +12,26 @@ from kernelsimp.data.transforms import preprocess_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import stage
 from kernelsimp.evaluation.metric import metric_of
-from kernelsimp.evaluation.robustness import Bench, assess, check_trial
+from kernelsimp.evaluation.robustness import Bench, assess, check_trial, sample
 from kernelsimp.models.network import Network, device_of, open_network
 from kernelsimp.records.evaluation import Evaluation
 from kernelsimp.records.report import Figure, Metric
+from kernelsimp.records.selectivity import Selectivity
 from kernelsimp.records.serialise import to_plain
 from kernelsimp.settings import Settings
+from kernelsimp.shelf import images_of
 from kernelsimp.watch import SILENT, Watcher
 
+EXPLAINED_ON = 256
+"""Seeded test images that say what channels answer to."""
 
-def evaluate(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Evaluation:
+
+def evaluate(
+    path: Path, settings: Settings, watcher: Watcher = SILENT, *, explain: bool = False
+) -> Evaluation:
     """Measure accuracy or the user's metric on the test split, and robustness where the settings ask for it.
 
+    With `explain`, also what the network's channels answer to.
     Raises `KernelsimpError` without a network or images, and for outputs that are no classification.
     """
     network = open_network(path, settings, watcher)
@@ -40,9 +49,18 @@ def evaluate(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Evalu
         "seed": settings.run.seed,
     }
     tried = robustness_of({"network": network}, data, settings, watcher)
+    selectivity = explain_channels(network, data, settings, watcher) if explain else None
     if outcome is None:
-        return Evaluation(source, None, None, tried, figure)
-    return Evaluation(source, stage("network", outcome), outcome.top5, tried)
+        return Evaluation(source, None, None, tried, figure, selectivity)
+    return Evaluation(source, stage("network", outcome), outcome.top5, tried, None, selectivity)
+
+
+def explain_channels(network: Network, data: Data, settings: Settings, watcher: Watcher) -> Selectivity:
+    """Return what named kernels explain of the channels' answers, on seeded test images."""
+    split = sample(data.test, EXPLAINED_ON, settings.run.seed)
+    images = images_of(load_split(split, settings))
+    scan = settings.scan
+    return measure_selectivity(network.module(), network.bank, images, scan.tolerance, scan.seed, watcher)
 
 
 def _figure(network: Network, data: Data, settings: Settings, watcher: Watcher) -> Metric | None:

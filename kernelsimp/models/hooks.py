@@ -253,6 +253,32 @@ def listening_to(modules: Mapping[str, nn.Module], receive: Callable[[str, Tenso
 
 
 @contextmanager
+def calls_of(model: nn.Module, see: Callable[[str, Call], None]) -> Iterator[None]:
+    """Within the block, hand the layer's name and every call of convolutions larger than 1x1 to `see`.
+
+    It gets the input as the layer saw it, and must be done with it when it returns.
+    """
+    layers = layers_by_weight(model)
+
+    def call(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        weight = weight_of(module)
+        assert weight is not None
+        see(layers[weight], (module, inputs[0].detach()))
+
+    handles = [module.register_forward_hook(call) for module in _spatial(model, layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _spatial(model: nn.Module, layers: Container[Tensor]) -> Iterator[nn.Module]:
+    convolutions: list[Any] = [module for module in model.modules() if weight_of(module) in layers]
+    return (module for module in convolutions if any(side > 1 for side in module.kernel_size))
+
+
+@contextmanager
 def tap_convolutions(
     model: nn.Module, see: Callable[[str, Call], None], hear: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
@@ -273,9 +299,7 @@ def tap_convolutions(
         output.register_hook(partial(hear, layers[weight]))  # type: ignore[no-untyped-call]
         return output.clone() if leaf else output  # what follows may work in place, not on a leaf
 
-    convolutions: list[Any] = [module for module in model.modules() if weight_of(module) in layers]
-    spatial = (module for module in convolutions if any(side > 1 for side in module.kernel_size))
-    handles = [module.register_forward_hook(tap) for module in spatial]
+    handles = [module.register_forward_hook(tap) for module in _spatial(model, layers)]
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernelsimp.records.report import Metric, Stage
+from kernelsimp.records.selectivity import Selectivity
 
 SCHEMA = "kernelsimp.evaluate/1"
 
@@ -15,6 +16,7 @@ class Evaluation:
 
     `source` names file, data and seed; `accuracy` is null where `metric` stands in its place; `top5` is in
     percent, null below ten classes; `robustness` and `metric` have the keys that they have in report.json.
+    `selectivity` is what channels answer to, where that was asked for.
     """
 
     source: Mapping[str, Any]
@@ -22,4 +24,5 @@ class Evaluation:
     top5: float | None = None
     robustness: Mapping[str, Any] | None = None
     metric: Metric | None = None
+    selectivity: Selectivity | None = None
     schema: str = SCHEMA

@@ -7,6 +7,7 @@ from kernelsimp.records.evaluation import Evaluation
 from kernelsimp.records.serialise import to_plain
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.robustness import robustness_tables
+from kernelsimp.report.tables.selectivity import selectivity_table, selectivity_words
 from kernelsimp.report.tables.table import Table
 
 
@@ -16,17 +17,20 @@ def evaluation_json(found: Evaluation) -> dict[str, Any]:
 
 
 def evaluation_tables(found: Evaluation) -> tuple[Table, ...]:
-    """Return accuracy with its interval or what stands in its place, and robustness where it was measured."""
-    return (_first_table(found), *robustness_tables(found.robustness))
+    """Return accuracy or what stands in its place, robustness, and what channels answer to."""
+    explained = (selectivity_table(found.selectivity),) if found.selectivity is not None else ()
+    return (_first_table(found), *robustness_tables(found.robustness), *explained)
 
 
 def evaluation_words(found: Evaluation) -> str:
     """Say in one line what an evaluation came to."""
     data = printable(str(found.source.get("data")))
+    explained = (selectivity_words(found.selectivity),) if found.selectivity is not None else ()
     if found.accuracy is None:
         stages = found.metric.stages if found.metric is not None else ()
         named = printable(found.metric.name) if found.metric is not None else "nothing"
-        return ", ".join([*(f"{named} {fmt.number(item.value, 4)}" for item in stages), f"on {data}"])
+        figures = (f"{named} {fmt.number(item.value, 4)}" for item in stages)
+        return ", ".join([*figures, f"on {data}", *explained])
     accuracy = found.accuracy
     parts = [
         f"{fmt.percent(accuracy.top1)} right ({fmt.right_of(accuracy)} test images of {data})",
@@ -34,7 +38,7 @@ def evaluation_words(found: Evaluation) -> str:
     ]
     models = ((found.robustness or {}).get("models") or {}).values()
     corrupted = [f"{fmt.percent(model['mean_corrupted_top1'])} on corrupted pictures" for model in models]
-    return ", ".join([*parts, *corrupted])
+    return ", ".join([*parts, *corrupted, *explained])
 
 
 def _first_table(found: Evaluation) -> Table:
