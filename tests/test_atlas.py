@@ -70,3 +70,9 @@ def test_a_folder_without_networks_is_one_line(tmp_path: Path, capsys) -> None:
     assert command_refusal(["atlas", str(tmp_path)], capsys).startswith(
         f"{tmp_path}: no data set with a network in it; "
     )
+
+
+def test_an_interval_ends_where_no_share_can_be() -> None:
+    cut, whole = atlas.spread([99.0, 60.0]), atlas.spread([50.0, 52.0])
+    assert (cut.low, cut.high) == (-100.0, 100.0)
+    assert whole.low == pytest.approx(51 - 12.7062, abs=1e-3)

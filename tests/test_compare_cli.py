@@ -256,8 +256,11 @@ def test_the_terminal_and_the_page(place: Path, capsys: pytest.CaptureFixture[st
     assert "depthwise" in out
     assert "channels: a sample is a position" in out
     page = Path("c.html").read_text()
-    assert page.count('<svg class="chart"') == 1 + 7
+    assert page.count('<svg class="chart map"') == 7
+    assert page.count('<svg class="cells"') == 7
+    assert "<title>stem: " in page
     assert "<title>stem, head: " in page
+    assert "<h1>0.pt and 1.pt</h1>" in page
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
     assert "style=" not in page  # the page's policy would not let it be seen
 

@@ -269,10 +269,10 @@ def test_hostile_provenance_and_settings_are_text() -> None:
 
 def test_charts_have_words_for_those_who_cannot_see_them() -> None:
     page = Page(report_html(reports.report(), gallery()))
-    charts = [a for t, a in page.tags if t == "svg" and a.get("class") == "chart"]
+    charts = [a for _, a in page.tags if (a.get("class") or "").split(" ")[0] in ("chart", "lanes")]
     assert len(charts) == 7
     assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
-    assert "Accuracy by stage: original 93.20 %, simplified 89.40 %, finetuned 92.90 %" in [
+    assert "Intervals: original 93.20 %, simplified 89.40 %, finetuned 92.90 %" in [
         chart["aria-label"] for chart in charts
     ]
 
@@ -290,14 +290,16 @@ def test_one_stage_one_epoch_and_equal_values_are_drawn() -> None:
     assert report.accuracy is not None
     one = replace(report.accuracy, stages=report.accuracy.stages[:1])
     text = report_html(replace(report, accuracy=one, training=report.training[:1], controls=()))
-    assert text.count('class="chart"') == 2  # one epoch is no curve
+    assert text.count('class="lanes ') == 2
+    assert 'class="chart"' not in text, "one epoch is no curve"
 
 
 def test_a_scan_page_has_its_tables_and_its_chart() -> None:
     text = scan_html(reports.scan())
     assert "Found against chance" in text
     assert "fc.weight" in text
-    assert text.count('class="chart"') == 1
+    assert text.count('class="lanes n3"') == 1
+    assert '<p class="subtitle plain">4 of 24 kernels found beyond chance, ' in text
 
 
 def test_two_runs_stand_side_by_side() -> None:
@@ -385,9 +387,9 @@ def test_found_in_the_chart_is_what_the_card_counts() -> None:
     report = reports.report()
     layers = tuple(replace(layer, families_found={"equal-rows": layer.found}) for layer in report.layers)
     text = report_html(replace(report, layers=layers, controls=(), training=()))
-    row = re.search(r">equal-rows</text>(.*?)(?:<text[^>]*end\">[a-z-]+</text>|</svg>)", text)
+    row = re.search(r'<span class="name">equal rows</span>.*?</svg>(.*?)<span class="(?:name|ends)', text)
     assert row is not None
-    assert f">{report.kernels.found}</text>" in row[1]
+    assert row[1].endswith(f'<span class="figure">{report.kernels.found}</span>')
 
 
 def test_words_are_explained_where_they_stand() -> None:

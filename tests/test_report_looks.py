@@ -1,18 +1,35 @@
-"""What the eye meets: contrast of the style's colours, prototypes, structures found and imposed, scales."""
+"""What the eye meets: contrast of the style's colours, charts, structures in words, first screens."""
 
+import base64
+import io
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import reports
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import Markup
+from PIL import Image
 
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
-from kernelsimp.report import choose, report_html
-from kernelsimp.report.pictures.charts import Level, SeenAgainstChance, against_chance, waterfall
+from kernelsimp.records.scan import Sample
+from kernelsimp.report import choose, pair_html, report_html, scan_html
+from kernelsimp.report.html import Section
+from kernelsimp.report.pictures.charts import curve
+from kernelsimp.report.pictures.gallery_page import few_of_each
+from kernelsimp.report.pictures.ideal import family_words
+from kernelsimp.report.pictures.lanes import Level, SeenAgainstChance, against_chance, dots
 from kernelsimp.report.pictures.prototypes import prototype_figures, prototypes_of
+from kernelsimp.report.pictures.scan import img, sheet, telling_samples, tile
+from kernelsimp.report.pictures.scatter import Point, scatter
+from kernelsimp.report.pictures.ticks import spelled, ticks
 from kernelsimp.report.tables.run import family_table
+from kernelsimp.report.tables.table import Table
 
 STYLE = Path(report_html.__code__.co_filename).parent / "templates" / "style.css"
 
@@ -104,11 +121,11 @@ def test_families_are_drawn_by_square_roots_and_those_of_unknown_chance_last() -
         [SeenAgainstChance("big", 10_000, None), SeenAgainstChance("small", 400, 100.0, 25)], "ring"
     )
     assert chart.index(">small<") < chart.index(">big<")
-    widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="13"', chart)]
-    assert widths == [22, 22, pytest.approx(236 / 5, abs=0.1), 236]
-    assert 'height="5"' in chart
+    widths = re.findall(r'width="([\d.]+)%" height="60%"', chart)
+    assert widths == ["100", "100", "20", "100"]  # two in the legend
+    assert 'width="5%" height="24%" class="found"' in chart
     assert chart.count('class="chance"') == 2  # one in the legend
-    assert 'x1="177.6"' in chart
+    assert '<line x1="10%"' in chart
     heads = [chart.index(f">{head}<") for head in ("matching", "by chance", "found")]
     assert heads == sorted(heads)
     assert heads[-1] < chart.index(">small<"), "the legend and the heads stand above the rows"
@@ -117,14 +134,126 @@ def test_families_are_drawn_by_square_roots_and_those_of_unknown_chance_last() -
 def test_every_structure_hangs_by_itself_with_the_largest_changes_first() -> None:
     before, after, plan = reports.before_and_after()
     page = report_html(reports.report(), choose(plan, before, after))
-    summaries = re.findall(r'<details class="kind"><summary>(\S+) <span class="note">(\d+) of (\d+)', page)
+    summaries = re.findall(
+        r'<details class="kind"><summary>(\S+) <span class="note">(?:[^;<]*; )?(\d+) of (\d+)', page
+    )
     totals = {name: int(total) for name, _, total in summaries}
     assert set(totals) == {"mirror-h", "equal-rows", "zero"}
     assert sum(totals.values()) == reports.report().kernels.simplified
     assert list(totals.values()) == sorted(totals.values(), reverse=True)
 
 
-def test_a_waterfall_says_that_its_axis_does_not_begin_at_zero_only_where_that_is_so() -> None:
-    high, low = (waterfall([Level("original", value, value - 2, value + 2)]) for value in (90.0, 2.0))
-    assert "axis not from 0" in high
-    assert "axis not from 0" not in low
+def percents(chart: str, name: str) -> list[float]:
+    return [float(value) for value in re.findall(rf' {name}="([\d.]+)%"', chart)]
+
+
+def test_levels_lie_on_a_round_axis_that_ends_at_100_and_changes_stand_beside_them() -> None:
+    levels = [Level("original", 99.0, 97.4, 99.8), Level("after <b>", 98.0, 96.1, 99.0)]
+    chart = dots(levels, marked=1, changes=True)
+    assert "<span>96 %</span><span>100 %</span>" in chart
+    assert percents(chart, "cx") == [75, 50]
+    assert re.findall(r'<circle[^>]*class="(\w+)"', chart) == ["mark", "other"]
+    assert 'x1="35%" y1="50%" x2="95%" y2="50%" class="whisker"' in chart
+    assert chart.count('<line x1="75%" y1="0%" x2="75%" y2="100%" class="thread"/>') == 2
+    assert '98.00 %</span><span class="figure">-1.00 pp</span>' in chart
+    assert "after &lt;b&gt;" in chart
+
+
+def test_differences_hang_at_zero_and_say_their_unit() -> None:
+    chart = dots([Level("a", 47.66, -9.6, 104.9)], unit="pp")
+    assert "<span>-50 pp</span><span>100 pp</span>" in chart
+    assert max(percents(chart, "x2")) == 100
+    assert 'x1="33.3%" y1="0%" x2="33.3%" y2="100%" class="thread"' in chart
+
+
+@given(
+    low=st.floats(-1e6, 1e6),
+    span=st.floats(0, 1e6),
+    most=st.sampled_from([100.0, float("inf")]),
+)
+def test_ticks_are_few_equal_steps_around_the_figures_and_never_beyond_the_most(low, span, most) -> None:
+    low = min(low, most)
+    high = min(low + span, most)
+    steps = ticks(low, high, most)
+    assert 2 <= len(steps) <= 7
+    assert steps[0] <= low + 1e-9 * max(abs(low), 1)
+    assert steps[-1] >= high - 1e-9 * max(abs(high), 1)
+    assert steps[-1] <= most
+    assert low < 0 or steps[0] >= 0 or most == steps[-1] == high
+    gaps = [b - a for a, b in pairwise(steps)]
+    assert low < -100 or max(gaps) == pytest.approx(min(gaps), rel=1e-6)
+    assert len(set(spelled(steps))) == len(steps)
+
+
+def test_runs_that_coincide_keep_their_numbers_apart() -> None:
+    chart = scatter([Point(name, 40.0, 97.0, 95.0, 98.0) for name in "abc"], "left", str)
+    places = [
+        float(x) for x in re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="label">[123]</text>', chart)
+    ]
+    assert len(places) == 3
+    assert min(b - a for a, b in pairwise(places)) >= 15
+    assert ">100</text>" not in chart or ">102</text>" not in chart
+
+
+def test_a_curve_marks_the_epoch_that_was_kept() -> None:
+    drawn = [curve("loss", [3.0, 1.0, 2.0], "line-a", kept=kept) for kept in (2, None)]
+    places = [re.findall(r'<line x1="([\d.]+)"[^>]*class="thread"', chart) for chart in drawn]
+    assert places == [["184"], []]
+
+
+def test_between_the_kernels_of_a_scan_the_sheet_is_clear() -> None:
+    page = sheet([tile(np.eye(3, dtype=np.float32)), tile(np.ones((2, 2), dtype=np.float32))])
+    scale = page.shape[0] // 3
+    assert (page[:, 3 * scale : 4 * scale, 3] == 0).all()
+    assert (page[: 3 * scale, : 3 * scale, 3] == 255).all()
+    address = re.search(r"base64,([^\"]+)", img(page, "a", "c"))
+    assert address is not None
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(address[1]))).convert("RGBA"))
+    assert (seen[..., 3] == page[..., 3]).all()
+    assert np.abs(seen.astype(int) - page)[page[..., 3] > 0].max() <= 4
+
+
+def test_a_scan_opens_with_one_kernel_of_each_family_the_least_by_chance_first() -> None:
+    cells = np.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=np.float32)
+    given_p = (("mirror-h", 0.5), ("mirror-h", 1e-3), ("equal-rows", 1e-5), ("gabor", 0.9))
+    samples = tuple(
+        Sample((place, 0), family, cells, 0.1, p, f"words {place}")
+        for place, (family, p) in enumerate(given_p)
+    )
+    scan = reports.scan()
+    scan = replace(scan, layers=(replace(scan.layers[0], samples=samples), *scan.layers[1:]))
+    figures = telling_samples(scan)
+    assert [re.search(r"words (\d)", figure)[1] for figure in figures] == ["2", "1", "3"]
+    widths = [int(re.search(r'width="(\d+)"', figure)[1]) for figure in figures]
+    assert widths[0] == widths[1] > 2 * widths[2], "a family that no name tells has no ideal beside it"
+    assert "words 2" in scan_html(scan).split('<section id="found-against-chance">')[0]
+
+
+def test_two_runs_show_the_same_kernels_and_say_what_became_of_each() -> None:
+    before, after, plan = reports.before_and_after()
+    gallery, report = choose(plan, before, after), reports.report()
+    fewer = replace(gallery, pictures=gallery.pictures[::2])
+    few = few_of_each((gallery, fewer), ("a", "<b>"))
+    assert len(few.pictures) == 8
+    halves = [[(p.layer.partition(": ")[2], p.index) for p in few.pictures[at : at + 4]] for at in (0, 4)]
+    assert halves[0] == halves[1]
+    page = pair_html((report, replace(report, budget_met=False)), ("a", "<b>"), (gallery, fewer))
+    first = page.split("<section", 1)[0]
+    assert first.count('<figure class="k"') == 8
+    assert "within budget; &lt;b&gt;: " in first
+    assert "budget NOT met" in first
+    assert "93.20 %" not in first, "what came before is not what became of them"
+    assert '<figure class="k"' not in pair_html((report, report), ("a", "b"))
+
+
+def test_structures_stand_with_their_words() -> None:
+    page = report_html(reports.report())
+    assert 'mirror-h <span class="note">even left-right</span>' in page
+    assert 'equal-rows <span class="note">' not in page, "the name says it"
+    assert family_words("few-values-4") == "four values"
+
+
+def test_a_wide_table_does_not_stand_beside_a_chart() -> None:
+    chart = (Markup("<svg></svg>"),)
+    tables = [Table("t", tuple(map(str, range(columns))), (("x",) * columns,)) for columns in (6, 7)]
+    assert [Section("s", chart, (table,)).beside for table in tables] == [True, False]

@@ -25,10 +25,14 @@ from kernelsimp.report.tables.table import Table
 def render_again(folder: Path) -> Report:
     """Write report.md and report.html of a run again; its report.json may stand for it."""
     report = read_report(folder)
-    folder = folder.parent if folder.is_file() else folder
+    folder = _folder_of(folder)
     with drawing(folder):
         RunFolder(folder).write_pages(report, load_gallery(folder / "pictures.npz"))
     return report
+
+
+def _folder_of(run: Path) -> Path:
+    return run.parent if run.is_file() else run
 
 
 @contextmanager
@@ -77,7 +81,8 @@ def render_pair(folders: tuple[Path, Path], out: Path) -> tuple[Table, ...]:
     reports = (read_report(folders[0]), read_report(folders[1]))
     one, other = short_names(folders)
     names = (one, other)
+    galleries = [load_gallery(_folder_of(folder) / "pictures.npz") for folder in folders]
     with drawing(*folders):
         write_text(out / "pair.md", pair_markdown(reports, names))
-        write_text(out / "pair.html", pair_html(reports, names))
+        write_text(out / "pair.html", pair_html(reports, names, galleries))
     return pair_tables(reports, names)

@@ -43,7 +43,9 @@ class Group:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return the mean of networks' figures and its 95 % interval, mean +- t s / sqrt(n).
+    """Return the mean of networks' figures in percent and its 95 % interval, mean +- t s / sqrt(n).
+
+    The interval is cut where no share and no excess can be: at -100 and 100.
 
     >>> spread([1.0, 2.0, 3.0]).mean, spread([1.0]).low
     (2.0, None)
@@ -53,7 +55,7 @@ def spread(values: Sequence[float]) -> Spread:
     if count < 2:
         return Spread(mean, None, None, count)
     half = float(student.ppf((1 + LEVEL) / 2, count - 1) * figures.std(ddof=1) / np.sqrt(count))
-    return Spread(mean, mean - half, mean + half, count)
+    return Spread(mean, max(mean - half, -100.0), min(mean + half, 100.0), count)
 
 
 def layers_of(families: Iterable[Row]) -> list[Row]:

@@ -10,7 +10,7 @@ from kernelsimp.report import atlas, fmt
 from kernelsimp.report.atlas import Group, Row, Spread
 from kernelsimp.report.html import Section, page
 from kernelsimp.report.pictures import scan as pictures
-from kernelsimp.report.pictures.charts import Level, dots
+from kernelsimp.report.pictures.lanes import Level, dots
 from kernelsimp.report.tables.table import Fact, Table
 
 SCHEMA = "kernelsimp.atlas/1"
@@ -21,6 +21,8 @@ SAYS = (
     "over networks; the chart shows the excess over chance."
 )
 RANKED = "Networks by structure beyond chance: the excess of near kernels over chance, in percentage points."
+FIRST = 8
+"""Families on the first screen."""
 TYPICAL = "Of each family the most typical of the nearest kernels over all networks, one a size."
 
 
@@ -32,7 +34,7 @@ def atlas_html(networks: Sequence[Row], families: Sequence[Row]) -> str:
     layers = atlas.layers_of(families)
     task = {row["sha256"]: row["task"] for row in scanned}
     sections = [
-        *_grouped("By kind", atlas.grouped(layers, atlas.by_kind)),
+        *_grouped("By kind", atlas.grouped(layers, atlas.by_kind), SAYS),
         *_grouped("By kernel size", atlas.grouped(layers, atlas.by_size)),
         *_grouped("By depth", atlas.grouped(layers, atlas.by_depth)),
         *_grouped("By kind and depth", atlas.grouped(layers, atlas.by_kind_and_depth)),
@@ -45,6 +47,8 @@ def atlas_html(networks: Sequence[Row], families: Sequence[Row]) -> str:
         title="Atlas of kernels",
         lead="What the kernels of many networks look like, beside what chance alone would give.",
         facts=facts(scanned, layers),
+        samples=_typical(families)[:FIRST],
+        samples_say=TYPICAL,
         sections=[item for item in sections if item.charts or any(table.rows for table in item.tables)],
         schema=SCHEMA,
     )
@@ -124,14 +128,14 @@ def excess_of(row: Mapping[str, Any]) -> float:
     return 100 * (row["near"] - row["near_by_chance"]) / row["near_of"] if row["near_of"] else -100.0
 
 
-def _grouped(title: str, groups: Sequence[Group]) -> list[Section]:
+def _grouped(title: str, groups: Sequence[Group], says: str = "") -> list[Section]:
     levels = [
         Level(printable(group.name), group.excess.mean, group.excess.low, group.excess.high)
         for group in groups
         if group.excess.low is not None and group.excess.high is not None
     ]
-    charts = (dots(levels),) if levels else ()
-    return [Section(title, charts, (group_table(title, groups),), SAYS)] if groups else []
+    charts = (dots(levels, marked=len(levels), unit="pp"),) if levels else ()
+    return [Section(title, charts, (group_table(title, groups),), says)] if groups else []
 
 
 def _typical(families: Sequence[Row]) -> tuple[Markup, ...]:

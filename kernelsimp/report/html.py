@@ -7,7 +7,7 @@ and script by their hashes and pictures from data addresses, and nothing else.
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -23,7 +23,6 @@ from kernelsimp.records.factorised import Factorised
 from kernelsimp.records.glossary import GLOSSARY
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Scan
-from kernelsimp.report import fmt
 from kernelsimp.report.pictures import figures
 from kernelsimp.report.pictures import prototypes as prototype_pictures
 from kernelsimp.report.pictures import scan as scan_pictures
@@ -32,35 +31,40 @@ from kernelsimp.report.pictures.depth import SAYS as DEPTH
 from kernelsimp.report.pictures.depth import depth_strips
 from kernelsimp.report.pictures.gallery import Gallery
 from kernelsimp.report.pictures.gallery_page import by_structure, largest, layer_pictures, telling
+from kernelsimp.report.pictures.ideal import family_words
 from kernelsimp.report.tables.beyond import CODED, beyond_table, coding_table
 from kernelsimp.report.tables.beyond import SAYS as BEYOND
 from kernelsimp.report.tables.coded import SAYS as CODED_SAYS
 from kernelsimp.report.tables.coded import coded_tables
 from kernelsimp.report.tables.comparison import SAYS as COMPARISON_SAYS
 from kernelsimp.report.tables.comparison import (
+    compared_names,
     comparison_facts,
-    comparison_maps,
+    comparison_strips,
     comparison_table,
+    comparison_words,
     matrix_maps,
     matrix_words,
     similarity_tables,
 )
-from kernelsimp.report.tables.course import course_tables, training_table, training_word
+from kernelsimp.report.tables.course import course_tables, kept_words, training_table, training_word
 from kernelsimp.report.tables.factorised import factorised_facts, factorised_sections
 from kernelsimp.report.tables.headline import headline, in_words, speed_words, survival_words
-from kernelsimp.report.tables.pair import pair_tables
 from kernelsimp.report.tables.robustness import SAYS, robustness_charts, robustness_tables
 from kernelsimp.report.tables.run import control_table, family_table, layer_table, stage_table
-from kernelsimp.report.tables.runs import Named, runs_table, sorted_runs, warnings_of
 from kernelsimp.report.tables.scan import (
     scan_facts,
     scan_family_table,
     scan_layer_table,
+    scan_title,
     sentence_table,
     skipped_table,
 )
 from kernelsimp.report.tables.table import Table, cut_table, flat, pairs
 from kernelsimp.report.tables.verdict import budget_words, date_words, first_facts, mood, title_words
+
+BESIDE = 6
+"""Columns of a table that may stand beside a chart."""
 
 MOST_FAMILIES = 20
 """Rows of structures beside the chart, which has as many."""
@@ -68,7 +72,7 @@ MOST_FAMILIES = 20
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, charts, tables and a sentence under it."""
+    """A heading, a sentence, charts and tables, and what stands under them all across the page."""
 
     title: str
     charts: tuple[Markup, ...] = ()
@@ -76,11 +80,13 @@ class Section:
     says: str = ""
     sortable: bool = False
     folded: bool = False
+    under: tuple[Table, ...] = ()
 
     @property
     def beside(self) -> bool:
         """Whether charts and tables stand beside each other on a wide page."""
-        return bool(self.charts and self.tables) and not (self.sortable or self.folded)
+        narrow = all(len(table.heads) <= BESIDE for table in self.tables)
+        return bool(self.charts and self.tables) and narrow and not (self.sortable or self.folded)
 
     @property
     def anchor(self) -> str:
@@ -117,9 +123,9 @@ def scan_html(scan: Scan) -> str:
         Section(
             "Found against chance",
             figures.scan_chance(scan),
-            _tables_with_rows(cut_table(sentence_table(scan), MOST_FAMILIES)),
-            figures.CHANCE,
+            says=figures.CHANCE,
         ),
+        Section("In words", tables=_tables_with_rows(cut_table(sentence_table(scan), MOST_FAMILIES))),
         Section("Layers", tables=(scan_layer_table(scan),), sortable=True),
         Section("Families", tables=_tables_with_rows(scan_family_table(scan)), sortable=True),
         Section("Kernels by family", scan_pictures.family_pictures(scan)),
@@ -133,54 +139,22 @@ def scan_html(scan: Scan) -> str:
     ]
     return page(
         title=PurePath(printable(str(scan.source.get("path") or "Kernels"))).name,
-        subtitle=f"{fmt.count(sum(layer.kernels for layer in scan.layers))} kernels scanned",
+        subtitle=scan_title(scan),
         lead="What the kernels of a network look like, beside what chance alone would give.",
         facts=scan_facts(scan),
+        samples=scan_pictures.telling_samples(scan),
+        samples_say=scan_pictures.TELLING_SAYS,
         sections=[section for section in sections if section.charts or section.tables],
         facts_below=[_settings("Source", scan.source), _settings("Settings", scan.settings)],
         schema=scan.schema,
     )
 
 
-def pair_html(reports: tuple[Report, Report], names: tuple[str, str]) -> str:
-    """Return two runs side by side as one self-contained page."""
-    sections = [
-        Section(table.title, tables=(table,), sortable=table.title == "Layers")
-        for table in pair_tables(reports, names)
-    ]
-    return page(
-        title="Two runs side by side",
-        lead=f"{printable(names[0])} and {printable(names[1])}. {speed_words(*reports)}",
-        facts=(),
-        sections=sections,
-        schema=reports[0].schema,
-    )
-
-
-def runs_html(runs: Sequence[Named]) -> str:
-    """Return any number of runs, each with its name, as one self-contained page: a table, two charts."""
-    ordered = sorted_runs(runs)
-    numbered = [(f"{place} {name}", report) for place, (name, report) in enumerate(ordered, 1)]
-    warned = Table("Warnings", ("warning",), tuple((text,) for text in warnings_of(runs)))
-    sections = [
-        Section("Warnings", tables=_tables_with_rows(warned)),
-        Section("Accuracy and what was kept", figures.runs(ordered)),
-        Section("Runs", tables=(runs_table(numbered),), sortable=True),
-    ]
-    return page(
-        title=f"{len(ordered)} runs",
-        lead=f"Sorted by degrees of freedom left; charts number them alike. "
-        f"{speed_words(*(report for _, report in ordered))}",
-        facts=(),
-        sections=[section for section in sections if section.charts or section.tables],
-        schema=ordered[0][1].schema,
-    )
-
-
 def comparison_html(found: Comparison) -> str:
     """Return a comparison of two networks as one self-contained page."""
+    said = f"{COMPARISON_SAYS} Sampled by {printable(found.sampling)}."
     sections = [
-        Section("Layers", comparison_maps(found), (comparison_table(found),), COMPARISON_SAYS, sortable=True),
+        Section("Layers", comparison_strips(found), (comparison_table(found),), said, sortable=True),
         Section("All against all", matrix_maps(found), says=matrix_words(found)),
         Section(
             "Notes",
@@ -188,8 +162,9 @@ def comparison_html(found: Comparison) -> str:
         ),
     ]
     return page(
-        title="Two networks compared",
-        lead=f"What the layers of two networks give on the same images. {printable(found.sampling)}.",
+        title=compared_names(found),
+        subtitle=comparison_words(found),
+        lead="What the layers of two networks give on the same images.",
         facts=comparison_facts(found),
         sections=[section for section in sections if section.charts or section.tables],
         facts_below=[_settings("A", found.a), _settings("B", found.b), _settings("Settings", found.settings)],
@@ -218,8 +193,9 @@ def _sections(report: Report) -> list[Section]:
         Section(
             "Accuracy and budget",
             figures.stages(report),
-            (*_tables_with_rows(stage_table(report)), _all_figures(report)),
+            _tables_with_rows(stage_table(report)),
             budget_words(report),
+            under=(_all_figures(report),),
         ),
         Section(
             "Found against chance",
@@ -235,6 +211,7 @@ def _sections(report: Report) -> list[Section]:
             training_word(report),
             figures.curves(report),
             _tables_with_rows(training_table(report)),
+            kept_words(report),
             folded=True,
         ),
         Section("Coded size", rate_curve(report.coded), coded_tables(report), CODED_SAYS),
@@ -311,6 +288,10 @@ def page(**context: Any) -> str:
         "aside": "",
         "mood": "plain",
         "strip": [],
+        "samples": (),
+        "samples_say": "",
+        "warnings": (),
+        "sheets": context.get("walls", []),
         "words": _words_used(context),
         "walls": [],
         "top": [],
@@ -340,6 +321,12 @@ def _names(text: str, word: str) -> bool:
     return re.search(rf"\b(?:{spelled})\b", text, 0 if word.isupper() else re.IGNORECASE) is not None
 
 
+def _more_words(structure: str) -> str:
+    """Return a structure in words where they say more than its name."""
+    words = family_words(structure)
+    return "" if words == structure.replace("-", " ") else words
+
+
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     made = Environment(
@@ -350,6 +337,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters["meaning"] = meaning_in
+    made.filters["words"] = _more_words
     return made
 
 

@@ -1,20 +1,20 @@
-"""Layers from the first to the last as strips of cells, dark where there is much.
+"""Layers from the first to the last as strips of cells, full of colour where there is much.
 
 The cells stretch with the page while the words stay as large as those of the text, so a phone can read them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 from markupsafe import Markup
 
 from kernelsimp.error_text import printable
-from kernelsimp.records.report import Report
+from kernelsimp.records.report import LayerReport, Report
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.run import layer_cells
 
-SAYS = "The strips run from the first layer to the last: the darker, the more. Point at a cell for its layer."
+SAYS = "The strips run from the first layer to the last; more colour is more. Point at a cell for its layer."
 
 FEWEST = 2
 """A network of one layer has no depth to show."""
@@ -36,22 +36,45 @@ def depth_strips(report: Report) -> tuple[Markup, ...]:
     layers = report.layers
     if len(layers) < FEWEST:
         return ()
-    simplified = [layer.simplified / max(layer.kernels, 1) for layer in layers]
-    found = [layer.found / max(layer.kernels, 1) for layer in layers]
-    left = [layer.dof / max(layer_cells(layer), 1) for layer in layers]
-    strips = [_shares("simplified", simplified), _shares("found", found), _shares("DOF left", left)]
+    strips = [*_share_strips(layers)]
     errors = [layer.output_error for layer in layers]
     known = [value for value in errors if value is not None and isfinite(value)]
     if known:
         words = tuple(fmt.number(value) for value in errors)
         top = max(known) or 1.0
         strips.append(Strip("output error", tuple(errors), top, words, f"0 to {fmt.number(top)}"))
-    names = [printable(layer.name) for layer in layers]
+    return (strip_rows(strips, [printable(layer.name) for layer in layers]),)
+
+
+def pair_strips(reports: tuple[Report, Report], names: tuple[str, str]) -> tuple[Markup, ...]:
+    """Return the strips of two runs, or nothing where their layers differ or are too few."""
+    one, other = ([layer.name for layer in report.layers] for report in reports)
+    if one != other or len(one) < FEWEST:
+        return ()
+    pairs = zip(*(_share_strips(report.layers) for report in reports), strict=True)
+    strips = [
+        replace(strip, name=f"{strip.name}, {name}")
+        for pair in pairs
+        for strip, name in zip(pair, names, strict=True)
+    ]
+    return (strip_rows(strips, [printable(name) for name in one]),)
+
+
+def _share_strips(layers: Sequence[LayerReport]) -> tuple[Strip, ...]:
+    return (
+        _shares("simplified", [layer.simplified / max(layer.kernels, 1) for layer in layers]),
+        _shares("found", [layer.found / max(layer.kernels, 1) for layer in layers]),
+        _shares("DOF left", [layer.dof / max(layer_cells(layer), 1) for layer in layers]),
+    )
+
+
+def strip_rows(strips: Sequence[Strip], names: Sequence[str]) -> Markup:
+    """Return one row a strip over the layers called `names`, first to last."""
     ends = Markup('<p class="ends note"><span>first: {}</span><span>last: {}</span></p>').format(
         names[0], names[-1]
     )
     rows = Markup("").join(_row(strip, names) for strip in strips)
-    return (Markup('<div class="depth">{}{}</div>').format(rows, ends),)
+    return Markup('<div class="depth">{}{}</div>').format(rows, ends)
 
 
 def _shares(name: str, values: Sequence[float]) -> Strip:

@@ -5,6 +5,7 @@ The sentences beside the charts say what they can and cannot show.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from kernelsimp.error_text import printable
 from kernelsimp.records.report import Control, Report, Stage
 from kernelsimp.records.scan import Scan
 from kernelsimp.report import fmt
-from kernelsimp.report.pictures.charts import Level, SeenAgainstChance, against_chance, curve, dots, waterfall
+from kernelsimp.report.pictures.charts import curve
+from kernelsimp.report.pictures.ideal import family_words
+from kernelsimp.report.pictures.lanes import Level, SeenAgainstChance, against_chance, dots
 from kernelsimp.report.pictures.scatter import Point, scatter
 from kernelsimp.report.store import family_totals
 from kernelsimp.report.tables.runs import Named, bytes_of, last_stage
@@ -35,14 +38,23 @@ MOST_FAMILIES = 20
 
 
 def stages(report: Report) -> Charts:
-    """Return the waterfall of the stages."""
+    """Return the stages with their intervals on one scale, each with its change from the first."""
     if report.accuracy is None or not report.accuracy.stages:
         return ()
-    return (waterfall([_level(stage) for stage in report.accuracy.stages]),)
+    levels = [_level(stage) for stage in report.accuracy.stages]
+    return (dots(levels, marked=len(levels), changes=True),)
 
 
-TUNED = ", fine-tuned alike"
-"""How the names of arms end that were trained on the run's schedule."""
+def pair_stages(reports: tuple[Report, Report], names: tuple[str, str]) -> Charts:
+    """Return the stages of two runs on one scale; an original that both have stands once."""
+    levels: dict[str, Level] = {}
+    for report, name in zip(reports, names, strict=True):
+        for place, stage in enumerate(report.accuracy.stages if report.accuracy else ()):
+            level = _level(stage)
+            if place or level not in levels.values():
+                level = replace(level, name=f"{name}: {level.name}") if place or levels else level
+                levels[level.name] = level
+    return (dots([*levels.values()], marked=len(levels), changes=True),) if levels else ()
 
 
 def controls(report: Report) -> Charts:
@@ -55,13 +67,14 @@ def controls(report: Report) -> Charts:
 
 
 def curves(report: Report) -> Charts:
-    """Return loss and validation accuracy by epoch."""
+    """Return loss and validation accuracy by epoch; a line marks the epoch that was kept."""
     epochs = report.training
+    kept = next((place for place, epoch in enumerate(epochs, 1) if epoch.kept), None)
     drawn = (
-        curve("training loss", [epoch.train_loss for epoch in epochs], "line-a"),
-        curve("validation loss", [epoch.val_loss for epoch in epochs], "line-b"),
-        curve("validation top-1, percent", [epoch.val_top1 for epoch in epochs], "line-b", 100),
-        curve("learning rate", [epoch.lr for epoch in epochs], "line-a"),
+        curve("training loss", [epoch.train_loss for epoch in epochs], "line-a", kept=kept),
+        curve("validation loss", [epoch.val_loss for epoch in epochs], "line-b", kept=kept),
+        curve("validation top-1, percent", [epoch.val_top1 for epoch in epochs], "line-b", 100, kept),
+        curve("learning rate", [epoch.lr for epoch in epochs], "line-a", kept=kept),
     )
     return tuple(chart for chart in drawn if chart)
 
@@ -94,7 +107,7 @@ def _chance(totals: Mapping[str, Any], asked: str = "ring", found: Mapping[str, 
         return ()
     rows = [
         SeenAgainstChance(
-            printable(name),
+            printable(family_words(name)),
             float(total["observed"]),
             chance.get("expected"),
             (chance.get("found") or 0) if found is None else found.get(name, 0),
@@ -120,9 +133,7 @@ def _level(stage: Stage) -> Level:
 def _arm(arm: Control, total: int) -> Level:
     """Return a control arm; its interval is the normal one, for the eye only."""
     half = 196 * float(np.sqrt(max(arm.top1 / 100 * (1 - arm.top1 / 100), 0) / max(total, 1)))
-    name = arm.name.removesuffix(TUNED)
-    label = name if name == arm.name else f"tuned: {name}"  # long names are cut at their end
-    return Level(printable(label), arm.top1, arm.top1 - half, arm.top1 + half)
+    return Level(printable(arm.name), arm.top1, max(arm.top1 - half, 0), min(arm.top1 + half, 100))
 
 
 def runs(ordered: Sequence[Named]) -> tuple[Markup, ...]:

@@ -4,8 +4,8 @@ Each layer's pictures lie in one sprite; a picture is placed by its box in the s
 same kernel can hang in several places for a few bytes.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 
 import numpy as np
@@ -21,6 +21,9 @@ TOP = 24
 
 TELLING = 8
 """Pictures on the first screen."""
+
+FEW = 4
+"""Kernels that a page of two runs shows of each."""
 
 OF_A_STRUCTURE = 12
 """Pictures of each structure where they hang by structure."""
@@ -104,12 +107,36 @@ def telling(gallery: Gallery, placed: list[LayerPictures]) -> list[Shown]:
 
     Structures take turns, so that many are seen; kernels that became zero or were denoised show none.
     """
+    return [item.shown() for item in islice(_ranked(gallery, placed), TELLING)]
+
+
+def few_of_each(galleries: Sequence[Gallery], names: Sequence[str]) -> Gallery:
+    """Return the most telling kernels that all runs changed, as each has them, under the runs' names."""
+    known = [{(item.layer, item.index): item for item in gallery.pictures} for gallery in galleries]
+    if not all(known) or not known:
+        return Gallery(())
+    ranked = (item.picture for item in _ranked(galleries[0], layer_pictures(galleries[0])))
+    places = ((item.layer, item.index) for item in ranked)
+    shared = list(islice((place for place in places if all(place in own for own in known)), FEW))
+    named = zip(known, names, strict=True)
+    return Gallery(
+        tuple(replace(own[place], layer=f"{name}: {place[0]}") for own, name in named for place in shared)
+    )
+
+
+def placed_pictures(gallery: Gallery, placed: list[LayerPictures]) -> list[Shown]:
+    """Return all pictures of a gallery, layer by layer, each with the name of its layer."""
+    return [item.shown() for item in _hung(gallery.pictures, placed)]
+
+
+def _ranked(gallery: Gallery, placed: list[LayerPictures]) -> Iterator[_SheetOfPictures]:
+    """Yield the kernels that tell, the structures by turns, in each turn the worthiest first."""
     turns = [
         sorted((item for item in items if item.tells), key=lambda item: -item.worth)
         for items in _by_family(gallery, placed).values()
     ]
-    rounds = (sorted(filter(None, turn), key=lambda item: -item.worth) for turn in zip_longest(*turns))
-    return [item.shown() for item in islice((item for turn in rounds for item in turn), TELLING)]
+    for turn in zip_longest(*turns):
+        yield from sorted(filter(None, turn), key=lambda item: -item.worth)
 
 
 def by_structure(gallery: Gallery, placed: list[LayerPictures]) -> list[PictureKind]:
@@ -160,7 +187,8 @@ def _place_picture(sheet: int, picture: Picture, box: Box, *, full: bool = False
     name = printable(picture.layer) + index if full else index
     alt = f"{name} before, ideal, after, difference"
     boxed = " ".join(str(side) for side in box)
-    return Shown(sheet, boxed, printable(picture.family), f"{name} {', '.join(figures)}", alt)
+    caption = f"{name} {', '.join(figures)}".replace("e-", "e\N{NON-BREAKING HYPHEN}")
+    return Shown(sheet, boxed, printable(picture.family), caption, alt)
 
 
 def _change_words(picture: Picture) -> list[str]:

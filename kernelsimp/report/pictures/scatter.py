@@ -7,6 +7,10 @@ from markupsafe import Markup
 
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures.charts import WIDTH, dot, line, svg, text
+from kernelsimp.report.pictures.ticks import spelled, ticks
+
+NUMBER = 15.0
+"""The room that a point's number takes."""
 
 
 @dataclass(frozen=True)
@@ -20,37 +24,45 @@ class Point:
     high: float
 
 
-HEIGHT, LEFT, TOP, BOTTOM = 250.0, 62.0, 26.0, 204.0
+HEIGHT, LEFT, TOP, BOTTOM = 250.0, 62.0, 30.0, 204.0
 
 
 def scatter(points: Sequence[Point], axis: str, spell: Callable[[float], str]) -> Markup:
     """Return accuracy (upwards) against `axis`, one numbered point a run in the order of the table.
 
-    The range of accuracy never leaves 0 to 100 %.
+    Both axes have round steps; that of accuracy never leaves 0 to 100 %, the other begins at 0.
     """
-    low = max(0.0, min(point.low for point in points) - 0.5)
-    high = min(100.0, max(point.high for point in points) + 0.5)
-    most = 1.08 * max(point.x for point in points) or 1.0
-    right = WIDTH - 16.0
-    parts = [text(LEFT, 14, "test top-1 with its 95 % interval")]
-    for step in range(4):
-        level = low + (high - low) * step / 3
-        y = BOTTOM - (BOTTOM - TOP) * step / 3
-        at = LEFT + (right - LEFT) * step / 3
+    ups = ticks(min(point.low for point in points), max(point.high for point in points), 100)
+    rights = ticks(0, 1.05 * max(point.x for point in points))
+    x, y = (_scale(rights, LEFT, WIDTH - 16.0), _scale(ups, BOTTOM, TOP))
+    parts = [text(2, 14, "test top-1, percent, with its 95 % interval", "label strong")]
+    for value, words in zip(ups, spelled(ups), strict=True):
         parts += [
-            line(LEFT, y, right, y, "rule"),
-            text(LEFT - 6, y + 5, fmt.percent(level, 1), "label end"),
-            text(at, BOTTOM + 20, spell(most * step / 3), "label" if step == 0 else "label end"),
+            line(LEFT, y(value), WIDTH - 16.0, y(value), "rule"),
+            text(LEFT - 6, y(value) + 5, words, "label end"),
         ]
+    parts += [text(x(value), BOTTOM + 20, spell(value), "label middle") for value in rights[:-1]]
+    parts.append(text(WIDTH - 2, BOTTOM + 20, spell(rights[-1]), "label end"))
+    taken: list[tuple[float, float]] = []
     for number, point in enumerate(points, 1):
-        x = LEFT + (right - LEFT) * point.x / most
-        y_of = [
-            BOTTOM - (BOTTOM - TOP) * (v - low) / (high - low) for v in (point.low, point.value, point.high)
-        ]
-        parts += [line(x, y_of[0], x, y_of[2], "whisker"), dot(x, y_of[1], "mark")]
-        parts.append(text(x + 7, y_of[1] - 5, str(number)))
-    parts.append(text(right, HEIGHT - 6, axis, "label end"))
+        at = x(point.x)
+        parts += [line(at, y(point.low), at, y(point.high), "whisker"), dot(at, y(point.value), "mark")]
+        taken.append(_free((at + 7, y(point.value) - 5), taken))
+        parts.append(text(*taken[-1], str(number)))
+    parts.append(text(WIDTH - 2, HEIGHT - 6, axis, "label end"))
     alt = f"Accuracy against {axis}: " + ", ".join(
         f"{point.name} {fmt.percent(point.value)} at {spell(point.x)}" for point in points
     )
     return svg(WIDTH, HEIGHT, alt, parts)
+
+
+def _scale(steps: Sequence[float], start: float, end: float) -> Callable[[float], float]:
+    return lambda value: start + (end - start) * (value - steps[0]) / (steps[-1] - steps[0])
+
+
+def _free(place: tuple[float, float], taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the place, moved to the right past the numbers that stand there already."""
+    x, y = place
+    while any(abs(x - other) < NUMBER and abs(y - level) < NUMBER for other, level in taken):
+        x += 1
+    return x, y

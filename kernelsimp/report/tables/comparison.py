@@ -1,6 +1,7 @@
 """A comparison of two networks as JSON, tables and heat maps; and the table of it in a run's report."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from markupsafe import Markup
@@ -10,6 +11,7 @@ from kernelsimp.records.comparison import Comparison, LayerSimilarity
 from kernelsimp.records.serialise import MisfitError, restore, to_plain
 from kernelsimp.report import fmt
 from kernelsimp.report.pictures.charts import Heat, heat_map
+from kernelsimp.report.pictures.depth import FEWEST, Strip, strip_rows
 from kernelsimp.report.tables.table import Fact, Table, figure_table
 
 SAYS = (
@@ -64,6 +66,13 @@ def comparison_facts(found: Comparison) -> tuple[Fact, ...]:
     )
 
 
+def compared_names(found: Comparison) -> str:
+    """Return which two networks were compared: the names of their files, or the paths where those are one."""
+    paths = [printable(str(side.get("path") or side.get("arch") or "network")) for side in (found.a, found.b)]
+    short = [PurePath(path).name for path in paths]
+    return " and ".join(short if short[0] != short[1] else paths)
+
+
 def comparison_words(found: Comparison) -> str:
     """Say in one line what a comparison came to."""
     parts = [f"{len(found.layers):,} layers compared on {fmt.count(found.images)} images"]
@@ -112,21 +121,22 @@ def _bars(
     return {place: tuple(getattr(row, name) or 0.0 for row in layers) for place, name in shares.items()}
 
 
-def comparison_maps(found: Comparison) -> tuple[Markup, ...]:
-    """Return the layers by measure, as one heat map."""
+def comparison_strips(found: Comparison) -> tuple[Markup, ...]:
+    """Return the layers, first to last, as one strip a measure."""
     known = [name for name in SHARES if any(getattr(row, name) is not None for row in found.layers)]
-    if not known or not found.layers:
+    if not known or len(found.layers) < FEWEST:
         return ()
-    names = tuple(
+    names = [
         printable(row.a) if row.a == row.b else f"{printable(row.a)} / {printable(row.b)}"
         for row in found.layers
-    )
-    values = tuple(tuple(getattr(row, name) for name in known) for row in found.layers)
-    return (
-        heat_map(
-            Heat("layer by layer", names, tuple(COLUMNS[name].removeprefix("CKA ") for name in known), values)
-        ),
-    )
+    ]
+    strips = []
+    for name in known:
+        values = tuple(getattr(row, name) for row in found.layers)
+        words = tuple(fmt.number(value, 4) for value in values)
+        least = min(value for value in values if value is not None)
+        strips.append(Strip(COLUMNS[name], values, 1.0, words, f"least {fmt.number(least)}"))
+    return (strip_rows(strips, names),)
 
 
 def matrix_words(found: Comparison) -> str:

@@ -13,8 +13,8 @@ ROUNDS = (
 )
 
 SENSITIVITY = (
-    "Predicted: half of g e'He summed over the layer's kernels, before any re-solve. Measured: the "
-    "divergence of the network in which this layer alone is as it came out, in nats an image."
+    "How far the answers move (KL, in nats an image) when one layer alone is as it came out: as measured, "
+    "and as predicted from the curvature of the loss before any filter was re-solved."
 )
 
 
@@ -99,3 +99,16 @@ def training_word(report: Report) -> str:
     """Return what the training was: from the first step, or of what was simplified."""
     stages = report.accuracy.stages if report.accuracy is not None else ()
     return "Training" if [stage.stage for stage in stages] == [TRAINED] else "Fine-tuning"
+
+
+def kept_words(report: Report) -> str:
+    """Say which epoch was kept; nothing where there was no training."""
+    if not report.training:
+        return ""
+    kept = next((epoch.epoch for epoch in report.training if epoch.kept), None)
+    if kept is None:
+        return (
+            "No epoch was kept: none was better on the validation images than what came before the training."
+        )
+    marked = "; a dashed line marks it" if len(report.training) > 1 else ""
+    return f"Epoch {kept} of {len(report.training)} was kept, the best on the validation images{marked}."

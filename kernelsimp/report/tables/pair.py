@@ -11,6 +11,7 @@ from kernelsimp.report import fmt
 from kernelsimp.report.tables.headline import headline, in_words
 from kernelsimp.report.tables.run import layer_cells
 from kernelsimp.report.tables.table import Fact, Table, flat
+from kernelsimp.report.tables.verdict import title_words
 
 Names = tuple[str, str]
 Pair = tuple[Report, Report]
@@ -28,6 +29,30 @@ def pair_tables(reports: Pair, names: Names) -> tuple[Table, ...]:
         _settings(reports, titles),
     )
     return tuple(table for table in tables if table.rows)
+
+
+def pair_title(reports: Pair, names: Names) -> str:
+    """Return what became of both, in the words of a title."""
+    verdicts = (title_words(report).partition(": ")[2] for report in reports)
+    return "; ".join(f"{name}: {verdict}" for name, verdict in zip(names, verdicts, strict=True))
+
+
+def pair_facts(reports: Pair, names: Names) -> tuple[Fact, ...]:
+    """Return the three figures of the first screen, of the first run and of the other."""
+    both = f"{names[0]} | {names[1]}"
+    stages = [report.accuracy.stages if report.accuracy else () for report in reports]
+    right = [fmt.percent(part[-1].top1) if part else fmt.DASH for part in stages]
+    spans = [fmt.interval(*part[-1].ci95) if part else "not measured" for part in stages]
+    shares = [fmt.share(report.kernels.simplified, report.kernels.total) for report in reports]
+    found = [f"{fmt.count(report.kernels.found)} found" for report in reports]
+    left = [fmt.share(report.dof.fraction) for report in reports]
+    files = [fmt.size(report.size.packed or report.size.file) for report in reports]
+    rows = (
+        ("accuracy after", right, f"95 % intervals {spans[0]} | {spans[1]}"),
+        ("kernels simplified", shares, f"{found[0]} | {found[1]}"),
+        ("degrees of freedom left", left, f"{files[0]} | {files[1]}"),
+    )
+    return tuple(Fact(f"{name}, {both}", " | ".join(values), note) for name, values, note in rows)
 
 
 def _headlines(reports: Pair, names: Names) -> Table:

@@ -6,7 +6,8 @@ from pathlib import PurePath
 from kernelsimp.error_text import printable
 from kernelsimp.records.report import Report, Stage
 from kernelsimp.report import fmt
-from kernelsimp.report.tables.table import Table
+from kernelsimp.report.tables.table import Fact, Table
+from kernelsimp.report.tables.verdict import network_name
 
 Named = tuple[str, Report]
 MET = "met"
@@ -50,6 +51,37 @@ def _row(name: str, report: Report) -> tuple[str, ...]:
         f"{fmt.count(report.kernels.simplified)} of {fmt.count(report.kernels.total)}",
         fmt.size(bytes_of(report)),
         MET if report.budget_met else "not met",
+    )
+
+
+def runs_title(runs: Sequence[Named]) -> str:
+    """Return what the runs are of and what became of them, in the words of a title."""
+    networks = ", ".join(dict.fromkeys(network_name(report) for _, report in runs))
+    met = sum(report.budget_met for _, report in runs)
+    return f"{networks}: {met} of {len(runs)} within budget"
+
+
+def runs_facts(runs: Sequence[Named]) -> tuple[Fact, ...]:
+    """Return the best accuracy, the fewest degrees of freedom and the fewest bytes, each with whose it is."""
+    fewest = min(runs, key=lambda run: run[1].dof.fraction)
+    smallest = min(runs, key=lambda run: bytes_of(run[1]))
+    measured = [(stage, name) for name, report in runs if (stage := last_stage(report))]
+    best = max(measured, key=lambda run: run[0].top1, default=None)
+    top = (
+        ()
+        if best is None
+        else (
+            Fact(
+                "highest accuracy",
+                fmt.percent(best[0].top1),
+                f"{printable(best[1])}, 95 % interval {fmt.interval(*best[0].ci95)} %",
+            ),
+        )
+    )
+    return (
+        *top,
+        Fact("fewest degrees of freedom left", fmt.share(fewest[1].dof.fraction), printable(fewest[0])),
+        Fact("fewest bytes", fmt.size(bytes_of(smallest[1])), printable(smallest[0])),
     )
 
 

@@ -22,6 +22,12 @@ def scan_facts(scan: Scan) -> tuple[Fact, ...]:
     )
 
 
+def scan_title(scan: Scan) -> str:
+    """Return what a scan came to, in the words of a title."""
+    kernels, matching, found, _ = map(fmt.count, counts_of(scan))
+    return f"{found} of {kernels} kernels found beyond chance, {matching} near a simple structure"
+
+
 def near_words(scan: Scan) -> str | None:
     """Say how many live kernels lie near any usual family, beside the same kernels with shuffled cells."""
     parts = [layer.extra["near_any"] for layer in scan.layers if layer.extra.get("near_any")]

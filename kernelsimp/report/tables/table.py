@@ -26,6 +26,15 @@ class Table:
     bars: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     least: tuple[int, ...] = ()
 
+    @property
+    def long(self) -> frozenset[int]:
+        """The text columns with a cell that does not fit in a line of a page's table."""
+        return frozenset(at for at in self.text if any(len(row[at]) > LINE for row in self.rows))
+
+
+LINE = 24
+"""Letters that a cell of a page's table holds on one line."""
+
 
 @dataclass(frozen=True)
 class Fact:
