@@ -41,10 +41,10 @@ GLOSSARY = {
     "template": "a known shape such as Sobel or Gabor, times a number, plus a number",
     "rank": "how many products of a column and a row a kernel is the sum of; rank one is separable",
     "depthwise": "a convolution in which each channel has one kernel of its own",
-    "explained": "the share of a channel's variance over images that its named kernels, made exact, give alone; "
-    "beside it, what the same kernels with their cells shuffled give",
-    "alike": "the mean cosine of two patches of images among those that drive a channel most, light and contrast "
-    "apart; mixed: of patches dealt to channels at random",
+    "explained": "the share of a channel's variance over images that its named kernels, made exact, give "
+    "alone; beside it, what the same kernels with their cells shuffled give",
+    "alike": "the mean cosine of two patches of images among those that drive a channel most, light and "
+    "contrast apart; mixed: of patches dealt to channels at random",
     "control": "what else the same budget would have bought: random structures, cell masks, noise",
     "baseline": "what `check` compares with: a run's report, or a small file of --update-baseline",
     "budget": "what a run may leave or lose: --dof, --simplified, --max-drop or --tolerance",
