@@ -6,6 +6,8 @@ from math import ceil, floor, inf, isfinite, log10
 STEPS = (1, 2, 2.5, 5, 10)
 SAME = 1e-6
 """Figures nearer to each other than this share of them are one to an axis."""
+LEAST = 1e-290
+"""The smallest step: below it numbers lose their digits."""
 SMALL = 1e-3
 """Numbers below it are spelled with a power of ten."""
 
@@ -20,7 +22,7 @@ def ticks(low: float, high: float, most: float = inf, wanted: int = 4) -> tuple[
     """
     low, high = (value if isfinite(value) else 0.0 for value in (low, min(high, most)))
     span = high - low if high - low > SAME * abs(high) else abs(high) * 0.1 or 1.0
-    rough = span / (wanted - 1)
+    rough = max(span / (wanted - 1), LEAST)
     power = 10.0 ** floor(log10(rough))
     step = next(factor * power for factor in STEPS if factor * power >= rough * 0.999)
     first = floor(low / step + 1e-9)
