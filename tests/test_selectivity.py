@@ -210,5 +210,5 @@ def test_evaluate_explains_from_the_command_line(model, tmp_path, capsys) -> Non
     assert found["selectivity"]["images"] == 20
     assert len(found["selectivity"]["layers"]) >= 1
     said = " ".join(capsys.readouterr().out.split())
-    assert "What channels answer to, on 20 test images" in said
+    assert "What channels answer to, on 20 test images (figure / by chance)" in said
     assert "of a channel's variance (shuffled cells:" in said

@@ -1,39 +1,32 @@
-"""What channels answer to, layer by layer, as a table and a line."""
+"""What channels answer to, layer by layer, as a table and a line: every figure beside what chance gives."""
 
 from kernelsimp.error_text import printable
 from kernelsimp.records.selectivity import LayerSelectivity, Selectivity
 from kernelsimp.report import fmt
 from kernelsimp.report.tables.table import Table
 
-HEADS = (
-    "layer",
-    "channels",
-    "named",
-    "chance",
-    "words",
-    "bits",
-    "explained",
-    "chance",
-    "alike",
-    "mixed",
-)
+HEADS = ("layer", "channels", "named", "names", "bits", "explained", "alike")
 
 
 def selectivity_table(found: Selectivity) -> Table:
-    """Return a row a layer, what was passed over last."""
+    """Return a row a layer; those that were passed over come last, with the reason."""
     rows = [_row(layer) for layer in found.layers]
-    blank = [""] * (len(HEADS) - 2)
-    rows += [(printable(name), printable(reason), *blank) for name, reason in found.skipped]
-    title = f"What channels answer to, on {fmt.count(found.images)} test images"
-    return Table(title, HEADS, tuple(rows), least=(1, 4, 5))
+    blank = [""] * (len(HEADS) - 1)
+    rows += [(printable(f"{name}: {reason}"), *blank) for name, reason in found.skipped]
+    title = f"What channels answer to, on {fmt.count(found.images)} test images (figure / by chance)"
+    return Table(title, HEADS, tuple(rows), least=(1, 4, 3))
 
 
 def _row(layer: LayerSelectivity) -> tuple[str, ...]:
-    named, chance = (fmt.share(share, 1.0) for share in (layer.named, layer.named_by_chance))
-    own, random = (fmt.share(share, 1.0) for share in (layer.explained, layer.explained_by_chance))
-    alike, mixed = (fmt.number(figure, 2) for figure in (layer.alike, layer.alike_mixed))
-    sizes = fmt.count(layer.channels), fmt.count(layer.words), fmt.number(layer.bits, 2)
-    return (printable(layer.name), sizes[0], named, chance, *sizes[1:], own, random, alike, mixed)
+    return (
+        printable(layer.name),
+        fmt.count(layer.channels),
+        f"{100 * layer.named:.0f} / {100 * layer.named_by_chance:.0f} %",
+        fmt.count(layer.words),
+        f"{layer.bits:.1f}",
+        f"{100 * layer.explained:.0f} / {100 * layer.explained_by_chance:.0f} %",
+        f"{layer.alike:.2f} / {layer.alike_mixed:.2f}",
+    )
 
 
 def selectivity_words(found: Selectivity) -> str:
