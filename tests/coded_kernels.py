@@ -1,10 +1,14 @@
 """Coded kernels of every sort of structure, for the tests of their code and of the file."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+from torch import Tensor
 
-from kernelsimp.kernels.integer_bases import FREE, Table, basis_of, side_numbers, side_of
+from kernelsimp.kernels.integer_bases import FREE, Table, basis_of, gather_drawings, side_numbers, side_of
 from kernelsimp.kernels.kernel_coding import CodedKernels
+from kernelsimp.kernels.orbits import moves
 
 NAMES = (
     FREE, "zero", "mirror-v", "full-square", "rank-one", "rank-two", "few-values-2", "template-gaussian",
@@ -37,3 +41,20 @@ def some(
         dim = basis_of(name, grid, numbers.tolist(), table).shape[1]
         values[row, kernel, :dim] = np.rint(generator.laplace(scale=4, size=dim))
     return CodedKernels(grid, names, choice, values, beside, np.float32(0.01), table)
+
+
+def drawn() -> tuple[CodedKernels, Tensor, np.ndarray]:
+    """Kernels (6, 4), every other one of three prototypes turned; the prototypes as they lie, and drawn."""
+    centres = torch.randn(3, 9, generator=torch.Generator().manual_seed(0))
+    generator = np.random.default_rng(0)
+    turns = generator.integers((3, 8), size=(24, 2))
+    cells = torch.stack([centres[place][torch.from_numpy(moves((3, 3))[move])] for place, move in turns])
+    kernels = cells.reshape(24, 3, 3)
+    sides = side_numbers("prototypes-3", kernels, cells.numpy())
+    drawings, numbers = gather_drawings(sides, (3, 3))
+    item = some(("mirror-v", "prototypes-3"), 3)
+    choice = np.arange(24).reshape(6, 4) % 2
+    values = np.zeros_like(item.values)
+    values[:, :, :2] = generator.integers(-9, 10, (6, 4, 2))
+    side = np.where(choice == 1, numbers.reshape(6, 4), 0)[:, :, None]
+    return replace(item, choice=choice, values=values, side=side, drawings=drawings), kernels, sides

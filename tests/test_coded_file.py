@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from builders import bits, same
-from coded_kernels import NAMES, some
+from coded_kernels import NAMES, drawn, some
 from torch import Tensor
 
 from kernelsimp.errors import CheckpointError
@@ -38,6 +38,7 @@ CODED: dict[str, tuple[CodedTensor | CodedKernels, Layout, tuple[int, ...], torc
     "line.weight": (integers(3, 10, seed=2), Layout(), (3, 2, 5), torch.float16),
     "kept.weight": (some(NAMES, 3, shape=(3, 2)), Layout(), (3, 2, 3, 3), torch.float32),
     "wise.weight": (some(PARTS, 3, 1, TABLE, (4, 1)), Layout(groups=4), (4, 1, 3, 3), torch.float32),
+    "drawn.weight": (drawn()[0], Layout(), (6, 4, 3, 3), torch.float32),
     "head.weight": (integers(5, 8, seed=3), Layout(), (5, 8), torch.bfloat16),
     "head.bias": (integers(5, seed=4), Layout(), (5,), torch.float64),
 }
@@ -80,6 +81,16 @@ def test_every_tensor_comes_back_bit_for_bit(path: Path) -> None:
     found = load_checkpoint(path)
     assert found.format == "coded"
     assert found.wrapper == "state_dict"
+
+
+def test_a_file_without_drawings_is_of_the_first_schema(path: Path, tmp_path: Path) -> None:
+    assert head_of(path.read_bytes())[0]["schema"] == "kernelsimp.coded/2"
+    coded = {name: (item, layout) for name, (item, layout, _, _) in CODED.items() if name != "drawn.weight"}
+    tensors = {name: item for name, item in state().items() if name != "drawn.weight"}
+    older = tmp_path / "older.kscode"
+    code_state(tensors, coded).save(older)
+    assert head_of(older.read_bytes())[0]["schema"] == "kernelsimp.coded/1"
+    assert same(read_coded(older), tensors)
 
 
 def test_a_coded_tensor_is_one_float32_product() -> None:
@@ -141,7 +152,7 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema": "kernelsimp.coded/2"}, "of schema 'kernelsimp.coded/2', this version reads"),
+        ({"schema": "kernelsimp.coded/3"}, "of schema 'kernelsimp.coded/3', this version reads"),
         ({"sha256": "0" * 64}, "the SHA-256 of its tensors is another"),
         ({"coded": []}, "the order of coding is not of its tensors"),
         ({"tensors": 3}, "damaged coded checkpoint"),

@@ -1,13 +1,22 @@
 """Kernels by the free numbers of their structures: bases of integers, their code, and rounding to them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from coded_kernels import NAMES, some
+from coded_kernels import NAMES, drawn, some
 
-from kernelsimp.kernels.integer_bases import FREE, ONE, Table, basis_of, side_numbers, table_of
+from kernelsimp.kernels.integer_bases import (
+    FREE,
+    ONE,
+    Table,
+    basis_of,
+    side_numbers,
+    table_of,
+)
 from kernelsimp.kernels.integer_coding import CHANCES, new_memory
-from kernelsimp.kernels.kernel_coding import CodedKernels, decode_kernels, encode_kernels
+from kernelsimp.kernels.kernel_coding import CodedKernels, KernelForm, decode_kernels, encode_kernels
 from kernelsimp.kernels.kernel_rounding import Offers, RoundedKernels, round_kernels
 from kernelsimp.kernels.rounding import Metric, Rate, round_matrix
 from kernelsimp.kernels.structures import find
@@ -34,10 +43,41 @@ def test_columns_are_about_as_long_as_one(side: int) -> None:
 def test_kernels_come_back(seed: int) -> None:
     item = some(NAMES, 3, seed)
     stream = encode_kernels(item, new_memory())
-    back = decode_kernels(stream, (6, 4), (item.grid, item.menu, None), new_memory())
+    back = decode_kernels(stream, (6, 4), KernelForm(item.grid, item.menu), new_memory())
     assert (back.choice == item.choice).all()
     assert (back.values == item.values).all()
     assert (back.side == item.side).all()
+
+
+def test_drawings_stand_once_and_come_back() -> None:
+    item, kernels, sides = drawn()
+    drawings = item.drawings
+    assert drawings is not None
+    assert len(drawings.cells) == 3
+    assert all(
+        (drawings.cells_of(number) == side).all()
+        for number, side, picked in zip(item.side.ravel().tolist(), sides, item.choice.ravel(), strict=True)
+        if picked == 1
+    )
+    stream = encode_kernels(item, new_memory())
+    form = KernelForm(item.grid, item.menu, None, 3)
+    back = replace(decode_kernels(stream, (6, 4), form, new_memory()), step=item.step)
+    assert (back.numbers() == item.numbers()).all()
+    written = torch.from_numpy(item.numbers()).reshape(24, 3, 3)[1::2]
+    cells = kernels.reshape(24, 9)[1::2].numpy()
+    assert bool(find("prototypes-3", (3, 3), cells).holds(written).all())
+    whole = replace(
+        item, drawings=None, side=np.where(item.choice[:, :, None] == 1, sides.reshape(6, 4, 9), 0)
+    )
+    assert (whole.numbers() == item.numbers()).all()
+    each = 9 * 26 / 8  # bytes of a drawing
+    saved = len(encode_kernels(whole, new_memory())) - len(stream)
+    assert saved > (12 - 3) * each - 12 * 5 / 8 - 2
+    for damaged in (stream[:40], stream[: len(stream) - 20]):
+        with pytest.raises(ValueError, match=r"ends in its drawings|does not end"):
+            decode_kernels(damaged, (6, 4), form, new_memory())
+    with pytest.raises(ValueError, match="not there"):
+        drawings.cells_of(24)
 
 
 def test_streams_that_are_altered_are_refused_or_read() -> None:
@@ -49,12 +89,12 @@ def test_streams_that_are_altered_are_refused_or_read() -> None:
         data = bytearray(stream)
         data[generator.integers(len(data))] ^= 1 << int(generator.integers(8))
         try:
-            decode_kernels(bytes(data), (6, 4), (item.grid, item.menu, None), new_memory()).numbers()
+            decode_kernels(bytes(data), (6, 4), KernelForm(item.grid, item.menu), new_memory()).numbers()
         except ValueError:
             refused += 1
     assert refused > 0
     with pytest.raises(ValueError, match="does not end"):
-        decode_kernels(stream[: len(stream) // 2], (6, 4), (item.grid, item.menu, None), new_memory())
+        decode_kernels(stream[: len(stream) // 2], (6, 4), KernelForm(item.grid, item.menu), new_memory())
 
 
 def test_parts_of_the_square_are_apart_and_complete() -> None:
@@ -71,7 +111,7 @@ def test_kernels_in_parts_come_back() -> None:
     table = table_of(torch.randn(60, 3, 3))
     item = some(("parts-111111", "parts-100000", "parts-000000"), 3, 0, table)
     stream = encode_kernels(item, new_memory())
-    back = decode_kernels(stream, (6, 4), (item.grid, item.menu, table), new_memory())
+    back = decode_kernels(stream, (6, 4), KernelForm(item.grid, item.menu, table), new_memory())
     assert (back.values == item.values).all()
     assert len(new_memory()) == 2 * CHANCES
 

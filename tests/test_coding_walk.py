@@ -1,9 +1,10 @@
 """Where layers stand, passes that stop at each, and coding on changed inputs: laws on small networks."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ from kernelsimp.kernels.integer_coding import new_memory
 from kernelsimp.kernels.kernel_coding import CodedKernels
 from kernelsimp.kernels.structures import find
 from kernelsimp.memory import Room
+from kernelsimp.models.coded import Layout, code_state, numbers_of, read_coded
 from kernelsimp.models.stages import Stage, absorb_norms, layer_modules, matrix_of, put_matrix, stages_of
 from kernelsimp.models.zoo import CifarResNet
-from kernelsimp.records.plan import LayerPlan
+from kernelsimp.records.plan import SHAPES, LayerPlan
 from kernelsimp.shelf import Shelf
-from kernelsimp.solver import coding_walk
+from kernelsimp.solver import coding_kernels, coding_walk
 from kernelsimp.solver.coding_kernels import parts_menus, planned_menus
-from kernelsimp.solver.coding_moments import identity_moments
+from kernelsimp.solver.coding_moments import FitMoments, Reading, Seen, identity_moments, reading_of
 from kernelsimp.solver.coding_search import Budget, first_price, prepare_ground, search_price
 from kernelsimp.solver.coding_walk import Coding, Ground, LayerFit, code_network, code_tensors
 from kernelsimp.solver.output_metric import output_metrics
@@ -160,6 +162,61 @@ def test_what_waits_in_files_comes_back(name: str, monkeypatch: pytest.MonkeyPat
         assert (item.values == paged.tensors[key].values).all()  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_batches_that_come_late_go_through_what_is_coded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ground = ground_of(name)
+    read: list[int] = []
+    late: list[Tensor] = []
+    fit = coding_walk.fit_moments
+
+    def few(layer: nn.Module, inputs: Tensor, count: int) -> Reading:
+        last = isinstance(layer, nn.Linear)
+        turn = 1 + len(read) % 2  # the second batch comes and goes
+        return Reading(count if last else 16 * turn, reading_of(layer, inputs, count).share)
+
+    def watched(layer: nn.Module, seen: Iterable[Seen], *how: Any) -> FitMoments:
+        batches = [(inputs.clone(), missing) for inputs, missing in seen]
+        read.append(len(batches))
+        late[:] = [inputs for inputs, _ in batches]
+        return fit(layer, batches, *how)
+
+    monkeypatch.setattr(coding_walk, "reading_of", few)
+    monkeypatch.setattr(coding_walk, "fit_moments", watched)
+    coding = code_network(ground, 1e-6)
+    assert read == [1 + place % 2 for place in range(len(read) - 1)] + [3]
+    assert coding.model is not None
+    head = next(item for item in coding.model.modules() if isinstance(item, nn.Linear))
+    seen: list[Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for batch, there in zip(ground.images, late, strict=True):
+        coding.model(batch)
+        assert torch.allclose(seen[-1], there, rtol=1e-4, atol=1e-5)
+
+
+def test_early_layers_are_read_of_fewer_images() -> None:
+    dense, one, depthwise = nn.Conv2d(8, 4, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 8, 3, groups=8)
+    large, small = torch.zeros(1, 8, 114, 114), torch.zeros(1, 8, 9, 9)
+    assert reading_of(dense, large, 1024).images == 128
+    assert reading_of(dense, small, 1024) == Reading(1024, 1.0)
+    assert reading_of(one, small, 9999).images == -(-65_536 * 4 // 81)
+    assert reading_of(depthwise, small, 9999).images == -(-16_384 * 4 // 49)
+    assert reading_of(dense, large, 64).images == 64
+    assert reading_of(dense, large, 1024).share == 65_536 / (128 * 112 * 112)
+
+
+def test_large_images_are_enough_for_g_when_there_are_128(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernelsimp.solver.output_metric.PIXELS_ENOUGH", 64 * 20)
+    monkeypatch.setattr("kernelsimp.solver.output_metric.IMAGES_AT_LEAST", 10)
+    model = seeded(tiny_net)
+    few, first = (output_metrics(model, some, 0) for some in (images(), (images()[0], images()[1][:4])))
+    assert all(torch.equal(few[name], first[name]) for name in first)
+    monkeypatch.setattr("kernelsimp.solver.output_metric.PIXELS_ENOUGH", 1 << 21)
+    assert not all(
+        torch.allclose(item, few[name], rtol=1e-3)
+        for name, item in output_metrics(model, images(), 0).items()
+    )
+
+
 def test_kernels_keep_the_structure_of_a_plan_and_the_rest_answers() -> None:
     model, ground = ground_of("residual")
     names, dims = ("free", "mirror-h"), np.array([9, 6], np.int16)
@@ -185,6 +242,34 @@ def test_kernels_keep_the_structure_of_a_plan_and_the_rest_answers() -> None:
         (item(batch) - model(batch)).detach().square().mean() for item in (coding.model, projected)
     )
     assert float(error) < 0.8 * float(alone)
+
+
+def test_prototypes_of_a_plan_are_coded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 9, generator=generator)
+    cells = centres[torch.arange(32 * 8) % 4].reshape(32, 8, 9)
+    weight = torch.randn(32, 8, 1, generator=generator) * cells + 0.1
+    weight = (weight + torch.randn(32, 8, 9, generator=generator) / 20).reshape(32, 8, 3, 3)
+    plain, flags = np.zeros((32, 8), np.float32), np.zeros((32, 8), bool)
+    drawn = {SHAPES: cells.numpy()}
+    dims, choice = np.array([9, 2], np.int16), np.ones((32, 8), np.int16)
+    plan = LayerPlan("a", "dense", 1, (3, 3), choice, flags, flags, plain, dims, drawn, 36)
+    menus = {"a.weight": planned_menus((plan,), ("free", "prototypes-4"))["a"]}
+    sizes, found = [], []
+    for _ in range(2):
+        item = code_tensors({"a.weight": weight}, 1e-5, menus).tensors["a.weight"]
+        value = numbers_of(item, Layout(), weight)
+        file = code_state({"a.weight": value}, {"a.weight": (item, Layout())})
+        file.save(tmp_path / "a.kscode")
+        assert torch.equal(read_coded(tmp_path / "a.kscode")["a.weight"], value)
+        kernels = value.reshape(256, 3, 3)
+        shapes = cells.reshape(256, 9).numpy()
+        assert bool(find("prototypes-4", (3, 3), shapes).holds(kernels).all())
+        sizes.append(file.size)
+        found.append(value)
+        monkeypatch.setattr(coding_kernels, "_shared", lambda _, sides, __: (sides, None))
+    assert torch.equal(*found)
+    assert sizes[0] < sizes[1] - 256 * 9 * 26 / 8 + 4 * 9 * 26 / 8 + 256 * 5 / 8 + 20
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

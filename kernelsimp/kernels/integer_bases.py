@@ -2,7 +2,8 @@
 
 A column is about `ONE` long, so that one step serves all. A linear family needs its name alone; a bent set
 needs integers beside it, which say in which of its flats a kernel lies: the rows of a low rank, which cells
-are equal, or what a template or a prototype draws. A `Table` turns cells into components of a layer's
+are equal, or what a template or a prototype draws; what several kernels draw stands once, in `Drawings`, and
+is named by number. A `Table` turns cells into components of a layer's
 kernels, which may be within the parts that the symmetries of the square keep apart.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels import rank
+from kernelsimp.kernels.orbits import moves
 from kernelsimp.kernels.structures import DENOISED, Drawn, FewValued, LowRank, find
 from kernelsimp.kernels.subspace import OrbitSubspace, Shape, SignedPermutation, from_generators
 
@@ -41,26 +43,72 @@ _TURN = 1 << TURN_BITS - 1
 
 @dataclass(frozen=True)
 class Side:
-    """What stands beside the name of a structure: `count` integers of `bits` bits a kernel."""
+    """What stands beside the name of a structure: `count` integers of `bits` bits a kernel.
+
+    `labels` says that they number values, so that a kernel has as many coefficients as there are of these.
+    """
 
     count: int = 0
     bits: int = 0
+    labels: bool = False
 
 
-def side_of(name: str, grid: Shape) -> Side:
+@dataclass(frozen=True, eq=False)
+class Drawings:
+    """What the kernels of a layer draw, `cells` (n, cells) as integers of `DRAWN_BITS` bits, each once.
+
+    A drawing, turned and mirrored by the moves of its `grid`, is named by one number: its place, times how
+    many moves there are, plus the move.
+    """
+
+    grid: Shape
+    cells: Ints
+
+    @property
+    def bits(self) -> int:
+        """The bits of a number."""
+        return max(1, (len(self.cells) * len(moves(self.grid)) - 1).bit_length())
+
+    def cells_of(self, number: int) -> Ints:
+        """Return the integers of one drawing; raises ValueError where there is none of that number."""
+        place, move = divmod(number, len(moves(self.grid)))
+        if not 0 <= place < len(self.cells):
+            raise ValueError("a drawing that is not there")
+        return np.asarray(self.cells[place][moves(self.grid)[move]])
+
+
+def gather_drawings(drawn: Ints, grid: Shape) -> tuple[Drawings, Ints]:
+    """Return the drawings of kernels (n, cells), each once whichever way it is turned, and their numbers.
+
+    >>> found, numbers = gather_drawings(np.array([[1, 2, 3, 4], [3, 1, 4, 2], [1, 2, 3, 4]]), (2, 2))
+    >>> len(found.cells), [found.cells_of(number).tolist() for number in numbers[:2]]
+    (1, [[1, 2, 3, 4], [3, 1, 4, 2]])
+    """
+    turned = np.stack([drawn[:, move] for move in moves(grid)], 1)
+    least = np.array([min(map(tuple, item)) for item in turned.tolist()], np.int64).reshape(drawn.shape)
+    cells, places = np.unique(least, axis=0, return_inverse=True)
+    found = Drawings(grid, cells)
+    numbers = np.zeros(len(drawn), np.int64)
+    for kernel, place in enumerate(places.reshape(-1)):
+        equal = (cells[place][np.stack(moves(grid))] == drawn[kernel]).all(1)
+        numbers[kernel] = place * len(equal) + int(equal.argmax())
+    return found, numbers
+
+
+def side_of(name: str, grid: Shape, drawings: Drawings | None = None) -> Side:
     """Return what a structure needs beside its name.
 
     >>> side_of("mirror-v", (3, 3)), side_of("rank-one", (3, 3))
-    (Side(count=0, bits=0), Side(count=3, bits=8))
+    (Side(count=0, bits=0, labels=False), Side(count=3, bits=8, labels=False))
     """
     if not name.startswith(PARTS) and name != FREE:
         structure = find(name, grid)
         if isinstance(structure, LowRank):
             return Side(structure.order * grid[1], ROW_BITS)
         if isinstance(structure, FewValued):
-            return Side(math.prod(grid), max(1, (structure.count - 1).bit_length()))
+            return Side(math.prod(grid), max(1, (structure.count - 1).bit_length()), labels=True)
         if isinstance(structure, Drawn):
-            return Side(math.prod(grid), DRAWN_BITS)
+            return Side(math.prod(grid), DRAWN_BITS) if drawings is None else Side(1, drawings.bits)
     return Side()
 
 
@@ -82,7 +130,13 @@ def side_numbers(name: str, kernels: Tensor, shapes: NDArray[np.float32] | None 
     return np.zeros((len(kernels), 0), np.int64)
 
 
-def basis_of(name: str, grid: Shape, side: Sequence[int] = (), table: "Table | None" = None) -> Ints:
+def basis_of(
+    name: str,
+    grid: Shape,
+    side: Sequence[int] = (),
+    table: "Table | None" = None,
+    drawings: Drawings | None = None,
+) -> Ints:
     """Return the basis (cells, dim) of a structure; the same integers on every machine.
 
     Raises `KernelsimpError` for an unknown name, and ValueError for what no encoder writes.
@@ -106,7 +160,8 @@ def basis_of(name: str, grid: Shape, side: Sequence[int] = (), table: "Table | N
         return _spread(np.array(side, np.int64), np.ones(cells), ONE)
     if isinstance(structure, Drawn):
         level = np.full(cells, math.isqrt(ONE * ONE // cells), np.int64)
-        return np.stack([np.array(side, np.int64) - ONE, level], 1)
+        drawn = np.array(side, np.int64) if drawings is None else drawings.cells_of(int(side[0]))
+        return np.stack([drawn - ONE, level], 1)
     if not isinstance(structure, OrbitSubspace):
         raise KernelsimpError(f"structure '{name}' has no basis of integers")
     return _spread(structure.orbit, structure.sign, ONE)

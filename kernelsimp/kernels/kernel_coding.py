@@ -1,8 +1,9 @@
 """Code the kernels of a layer by the free numbers of their structures; lossless, integers alone.
 
 Kernels go input by input, a filter at a time: which structure of the layer's menu, the integers beside its
-name, then its coefficients. How large the coefficient before was, the same one of the kernel before with this
-structure, and both on average, picks the context; the chances are those of `integer_coding`.
+name, then its coefficients. What several kernels draw stands in front, once. How large the coefficient before
+was, the same one of the kernel before with this structure, and both on average, picks the context; the
+chances are those of `integer_coding`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelsimp.kernels.compiled import AVAILABLE, compiled, vector
-from kernelsimp.kernels.integer_bases import MOST_CELLS, ONE, Table, basis_of, side_of
+from kernelsimp.kernels.integer_bases import (
+    DRAWN_BITS,
+    MOST_CELLS,
+    ONE,
+    Drawings,
+    Table,
+    basis_of,
+    side_of,
+)
 from kernelsimp.kernels.integer_coding import (
     CHANCES,
     CHOICES,
@@ -55,7 +64,8 @@ class CodedKernels:
 
     `choice` (outputs, inputs / groups) indexes `menu`; `values` (outputs, inputs / groups, cells) begin with
     as many coefficients as the structure has, `side` (outputs, inputs / groups, n) with the integers beside
-    its name; zeros follow. `step` is that of a coefficient whose column has length one.
+    its name, or with the number of what it draws, where there are `drawings`; zeros follow. `step` is that of
+    a coefficient whose column has length one.
     """
 
     grid: tuple[int, ...]
@@ -66,19 +76,21 @@ class CodedKernels:
     step: np.float32
     table: Table | None = None
     bits: float = 0.0
+    drawings: Drawings | None = None
 
     def numbers(self) -> NDArray[np.float32]:
         """Return the weights (outputs, cells of a filter): a whole number times the step over `ONE`, each."""
         whole = np.zeros(self.values.shape, np.int64)
         for index, name in enumerate(self.menu):
             mask = self.choice == index
-            count = side_of(name, self.grid).count
+            count = side_of(name, self.grid, self.drawings).count
             if not count:
                 basis = basis_of(name, self.grid, (), self.table)
                 whole[mask] = self.values[mask][:, : basis.shape[1]] @ basis.T
                 continue
             for row, kernel in np.argwhere(mask):
-                basis = basis_of(name, self.grid, self.side[row, kernel, :count].tolist())
+                side = self.side[row, kernel, :count].tolist()
+                basis = basis_of(name, self.grid, side, None, self.drawings)
                 whole[row, kernel] = basis @ self.values[row, kernel, : basis.shape[1]]
         product: NDArray[np.float32] = whole.astype(np.float32) * np.float32(self.step / np.float32(ONE))
         return product.reshape(len(whole), -1)
@@ -88,13 +100,16 @@ def encode_kernels(item: CodedKernels, memory: Integers) -> bytes:
     """Return the code of kernels; `memory` learns. Raises `ValueError` for an integer of 2^23 or more."""
     if np.abs(item.values).max(initial=0) >= 1 << 23:
         raise ValueError("an integer is too large for its code")
-    state = _State(item.choice.shape, item.grid, item.menu, memory)
+    form = KernelForm(
+        item.grid, item.menu, item.table, 0 if item.drawings is None else len(item.drawings.cells)
+    )
+    state = _State(item.choice.shape, form, item.drawings, memory)
     choice, values, side = (
         np.moveaxis(part, 1, 0).reshape(item.choice.size, -1)
         for part in (item.choice, item.values, item.side)
     )
-    dims = _dims(item.choice, item.side, state, item.table)
-    coder, parts, encode = new_coder(), list[bytes](), cast(Any, _encode)
+    dims = _dims(item.choice, item.side, state)
+    coder, parts, encode = new_coder(), [_packed(item.drawings)], cast(Any, _encode)
     for first in range(0, len(choice), AT_ONCE):
         some = slice(first, first + AT_ONCE)
         flat: Any = [vector(part[some]) for part in (choice, values, side, dims)]
@@ -106,25 +121,53 @@ def encode_kernels(item: CodedKernels, memory: Integers) -> bytes:
         )
     parts.append(written(0, coder, lambda out: finish(coder, out)))
     fade(memory)
-    return b"".join(parts).rstrip(b"\0")
+    return parts[0] + b"".join(parts[1:]).rstrip(b"\0")
 
 
-def decode_kernels(
-    stream: bytes,
-    shape: tuple[int, int],
-    form: tuple[tuple[int, ...], tuple[str, ...], Table | None],
-    memory: Integers,
-) -> CodedKernels:
-    """Undo `encode_kernels` for `shape` (outputs, inputs / groups) and `form` (grid, menu, table); step 1.
+def _packed(drawings: Drawings | None) -> bytes:
+    """Return the integers of drawings, `DRAWN_BITS` bits each, the highest first."""
+    if drawings is None:
+        return b""
+    digits = drawings.cells.reshape(-1, 1) >> np.arange(DRAWN_BITS - 1, -1, -1)
+    return np.packbits((digits & 1).astype(np.uint8).reshape(-1)).tobytes()
+
+
+def _unpacked(stream: bytes, form: "KernelForm") -> tuple[Drawings | None, bytes]:
+    """Return the drawings in front of a stream, and what follows them."""
+    cells = int(np.prod(form.grid, dtype=object))
+    size = -(-form.drawings * cells * DRAWN_BITS // 8)
+    if not form.drawings:
+        return None, stream
+    if form.drawings < 0 or not 0 < cells <= MOST_CELLS or size > len(stream):
+        raise ValueError("a stream of kernels ends in its drawings")
+    digits = np.unpackbits(np.frombuffer(stream[:size], np.uint8), count=form.drawings * cells * DRAWN_BITS)
+    weights = 1 << np.arange(DRAWN_BITS - 1, -1, -1, dtype=np.int64)
+    numbers = digits.reshape(form.drawings, cells, DRAWN_BITS).astype(np.int64) @ weights
+    return Drawings(form.grid, numbers), stream[size:]
+
+
+@dataclass(frozen=True)
+class KernelForm:
+    """What a stream of kernels does not say itself; `drawings` is how many stand in front of it."""
+
+    grid: tuple[int, ...]
+    menu: tuple[str, ...]
+    table: Table | None = None
+    drawings: int = 0
+
+
+def decode_kernels(stream: bytes, shape: tuple[int, int], form: KernelForm, memory: Integers) -> CodedKernels:
+    """Undo `encode_kernels` for `shape` (outputs, inputs / groups); step 1.
 
     Raises `ValueError` for a damaged stream or a form that is none, `KernelsimpError` for an unknown name.
     """
-    grid, menu, table = form
-    state = _State(shape, grid, menu, memory)
+    grid, menu, table = form.grid, form.menu, form.table
+    drawings, stream = _unpacked(stream, form)
+    state = _State(shape, form, drawings, memory)
     count, beside = shape[0] * shape[1], max(part.count for part in state.sides)
     data, coder = np.frombuffer(stream, np.uint8) if AVAILABLE else stream, new_coder()
     start_decoding(coder, data)
-    places, fixed = vector([state.rows, 0, state.cells, beside, len(menu)]), state.fixed_dims(table)
+    places, fixed = vector([state.rows, 0, state.cells, beside, len(menu)]), state.fixed_dims()
     choice, values, side = (
         vector(np.zeros(size, np.int64)) for size in (count, count * state.cells, count * beside)
     )
@@ -137,20 +180,22 @@ def decode_kernels(
         for part in (choice, values, side)
     )
     picked, numbers, integers = found
-    return CodedKernels(grid, menu, picked[:, :, 0], numbers, integers, np.float32(1.0), table)
+    step = np.float32(1.0)
+    return CodedKernels(grid, menu, picked[:, :, 0], numbers, integers, step, table, drawings=drawings)
 
 
 class _State:
     """What both directions keep: running means, last magnitudes, and how each structure is written."""
 
     def __init__(
-        self, shape: tuple[int, ...], grid: tuple[int, ...], menu: tuple[str, ...], memory: Integers
+        self, shape: tuple[int, ...], form: KernelForm, drawings: Drawings | None, memory: Integers
     ) -> None:
+        grid, menu = form.grid, form.menu
         self.cells, self.rows = int(np.prod(grid, dtype=object)), shape[0]
         if not 0 < self.cells <= MOST_CELLS or not 0 < len(menu) <= MOST_STRUCTURES:
             raise ValueError(f"kernels of {self.cells} cells, {len(menu)} structures")
-        self.grid, self.menu = grid, menu
-        self.sides = [side_of(name, grid) for name in menu]
+        self.form, self.drawings = form, drawings
+        self.sides = [side_of(name, grid, drawings) for name in menu]
         slots = len(menu) * self.cells
         self.parts = (
             vector(np.full(self.rows, UNIT)),
@@ -162,21 +207,21 @@ class _State:
         for place in range(CHOICES, CHANCES):
             memory[place], memory[CHANCES + place] = EVEN, 0
 
-    def fixed_dims(self, table: Table | None) -> list[int]:
+    def fixed_dims(self) -> list[int]:
         """Return how many coefficients each structure has; one with labels beside it has as many as those."""
         return [
             -1
-            if side.count and side.bits < 8
-            else basis_of(name, self.grid, [1] * side.count, table).shape[1]
-            for name, side in zip(self.menu, self.sides, strict=True)
+            if side.labels
+            else basis_of(name, self.form.grid, [1] * side.count, self.form.table, self.drawings).shape[1]
+            for name, side in zip(self.form.menu, self.sides, strict=True)
         ]
 
 
-def _dims(choice: Ints, side: Ints, state: _State, table: Table | None) -> Ints:
+def _dims(choice: Ints, side: Ints, state: _State) -> Ints:
     """Return how many coefficients each kernel has, in the order of coding."""
-    fixed = np.array(state.fixed_dims(table))
+    fixed = np.array(state.fixed_dims())
     dims = fixed[choice]
-    labels = np.array([part.count if part.bits < 8 else 0 for part in state.sides])[choice]
+    labels = np.array([part.count if part.labels else 0 for part in state.sides])[choice]
     for row, kernel in np.argwhere(labels > 0):
         dims[row, kernel] = 1 + side[row, kernel, : labels[row, kernel]].max()
     return np.asarray(dims.T.reshape(-1))

@@ -5,7 +5,8 @@ Behind the frame of `framed` stands one stream a tensor. The header says of each
 - `integers`: the code of `kernels.integer_coding`, in the order of `coded`; a value is one float32 product of
   integer and step, cast to the tensor's dtype;
 - `kernels`: the code of `kernels.kernel_coding`, kernels by the free numbers of the structures in a `menu`; a
-  value is one float32 product of a whole number and the step; `tables` of the header turn cells into parts;
+  value is one float32 product of a whole number and the step; `tables` of the header turn cells into parts,
+  and as many `drawings` as are named there stand in front of the stream (only such a file is of schema 2);
 - `fill`: one value; `same`: the tensor of another name; `half`: float16; `raw`: its bytes; both deflated.
 
 Decoding is integers alone up to that product, so it gives the same bits everywhere; the header has the
@@ -26,7 +27,7 @@ from torch import Tensor
 from kernelsimp.errors import CheckpointError
 from kernelsimp.kernels.coded_tensor import CodedTensor
 from kernelsimp.kernels.integer_bases import Table
-from kernelsimp.kernels.kernel_coding import CodedKernels, decode_kernels, encode_kernels
+from kernelsimp.kernels.kernel_coding import CodedKernels, KernelForm, decode_kernels, encode_kernels
 from kernelsimp.models.digest import tensors_sha256
 from kernelsimp.models.framed import Form, FramedFile, dtype_name, dtype_named, inflated, shared_memory
 from kernelsimp.models.identify import CODED
@@ -35,7 +36,10 @@ from kernelsimp.models.stored_order import canonical, stored_order
 SIGNATURE = CODED + b"1\n"
 SCHEMA = "kernelsimp.coded/1"
 
-FORM = Form("coded", "decode", SIGNATURE, SCHEMA)
+DRAWINGS_SCHEMA = "kernelsimp.coded/2"
+"""Of files in which drawings stand once; what has none is written as ever."""
+
+FORM = Form("coded", "decode", SIGNATURE, SCHEMA, (DRAWINGS_SCHEMA,))
 
 CODED_KINDS = ("integers", "kernels")
 
@@ -109,6 +113,8 @@ def code_state(
     places = {entry["name"]: place for place, entry in enumerate(entries)}
     order = [places[name] for name in streams if entries[places[name]]["kind"] in CODED_KINDS]
     head: dict[str, Any] = {"keys": list(keys), "coded": order, "tensors": entries}
+    if any("drawings" in entry for entry in entries):
+        head["schema"] = DRAWINGS_SCHEMA
     if tables:
         head["tables"] = [[int(table.square), *table.turns] for table in tables]
     head["sha256"] = tensors_sha256(
@@ -152,6 +158,8 @@ def _integers_entry(coded: tuple[Integers, Layout], tables: list[Table]) -> dict
             if item.table not in tables:
                 tables.append(item.table)
             entry["table"] = tables.index(item.table)
+        if item.drawings is not None:
+            entry["drawings"] = len(item.drawings.cells)
     if layout.transposed or layout.groups > 1:
         entry["layout"] = [int(layout.transposed), layout.groups]
     return entry
@@ -285,15 +293,14 @@ def _matrix_shape(entry: _Entry) -> tuple[int, ...]:
     return int(kernels.shape[0]), math.prod(kernels.shape[1:])
 
 
-def _kernel_form(
-    entry: _Entry, tables: Sequence[Table]
-) -> tuple[tuple[int, int], tuple[tuple[int, ...], tuple[str, ...], Table | None]]:
-    """Return (outputs, inputs / groups) of a layer's kernels, and their grid, menu and table."""
+def _kernel_form(entry: _Entry, tables: Sequence[Table]) -> tuple[tuple[int, int], KernelForm]:
+    """Return (outputs, inputs / groups) of a layer's kernels, and their form."""
     layout = _layout(entry)
     kind = "transposed" if layout.transposed else "dense"
     kernels = canonical(torch.empty(entry.shape, device="meta"), kind, layout.groups).shape
     table = tables[int(entry.about["table"])] if "table" in entry.about else None
-    return (kernels[0], kernels[1]), (tuple(kernels[2:]), tuple(map(str, entry.about["menu"])), table)
+    menu, drawings = tuple(map(str, entry.about["menu"])), int(entry.about.get("drawings", 0))
+    return (kernels[0], kernels[1]), KernelForm(tuple(kernels[2:]), menu, table, drawings)
 
 
 def _tensor(entry: _Entry, stream: bytes, integers: Integers | None, before: Sequence[Tensor]) -> Tensor:

@@ -50,12 +50,16 @@ class FramedFile:
 
 @dataclass(frozen=True)
 class Form:
-    """One form of file: its `word` in sentences, what reading it is called, its first bytes, its schema."""
+    """One form of file: its `word` in sentences, what reading it is called, its first bytes, its schema.
+
+    `further` schemas are read, too, and a header may name one of them in place of `schema`.
+    """
 
     word: str
     undo: str
     signature: bytes
     schema: str
+    further: tuple[str, ...] = ()
 
     @staticmethod
     def most_header(size: int) -> int:
@@ -115,7 +119,7 @@ class Form:
         head = json.loads(text)
         if not isinstance(head, dict):
             raise ValueError("its header is no object")
-        if head.get("schema") != self.schema:
+        if head.get("schema") not in (self.schema, *self.further):
             found = str(head.get("schema"))[:60]
             raise CheckpointError(
                 f"{path}: of schema {found!r}, this version reads '{self.schema}'; update kernelsimp"

@@ -5,6 +5,7 @@ some of its parts, and the search takes what pays.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kernelsimp.kernels.integer_bases import (
+    DRAWN_BITS,
     FREE,
     ONE,
     PARTS,
+    Drawings,
     Table,
     basis_of,
+    gather_drawings,
     side_numbers,
     side_of,
     table_of,
@@ -42,6 +46,14 @@ NEAR = 1e-9
 MOST_SIDE = 9
 
 
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """Integers beside the name of each offer, (F, n), zeros behind; of what draws, a number of `drawings`."""
+
+    side: Ints
+    drawings: Drawings | None = None
+
+
 class KernelMenu:
     """What structures the kernels (outputs, inputs / groups, *grid) of one layer may take."""
 
@@ -61,11 +73,11 @@ class KernelMenu:
         """Return the weights (outputs, D) that rounding begins at, in the metric `inputs` (groups, D, D)."""
         return weights
 
-    def offers(self, weights: Array) -> tuple[Offers, Ints]:
-        """Return what is offered around weights (outputs, D), and the integers beside each offer, (F, n)."""
+    def offers(self, weights: Array) -> tuple[Offers, Beside]:
+        """Return what is offered around weights (outputs, D), and what stands beside the offers."""
         raise NotImplementedError
 
-    def coded(self, rounded: RoundedKernels, side: Ints, step: np.float32) -> CodedKernels:
+    def coded(self, rounded: RoundedKernels, beside: Beside, step: np.float32) -> CodedKernels:
         """Return kernels as they are written: a menu of what was taken, the commonest first."""
         raise NotImplementedError
 
@@ -111,7 +123,7 @@ class PlannedMenu(KernelMenu):
             found = constraint.place(there)
         return np.asarray(found.reshape(weights.shape))
 
-    def offers(self, weights: Array) -> tuple[Offers, Ints]:
+    def offers(self, weights: Array) -> tuple[Offers, Beside]:
         """Return an offer a structure, or a kernel where integers stand beside the name."""
         kernels = torch.from_numpy(weights).reshape(-1, *self.grid)
         choice, names = self.layer.choice.reshape(-1), self.names
@@ -126,27 +138,37 @@ class PlannedMenu(KernelMenu):
             which[mask] = len(sides) + (np.arange(mask.sum()) if numbers.shape[1] else 0)
             sides += list(numbers)
             labels += [int(index)] * len(numbers)
-        bases, dims = _bases(
-            [(names[index], side) for index, side in zip(labels, sides, strict=True)], self.grid
-        )
-        beside = np.array(
-            [
-                len(side) * side_of(names[index], self.grid).bits
-                for index, side in zip(labels, sides, strict=True)
-            ],
-            float,
-        )
+        named = [names[index] for index in labels]
+        sides, drawings = _shared(named, sides, self.grid)
+        bases, dims = _bases(list(zip(named, sides, strict=True)), self.grid, None, drawings)
+        bits = {name: side_of(name, self.grid, drawings).bits for name in set(named)}
+        beside = np.array([len(side) * bits[name] for name, side in zip(named, sides, strict=True)], float)
         padded = np.zeros((len(sides), max(map(len, sides))), np.int64)
         for row, side in zip(padded, sides, strict=True):
             row[: len(side)] = side
         by_kernel = which.reshape(*self.layer.choice.shape, 1)
         offers = Offers(bases, dims, np.array(labels), beside, by_kernel, len(names))
-        return offers, padded
+        return offers, Beside(padded, drawings)
 
-    def coded(self, rounded: RoundedKernels, side: Ints, step: np.float32) -> CodedKernels:
+    def coded(self, rounded: RoundedKernels, beside: Beside, step: np.float32) -> CodedKernels:
         """Return the kernels with a menu of the structures that the plan uses here."""
         names = np.array(self.names, object)[self.layer.choice]
-        return _coded(self.grid, names, (rounded, side[rounded.picked], step))
+        return _coded(self.grid, names, (rounded, beside, step))
+
+
+def _shared(names: list[str], sides: list[Ints], grid: tuple[int, ...]) -> tuple[list[Ints], Drawings | None]:
+    """Return what stands beside each name, drawings by number where that takes fewer bits, and these."""
+    drawn = [place for place, name in enumerate(names) if side_of(name, grid).bits == DRAWN_BITS]
+    if not drawn:
+        return sides, None
+    drawings, numbers = gather_drawings(np.stack([sides[place] for place in drawn]), grid)
+    each = DRAWN_BITS * drawings.cells.shape[1]
+    if len(drawings.cells) * each + len(drawn) * drawings.bits >= len(drawn) * each:
+        return sides, None
+    found = list(sides)
+    for place, number in zip(drawn, numbers, strict=True):
+        found[place] = np.array([number])
+    return found, drawings
 
 
 TURN_COST = 20
@@ -187,27 +209,28 @@ class PartsMenu(KernelMenu):
     def names(self) -> tuple[str, ...]:
         return tuple(PARTS + digits for digits in self.choices)
 
-    def offers(self, weights: Array) -> tuple[Offers, Ints]:
+    def offers(self, weights: Array) -> tuple[Offers, Beside]:
         """Return an offer a choice of parts, each to every kernel."""
         bases, dims = _bases([(name, ()) for name in self.names], self.grid, self.table)
         kernels, count = weights.shape[1] // len(bases[0]), len(self.names)
         which = np.broadcast_to(np.arange(count), (len(weights), kernels, count))
         offers = Offers(bases, dims, np.arange(count), np.zeros(count), which, count)
-        return offers, np.zeros((count, 0), np.int64)
+        return offers, Beside(np.zeros((count, 0), np.int64))
 
-    def coded(self, rounded: RoundedKernels, side: Ints, step: np.float32) -> CodedKernels:
+    def coded(self, rounded: RoundedKernels, beside: Beside, step: np.float32) -> CodedKernels:
         """Return the kernels with a menu of the parts that they took."""
         names = np.array(self.names, object)[rounded.picked]
-        return _coded(self.grid, names, (rounded, side[rounded.picked], step), self.table)
+        return _coded(self.grid, names, (rounded, beside, step), self.table)
 
 
 def _bases(
-    named: list[tuple[str, Ints]] | list[tuple[str, tuple[()]]],
+    named: Sequence[tuple[str, Sequence[int] | Ints]],
     grid: tuple[int, ...],
     table: Table | None = None,
+    drawings: Drawings | None = None,
 ) -> tuple[Array, Ints]:
     """Return the columns of each structure with its integers, of length about one, and how many there are."""
-    found = [basis_of(name, grid, list(side), table) for name, side in named]
+    found = [basis_of(name, grid, list(side), table, drawings) for name, side in named]
     bases = np.zeros((len(found), len(found[0]), len(found[0])))
     for place, basis in enumerate(found):
         bases[place, :, : basis.shape[1]] = basis / ONE
@@ -217,15 +240,16 @@ def _bases(
 def _coded(
     grid: tuple[int, ...],
     names: NDArray[np.object_],
-    made: tuple[RoundedKernels, Ints, np.float32],
+    made: tuple[RoundedKernels, Beside, np.float32],
     table: Table | None = None,
 ) -> CodedKernels:
-    rounded, side, step = made
+    rounded, beside, step = made
     menu = tuple(str(name) for name, _ in Counter(names.reshape(-1).tolist()).most_common())
     places = {name: place for place, name in enumerate(menu)}
     choice = np.array([places[name] for name in names.reshape(-1)]).reshape(names.shape)
-    width = max(side_of(name, grid).count for name in menu)
-    return CodedKernels(grid, menu, choice, rounded.values, side[:, :, :width], step, table, rounded.bits)
+    width = max(side_of(name, grid, beside.drawings).count for name in menu)
+    side = beside.side[rounded.picked][:, :, :width]
+    return CodedKernels(grid, menu, choice, rounded.values, side, step, table, rounded.bits, beside.drawings)
 
 
 def planned_menus(layers: tuple[LayerPlan, ...], structures: tuple[str, ...]) -> dict[str, PlannedMenu]:

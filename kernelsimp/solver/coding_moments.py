@@ -15,6 +15,8 @@ from torch import Tensor, nn, split
 
 from kernelsimp.models.stages import groups_of, matrix_of
 from kernelsimp.solver.moments import (
+    IMAGES_AT_LEAST,
+    READ_AT_MOST,
     ROWS_A_CELL_AT_LEAST,
     ROWS_AT_ONCE,
     ROWS_ENOUGH,
@@ -96,9 +98,26 @@ def fit_moments(layer: nn.Module, seen: Iterable[Seen], share: float, seed: int)
     return FitMoments(gram, cross, mean, left, rows, size)
 
 
-def share_of(layer: nn.Module, inputs: Tensor, images: int, width: int) -> float:
-    """Return the share of positions that gives a layer of D = `width` its rows."""
-    return min(1.0, max(ROWS_ENOUGH, rows_wanted(width)) / max(1, images * _positions(layer, inputs)))
+@dataclass(frozen=True)
+class Reading:
+    """How a layer is read: at `share` of the positions of each of the first `images`."""
+
+    images: int
+    share: float
+
+
+def reading_of(layer: nn.Module, inputs: Tensor, images: int) -> Reading:
+    """Return how a layer is read of so many images, from its `inputs` for some of them.
+
+    As many windows as its moments take, a quarter of an image's at most while there are other images, and of
+    128 images at least: early layers, whose outputs are large, do with fewer of them. A kernel that alone
+    makes an output has few numbers and needs fewer windows.
+    """
+    positions, width = max(1, _positions(layer, inputs)), matrix_of(layer).shape[1]
+    rows = rows_wanted(width) if groups_of(layer) > 1 else max(ROWS_ENOUGH, rows_wanted(width))
+    enough = max(IMAGES_AT_LEAST, math.ceil(rows / (READ_AT_MOST * positions)))
+    taken = min(images, enough)
+    return Reading(taken, min(1.0, rows / max(1, taken * positions)))
 
 
 def _positions(layer: nn.Module, inputs: Tensor) -> int:
@@ -115,7 +134,7 @@ def _rows(
     linear = isinstance(layer, nn.Linear)
     image, place = sampling.places(len(inputs), _positions(layer, inputs), batch)
     filters = int(layer.out_features if linear else layer.out_channels)  # type: ignore[arg-type]
-    at_once = max(256, ROWS_AT_ONCE // matrix_of(layer).shape[1])
+    at_once = max(256, ROWS_AT_ONCE // (groups_of(layer) * matrix_of(layer).shape[1]))
     for some, where in zip(split(image, at_once), split(place, at_once), strict=True):
         some, where = some.to(inputs.device), where.to(inputs.device)
         if linear:

@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from kernelsimp.models.stages import Stage, absorb_norms, layer_modules, matrix_
 from kernelsimp.models.stored_order import tensor_name
 from kernelsimp.shelf import count_images
 from kernelsimp.solver.coding_kernels import parts_menus
-from kernelsimp.solver.coding_moments import FitMoments, Seen, fit_moments, share_of
+from kernelsimp.solver.coding_moments import FitMoments, Seen, fit_moments, reading_of
 from kernelsimp.solver.coding_walk import Coding, Ground
 from kernelsimp.solver.output_metric import output_metrics
 from kernelsimp.watch import SILENT, Watcher
@@ -110,8 +110,9 @@ def _reused(
         module, seen = layers[stage.name][0], _calls(model, layers[stage.name], images)
         first = next(seen)
         calls = count_images(images) * stage.calls
-        share = share_of(module, first[0], calls, matrix_of(module).shape[1])
-        found[stage.name] = fit_moments(module, chain([first], seen), share, seed)
+        reading = reading_of(module, first[0], calls)
+        taken = islice(chain([first], seen), math.ceil(reading.images / len(first[0])))
+        found[stage.name] = fit_moments(module, taken, reading.share, seed)
     return found
 
 

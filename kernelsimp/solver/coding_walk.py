@@ -6,9 +6,11 @@ the whole network; a layer has one step. The network is given with its batch nor
 """
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from kernelsimp.models.stages import Stage, groups_of, layer_modules, matrix_of,
 from kernelsimp.models.stored_order import tensor_name
 from kernelsimp.shelf import count_images
 from kernelsimp.solver.coding_kernels import KernelMenu
-from kernelsimp.solver.coding_moments import FitMoments, Seen, fit_moments, identity_moments, share_of
+from kernelsimp.solver.coding_moments import FitMoments, Seen, fit_moments, identity_moments, reading_of
 from kernelsimp.solver.passes import Change, Passes, Stop
 from kernelsimp.watch import SILENT, Watcher
 
@@ -130,16 +132,18 @@ def _walk(work: "_Work", watcher: Watcher) -> None:
         Passes(work.model, ground.stages, ground.images, room) as now,
     ):
         while True:
-            arriving = zip(now.stops(change), before.stops(), strict=True)
-            stop, was = next(arriving)
-            if stop is None:
-                list(arriving)  # all batches are at their end
-                return
-            stage, module = stop.stage, work.layers[stop.stage.name][0]
-            share = share_of(module, stop.inputs, count, matrix_of(module).shape[1])
-            seen = _missing(chain([(stop, was)], arriving))
-            del stop, was
-            change = work.code(stage, fit_moments(module, seen, share, ground.seed))
+            with closing(now.stops(change)) as changed, closing(before.stops()) as original:
+                arriving = zip(changed, original, strict=True)
+                stop, was = next(arriving)
+                if stop is None:
+                    return
+                stage, module = stop.stage, work.layers[stop.stage.name][0]
+                reading = reading_of(module, stop.inputs, count)
+                batches = math.ceil(reading.images / len(stop.inputs))
+                seen = _missing(islice(chain([(stop, was)], arriving), batches))
+                del stop, was
+                moments = fit_moments(module, seen, reading.share, ground.seed)
+            change = work.code(stage, moments)
             give_back()
             watcher.step()
 
@@ -251,10 +255,10 @@ class LayerFit:
     def _round_kernels(self, price: float, memory: Integers, menu: KernelMenu) -> CodedKernels:
         aim = menu.aim(self.aim, self.metric.inputs)
         step = _within_reach(step_for(price, self.factors.pivot), aim)
-        offers, side = menu.offers(aim)
+        offers, beside = menu.offers(aim)
         rounded = round_kernels(aim, self.factors, offers, Rate(price, float(step)), memory)
         fade(memory)
-        return menu.coded(rounded, side, step)
+        return menu.coded(rounded, beside, step)
 
     def round_bias(self, level: Array, written: Array, price: float) -> CodedTensor:
         """Return integers and step of the bias that goes best with the weights as they are written.

@@ -6,7 +6,7 @@ signs s, has the covariance of a label drawn from the model, diag(p) - p p', at 
 softened first: on images that the network knows by heart a label says almost nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,22 +24,23 @@ SOFTENED = 2.0
 DIRECTIONS = 2
 """Random directions an image."""
 
-PIXELS = 1 << 18
+PIXELS = 1 << 17
 """Pixels in one backward pass, whose whole memory it is."""
+
+PIXELS_ENOUGH, IMAGES_AT_LEAST = 1 << 21, 128
+"""G is measured on so many pixels, or on so many images where these have more."""
 
 
 def output_metrics(
     model: nn.Module, images: Sequence[Tensor], seed: int, watcher: Watcher = SILENT
 ) -> Mapping[str, Tensor]:
     """Return G of every layer that the images reach; empty where the network gives no gradients."""
-    pieces = (
-        piece for batch in images for piece in torch.split(batch, max(1, PIXELS // batch[0, 0].numel()))
-    )
     sums = _Sums(model)
     generator = torch.Generator().manual_seed(seed)
-    watcher.start("measuring what the answers mind", count_images(images))
+    count = _images_enough(images)
+    watcher.start("measuring what the answers mind", count)
     with torch.enable_grad():
-        for inputs in pieces:
+        for inputs in _pieces(images, count):
             try:
                 sums.pass_over(inputs, generator)
             except RuntimeError as error:
@@ -48,9 +49,23 @@ def output_metrics(
                 watcher.warn("this network gives no gradients: every output counts alike")
                 return {}
             watcher.step(len(inputs))
-    count = DIRECTIONS * count_images(images)
     model.zero_grad(set_to_none=True)
-    return {name: value.detach().cpu() / count for name, value in sums.sums.items()}
+    return {name: value.detach().cpu() / (DIRECTIONS * count) for name, value in sums.sums.items()}
+
+
+def _images_enough(images: Sequence[Tensor]) -> int:
+    pixels = images[0][0, 0].numel()
+    return min(count_images(images), max(IMAGES_AT_LEAST, PIXELS_ENOUGH // max(1, pixels)))
+
+
+def _pieces(images: Sequence[Tensor], count: int) -> Iterator[Tensor]:
+    """Yield the first `count` images, as many at once as a backward pass may take."""
+    for batch in images:
+        some = batch[:count]
+        count -= len(some)
+        yield from torch.split(some, max(1, PIXELS // some[0, 0].numel()))
+        if not count:
+            return
 
 
 class _Sums:

@@ -3,11 +3,12 @@
 Each batch's pass is a thread of its own; one runs at a time. It stops where a layer's output is seen (see
 `models.stages`), and goes on with that output as it is with the layer's new weights: no layer is run twice
 to reach the next one, and what is kept is what the network itself still needs; where that is more than there
-is room for, it waits in files.
+is room for, it waits in files. A layer may be seen by the first batches alone: the others stay where they
+are, or have not begun, until a later layer asks for them, and then go through all that is changed by then.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.memory import USUAL, Room
+from kernelsimp.memory import USUAL, Room, share_one_heap
 from kernelsimp.models.stages import Stage, is_addition, layer_modules
 from kernelsimp.solver.paging import Pager
 
@@ -46,6 +47,8 @@ class _Pass(threading.Thread):
         self.passes, self.place = passes, place
         self.told: SimpleQueue[Any] = SimpleQueue()
         self.asked: SimpleQueue[Any] = SimpleQueue()
+        self.stopped: str | None = None
+        self.additions: _Additions | None = None
 
     def run(self) -> None:
         if self.asked.get() is _StopPass:
@@ -61,11 +64,14 @@ class _Pass(threading.Thread):
             self.told.put(error)
 
     def stop_at(self, stage: Stage, inputs: Tensor, seen: Tensor) -> Tensor:
-        """Wait here until told how to go on; return what is seen from now on."""
-        self.told.put(Stop(stage, inputs, seen))
-        asked = self.asked.get()
-        if asked is _StopPass:
-            raise _StopPass
+        """Wait here until told how to go on, unless others have been; return what is seen from now on."""
+        if stage.name not in self.passes.changes:
+            self.stopped = stage.name
+            self.told.put(Stop(stage, inputs, seen))
+            if self.asked.get() is _StopPass:
+                raise _StopPass
+            self.stopped = None
+        asked = self.passes.changes[stage.name]
         if asked is None:
             return seen
         self.passes.pager.recall((inputs, seen))  # where an addition is seen, nobody else looks
@@ -73,9 +79,14 @@ class _Pass(threading.Thread):
         self.passes.pager.note(self, changed)
         return changed
 
-    def arrive(self, change: Change | None) -> Stop | None:
+    def needs(self) -> set[str]:
+        """Return the layers whose change this pass has seen the old output of, and not yet the new one."""
+        waiting = self.additions.waiting if self.additions is not None else []
+        return {stage.name for stage, _, _ in waiting} | ({self.stopped} if self.stopped else set())
+
+    def arrive(self) -> Stop | None:
         """Let the pass go on to its next stop, or to its end (None)."""
-        self.asked.put(change)
+        self.asked.put(None)
         told = self.told.get()
         if isinstance(told, BaseException):
             raise told
@@ -97,14 +108,14 @@ class _Additions(TorchDispatchMode):  # type: ignore[no-untyped-call]
         pager.note(owner, result)
         if not is_addition(func, args, kwargs):
             return result
-        due = [item for item in self.waiting if item[2][0] == 0]
-        self.waiting = [item for item in self.waiting if item[2][0] > 0]
-        for _, _, left in self.waiting:
+        for item in list(self.waiting):
+            stage, inputs, left = item
             left[0] -= 1
-        for stage, inputs, _ in due:
-            changed = self.owner.stop_at(stage, inputs, result)
-            if changed is not result:
-                result.copy_(changed)
+            if left[0] < 0:
+                changed = self.owner.stop_at(stage, inputs, result)
+                if changed is not result:
+                    result.copy_(changed)
+                self.waiting = [other for other in self.waiting if other is not item]
         return result
 
 
@@ -116,6 +127,8 @@ class Passes:
     ) -> None:
         self.model, self.images, self.here = model, images, threading.local()
         self.pager = Pager(room, model)
+        self.at: str | None = None
+        self.done, self.changes = set[str](), dict[str, Change | None]()
         layers = layer_modules(model)
         self.handles = [
             module.register_forward_hook(self._hook(stage))
@@ -126,6 +139,7 @@ class Passes:
         self.all = [_Pass(self, place) for place in range(len(images))]
 
     def __enter__(self) -> "Passes":
+        share_one_heap()
         for item in self.all:
             item.start()
         return self
@@ -135,36 +149,45 @@ class Passes:
             item.asked.put(_StopPass)
         for item in self.all:
             item.join()
+            self.pager.forget(item)
         for handle in self.handles:
             handle.remove()
 
     def _hook(self, stage: Stage) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         def hook(_: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
             now: _Pass | None = getattr(self.here, "now", None)
-            if now is None:
+            if now is None or stage.name in self.done:
                 return None
             if stage.addition is not None:
+                assert now.additions is not None
                 now.additions.waiting.append((stage, inputs[0], [stage.addition]))
                 return None
             return now.stop_at(stage, inputs[0], output)
 
         return hook
 
-    def stops(self, change: Change | None = None) -> Iterator[Stop | None]:
+    def stops(self, change: Change | None = None) -> Generator[Stop | None]:
         """Let one batch after another go on to the next stop, and yield it; None for one that is at its end.
 
-        What is yielded may be read until the next one is asked for. Raises `KernelsimpError` where the
-        batches do not meet at one layer.
+        `change` is that of the layer of the last stops. What is yielded may be read until the next one is
+        asked for; batches that are not asked for are left for a later stop. Raises `KernelsimpError` where
+        the batches do not meet at one layer.
         """
-        first: str | None = None
+        if self.at is not None:
+            needed = set[str]().union(*(item.needs() for item in self.all))
+            self.done.add(self.at)
+            self.changes = {name: old for name, old in self.changes.items() if name in needed}
+            self.changes[self.at] = change
         for place, item in enumerate(self.all):
-            stop = item.arrive(change)
+            stop = item.arrive()
             name = stop.stage.name if stop else None
-            first = first if place else name
-            if name != first:
+            self.at = self.at if place else name
+            if name != self.at:
                 raise KernelsimpError(
                     "the network goes another way for every batch, so images cannot code it; leave out --data"
                 )
-            yield stop
-            ended, stop = stop is None, None
-            (self.pager.forget if ended else self.pager.park)(item)
+            try:
+                yield stop
+            finally:
+                ended, stop = stop is None, None
+                (self.pager.forget if ended else self.pager.park)(item)
