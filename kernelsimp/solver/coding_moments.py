@@ -90,7 +90,11 @@ def fit_moments(layer: nn.Module, seen: Iterable[Seen], share: float, seed: int)
             answer = rest.reshape(len(rest), groups_of(layer), -1).transpose(0, 1)
             parts = [taken.mT @ taken, taken.mT @ answer, taken.sum(1), answer.sum(1)]
             whole = [part.double() for part in parts]
-            sums = whole if sums is None else [one + other for one, other in zip(sums, whole, strict=True)]
+            if sums is None:
+                sums = whole
+            else:
+                for one, other in zip(sums, whole, strict=True):
+                    one.add_(other)  # of a wide layer each is hundreds of megabytes
             rows += len(rest)
     assert sums is not None
     gram, cross, mean, left = (item.cpu().numpy() / rows for item in sums)
