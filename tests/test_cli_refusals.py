@@ -184,10 +184,19 @@ def test_a_run_is_replaced_where_asked(model, tmp_path):
     assert run([*command, "--overwrite"]) == 0
 
 
-@pytest.mark.parametrize("command", ["scan", "audit", "simplify", "prune"])
-def test_a_missing_model_is_said_before_torch_is_imported(command, tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([command] for command in ("scan", "audit", "simplify", "prune", "evaluate")),
+        ["compare", "--arch", "x", "--data", "digits", "tests"],
+        ["check", "--baseline", "tests"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_missing_model_is_said_before_torch_is_imported(words, tmp_path):
+    (tmp_path / "tests").mkdir()
     code = (
-        f"import sys; from kernelsimp.cli.main import run; told = run(['{command}', 'absent.pt'])\n"
+        f"import sys; from kernelsimp.cli.main import run; told = run([*{words}, 'absent.pt'])\n"
         "print(told, 'torch' in sys.modules)"
     )
     found = subprocess.run(
@@ -195,3 +204,18 @@ def test_a_missing_model_is_said_before_torch_is_imported(command, tmp_path):
     )
     assert found.stdout.strip() == "2 False"
     assert found.stderr.strip() == "kernelsimp: absent.pt: no such file; check the path"
+
+
+@pytest.mark.parametrize("words", [["evaluate", "m.pt"], ["compare", "m.pt", "m.pt", "--data", "digits"]])
+def test_what_runs_a_network_asks_for_it_before_torch_is_imported(words, tmp_path):
+    (tmp_path / "m.pt").write_bytes(b"")
+    code = (
+        f"import sys; from kernelsimp.cli.main import run; told = run({words})\n"
+        "print(told, 'torch' in sys.modules)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert found.stdout.strip() == "2 False"
+    assert found.stderr.startswith(f"kernelsimp: {words[0]} ")
+    assert "pass --arch" in found.stderr

@@ -9,6 +9,7 @@ import reports
 
 from kernelsimp.cli.main import run
 from kernelsimp.records.report import Report
+from kernelsimp.records.verdict import Finding, RuleMeasure, Verdict
 from kernelsimp.report import report_html, report_markdown
 from kernelsimp.report.tables.headline import verdict_line
 from kernelsimp.report.tables.pair import pair_tables
@@ -16,7 +17,14 @@ from kernelsimp.report.tables.run import control_table, family_table, layer_tabl
 from kernelsimp.report.tables.scan import found_by_family, scan_family_table, scan_layer_table, scan_words
 from kernelsimp.report.tables.table import Table
 from kernelsimp.report.tables.verdict import budget_words, title_words
-from kernelsimp.report.terminal import as_text, draw, fitting_columns, report_tables
+from kernelsimp.report.terminal import (
+    as_text,
+    column_widths,
+    draw,
+    fitting_columns,
+    report_tables,
+    verdict_tables,
+)
 
 
 def tables() -> list[Table]:
@@ -44,6 +52,37 @@ def test_the_least_columns_go_first():
     assert fitting_columns(wide, 200) == list(range(7))
     assert 3 not in fitting_columns(wide, 60)
     assert 6 in fitting_columns(wide, 60)
+
+
+def checked() -> Verdict:
+    message = "layer layer1.0.conv1: 3 of 16 frozen kernels changed, the first is [0,1]"
+    measures = tuple(
+        RuleMeasure("kernels.structure_broken", value, 0, "max_delta 0", outcome)
+        for value, outcome in ((3, "error"), (0, "pass"))
+    )
+    broken = Finding("kernels.structure_broken", "error", "layer1.0.conv1", 3.0, 0.0, message)
+    return Verdict((broken,), measures)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_check_says_what_passed_and_what_failed_where_at_any_width(width):
+    text = as_text(verdict_tables(checked()), width)
+    assert " pass" in text
+    assert text.count("FAIL") == 2
+    assert "layer1.0.conv1:" in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_neither_of_two_runs_goes_and_both_are_as_wide(width):
+    other = replace(reports.report(), settings={"plan": {"dof": 0.25}, "data": {"source": "npz:" + "x" * 40}})
+    for table in pair_tables((reports.report(), other), ("first", "second")):
+        if table.title != "Layers":
+            widths = column_widths(table, width)
+            assert list(widths) == [0, 1, 2]
+            assert sum(widths.values()) + 3 * 3 - 1 <= width
+    headline = column_widths(pair_tables((reports.report(), other), ("first", "second"))[0], width)
+    assert abs(headline[1] - headline[2]) <= 1 or width == 120
 
 
 def many() -> Report:

@@ -69,9 +69,13 @@ def check(
     quiet: QuietOption = False,
 ) -> None:
     """Verify that held kernels did not move, that structures hold and, with --data, the accuracy."""
+    from kernelsimp.commands import outputs
+
+    if len(models) == 1:  # of several, one that is not there hides no verdict
+        outputs.check_is_there(str(models[0]))  # before torch is imported, which takes seconds
     from kernelsimp.cli.present import say_done
     from kernelsimp.commands import check as command
-    from kernelsimp.commands import inputs, outputs
+    from kernelsimp.commands import inputs
     from kernelsimp.report import ci_formats
 
     models = [inputs.model_file(model) for model in models]

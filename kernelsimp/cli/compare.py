@@ -8,6 +8,7 @@ import typer
 from kernelsimp.cli.console import emit_json, out, watch_command
 from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, with_settings
 from kernelsimp.settings import CompareSettings, DataSettings, Given, ModelSettings, RunSettings
+from kernelsimp.settings_file import settle
 
 HtmlOption = Annotated[str | None, typer.Option("--html", metavar="PATH", help="write one page here")]
 FirstModel = Annotated[str, typer.Argument(metavar="A", help="a checkpoint file, or torchvision:NAME")]
@@ -27,9 +28,13 @@ def compare(
     quiet: QuietOption = False,
 ) -> None:
     """Compare what the layers of two networks give on the same test images."""
+    from kernelsimp.commands import outputs
+
+    asked = settle(given, config)
+    outputs.check_can_run((first, second), asked, outputs.COMPARES)  # before torch, which takes seconds
     from kernelsimp.cli.present import say_done
     from kernelsimp.commands import compare as command
-    from kernelsimp.commands import inputs, outputs
+    from kernelsimp.commands import inputs
     from kernelsimp.files import write_text
     from kernelsimp.report.html import comparison_html
     from kernelsimp.report.tables.comparison import comparison_json, comparison_tables, comparison_words

@@ -8,6 +8,7 @@ import typer
 from kernelsimp.cli.console import emit_json, out, watch_command
 from kernelsimp.cli.options import ConfigOption, JsonOption, QuietOption, RunOrModel, put, with_settings
 from kernelsimp.settings import DataSettings, Given, ModelSettings, RobustnessSettings, RunSettings
+from kernelsimp.settings_file import settle
 
 MetricOption = Annotated[
     str | None,
@@ -37,9 +38,13 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Measure accuracy on the test split; with --robustness or --explain, more than that."""
+    from kernelsimp.commands import outputs
+
+    said = (outputs.NEEDS, outputs.NEEDS)
+    outputs.check_can_run([str(model)], settle(given, config), said)  # before torch, which takes seconds
     from kernelsimp.cli.present import say_done
     from kernelsimp.commands import evaluate as command
-    from kernelsimp.commands import inputs, outputs
+    from kernelsimp.commands import inputs
     from kernelsimp.report.evaluation import evaluation_json, evaluation_tables, evaluation_words
     from kernelsimp.report.terminal import draw
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from kernelsimp.analysis.compare import ComparedPair, check_settings
 from kernelsimp.analysis.compare import compare as compared
 from kernelsimp.commands.inputs import batches_of
+from kernelsimp.commands.outputs import COMPARES
 from kernelsimp.data.sources import Data, load_data
 from kernelsimp.data.transforms import Batches
 from kernelsimp.errors import KernelsimpError
@@ -119,7 +120,7 @@ def _archs(paths: tuple[Path, Path], settings: Settings) -> tuple[str, str]:
     a = own[0] or settings.model.arch
     b = own[1] or settings.compare.arch_b or settings.model.arch
     if a is None or b is None:
-        raise KernelsimpError("compare runs both networks: pass --arch, and --arch-b where B has another")
+        raise KernelsimpError(COMPARES[0])
     return a, b
 
 
@@ -130,7 +131,7 @@ def _for(settings: Settings, arch: str, *, first: bool) -> Settings:
 
 def _data(settings: Settings) -> Data:
     if settings.data.data is None:
-        raise KernelsimpError("compare needs images that both networks are given: pass --data")
+        raise KernelsimpError(COMPARES[1])
     return load_data(settings.data, settings.run.seed)
 
 

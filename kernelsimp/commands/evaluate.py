@@ -7,6 +7,7 @@ from typing import Any
 from kernelsimp.analysis.selectivity import measure_selectivity
 from kernelsimp.commands.inputs import load_split, open_data
 from kernelsimp.commands.measure import measure_module
+from kernelsimp.commands.outputs import NEEDS
 from kernelsimp.data.sources import Data
 from kernelsimp.data.transforms import preprocess_of
 from kernelsimp.errors import KernelsimpError
@@ -37,7 +38,7 @@ def evaluate(
     network = open_network(path, settings, watcher)
     data = open_data(settings, watcher)
     if data is None:
-        raise KernelsimpError("evaluate needs a network and images: pass --arch and --data")
+        raise KernelsimpError(NEEDS)
     check_robustness(settings, data)
     figure = _figure(network, data, settings, watcher)
     outcome = measure_module(network.module(), data, settings, watcher) if figure is None else None

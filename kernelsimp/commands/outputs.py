@@ -65,6 +65,26 @@ def check_is_there(model: str) -> None:
         return
 
 
+NEEDS = "evaluate needs a network and images: pass --arch and --data"
+COMPARES = (
+    "compare runs both networks: pass --arch, and --arch-b where B has another",
+    "compare needs images that both networks are given: pass --data",
+)
+"""What is said where there is no network, or no images, to run."""
+
+
+def check_can_run(models: Iterable[str], settings: Settings, said: tuple[str, str]) -> None:
+    """Raise `KernelsimpError` where a model is not there, or a plain file comes without network or images.
+
+    A RUN folder brings both, a published network its own architecture; the command itself looks again.
+    """
+    for model in models:
+        check_is_there(model)
+        named = settings.model.arch or settings.compare.arch_b or ":" in model
+        if not Path(model).is_dir() and not (named and settings.data.data):
+            raise KernelsimpError(said[1] if named else said[0])
+
+
 def check_can_train(settings: Settings) -> None:
     """Raise `KernelsimpError` where there is no network or there are no images to train on."""
     if settings.model.arch is None or settings.data.data is None:

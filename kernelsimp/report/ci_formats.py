@@ -27,13 +27,15 @@ MARKS = {"pass": "pass", "warn": "warning", "error": "FAIL", "skip": "skipped"}
 def verdict_table(verdict: Verdict) -> Table:
     """Return one row a rule: what it measured, what it was, the limit and the outcome."""
     rows = tuple(_row(measure) for measure in verdict.measures)
-    return Table("Check", ("rule", "now", "baseline", "limit", "outcome"), rows, frozenset({0, 3, 4}))
+    return Table(
+        "Check", ("rule", "now", "baseline", "limit", "outcome"), rows, frozenset({0, 3, 4}), least=(2, 3, 1)
+    )
 
 
 def finding_table(verdict: Verdict) -> Table:
     """Return one row a finding, errors first."""
     rows = tuple((item.level, item.rule, printable(item.message)) for item in verdict.findings)
-    return Table("Findings", ("level", "rule", "what"), rows, frozenset({0, 1, 2}))
+    return Table("Findings", ("level", "rule", "what"), rows, frozenset({0, 1, 2}), whole=True)
 
 
 def results_words(results: Results) -> str:

@@ -32,6 +32,8 @@ NAME = 24
 """The first column of a table, names, is not squeezed below this many characters."""
 GAP = 3
 """Characters between two columns."""
+FEWEST = 8
+"""A column of a table that stands whole is never narrower."""
 MOST = 8
 """Rows of structures on a terminal, unless all are asked for."""
 
@@ -63,6 +65,8 @@ class Fitted:
 def fitting_columns(table: Table, width: int) -> list[int]:
     """Return the columns that a screen of `width` characters has room for; the first always stands."""
     kept = list(range(len(table.heads)))
+    if table.whole:
+        return kept
     rest = [place for place in reversed(kept[1:]) if place not in table.least]
     for place in (*table.least, *rest):
         if sum(_least_width(table, column) + GAP for column in kept) - 1 <= width or len(kept) <= 2:
@@ -83,18 +87,27 @@ def _least_width(table: Table, place: int) -> int:
 def column_widths(table: Table, width: int) -> dict[int, int]:
     """Return how wide each column that fits is: as wide as it would be, but for what is wanting.
 
-    That is taken from the columns with most to spare; none is narrower than its longest word.
+    That is taken from the widest; none is narrower than its longest word, unless the table stands whole.
     """
     least = {place: _least_width(table, place) for place in fitting_columns(table, width)}
     widths = {
         place: max(len(table.heads[place]), *(len(row[place]) for row in table.rows)) for place in least
     }
     wanting = sum(widths.values()) + GAP * len(widths) - 1 - width
-    for place in sorted(widths, key=lambda place: least[place] - widths[place]):
-        cut = max(0, min(widths[place] - least[place], wanting))
-        widths[place] -= cut
-        wanting -= cut
+    wanting = _level(widths, least, wanting)
+    if table.whole:
+        _level(widths, dict.fromkeys(widths, FEWEST), wanting)
     return widths
+
+
+def _level(widths: dict[int, int], least: Mapping[int, int], wanting: int) -> int:
+    """Take `wanting` characters from the widest columns, by turns; return how many nobody could spare."""
+    for left in range(wanting, 0, -1):
+        spare = [place for place in widths if widths[place] > least[place]]
+        if not spare:
+            return left
+        widths[max(spare, key=lambda place: widths[place])] -= 1
+    return 0
 
 
 def _drawn(table: Table, widths: Mapping[int, int]) -> RichTable:

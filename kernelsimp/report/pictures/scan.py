@@ -33,6 +33,9 @@ CLEAR = 255
 
 Image_ = NDArray[np.uint8]
 
+ZERO_WIDTH = "\N{ZERO WIDTH SPACE}"
+"""Where a long name may break."""
+
 TELLING = 8
 """Kernels on the first screen of a scan."""
 TELLING_SAYS = (
@@ -58,10 +61,10 @@ def _beside_its_ideal(layer: str, sample: Sample) -> Markup:
     grids = [sample.cells, *([] if ideal is None else [ideal])]
     top = max(float(np.abs(np.nan_to_num(grid)).max()) for grid in grids)
     name = f"{printable(layer)}[{sample.index[0]},{sample.index[1]}]"
-    caption = (
-        f"{printable(sample.name)}: {name}, r\N{NO-BREAK SPACE}{fmt.number(sample.residual, 2)}, "
-        f"p\N{NO-BREAK SPACE}{fmt.p_value(sample.p)}"
+    figures = (
+        f"r\N{NO-BREAK SPACE}{fmt.number(sample.residual, 2)}, p\N{NO-BREAK SPACE}{fmt.p_value(sample.p)}"
     )
+    caption = f"{printable(sample.name)}: {name.replace('[', ZERO_WIDTH + '[')}, {figures}"
     return img(sheet([tile(grid, top) for grid in grids]), f"{name} and its ideal", caption)
 
 

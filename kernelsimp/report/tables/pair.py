@@ -91,7 +91,7 @@ def _settings(reports: Pair, names: Names) -> Table:
 def _join_columns(title: str, head: str, names: Names, columns: list[dict[str, str]]) -> Table:
     keys = dict.fromkeys([*columns[0], *columns[1]])
     rows = tuple((key, *(column.get(key, fmt.DASH) for column in columns)) for key in keys)
-    return Table(title, (head, *names), rows, frozenset({0, 1, 2}))
+    return Table(title, (head, *names), rows, frozenset({0, 1, 2}), whole=True)
 
 
 FIGURES: tuple[tuple[str, Callable[[LayerReport], str]], ...] = (

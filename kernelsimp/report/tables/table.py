@@ -16,7 +16,8 @@ class Table:
     """A title, column heads, rows of as many cells; `text` columns are left-aligned, the others right.
 
     `bars` gives for some columns a share 0..1 for each row, where a bar can be drawn beside a figure; `least`
-    the columns that a narrow screen does without, those that go first before the others.
+    the columns that a narrow screen does without, those that go first before the others. A table that stands
+    `whole` keeps all of them there, and breaks words.
     """
 
     title: str
@@ -25,6 +26,7 @@ class Table:
     text: frozenset[int] = frozenset({0})
     bars: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     least: tuple[int, ...] = ()
+    whole: bool = False
 
     @property
     def long(self) -> frozenset[int]:
