@@ -311,11 +311,13 @@ def tensors_only() -> Iterator[None]:
 
 @contextmanager
 def importing_from(folder: Path) -> Iterator[None]:
-    """Let a user's code import its neighbours within the block."""
+    """Let a user's code import its neighbours within the block, and leave no compiled copies beside them."""
+    leaves_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
+        sys.dont_write_bytecode = leaves_none
         if str(folder) in sys.path:
             sys.path.remove(str(folder))
 

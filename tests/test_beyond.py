@@ -259,6 +259,8 @@ def test_a_sheet_of_kernels_fits_half_a_page_and_keeps_every_tile():
     tiles = [np.full((3, 3, 3), shade, dtype=np.uint8) for shade in range(100, 130)]
     page = sheet(tiles)
     assert page.shape[1] <= PIXELS
-    assert {int(value) for value in np.unique(page)} == {*range(100, 130), 255}
+    drawn = page[page[..., 3] == 255]
+    assert {int(value) for value in np.unique(drawn[:, :3])} == {*range(100, 130)}
+    assert not page[page[..., 3] == 0].any()
     large = sheet([np.zeros((31, 31, 3), dtype=np.uint8)] * 12)
     assert large.shape[1] <= PIXELS

@@ -192,6 +192,10 @@ def separable(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+LONG = ' class="long"'
+"""How a column looks that has a long cell: an export adds a row to the figures."""
+
+
 @pytest.mark.usefixtures("quicker")
 def test_the_report_of_the_run_has_the_export_and_all_that_it_had(
     place: Path,
@@ -217,9 +221,11 @@ def test_the_report_of_the_run_has_the_export_and_all_that_it_had(
         assert "Thinner layers, latency" in text, name
         assert "ms whole" in text, name
     now = (separable / "report.html").read_text()
-    kept = re.findall(r"<tr>.*?</tr>|<figure.*?</figure>|<h[1-3]>.*?</h[1-3]>", page, re.DOTALL)
+    kept = re.findall(
+        r"<tr>.*?</tr>|<figure.*?</figure>|<h[1-3]>.*?</h[1-3]>", page.replace(' class="long"', ""), re.DOTALL
+    )
     assert len(kept) > 20
-    assert [part for part in kept if part not in now] == []
+    assert [part for part in kept if part not in now.replace(LONG, "")] == []
     assert (separable / "log.jsonl").read_text().startswith(log)
     assert run(["report", str(separable)]) == 0
     assert (separable / "report.html").read_text() == now

@@ -1,9 +1,10 @@
 import errno
+import sys
 
 import pytest
 
 from kernelsimp.errors import KernelsimpError, did_you_mean
-from kernelsimp.files import write_atomically, write_text
+from kernelsimp.files import run_file, write_atomically, write_text
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_partial_one(tmp_path):
@@ -41,3 +42,14 @@ def test_a_file_as_parent_is_one_line(tmp_path):
 def test_did_you_mean_names_the_nearest_or_all():
     assert did_you_mean("miror-h", ["mirror-h", "zero"]) == "; did you mean 'mirror-h'?"
     assert did_you_mean("qqq", ["b", "a"]) == "; known: a, b"
+
+
+def test_running_a_users_file_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    (tmp_path / "neighbour_of_nets.py").write_text("VALUE = 3")
+    (tmp_path / "nets.py").write_text("from neighbour_of_nets import VALUE")
+    assert run_file(tmp_path / "nets.py").VALUE == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["neighbour_of_nets.py", "nets.py"]
+    assert sys.dont_write_bytecode is False
+    sys.modules.pop("neighbour_of_nets")

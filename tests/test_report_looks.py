@@ -176,8 +176,8 @@ def test_ticks_are_few_equal_steps_around_the_figures_and_never_beyond_the_most(
     high = min(low + span, most)
     steps = ticks(low, high, most)
     assert 2 <= len(steps) <= 7
-    assert steps[0] <= low + 1e-9 * max(abs(low), 1)
-    assert steps[-1] >= high - 1e-9 * max(abs(high), 1)
+    assert steps[0] <= low + 1e-9 * max(abs(low), span, 1)
+    assert steps[-1] >= high - 1e-9 * max(abs(high), span, 1)
     assert steps[-1] <= most
     assert low < 0 or steps[0] >= 0 or most == steps[-1] == high
     gaps = [b - a for a, b in pairwise(steps)]

@@ -117,7 +117,7 @@ def _chance(totals: Mapping[str, Any], asked: str = "ring", found: Mapping[str, 
         if total["observed"] or (found or {}).get(name) or (chance.get("expected") or 0) >= 0.5
     ]
     rows.sort(key=lambda row: (-(row.seen - (row.expected or 0)), row.name))
-    return (against_chance(rows[:MOST_FAMILIES], null),)
+    return (against_chance(rows[:MOST_FAMILIES], null),) if rows else ()
 
 
 def _null_of(counts: Mapping[str, Any], null: str) -> Mapping[str, Any]:

@@ -33,9 +33,6 @@ CLEAR = 255
 
 Image_ = NDArray[np.uint8]
 
-ZERO_WIDTH = "\N{ZERO WIDTH SPACE}"
-"""Where a long name may break."""
-
 TELLING = 8
 """Kernels on the first screen of a scan."""
 TELLING_SAYS = (
@@ -64,7 +61,7 @@ def _beside_its_ideal(layer: str, sample: Sample) -> Markup:
     figures = (
         f"r\N{NO-BREAK SPACE}{fmt.number(sample.residual, 2)}, p\N{NO-BREAK SPACE}{fmt.p_value(sample.p)}"
     )
-    caption = f"{printable(sample.name)}: {name.replace('[', ZERO_WIDTH + '[')}, {figures}"
+    caption = f"{printable(sample.name)}: {name}, {figures}"
     return img(sheet([tile(grid, top) for grid in grids]), f"{name} and its ideal", caption)
 
 
