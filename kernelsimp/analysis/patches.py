@@ -52,8 +52,8 @@ class Window:
 class TopPatches:
     """The largest answers of each channel over images, one an image: (channels, top) of the best so far.
 
-    `image` is the number of the image, -1 where there were too few; `row` and `column` are centres, from -1
-    to 1 over the image.
+    `image` is the number of the image, -1 where there were too few; `centre` (channels, top, 2) are rows and
+    columns, from -1 to 1 over the image.
     """
 
     def __init__(self, channels: int, top: int) -> None:

@@ -4,7 +4,7 @@
 that way again. `tap_convolutions` sees every input and gradient as it comes, and keeps none.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
@@ -160,12 +161,8 @@ class _CallRecorder:
         for module in self.names:
             handles.append(module.register_forward_pre_hook(self._begin))
             handles.append(module.register_forward_hook(self._end))
-        try:
-            with _Uses(self):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with _removing(handles), _Uses(self):
+            yield
 
     def see_use(self, values: Any) -> None:
         """Note that something is computed from `values` where the network is now."""
@@ -235,6 +232,16 @@ def weight_of(module: nn.Module) -> Tensor | None:
 
 
 @contextmanager
+def _removing(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Take the hooks off when the block ends, however it ends."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def listening_to(modules: Mapping[str, nn.Module], receive: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Within the block, hand the name and the output of every call of these modules to `receive`.
 
@@ -245,11 +252,8 @@ def listening_to(modules: Mapping[str, nn.Module], receive: Callable[[str, Tenso
         return lambda _, __, output: receive(name, output) if isinstance(output, Tensor) else None
 
     handles = [module.register_forward_hook(to(name)) for name, module in modules.items()]
-    try:
+    with _removing(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -266,11 +270,8 @@ def calls_of(model: nn.Module, see: Callable[[str, Call], None]) -> Iterator[Non
         see(layers[weight], (module, inputs[0].detach()))
 
     handles = [module.register_forward_hook(call) for module in _spatial(model, layers)]
-    try:
+    with _removing(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _spatial(model: nn.Module, layers: Container[Tensor]) -> Iterator[nn.Module]:
@@ -300,8 +301,5 @@ def tap_convolutions(
         return output.clone() if leaf else output  # what follows may work in place, not on a leaf
 
     handles = [module.register_forward_hook(tap) for module in _spatial(model, layers)]
-    try:
+    with _removing(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
