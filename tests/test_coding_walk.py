@@ -24,7 +24,14 @@ from kernelsimp.records.plan import SHAPES, LayerPlan
 from kernelsimp.shelf import Shelf
 from kernelsimp.solver import coding_kernels, coding_walk
 from kernelsimp.solver.coding_kernels import parts_menus, planned_menus
-from kernelsimp.solver.coding_moments import FitMoments, Reading, Seen, identity_moments, reading_of
+from kernelsimp.solver.coding_moments import (
+    FitMoments,
+    Reading,
+    Seen,
+    fit_moments,
+    identity_moments,
+    reading_of,
+)
 from kernelsimp.solver.coding_search import Budget, first_price, prepare_ground, search_price
 from kernelsimp.solver.coding_walk import Coding, Ground, LayerFit, code_network, code_tensors
 from kernelsimp.solver.output_metric import output_metrics
@@ -191,6 +198,22 @@ def test_batches_that_come_late_go_through_what_is_coded(name: str, monkeypatch:
     for batch, there in zip(ground.images, late, strict=True):
         coding.model(batch)
         assert torch.allclose(seen[-1], there, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_of_inputs_that_hardly_vary() -> None:
+    """Far from zero, float32 products would leave nothing of their variance."""
+    draws = torch.Generator().manual_seed(0)
+    layer = nn.Linear(5, 3)
+    inputs = 100 + 0.1 * torch.randn(40, 50, 5, generator=draws)
+    missing = torch.randn(40, 50, 3, generator=draws)
+    moments = fit_moments(layer, zip(inputs.split(7), missing.split(7), strict=True), 1.0, 0)
+    taken, rest = inputs.double().flatten(0, 1), missing.double().flatten(0, 1)
+    raw = (taken.mT @ taken / len(taken), taken.mT @ rest / len(taken), taken.mean(0), rest.mean(0))
+    exact = FitMoments(*(item.numpy()[None] for item in raw), len(taken))
+    for found, wanted in ((moments, exact), (moments.centred(), exact.centred())):
+        assert np.allclose(found.gram, wanted.gram, rtol=1e-4, atol=1e-7)
+        assert np.allclose(found.cross, wanted.cross, rtol=1e-4, atol=1e-6)
+    assert np.linalg.eigvalsh(moments.centred().gram).min() > 0.009
 
 
 def test_early_layers_are_read_of_fewer_images() -> None:

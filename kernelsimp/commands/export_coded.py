@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from kernelsimp.commands.coded_record import CodedMade, record_coded
@@ -18,12 +19,13 @@ from kernelsimp.evaluation.accuracy import stage
 from kernelsimp.models.coded import Coded, CodedFile, Layout, code_state, numbers_of
 from kernelsimp.models.contents import plan_in_file
 from kernelsimp.models.network import Network, open_network
-from kernelsimp.models.stages import groups_of, is_transposed, layer_modules
+from kernelsimp.models.stages import groups_of, is_transposed, layer_modules, matrix_of
 from kernelsimp.models.stored_order import tensor_name
 from kernelsimp.records.report import CodedPoint, Stage
 from kernelsimp.settings import Settings
 from kernelsimp.shelf import check_disk
 from kernelsimp.solver.coding_kernels import PlannedMenu, planned_menus
+from kernelsimp.solver.coding_moments import images_enough
 from kernelsimp.solver.coding_search import Budget, first_price, prepare_ground, search_price
 from kernelsimp.solver.coding_walk import Coding, Ground, code_network, code_tensors
 from kernelsimp.solver.distance import DistanceJudge
@@ -186,8 +188,16 @@ class _Trials:
 
 def _check_disk(calibrated: CalibratedNetwork) -> None:
     """Raise `KernelsimpError` where the disk has no room for what the passes of both networks still need."""
-    each = LIVE * calibrated.traced.largest_output + calibrated.images[0][0].nbytes
-    check_disk(calibrated.room.folder, max(0, 2 * calibrated.count * int(each) - calibrated.room.kept))
+    layers = layer_modules(calibrated.model)
+    waiting = np.zeros(
+        calibrated.count
+    )  # bytes of each image, at the largest of the layers that are read of it
+    for use in calibrated.traced.uses:
+        module = layers[use.name][0]
+        read = waiting[: images_enough(module, use.positions)]
+        np.maximum(read, 4 * use.positions * len(matrix_of(module)), out=read)
+    wanted = 2 * (LIVE * int(waiting.sum()) - calibrated.room.kept // 2)
+    check_disk(calibrated.room.folder, max(0, wanted))
 
 
 def _tested(

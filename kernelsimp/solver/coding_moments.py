@@ -83,21 +83,26 @@ Seen = tuple[Tensor, Tensor | None]
 
 def fit_moments(layer: nn.Module, seen: Iterable[Seen], share: float, seed: int) -> FitMoments:
     """Return the moments of one layer over batches, read at `share` of the positions of each image."""
-    sums: list[Tensor] | None = None
-    rows = 0
+    sums, pilot, rows = list[Tensor](), Tensor(), 0
     for batch, (inputs, missing) in enumerate(seen):
         for taken, rest in _rows(layer, (inputs, missing), WindowSampling(share, seed), batch):
             answer = rest.reshape(len(rest), groups_of(layer), -1).transpose(0, 1)
+            if not sums:
+                pilot = taken.mean(1, keepdim=True)
+            taken.sub_(pilot)  # inputs that hardly vary would lose all they have to float32
             parts = [taken.mT @ taken, taken.mT @ answer, taken.sum(1), answer.sum(1)]
-            whole = [part.double() for part in parts]
-            if sums is None:
-                sums = whole
+            if not sums:
+                sums = [part.double() for part in parts]
             else:
-                for one, other in zip(sums, whole, strict=True):
-                    one.add_(other)  # of a wide layer each is hundreds of megabytes
+                for one, part in zip(sums, parts, strict=True):
+                    one.add_(part)  # of a wide layer each is hundreds of megabytes
             rows += len(rest)
-    assert sums is not None
-    gram, cross, mean, left = (item.cpu().numpy() / rows for item in sums)
+    gram, cross, mean, left = (item.div_(rows).cpu().numpy() for item in sums)
+    far = pilot[:, 0].double().cpu().numpy()
+    gram += far[:, :, None] * mean[:, None, :]  # in place: each is as large as the layer's inputs squared
+    mean += far
+    gram += mean[:, :, None] * far[:, None, :]
+    cross += far[:, :, None] * left[:, None, :]
     size = float(np.trace(gram, axis1=1, axis2=2).mean()) / gram.shape[-1]
     return FitMoments(gram, cross, mean, left, rows, size)
 
@@ -117,11 +122,20 @@ def reading_of(layer: nn.Module, inputs: Tensor, images: int) -> Reading:
     128 images at least: early layers, whose outputs are large, do with fewer of them. A kernel that alone
     makes an output has few numbers and needs fewer windows.
     """
-    positions, width = max(1, _positions(layer, inputs)), matrix_of(layer).shape[1]
-    rows = rows_wanted(width) if groups_of(layer) > 1 else max(ROWS_ENOUGH, rows_wanted(width))
-    enough = max(IMAGES_AT_LEAST, math.ceil(rows / (READ_AT_MOST * positions)))
-    taken = min(images, enough)
+    positions = max(1, _positions(layer, inputs))
+    rows = _rows_enough(layer)
+    taken = min(images, images_enough(layer, positions))
     return Reading(taken, min(1.0, rows / max(1, taken * positions)))
+
+
+def images_enough(layer: nn.Module, positions: int) -> int:
+    """Return how many images a layer of so many `positions` an image is read of; there may be fewer."""
+    return max(IMAGES_AT_LEAST, math.ceil(_rows_enough(layer) / (READ_AT_MOST * positions)))
+
+
+def _rows_enough(layer: nn.Module) -> int:
+    wanted = rows_wanted(matrix_of(layer).shape[1])
+    return wanted if groups_of(layer) > 1 else max(ROWS_ENOUGH, wanted)
 
 
 def _positions(layer: nn.Module, inputs: Tensor) -> int:
