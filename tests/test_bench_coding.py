@@ -1,5 +1,6 @@
 """What `scripts/bench_coding` sets beside ours: rivals are what their names say, and means are means."""
 
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -35,3 +36,15 @@ def test_a_row_of_several_draws_is_their_mean(bench: ModuleType) -> None:
     (mean,) = bench.means(rows)
     assert (mean.size, mean.right, mean.draw) == (101, 11, 3)
     assert mean.kl == pytest.approx(0.1)
+
+
+def test_a_section_is_written_in_its_place(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "study.md"
+    page.write_text("# Head\n\n## a\n\nold\n\n## b\n\nkept\n", encoding="utf-8")
+    monkeypatch.setattr(bench, "STUDY", page)
+    bench.write_section("## a\n\nnew\n\n")
+    bench.write_section("## c\n\nlast\n\n")
+    wanted = "# Head\n\n## a\n\nnew\n\n## b\n\nkept\n\n## c\n\nlast\n"
+    assert page.read_text(encoding="utf-8") == wanted
