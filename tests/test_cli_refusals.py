@@ -99,6 +99,9 @@ def test_bad_options_are_one_line(model, images, tmp_path, capsys):
     fails([*simplify, *out, "--device", "cuda:9", "--arch", NET], capsys, "--device")
     fails([*simplify, "--out", str(tmp_path)], capsys, "would overwrite")
     fails(["simplify", str(model), "--bogus"], capsys, "--bogus")
+    fails(
+        ["scan", str(model), *out], capsys, "No such option: --out (Possible options: --csv, --html, --json)"
+    )
     (tmp_path / "s.toml").write_text("[plan]\ntolerence = 1\n")
     fails([*simplify, *out, "--config", str(tmp_path / "s.toml")], capsys, "did you mean 'tolerance'?")
 

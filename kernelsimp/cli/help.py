@@ -33,7 +33,17 @@ class Command(TyperCommand):
         if "--help-all" in args:
             ctx.meta[ALL] = True
             args = ["--help"]
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if getattr(error, "option_name", None) == "--out":  # it looks like --output, and means a file
+                error.possibilities = self._files(ctx)  # type: ignore[attr-defined]
+            raise
+
+    def _files(self, ctx: Any) -> list[str]:
+        """Return the options that say where to write."""
+        options = [item for item in self.get_params(ctx) if not isinstance(item, TyperArgument)]
+        return [item.opts[0] for item in options if str(item.metavar).startswith("PATH")]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 (drawn at once, not collected)
         """Print usage, groups of options and examples."""
