@@ -10,6 +10,7 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome, measure
 from kernelsimp.evaluation.metric import metric_of
 from kernelsimp.evaluation.outputs import class_scores
+from kernelsimp.memory import give_back
 from kernelsimp.models.network import Network, device_of
 from kernelsimp.models.outputs import describe_output
 from kernelsimp.records.report import Figure, Metric
@@ -42,6 +43,7 @@ class StageMeasurer:
         """Measure one stage, unless it was measured or there are no images."""
         if self.data is None or not len(self.data.test) or stage in self.outcomes or stage in self.figures:
             return
+        give_back()  # what was freed since the last stage, which may be a gigabyte
         if self.by_accuracy:
             named = Within(watcher, stage)
             self.outcomes[stage] = measure_module(network.module(), self.data, self.settings, named)

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from kernelsimp.error_text import printable
 from kernelsimp.records.comparison import Comparison
@@ -338,10 +338,16 @@ def _environment() -> Environment:
     )
     made.filters["meaning"] = meaning_in
     made.filters["words"] = _more_words
+    made.filters["breakable"] = _breakable
     return made
 
 
 @lru_cache(maxsize=4)
+def _breakable(text: str) -> Markup:
+    """Return a text that may go on in the next line after the dots of its names."""
+    return Markup("<wbr>").join(map(escape, re.split(r"(?<=\w\.)(?=[^\W\d])", text)))
+
+
 def _asset(name: str) -> Markup:
     return Markup((files("kernelsimp.report") / "templates" / name).read_text(encoding="utf-8"))
 
