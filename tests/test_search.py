@@ -183,4 +183,7 @@ def test_a_damaged_record_is_refused_in_one_line(surveyed: Surveyed, tmp_path: P
 def test_without_validation_images_the_search_says_what_to_do(surveyed: Surveyed) -> None:
     with pytest.raises(KernelsimpError) as caught:
         BudgetJudge(surveyed.calibrated.model, [])
-    assert str(caught.value) == "--max-drop needs validation images; give some with --split, or use --dof"
+    assert (
+        str(caught.value)
+        == "--max-drop needs validation images; give some with --split, or choose another budget"
+    )

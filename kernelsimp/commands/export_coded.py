@@ -1,6 +1,6 @@
 """The coded export: a network in as few bytes as a budget allows, judged on what the file decodes to."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -140,6 +140,7 @@ def _on_images(network: Network, data: Data, source: ExportSource, watcher: Watc
     task = Task(network, data, settings)
     calibrated = calibrate(task, data.calibration(settings.data.calibration, settings.run.seed), watcher)
     _check_disk(calibrated)
+    trials = _Trials(DistanceJudge(calibrated.model, calibrated.held_back), task, watcher)
     dtypes = {name: item.dtype for name, item in network.checkpoint.tensors.items()}
     ground = prepare_ground(calibrated.model, calibrated.images, dtypes, calibrated.seed, watcher)
     if source.plan is not None:
@@ -147,12 +148,8 @@ def _on_images(network: Network, data: Data, source: ExportSource, watcher: Watc
         ground = replace(ground, menus={**ground.menus, **planned})
     ground = replace(ground, room=calibrated.room)
     job = CodingJob(network, ground)
-    trials = _Trials(job, DistanceJudge(calibrated.model, calibrated.held_back), settings)
-    if trials.drop is not None:
-        watcher.note(f"judging by --max-drop {trials.drop:g}")
-        trials.judge = budget_judge(task, watcher)
     budget = Budget(trials.limit, first_price(ground), by_size=settings.coding.size is not None)
-    found = search_price(lambda price: code_network(ground, price, watcher), trials.measure, budget, watcher)
+    found = search_price(lambda price: code_network(ground, price, watcher), trials.of(job), budget, watcher)
     best = found.best.coding
     assert best.model is not None
     far = trials.held.distance(best.model).divergence
@@ -165,25 +162,35 @@ def _on_images(network: Network, data: Data, source: ExportSource, watcher: Watc
 
 
 class _Trials:
-    """How codings are measured against the budget; `points` are all that were."""
+    """How codings are measured against the budget; `points` are all that were.
 
-    def __init__(self, job: CodingJob, held: DistanceJudge, settings: Settings) -> None:
-        coding = settings.coding
-        self.job, self.held, self.points = job, held, list[CodedPoint]()
-        self.judge: BudgetJudge | None = None
-        self.drop = coding.max_drop
-        if coding.kl is None and coding.size is None and self.drop is None:
-            self.drop = USUAL_DROP
-        given = {"--max-drop": self.drop, "--kl": coding.kl, "--size": coding.size}
+    Raises `KernelsimpError` where an accuracy budget has no images to be judged on.
+    """
+
+    def __init__(self, held: DistanceJudge, task: Task, watcher: Watcher) -> None:
+        coding = task.settings.coding
+        self.held, self.points = held, list[CodedPoint]()
+        drop = coding.max_drop
+        if coding.kl is None and coding.size is None and drop is None:
+            drop = USUAL_DROP
+        given = {"--max-drop": drop, "--kl": coding.kl, "--size": coding.size}
         name, self.limit = next((name, float(item)) for name, item in given.items() if item is not None)
         self.words = f"{name} {self.limit:g}"
+        self.judge: BudgetJudge | None = None
+        if drop is not None:
+            watcher.note(f"judging by {self.words}")
+            self.judge = budget_judge(task, watcher)
 
-    def measure(self, made: Coding) -> tuple[int, float]:
-        """Return bytes, and what the budget is held against."""
-        assert made.model is not None
-        size, far = self.job.file(made).size, self.held.distance(made.model).divergence
-        self.points.append(CodedPoint(made.price, size, far))
-        return size, far if self.judge is None else self.judge.drop(self.job.decoded(made).module())
+    def of(self, job: CodingJob) -> Callable[[Coding], tuple[int, float]]:
+        """Return what gives the bytes of a coding, and what the budget is held against."""
+
+        def measure(made: Coding) -> tuple[int, float]:
+            assert made.model is not None
+            size, far = job.file(made).size, self.held.distance(made.model).divergence
+            self.points.append(CodedPoint(made.price, size, far))
+            return size, far if self.judge is None else self.judge.drop(job.decoded(made).module())
+
+        return measure
 
 
 def _check_disk(calibrated: CalibratedNetwork) -> None:

@@ -73,7 +73,7 @@ class BudgetJudge:
         name: str = "validation",
     ) -> None:
         if not len(batches):
-            advice = "give some with --split, or use --dof"
+            advice = "give some with --split, or choose another budget"
             raise KernelsimpError(f"--max-drop needs {name} images; {advice}")
         self.batches, self.metric, self.name = batches, metric, name
         self.judge = DistanceJudge(original, images_of(batches))
