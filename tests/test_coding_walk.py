@@ -21,7 +21,7 @@ from kernelsimp.models.coded import Layout, code_state, numbers_of, read_coded
 from kernelsimp.models.stages import Stage, absorb_norms, layer_modules, matrix_of, put_matrix, stages_of
 from kernelsimp.models.zoo import CifarResNet
 from kernelsimp.records.plan import SHAPES, LayerPlan
-from kernelsimp.shelf import Shelf
+from kernelsimp.shelf import ImageBatches, ImageStack, Shelf
 from kernelsimp.solver import coding_kernels, coding_walk
 from kernelsimp.solver.coding_kernels import parts_menus, planned_menus
 from kernelsimp.solver.coding_moments import (
@@ -170,8 +170,15 @@ def test_what_waits_in_files_comes_back(name: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_batches_that_come_late_go_through_what_is_coded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("waiting", ["in memory", "in files"])
+def test_batches_that_come_late_go_through_what_is_coded(
+    name: str, waiting: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     _, ground = ground_of(name)
+    if waiting == "in files":  # and the images, which both networks read, stay
+        monkeypatch.setattr("kernelsimp.solver.paging.LEAST", 1)
+        stacked = ImageBatches(ImageStack.of(ground.images), 0, 48, 16)
+        ground = replace(ground, images=stacked, room=Room(bytes=0, folder=tmp_path))
     read: list[int] = []
     late: list[Tensor] = []
     fit = coding_walk.fit_moments

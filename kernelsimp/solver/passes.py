@@ -55,8 +55,10 @@ class _Pass(threading.Thread):
             return
         self.passes.here.now = self
         try:
+            images = [self.passes.images[self.place].clone()]  # out here: what it is read from is no pass's
+            self.passes.pager.note(self, images)
             with torch.no_grad(), _Additions(self) as self.additions:
-                self.passes.model(self.passes.images[self.place].clone())
+                self.passes.model(images.pop())
             self.told.put(None)
         except _StopPass:
             pass
