@@ -75,7 +75,7 @@ def test_the_copied_command_gives_the_same_tensors(tmp_path: Path) -> None:
 
 
 def test_two_runs_go_by_their_shortest_different_names() -> None:
-    from kernelsimp.commands.report import short_names
+    from kernelsimp.report.fmt import short_names
 
     assert short_names((Path("/a/runs/one"), Path("/a/runs/two"))) == ("one", "two")
     assert short_names((Path("/a/one/run"), Path("/a/two/run"))) == ("one/run", "two/run")

@@ -16,6 +16,7 @@ from kernelsimp.report import (
     runs_html,
     runs_markdown,
 )
+from kernelsimp.report.fmt import short_names
 from kernelsimp.report.run_folder import RunFolder
 from kernelsimp.report.tables.pair import pair_tables
 from kernelsimp.report.tables.runs import runs_table, warnings_of
@@ -52,16 +53,6 @@ def drawing(*places: Path) -> Iterator[None]:
         ) from error
 
 
-def short_names(folders: Sequence[Path]) -> tuple[str, ...]:
-    """Return the last part of each path, and as many before it as it takes to tell all apart."""
-    parts = [folder.absolute().parts for folder in folders]
-    for count in range(1, max(map(len, parts))):
-        tails = [str(Path(*part[-count:])) for part in parts]
-        if len(set(tails)) == len(tails):
-            return tuple(tails)
-    return tuple(map(str, folders))
-
-
 def render_runs(folders: Sequence[Path], out: Path) -> tuple[Table, tuple[str, ...]]:
     """Write runs.md and runs.html of any number of runs into `out`; return their table and the warnings.
 
@@ -69,7 +60,8 @@ def render_runs(folders: Sequence[Path], out: Path) -> tuple[Table, tuple[str, .
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise KernelsimpError("report: one run is named twice; name each once")
-    runs = tuple(zip(short_names(folders), map(read_report, folders), strict=True))
+    names = short_names([folder.absolute() for folder in folders])
+    runs = tuple(zip(names, map(read_report, folders), strict=True))
     with drawing(*folders):
         write_text(out / "runs.md", runs_markdown(runs))
         write_text(out / "runs.html", runs_html(runs))
@@ -79,7 +71,7 @@ def render_runs(folders: Sequence[Path], out: Path) -> tuple[Table, tuple[str, .
 def render_pair(folders: tuple[Path, Path], out: Path) -> tuple[Table, ...]:
     """Write pair.md and pair.html of two runs into `out`, and return their tables."""
     reports = (read_report(folders[0]), read_report(folders[1]))
-    one, other = short_names(folders)
+    one, other = short_names([folder.absolute() for folder in folders])
     names = (one, other)
     galleries = [load_gallery(_folder_of(folder) / "pictures.npz") for folder in folders]
     with drawing(*folders):

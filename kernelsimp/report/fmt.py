@@ -4,6 +4,8 @@ A figure that is not there, or not finite, is a dash.
 """
 
 import math
+from collections.abc import Sequence
+from pathlib import PurePath
 
 from kernelsimp.records.report import Stage
 
@@ -73,3 +75,17 @@ def right_of(stage: Stage) -> str:
 
 def _missing(value: float | None) -> bool:
     return value is None or not math.isfinite(value)
+
+
+def short_names(paths: Sequence[PurePath]) -> tuple[str, ...]:
+    """Return the last part of each path, and as many before it as it takes to tell all apart.
+
+    >>> short_names((PurePath("/a/one/run"), PurePath("/a/two/run")))
+    ('one/run', 'two/run')
+    """
+    parts = [path.parts for path in paths]
+    for count in range(1, max(map(len, parts))):
+        tails = [str(PurePath(*part[-count:])) for part in parts]
+        if len(set(tails)) == len(tails):
+            return tuple(tails)
+    return tuple(map(str, paths))

@@ -67,10 +67,9 @@ def comparison_facts(found: Comparison) -> tuple[Fact, ...]:
 
 
 def compared_names(found: Comparison) -> str:
-    """Return which two networks were compared: the names of their files, or the paths where those are one."""
+    """Return which two networks were compared: their files, by as much of the paths as tells them apart."""
     paths = [printable(str(side.get("path") or side.get("arch") or "network")) for side in (found.a, found.b)]
-    short = [PurePath(path).name for path in paths]
-    return " and ".join(short if short[0] != short[1] else paths)
+    return " and ".join(fmt.short_names([PurePath(path) for path in paths]))
 
 
 def comparison_words(found: Comparison) -> str:
