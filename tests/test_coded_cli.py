@@ -191,48 +191,50 @@ def test_a_disk_without_room_for_what_waits_is_one_line(
     assert not (place / "big.kscode").exists()
 
 
+def frozen_run(place: Path, name: str, families: str) -> Path:
+    """A run whose simplified kernels are frozen, and beside it its coded file."""
+    data = ["--arch", NET, "--data", f"npz:{place / 'i.npz'}"]
+    simplify = ["simplify", str(place / "tiny.pt"), *data, "--simplified", "0.4", "--freeze"]
+    assert run([*simplify, "--families", families, "--out", str(place / name), "-q"]) == 0
+    coded = ["--size", "1600", "--out", str(place / f"{name}.kscode")]
+    assert run(["export", str(place / name), "--to", "coded", *data, *coded, "-q"]) in (0, 1)
+    return place / name
+
+
 @pytest.fixture(scope="module")
 def frozen(place: Path) -> Path:
-    """A run whose simplified kernels are frozen, of linear families and of bent ones, and its coded file."""
-    run_at = place / "frozen"
-    data = ["--arch", NET, "--data", f"npz:{place / 'i.npz'}"]
-    words_ = ["simplify", str(place / "tiny.pt"), *data, "--simplified", "0.4", "--freeze"]
-    assert run([*words_, "--families", "linear,rank-one,few-values-2", "--out", str(run_at), "-q"]) == 0
-    coded = [
-        "export",
-        str(run_at),
-        "--to",
-        "coded",
-        *data,
-        "--size",
-        "1600",
-        "--out",
-        str(place / "f.kscode"),
-    ]
-    assert run([*coded, "-q"]) in (0, 1)
-    return run_at
+    """A run of linear families and of bent ones."""
+    return frozen_run(place, "frozen", "linear,rank-one,few-values-2")
 
 
-def test_frozen_kernels_decode_to_members(
-    place: Path, frozen: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capsys.readouterr()
+def check_members(place: Path, frozen: Path) -> set[str]:
+    """Check a run's coded file and what it decodes to; return the structures of its exact kernels."""
     back = place / "f.pt"
-    assert run(["export", str(place / "f.kscode"), "--to", "torch", "--out", str(back)]) == 0
-    for file in (place / "f.kscode", back):
-        assert run(["check", str(file), "--baseline", str(frozen)]) == 0, capsys.readouterr().out
+    assert run(["export", f"{frozen}.kscode", "--to", "torch", "--out", str(back)]) == 0
+    for file in (f"{frozen}.kscode", str(back)):
+        assert run(["check", file, "--baseline", str(frozen)]) == 0
     plan = read_plan(frozen / "plan.safetensors")
-    state = read_coded(place / "f.kscode")["state_dict"]
+    state = read_coded(Path(f"{frozen}.kscode"))["state_dict"]
     tensors = {layer.name: state[f"module.{layer.name}.weight"] for layer in plan.layers}
     left = count_survivors(plan, tensors)
     assert left.exact == left.total > 0
+    return {plan.structures[number] for layer in plan.layers for number in layer.choice.flatten().tolist()}
+
+
+def test_frozen_kernels_decode_to_members(place: Path, frozen: Path) -> None:
+    assert len(check_members(place, frozen)) > 2
+
+
+def test_kernels_that_share_prototypes_decode_to_members(place: Path) -> None:
+    found = check_members(place, frozen_run(place, "shared", "prototypes-2"))
+    assert "prototypes-2" in found
 
 
 def test_a_coded_file_that_was_altered_fails_the_check(
     place: Path, frozen: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     back = place / "g.pt"
-    assert run(["export", str(place / "f.kscode"), "--to", "torch", "--out", str(back)]) == 0
+    assert run(["export", str(place / "frozen.kscode"), "--to", "torch", "--out", str(back)]) == 0
     payload = torch.load(back, weights_only=True)
     for value in payload["state_dict"].values():
         if value.ndim == 4:
@@ -248,7 +250,7 @@ def test_the_report_of_the_run_tells_of_its_coded_file(place: Path, frozen: Path
     report = read_report(frozen)
     coded = report.coded
     assert coded is not None
-    assert coded.bytes == (place / "f.kscode").stat().st_size
+    assert coded.bytes == (place / "frozen.kscode").stat().st_size
     assert coded.decoded is not None
     assert coded.decoded.ci95[0] <= coded.decoded.top1 <= coded.decoded.ci95[1]
     assert len(coded.tried) > 1
