@@ -1,4 +1,4 @@
-"""The founding claims, one entry each: what is claimed, what measures it, and which arm should be the better."""
+"""The founding claims, one entry each: what is claimed, what measures it, which arm should be better."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,11 +34,12 @@ CLAIMS = {
         intent,
         (("found", "imposed"), ("found", "noise on found"), ("imposed", "noise on imposed")),
         "images",
-        f"Found: beyond the ring null at a false discovery rate of {FDR:.0%}. Each found kernel is paired with an "
-        f"imposed one of its layer and dimension; both lie within {WIDEST} of a family, their weight errors differ "
-        f"by {ALIKE - 1:.0%} at most and how much the loss minds an error (the trace of the kernel's Fisher "
-        f"information) by {MINDED - 1:.0%}. All of one kind are snapped at once; noise has the norm of each "
-        "kernel's own error, so its two columns tell how well importance was matched.",
+        f"Found: beyond the ring null at a false discovery rate of {FDR:.0%}. Each found kernel is paired "
+        f"with an imposed one of the same dimension and grid, in any layer; both lie within {WIDEST} of a "
+        f"family, their weight errors differ by {ALIKE - 1:.0%} at most and how much the loss minds an "
+        f"error (the trace of the kernel's Fisher information) by {MINDED - 1:.0%}. All of one kind are "
+        "snapped at once; noise has the norm of each kernel's own error, so its two columns tell how well "
+        "importance was matched.",
     ),
     "growth": Claim(
         "Structure beyond chance grows while a network learns",
@@ -54,10 +55,10 @@ CLAIMS = {
         roles,
         (("matched channels", "by chance"),),
         "channels",
-        "A draw is a pair of seeds, none in two pairs. Channels of two networks are matched one to one by the "
-        "correlation of what they answer to the same images; chance is how often a channel of the other network's "
-        "layer has the family. A channel's family is the one its kernels' energy lies in most, in standard "
-        "deviations of a white kernel's.",
+        "A draw is a pair of seeds, none in two pairs. Channels of two networks are matched one to one by "
+        "the correlation of what they answer to the same images; chance is how often a channel of the "
+        "other network's layer has the family. A channel's family is the one its kernels' energy lies in "
+        "most, in standard deviations of a white kernel's.",
     ),
     "together": Claim(
         "Kernels are co-adapted: snapping all layers together costs more than each alone, summed",
@@ -71,8 +72,8 @@ CLAIMS = {
         repair,
         (("re-solved", "projected"), ("re-solved", "random subspaces"), ("re-solved", "cell masks")),
         "images",
-        "The same plan in linear families, without training. Random subspaces, cell masks and noise are the "
-        "product's controls: the same degrees of freedom (noise: the same error), chosen and re-solved alike; "
+        "The same plan in linear families, without training. Random subspaces and cell masks are the "
+        "product's controls: the same degrees of freedom, chosen and re-solved alike; "
         "against them a gap is what the families are worth, not what the re-solve is.",
     ),
     "tuning": Claim(
@@ -80,48 +81,50 @@ CLAIMS = {
         tuning,
         (("re-solved, tuned", "re-solved"), ("re-solved, tuned", "projected, tuned")),
         "images",
-        f"{TUNING.epochs} epochs of SGD at {TUNING.lr} on the training images, taught by the original alone: a short "
-        "schedule, the same for every arm, which favours the arm that starts nearest. Simplified kernels keep "
-        "their values bit for bit. The ResNet had seen these images before; the epoch is chosen by KL or loss on "
-        "validation images.",
+        f"{TUNING.epochs} epochs of SGD at {TUNING.lr} on the training images, taught by the original "
+        "alone: a short schedule, the same for every arm, which favours the arm that starts nearest. "
+        "Simplified kernels keep their values bit for bit. The ResNet had seen these images before; the "
+        "epoch is chosen by KL or loss on validation images.",
     ),
     "robustness": Claim(
         "Simplified networks are more robust, less overfitted and better calibrated",
         robustness,
         (("simplified", "original"), ("simplified", "random subspaces")),
         "images, blocks or parts",
-        "Half of the degrees of freedom, re-solved, no training; controls are re-solved, too. Corruptions: "
-        f"{', '.join(CORRUPTIONS)} at five severities. Units are images, blocks of {BLOCK} images for noise, shifts and "
-        f"PGD, and {GROUPS} parts of a jackknife for the gap and the calibration error. A row means something "
-        "for robustness only where clean accuracy is tied: it has a row of its own. On seven measures, random "
-        "subspaces say whether it is the families or only the smaller network.",
+        "Half of the degrees of freedom, re-solved, no training; controls are re-solved, too. "
+        f"Corruptions: {', '.join(CORRUPTIONS)} at five severities. Units are images, blocks of {BLOCK} "
+        f"images for noise, shifts and PGD, and {GROUPS} parts of a jackknife for the gap and the "
+        "calibration error. A row means something for robustness only where clean accuracy is tied: it "
+        "has a row of its own. On seven measures, random subspaces say whether it is the families or only "
+        "the smaller network.",
     ),
     "selectivity": Claim(
         "Simplified networks are easier to explain",
         selectivity,
         (("after", "before"),),
         "layers",
-        "Half of the degrees of freedom, no training. That simplified kernels have names is so by design; how "
-        "much of the variance these explain, and whether patches become more alike, is not. Chance is the same "
-        "kernels with their cells shuffled, and patches dealt to channels at random.",
+        "Half of the degrees of freedom, no training. That simplified kernels have names is so by design; "
+        "how much of the variance these explain, and whether patches become more alike, is not. Chance is "
+        "the same kernels with their cells shuffled, and patches dealt to channels at random.",
     ),
     "decomposition": Claim(
         "Networks decompose by families: ablating the channels of one family hurts some classes only",
         decomposition,
         (("families", "random groups"),),
         "groups or layers",
-        f"The original networks. Channels of a layer are grouped by family (as above); of {LAYERS} layers at most, "
-        "evenly spread over the depth, each group of two channels or more is set to its mean output. Damage is the "
-        f"rise of each class's mean loss. Chance: the same sizes dealt at random, mean of {DEALT}. Concentration is "
-        "Herfindahl's index over classes; information is that of the class-by-group damage matrix.",
+        f"The original networks. Channels of a layer are grouped by family (as above); of {LAYERS} layers "
+        "at most, evenly spread over the depth, each group of two channels or more is set to its mean "
+        "output. Damage is the rise of each class's mean loss. Chance: the same sizes dealt at random, "
+        f"mean of {DEALT}. Concentration is Herfindahl's index over classes; information is that of the "
+        "class-by-group damage matrix.",
     ),
     "information": Claim(
         "A simplified kernel carries less information: the coded file is smaller at the same divergence",
         information,
         (("with structures", "without"),),
         "draws alone",
-        "The network at half of the degrees of freedom coded by its structures, against the original coded at two "
-        "prices of a bit, bytes between them at the same KL on test images.",
+        "The network at half of the degrees of freedom coded by its structures, against the original "
+        "coded at two prices of a bit, bytes between them at the same KL on test images.",
     ),
 }
 """In the order of the page."""

@@ -1,7 +1,7 @@
-"""Is near-symmetry what a network meant? Found kernels snapped beside imposed ones that are matched to them."""
+"""Is near-symmetry what a network meant? Found kernels snapped beside imposed ones matched to them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,29 +25,16 @@ ALIKE, MINDED = 1.1, 1.25
 
 FDR = 0.05
 
-ARMS = ("found", "noise on found", "imposed", "noise on imposed")
+ARMS = {
+    "found": (0, False),
+    "noise on found": (0, True),
+    "imposed": (1, False),
+    "noise on imposed": (1, True),
+}
+"""By arm which side of the pairs changes, and whether into noise."""
 
-
-@dataclass(frozen=True, eq=False)
-class Couples:
-    """Pairs of one layer: rows of found and imposed kernels, and what each kernel becomes."""
-
-    flat: Tensor
-    snapped: Tensor
-    found: list[int]
-    imposed: list[int]
-
-    def arms(self, seed: int) -> dict[str, tuple[list[int], Tensor]]:
-        """Return by arm which rows change, and into what; noise has the norm of each kernel's own error."""
-        made = {}
-        for name, rows in (("found", self.found), ("imposed", self.imposed)):
-            own, aims = self.flat[rows], self.snapped[rows]
-            error = (aims - own).flatten(1)
-            noise = torch.randn(error.shape, generator=torch.Generator().manual_seed(seed))
-            noise *= error.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
-            made[name] = (rows, aims)
-            made[f"noise on {name}"] = (rows, own + noise.reshape(own.shape))
-        return made
+Place = tuple[int, int]
+"""A layer's place and a kernel's within it."""
 
 
 def importance(layer: LayerKernels, seen: Sensitivity) -> NDArray[np.float64]:
@@ -62,33 +49,69 @@ def importance(layer: LayerKernels, seen: Sensitivity) -> NDArray[np.float64]:
     return (fisher * blocks).reshape(-1).numpy()
 
 
-def couples_of(layer: LayerKernels, seed: int, seen: Sensitivity) -> Couples:
-    """Pair each found kernel with an imposed one of the same dimension, each used once.
+@dataclass(frozen=True, eq=False)
+class Kernels:
+    """The kernels of one layer (n, *grid), as they are and `snapped` to their families; arrays are (n,).
 
-    Of those whose error and importance are alike, the one whose importance is nearest.
+    `dims` is the dimension of a kernel's family, -1 of kernels that are in no pair.
     """
-    examined = examine(layer)
-    best, flat = examined.best(WIDEST), layer.kernels.flatten(0, 1)
-    named = torch.from_numpy(best != NONE).reshape(-1, *[1] * (flat.dim() - 1))
-    snapped = torch.where(named, projected(examined, best.tolist()), flat)
-    error = (snapped - flat).flatten(1).norm(dim=1).double().numpy()
-    minded = importance(layer, seen)
-    able = (best != NONE) & ~examined.dead & (error > 0) & (minded > 0)
-    dims = np.where(able, examined.dims[np.maximum(best, 0)], -1)
-    is_found = found_in(examined, FDR)
-    found: list[int] = []
-    imposed: list[int] = []
-    for dim in sorted(set(dims.tolist()) - {-1}):
-        left = np.flatnonzero((dims == dim) & ~is_found & able)
-        for row in np.random.default_rng(seed).permutation(np.flatnonzero((dims == dim) & is_found & able)):
-            errors, importances = (np.abs(np.log(item[left] / item[row])) for item in (error, minded))
+
+    flat: Tensor
+    snapped: Tensor
+    dims: NDArray[np.int64]
+    error: NDArray[np.float64]
+    minded: NDArray[np.float64]
+    found: NDArray[np.bool_]
+
+    @staticmethod
+    def of(layer: LayerKernels, seen: Sensitivity) -> "Kernels":
+        examined = examine(layer)
+        best, flat = examined.best(WIDEST), layer.kernels.flatten(0, 1)
+        named = torch.from_numpy(best != NONE).reshape(-1, *[1] * (flat.dim() - 1))
+        snapped = torch.where(named, projected(examined, best.tolist()), flat)
+        error = (snapped - flat).flatten(1).norm(dim=1).double().numpy()
+        minded = importance(layer, seen)
+        able = (best != NONE) & ~examined.dead & (error > 0) & (minded > 0)
+        dims = np.where(able, examined.dims[np.maximum(best, 0)], -1)
+        return Kernels(flat, snapped, dims, error, minded, found_in(examined, FDR))
+
+    def changed(self, rows: NDArray[np.int64], noise: torch.Generator | None) -> Tensor:
+        """Return all kernels, those of `rows` snapped, or given noise of the norm of their errors."""
+        made = self.flat.clone()
+        made[rows] = self.snapped[rows]
+        if noise is not None:
+            error = (self.snapped[rows] - self.flat[rows]).flatten(1)
+            drawn = torch.randn(error.shape, generator=noise)
+            drawn *= error.norm(dim=1, keepdim=True) / drawn.norm(dim=1, keepdim=True)
+            made[rows] = self.flat[rows] + drawn.reshape(self.flat[rows].shape)
+        return made
+
+
+def couples_of(layers: Sequence[Kernels], seed: int) -> list[tuple[Place, Place]]:
+    """Pair each found kernel with an imposed one of the same dimension and grid, each used once.
+
+    Of those whose error and importance are alike, in any layer, the one whose importance is nearest.
+    """
+    owner = np.concatenate([np.full(len(item.dims), at) for at, item in enumerate(layers)])
+    row = np.concatenate([np.arange(len(item.dims)) for item in layers])
+    cells = np.concatenate([np.full(len(item.dims), item.flat[0].numel()) for item in layers])
+    dims, error, minded, found = (
+        np.concatenate([getattr(item, name) for item in layers])
+        for name in ("dims", "error", "minded", "found")
+    )
+    dice, couples = np.random.default_rng(seed), []
+    for cell, dim in sorted({*zip(cells[dims > 0].tolist(), dims[dims > 0].tolist(), strict=True)}):
+        here = (cells == cell) & (dims == dim)
+        left = np.flatnonzero(here & ~found)
+        for one in dice.permutation(np.flatnonzero(here & found)):
+            errors, importances = (np.abs(np.log(item[left] / item[one])) for item in (error, minded))
             near = np.flatnonzero((errors <= math.log(ALIKE)) & (importances <= math.log(MINDED)))
             if len(near):
                 chosen = near[importances[near].argmin()]
-                found.append(int(row))
-                imposed.append(int(left[chosen]))
+                mate = left[chosen]
+                couples.append(((int(owner[one]), int(row[one])), (int(owner[mate]), int(row[mate]))))
                 left = np.delete(left, chosen)
-    return Couples(flat, snapped, found, imposed)
+    return couples
 
 
 def intent(study: Study, draws: int) -> list[Measured]:
@@ -96,21 +119,20 @@ def intent(study: Study, draws: int) -> list[Measured]:
     arms: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ARMS}
     pairs = 0
     for seed in range(draws):
-        made = {name: dict[str, Tensor]() for name in arms}
-        seen: Mapping[str, Sensitivity] = study.surveyed(seed).prepared.sensitivities
-        for layer in study.bench.bank.spatial:
-            if layer.name not in seen:
-                continue
-            couples = couples_of(layer, seed, seen[layer.name])
-            pairs += len(couples.found)
-            for name, (rows, aims) in couples.arms(seed).items():
-                changed = layer.kernels.flatten(0, 1).clone()
-                changed[rows] = aims
-                made[name][f"{layer.name}.weight"] = changed.reshape(layer.kernels.shape)
+        seen = study.surveyed(seed).prepared.sensitivities
+        layers = {layer.name: layer for layer in study.bench.bank.spatial if layer.name in seen}
+        kernels = {name: Kernels.of(layer, seen[name]) for name, layer in layers.items()}
+        couples = couples_of(list(kernels.values()), seed)
+        pairs += len(couples)
         judge = Judge(study.model, study.images(seed))
-        for name, tensors in made.items():
-            arms[name].append(judge.divergence(with_tensors(study.model, tensors)))
-    kernels = sum(layer.count for layer in study.bench.bank.spatial)
+        for arm, (side, noisy) in ARMS.items():
+            noise = torch.Generator().manual_seed(seed) if noisy else None
+            made = {}
+            for at, (name, item) in enumerate(kernels.items()):
+                rows = np.array([pair[side][1] for pair in couples if pair[side][0] == at], dtype=np.int64)
+                made[f"{name}.weight"] = item.changed(rows, noise).reshape(layers[name].kernels.shape)
+            arms[arm].append(judge.divergence(with_tensors(study.model, made)))
+    total = sum(layer.count for layer in study.bench.bank.spatial)
     places = [study.places(seed) for seed in range(draws)]
-    fact = f"{pairs / draws:.0f} pairs of {kernels:,} kernels"
+    fact = f"{pairs / draws:.0f} pairs of {total:,} kernels"
     return [Measured("KL, nats", arms, places=places, fact=fact)] if pairs else []

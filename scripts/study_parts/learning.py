@@ -86,7 +86,7 @@ def growth(study: Study, draws: int) -> list[Measured]:
 
 
 def roles(study: Study, draws: int) -> list[Measured]:
-    """Match channels over pairs of seeds by what they answer, and look whether their families are the same."""
+    """Match channels over pairs of seeds by what they answer, and compare their families."""
     arms: dict[str, list[Floats]] = {"matched channels": [], "by chance": []}
     pairs = list(zip(range(0, draws, 2), range(1, draws, 2), strict=False))  # no seed in two of them
     for one, other in pairs:
@@ -98,7 +98,9 @@ def roles(study: Study, draws: int) -> list[Measured]:
         for arm, values in zip(arms, zip(*same, strict=True), strict=True):
             arms[arm].append(100 * np.concatenate(values))
     counts = [len(values) for values in arms["by chance"]]
-    places = [np.arange(count) + at * max(counts) for at, count in enumerate(counts)]  # no channel comes twice
+    places = [
+        np.arange(count) + at * max(counts) for at, count in enumerate(counts)
+    ]  # no channel comes twice
     fact = f"{len(pairs)} pairs of seeds"
     return [Measured("channels of one family, %", arms, less=False, places=places, fact=fact)]
 

@@ -11,13 +11,15 @@ WRONG = 0.05
 
 HELD = ("holds", "does not hold", "cannot be told")
 
-UNANSWERED = """## What was not asked
-
-- What in a network predicts, before simplifying, how far it can be compressed: the issue names three ResNet-20s by
-  different people; one was at hand. With one network nothing can be said, and nothing is.
-- Networks that were penalised or constrained while they were trained: see [three ways](study_three_ways.md).
-- Coding at a budget of accuracy, beside other ways to few bytes: see [the study of coding](study_coding.md), whose figures
-  were not measured again here."""
+UNANSWERED = (
+    "What in a network predicts, before simplifying, how far it can be compressed: the issue that asks "
+    "for it names three ResNet-20s by different people, and one was at hand. One network says nothing of "
+    "that.",
+    "Networks that were penalised or constrained while they were trained: see [three "
+    "ways](study_three_ways.md).",
+    "Bytes at a budget of accuracy, beside other coders: see [the study of coding](study_coding.md), "
+    "whose figures were not measured again here.",
+)
 
 
 def page(cells: Sequence[Row], command: str) -> str:
@@ -33,7 +35,12 @@ def page(cells: Sequence[Row], command: str) -> str:
         here = [cell for cell in cells if cell["claim"] == claim]
         if here:
             lines += [*section(claim, here, level), ""]
-    return "\n".join([*lines, UNANSWERED]) + "\n"
+    lines += [
+        "## What was not asked",
+        "",
+        *(line for text in UNANSWERED for line in wrapped(f"- {text}", "  ")),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def comparisons(cells: Sequence[Row]) -> int:
@@ -44,14 +51,15 @@ def comparisons(cells: Sequence[Row]) -> int:
 def introduction(cells: Sequence[Row], command: str) -> str:
     spent, count = sum(cell["seconds"] for cell in cells) / 60, comparisons(cells)
     return (
-        f"Measured by `{command}`, which keeps its results in `docs/study.jsonl` and with `--write docs/study.md` makes "
-        f"this page of them; {spent:.0f} CPU minutes in all. At most {IMAGES} test images a draw, which choose nothing. "
-        "Bold are the verdicts on the first comparison of each claim. A gap is by how much the first of two arms is better. "
-        "Intervals are over units (images, channels, layers...) and draws (other calibration images, or seeds) by "
-        "Student's t, with the degrees of freedom that so few draws leave; they err on the wide side. A verdict is that "
-        f"of the corrected interval: there are {count} comparisons on this page, so it misses with probability "
-        f"{WRONG:g} / {count} (Bonferroni). *Cannot be told* is what is left where it holds zero. What is not in the tables "
-        "was not measured."
+        f"Measured by `{command}`, which keeps its results in `docs/study.jsonl` and with `--write "
+        f"docs/study.md` makes this page of them; {spent:.0f} CPU minutes in all. At most {IMAGES} test "
+        "images a draw, which choose nothing. Bold are the verdicts on the first comparison of each "
+        "claim. A gap is by how much the first of two arms is better. Intervals are over units (images, "
+        "channels, layers...) and draws (other calibration images, or seeds) by Student's t, with the "
+        "degrees of freedom that so few draws leave; they err on the wide side. A verdict is that of the "
+        f"corrected interval: there are {count} comparisons on this page, so it misses with probability "
+        f"{WRONG:g} / {count} (Bonferroni). *Cannot be told* is what is left where it holds zero. What is "
+        "not in the tables was not measured."
     )
 
 
@@ -86,7 +94,7 @@ def gap_in(gap: Mapping[str, float]) -> Gap:
 def section(claim: str, cells: Sequence[Row], level: float) -> Iterator[str]:
     """Yield the lines of one claim: its words, what to know, its table."""
     entry = CLAIMS[claim]
-    heads = ("network", "measure", "arms", "better by", "gap", "95 %", "corrected", "verdict")
+    heads = ("network", "measure", "arms", "comparison", "gap", "95 %", "corrected", "verdict")
     yield from (f"## {entry.words}", "", *wrapped(f"{entry.remark} Units: {entry.unit}."), "")
     yield from (f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads))
     for cell in cells:
@@ -105,10 +113,10 @@ def lines_of(cell: Row, row: Row, level: float) -> Iterator[str]:
     for gap in row["gaps"]:
         usual, strict = (gap_in(gap).interval(wrong) for wrong in (WRONG, level))
         figures = [f"{gap['mean']:+.2g}", *(f"{low:+.2g} to {high:+.2g}" for low, high in (usual, strict))]
-        cells = [*first, f"{gap['better']} than {gap['other']}", *figures, verdict(gap, level)]
+        cells = [*first, f"{gap['better']} over {gap['other']}", *figures, verdict(gap, level)]
         yield f"| {' | '.join(cells)} |"
         first = ["", "", ""]
 
 
-def wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 118, break_long_words=False, break_on_hyphens=False)
+def wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -67,9 +67,9 @@ def _values(layers: Sequence[LayerSelectivity], figure: Callable[[LayerSelectivi
 def families_of_channels(layer: LayerKernels) -> Labels:
     """Return which of the linear families each output channel is nearest to, (out,).
 
-    A kernel's energy in a family of dimension q is a Beta variable where the kernel is white; how many standard
-    deviations it lies above the mean q / cells is comparable over families. A channel takes the mean of its
-    kernels, weighted by their energy.
+    A kernel's energy in a family of dimension q is a Beta variable where the kernel is white: how many
+    standard deviations it lies above the mean q / cells is comparable over families. A channel takes the
+    mean of its kernels, weighted by their energy.
     """
     examined = examine(layer, SEVENTEEN)
     mean = examined.dims / examined.cells
@@ -119,7 +119,7 @@ class Ablation:
         return cross_entropy(self.model(self.images).double(), self.labels, reduction="none")
 
     def compare(self, layer: LayerKernels) -> dict[str, tuple[Floats, float]] | None:
-        """Return by arm the concentration of each group and the information of the layer; None of one group."""
+        """Return by arm each group's concentration and the layer's information; None where there is one."""
         labels = families_of_channels(layer)
         kept = [label for label in np.unique(labels) if 2 <= int((labels == label).sum()) < len(labels)]
         if len(kept) < 2:
@@ -133,7 +133,7 @@ class Ablation:
         return concentration_of(damage), information_of(damage)
 
     def _damage(self, name: str, channels: Labels) -> Floats:
-        """Return by how much each class's mean loss rises, (classes,), where channels keep only their mean."""
+        """Return by how much each class's mean loss rises, (classes,), where channels say their mean."""
         with levelled(conv_modules(self.model)[name], channels):
             rise = (self._losses() - self.before).numpy()
         classes = self.labels.numpy()

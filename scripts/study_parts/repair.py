@@ -17,11 +17,11 @@ from study_parts.statistics import Floats, Measured
 
 SHARES = (0.75, 0.5, 0.25)
 
-RIVALS = ("random subspaces", "cell masks", "equal-norm noise")
+RIVALS = ("random subspaces", "cell masks")
 
 ALONE_AT, TUNED_AT = 0.5, 0.25
 
-TUNING = FinetuneSettings(finetune=True, epochs=4, lr=0.003, distill=1.0, log="none")
+TUNING = FinetuneSettings(finetune=True, epochs=3, lr=0.003, distill=1.0, log="none")
 """The same for every arm and network; the recipe of the CIFAR-10 ResNets takes 12 epochs and CutMix."""
 
 
