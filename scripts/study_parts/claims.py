@@ -79,7 +79,11 @@ CLAIMS = {
     "tuning": Claim(
         "Co-adaptation can be repaired by tuning the rest around frozen kernels",
         tuning,
-        (("re-solved, tuned", "re-solved"), ("re-solved, tuned", "projected, tuned")),
+        (
+            ("re-solved, tuned", "re-solved"),
+            ("re-solved, tuned", "projected, tuned"),
+            ("projected, tuned", "projected"),
+        ),
         "images",
         f"{TUNING.epochs} epochs of SGD at {TUNING.lr} on the training images, taught by the original "
         "alone: a short schedule, the same for every arm, which favours the arm that starts nearest. "
