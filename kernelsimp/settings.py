@@ -169,6 +169,7 @@ class PlanSettings:
         False, "measure what else the same budget buys: random structures, masks...", Shown(MORE, first=True)
     )
     similarity: bool = option(False, "compare every layer with the original on test images too", Shown(MORE))
+    explain: bool = option(False, "say what channels answer to on test images, before and after", Shown(MORE))
     rounds: int = option(
         1, "go to the budget in this many rounds, with a short training after each", Shown(BUDGET)
     )

@@ -64,6 +64,12 @@ def explain_channels(network: Network, data: Data, settings: Settings, watcher: 
     return measure_selectivity(network.module(), network.bank, images, scan.tolerance, scan.seed, watcher)
 
 
+def check_explained(settings: Settings, data: Data | None) -> None:
+    """Raise `KernelsimpError` where a run is to say what channels answer to and has no images."""
+    if settings.plan.explain and data is None:
+        raise KernelsimpError("--explain needs a network and images: pass --arch and --data")
+
+
 def _figure(network: Network, data: Data, settings: Settings, watcher: Watcher) -> Metric | None:
     """Return the user's metric on the test split, where one is named."""
     metric = metric_of(settings)

@@ -8,7 +8,12 @@ from pathlib import Path
 from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.commands.compare import check_similarity, similarity_of
 from kernelsimp.commands.controls import check_controls, controls_beside, controls_notes
-from kernelsimp.commands.evaluate import check_robustness, robustness_of
+from kernelsimp.commands.evaluate import (
+    check_explained,
+    check_robustness,
+    explain_channels,
+    robustness_of,
+)
 from kernelsimp.commands.handover import Handover, plans_for_others
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
 from kernelsimp.commands.measure import MEASURING, StageMeasurer
@@ -142,6 +147,7 @@ def measure_original(
     check_controls(settings, data)
     check_robustness(settings, data)
     check_similarity(settings, data)
+    check_explained(settings, data)
     check_memory(original, data, settings)
     measurer = StageMeasurer(original, data, settings)
     measurer.measure("original", original, watcher)
@@ -214,10 +220,16 @@ def parts_of(done: Simplified, log: Watcher) -> tuple[Part, ...]:
     def similarity(facts: RunFacts) -> RunFacts:
         return replace(facts, similarity=similarity_of(_stages_to_compare(stages), data, settings, log))
 
+    def selectivity(facts: RunFacts) -> RunFacts:
+        assert data is not None
+        explained = {name: explain_channels(network, data, settings, log) for name, network in ends.items()}
+        return replace(facts, selectivity=explained)
+
     asked = (
         (settings.plan.controls, Part("controls", controls)),
         (settings.robustness.robustness, Part("robustness", robustness)),
         (settings.plan.similarity, Part("similarity", similarity)),
+        (settings.plan.explain, Part("selectivity", selectivity)),
     )
     return tuple(part for wanted, part in asked if wanted)
 

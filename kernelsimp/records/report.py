@@ -12,6 +12,7 @@ from kernelsimp.records.held import HeldLayer
 from kernelsimp.records.measured import Accuracy as Accuracy
 from kernelsimp.records.measured import Epoch as Epoch
 from kernelsimp.records.measured import Stage as Stage
+from kernelsimp.records.selectivity import Selectivity
 
 SCHEMA = "kernelsimp.report/1"
 
@@ -244,6 +245,7 @@ class Report:
     controls: tuple[Control, ...] = ()
     robustness: Mapping[str, Any] | None = None
     similarity: Mapping[str, Any] | None = None
+    selectivity: Mapping[str, Selectivity] | None = None
     buffers_changed: tuple[str, ...] = ()
     budget_met: bool = True
     notes: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ from kernelsimp.records.report import (
     Size,
 )
 from kernelsimp.records.scan import Scan
+from kernelsimp.records.selectivity import Selectivity
 from kernelsimp.report.pictures.prototypes import prototypes_of
 from kernelsimp.report.store import family_totals
 from kernelsimp.settings import Settings
@@ -66,6 +67,7 @@ class RunFacts:
     controls: tuple[Control, ...] = ()
     robustness: Mapping[str, Any] | None = None
     similarity: Mapping[str, Any] | None = None
+    selectivity: Mapping[str, Selectivity] | None = None
     metric: Metric | None = None
 
 
@@ -98,6 +100,7 @@ def assemble(facts: RunFacts) -> Report:
         controls=facts.controls,
         robustness=facts.robustness,
         similarity=facts.similarity,
+        selectivity=facts.selectivity,
         rounds=chosen.schedule.records if chosen.schedule else (),
         metric=facts.metric,
         budget_met=chosen.met and DIVERGED not in facts.notes,

@@ -60,6 +60,7 @@ from kernelsimp.report.tables.scan import (
     sentence_table,
     skipped_table,
 )
+from kernelsimp.report.tables.selectivity import selectivity_tables
 from kernelsimp.report.tables.table import Table, cut_table, flat, pairs
 from kernelsimp.report.tables.verdict import budget_words, date_words, first_facts, mood, title_words
 
@@ -220,7 +221,7 @@ def _sections(report: Report) -> list[Section]:
         *_robustness(report),
         *(
             Section(table.title, tables=_tables_with_rows(table))
-            for table in similarity_tables(report.similarity)
+            for table in (*similarity_tables(report.similarity), *selectivity_tables(report.selectivity))
         ),
     ]
 

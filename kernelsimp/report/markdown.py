@@ -20,6 +20,7 @@ from kernelsimp.report.tables.pair import pair_tables
 from kernelsimp.report.tables.robustness import robustness_tables
 from kernelsimp.report.tables.run import control_table, family_table, layer_table, stage_table
 from kernelsimp.report.tables.runs import Named, runs_table, warnings_of
+from kernelsimp.report.tables.selectivity import selectivity_tables
 from kernelsimp.report.tables.table import Table, flat, pairs
 from kernelsimp.report.tables.verdict import budget_words, title_words
 
@@ -45,6 +46,7 @@ def report_markdown(report: Report) -> str:
         *coded_tables(report),
         *robustness_tables(report.robustness),
         *similarity_tables(report.similarity),
+        *selectivity_tables(report.selectivity),
     ]
     parts += [section(table) for table in tables if table.rows]
     parts += ["\n\n".join(filter(None, (section(table), says))) for table, says in course_tables(report)]

@@ -33,6 +33,9 @@ def headline(report: Report) -> tuple[Fact, ...]:
 TUNED, UNTUNED = "finetuned", "simplified, no epoch kept"
 """The stage after a training, and what it is called where that kept no epoch: it has tuned nothing."""
 
+MEASURED = ("robustness", "similarity", "selectivity")
+"""What a report tells by stages, and may have measured or not."""
+
 
 def in_words(report: Report) -> Report:
     """Return the report as every face shows it: what no kept epoch has tuned is not called so."""
@@ -44,7 +47,7 @@ def in_words(report: Report) -> Report:
         accuracy = replace(accuracy, stages=stages)
     if metric is not None:
         metric = replace(metric, stages=tuple(replace(s, stage=_word(s.stage)) for s in metric.stages))
-    measured = {name: _renamed(getattr(report, name)) for name in ("robustness", "similarity")}
+    measured = {name: _renamed(getattr(report, name)) for name in MEASURED}
     return replace(report, accuracy=accuracy, metric=metric, **measured)
 
 

@@ -1,5 +1,8 @@
 """What channels answer to, layer by layer, as a table and a line: every figure beside what chance gives."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from kernelsimp.error_text import printable
 from kernelsimp.records.selectivity import LayerSelectivity, Selectivity
 from kernelsimp.report import fmt
@@ -15,6 +18,12 @@ def selectivity_table(found: Selectivity) -> Table:
     rows += [(printable(f"{name}: {reason}"), *blank) for name, reason in found.skipped]
     title = f"What channels answer to, on {fmt.count(found.images)} test images (figure / by chance)"
     return Table(title, HEADS, tuple(rows), least=(1, 4, 3))
+
+
+def selectivity_tables(stages: Mapping[str, Selectivity] | None) -> tuple[Table, ...]:
+    """Return a table a stage of a report."""
+    tables = ((name, selectivity_table(found)) for name, found in (stages or {}).items())
+    return tuple(replace(table, title=f"{printable(name)}: {table.title}") for name, table in tables)
 
 
 def _row(layer: LayerSelectivity) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""What `scripts/study` is made of: claims, the cells that measure them, and the page that tells."""

@@ -1,0 +1,139 @@
+"""What every cell of the study stands on: a network with its images, its draws and their solutions."""
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kernelsimp.evaluation.divergence import divergence
+from kernelsimp.kernels.families import ZERO
+from kernelsimp.settings import PlanSettings
+from kernelsimp.solver.controls import ControlCase, run_controls
+from kernelsimp.solver.plan_builder import chooser
+from kernelsimp.solver.solve import Solution, Surveyed, solve_at_budget
+from study_parts.statistics import Floats
+
+SCRIPTS = Path(__file__).resolve().parents[1]
+
+IMAGES = 300
+"""Test images a draw."""
+
+
+@cache
+def simplify_script() -> Any:
+    """Return `bench_simplify`, which knows the networks and their images."""
+    loader = SourceFileLoader("bench_simplify", str(SCRIPTS / "bench_simplify"))
+    spec = spec_from_loader("bench_simplify", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    sys.modules["bench_simplify"] = module  # its dataclasses look themselves up
+    loader.exec_module(module)
+    return module
+
+
+class Study:
+    """One network of the study; what several cells need of it is made once."""
+
+    def __init__(self, name: str, folder: Path | None) -> None:
+        self.name, self.folder = name, folder
+        self._draws: dict[int, Any] = {}
+        self._surveyed: dict[int, Surveyed] = {}
+        self._solutions: dict[tuple[int, float], Solution] = {}
+
+    @cached_property
+    def bench(self) -> Any:
+        return simplify_script().load(self.name, self.folder, flip=False)
+
+    @property
+    def model(self) -> nn.Module:
+        model: nn.Module = self.bench.model
+        return model
+
+    def draw(self, seed: int) -> Any:
+        """Return other calibration images for each seed, and the test images."""
+        if seed not in self._draws:
+            self._draws[seed] = self.bench.draw(seed)
+        return self._draws[seed]
+
+    def places(self, seed: int) -> NDArray[np.int64]:
+        """Return which of the test split's images report."""
+        places: NDArray[np.int64] = self.draw(seed).places[:IMAGES]
+        return places
+
+    def batches(self, seed: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the first test images of a draw, with their labels, in batches of 100."""
+        found: list[tuple[Tensor, Tensor]] = self.draw(seed).test[: IMAGES // 100]
+        return found
+
+    def images(self, seed: int) -> list[Tensor]:
+        return [images for images, _ in self.batches(seed)]
+
+    def settings(self, dof: float) -> PlanSettings:
+        """Return linear families, chosen with the cost that suits the network."""
+        depthwise = any(layer.kind == "depthwise" for layer in self.bench.bank.spatial)
+        cost = "kind" if depthwise else "absolute"
+        return PlanSettings(families=("linear", ZERO), cost=cost, dof=dof)
+
+    def surveyed(self, seed: int) -> Surveyed:
+        if seed not in self._surveyed:
+            self._surveyed[seed] = self.draw(seed).surveyed(self.settings(0.5))
+        return self._surveyed[seed]
+
+    def solution(self, seed: int, dof: float) -> Solution:
+        """Return the network simplified to a share of its degrees of freedom, re-solved."""
+        if (seed, dof) not in self._solutions:
+            settings = self.settings(dof)
+            made = solve_at_budget(self.surveyed(seed), chooser(settings), settings.cost)
+            self._solutions[seed, dof] = made
+        return self._solutions[seed, dof]
+
+    def simplified(self, seed: int, dof: float) -> nn.Module:
+        return self.solution(seed, dof).best.reconstruction.model
+
+    def control(self, seed: int, dof: float, name: str) -> nn.Module:
+        """Return a control of the product's beside the solution."""
+        case = ControlCase(self.surveyed(seed), self.solution(seed, dof).best)
+        return run_controls(case, [name], seed)[0].model
+
+
+def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of a network that has these weights."""
+    made = copy.deepcopy(model)
+    made.load_state_dict(
+        {name: value for name, value in tensors.items() if name in made.state_dict()}, strict=False
+    )
+    return made.eval()
+
+
+class Judge:
+    """What a network says of images, and how far others are from it."""
+
+    def __init__(self, model: nn.Module, images: Sequence[Tensor]) -> None:
+        self.images = images
+        self.before = self._scores(model)
+
+    @torch.no_grad()
+    def _scores(self, model: nn.Module) -> list[Tensor]:
+        return [model(batch) for batch in self.images]
+
+    def divergence(self, other: nn.Module) -> Floats:
+        """Return KL(network || other) of each image, in nats."""
+        pairs = zip(self.before, self._scores(other), strict=True)
+        parts = [divergence(was, now, "none").sum(1).double().numpy() for was, now in pairs]
+        return np.concatenate(parts)
+
+
+@torch.no_grad()
+def wrong(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Floats:
+    """Return 100 for each image that a network has wrong, and 0 for the others."""
+    parts = [(model(images).argmax(1) != labels).double().numpy() for images, labels in batches]
+    return 100 * np.concatenate(parts)

@@ -1,0 +1,122 @@
+"""The page of the study: verdicts first, then a table a claim. All of it comes from the kept results."""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
+from study_parts.claims import CLAIMS
+from study_parts.ground import IMAGES
+from study_parts.statistics import Gap, Row
+
+WRONG = 0.05
+
+HELD = ("holds", "does not hold", "cannot be told")
+
+UNANSWERED = (
+    "What in a network predicts, before simplifying, how far it can be compressed: the issue that asks "
+    "for it names three ResNet-20s by different people, and one was at hand. One network says nothing of "
+    "that.",
+    "Networks that were penalised or constrained while they were trained: see [three "
+    "ways](study_three_ways.md).",
+    "Bytes at a budget of accuracy, beside other coders: see [the study of coding](study_coding.md), "
+    "whose figures were not measured again here.",
+)
+
+
+def page(cells: Sequence[Row], command: str) -> str:
+    """Return the page of cells that were measured."""
+    level = WRONG / max(1, comparisons(cells))
+    lines = ["# Do the founding claims hold?", ""]
+    for claim in CLAIMS:
+        here = [cell for cell in cells if cell["claim"] == claim]
+        if here:
+            lines += [f"- {CLAIMS[claim].words}: {'; '.join(told(cell, level) for cell in here)}."]
+    lines += ["", *wrapped(introduction(cells, command)), ""]
+    for claim in CLAIMS:
+        here = [cell for cell in cells if cell["claim"] == claim]
+        if here:
+            lines += [*section(claim, here, level), ""]
+    lines += [
+        "## What was not asked",
+        "",
+        *(line for text in UNANSWERED for line in wrapped(f"- {text}", "  ")),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def comparisons(cells: Sequence[Row]) -> int:
+    """Return how many gaps the page judges."""
+    return sum(len(row["gaps"]) for cell in cells for row in cell["rows"])
+
+
+def introduction(cells: Sequence[Row], command: str) -> str:
+    spent, count = sum(cell["seconds"] for cell in cells) / 60, comparisons(cells)
+    return (
+        f"Measured by `{command}`, which keeps its results in `docs/study.jsonl` and with `--write "
+        f"docs/study.md` makes this page of them; {spent:.0f} CPU minutes in all. At most {IMAGES} test "
+        "images a draw, which choose nothing. Bold are the verdicts on the first comparison of each "
+        "claim. A gap is by how much the first of two arms is better. Intervals are over units (images, "
+        "channels, layers...) and draws (other calibration images, or seeds) by Student's t, with the "
+        "degrees of freedom that so few draws leave; they err on the wide side. A verdict is that of the "
+        f"corrected interval: there are {count} comparisons on this page, so it misses with probability "
+        f"{WRONG:g} / {count} (Bonferroni). *Cannot be told* is what is left where it holds zero. What is "
+        "not in the tables was not measured."
+    )
+
+
+def told(cell: Row, level: float) -> str:
+    """Return the verdicts on one network: of each measure, the first comparison."""
+    words: dict[str, list[str]] = {}
+    for row in cell["rows"]:
+        words.setdefault(verdict(row["gaps"][0], level), []).append(row["measure"].split(",")[0])
+    if not words:
+        return f"{cell['network']}: nothing to compare"
+    single = len(cell["rows"]) == 1
+    parts = [
+        f"**{word}**" + ("" if single else f" ({', '.join(words[word])})") for word in HELD if word in words
+    ]
+    return f"{cell['network']}: {', '.join(parts)}"
+
+
+def verdict(gap: Row, level: float) -> str:
+    """Return what the interval that misses with probability `level` says of the claim of more than zero.
+
+    >>> verdict({"mean": 1.0, "error": 0.1, "freedom": 50.0}, 0.01)
+    'holds'
+    """
+    low, high = gap_in(gap).interval(level)
+    return HELD[0] if low > 0 else HELD[1] if high < 0 else HELD[2]
+
+
+def gap_in(gap: Mapping[str, float]) -> Gap:
+    return Gap(gap["mean"], gap["error"], gap["freedom"])
+
+
+def section(claim: str, cells: Sequence[Row], level: float) -> Iterator[str]:
+    """Yield the lines of one claim: its words, what to know, its table."""
+    entry = CLAIMS[claim]
+    heads = ("network", "measure", "arms", "comparison", "gap", "95 %", "corrected", "verdict")
+    yield from (f"## {entry.words}", "", *wrapped(f"{entry.remark} Units: {entry.unit}."), "")
+    yield from (f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads))
+    for cell in cells:
+        for row in cell["rows"]:
+            yield from lines_of(cell, row, level)
+
+
+def lines_of(cell: Row, row: Row, level: float) -> Iterator[str]:
+    """Yield a line for each comparison of one measure."""
+    fact = f", {row['fact']}" if row["fact"] else ""
+    first = [
+        f"{cell['network']} ({cell['draws']} draws of {row['units']}{fact})",
+        row["measure"],
+        ", ".join(f"{name} {mean:.3g}" for name, mean in row["means"].items()),
+    ]
+    for gap in row["gaps"]:
+        usual, strict = (gap_in(gap).interval(wrong) for wrong in (WRONG, level))
+        figures = [f"{gap['mean']:+.2g}", *(f"{low:+.2g} to {high:+.2g}" for low, high in (usual, strict))]
+        cells = [*first, f"{gap['better']} over {gap['other']}", *figures, verdict(gap, level)]
+        yield f"| {' | '.join(cells)} |"
+        first = ["", "", ""]
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

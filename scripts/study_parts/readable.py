@@ -1,0 +1,188 @@
+"""Explainability and decomposability: what names explain of channels, and what groups of channels do."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from kernelsimp.analysis.examine import examine
+from kernelsimp.analysis.selectivity import measure_selectivity
+from kernelsimp.kernels.bank import LayerKernels
+from kernelsimp.kernels.families import SEVENTEEN
+from kernelsimp.models.layers import bank_from_model, conv_modules
+from kernelsimp.records.selectivity import LayerSelectivity
+from study_parts.ground import Study
+from study_parts.statistics import Floats, Measured
+
+Labels = NDArray[np.int64]
+
+SHARE = 0.5
+
+DEALT = 4
+"""Random groupings beside that by families."""
+
+LAYERS = 8
+"""Layers of a network that are taken apart, evenly spread over its depth."""
+
+WORDS: dict[str, Callable[[LayerSelectivity], float]] = {
+    "share of variance that names explain": lambda layer: layer.explained,
+    "the same over chance": lambda layer: layer.explained - layer.explained_by_chance,
+    "cosine of a channel's top patches": lambda layer: layer.alike,
+    "the same over dealt patches": lambda layer: layer.alike - layer.alike_mixed,
+}
+
+
+def selectivity(study: Study, draws: int) -> list[Measured]:
+    """Measure what named kernels explain, before and after simplifying to half of the degrees of freedom."""
+    whole: dict[str, list[tuple[LayerSelectivity, ...]]] = {"after": [], "before": []}
+    for seed in range(draws):
+        for when, model in (("before", study.model), ("after", study.simplified(seed, SHARE))):
+            found = measure_selectivity(model, bank_from_model(model), study.images(seed), seed=seed)
+            whole[when].append(found.layers)
+    made = [
+        Measured(
+            words,
+            {when: [_values(layers, figure) for layers in each] for when, each in whole.items()},
+            less=False,
+        )
+        for words, figure in WORDS.items()
+    ]
+    bits = {
+        when: [_values(layers, lambda layer: layer.bits) for layers in each] for when, each in whole.items()
+    }
+    return [*made, Measured("bits of a kernel's name", bits)]
+
+
+def _values(layers: Sequence[LayerSelectivity], figure: Callable[[LayerSelectivity], float]) -> Floats:
+    return np.array([figure(layer) for layer in layers])
+
+
+# --- groups of channels
+
+
+def families_of_channels(layer: LayerKernels) -> Labels:
+    """Return which of the linear families each output channel is nearest to, (out,).
+
+    A kernel's energy in a family of dimension q is a Beta variable where the kernel is white: how many
+    standard deviations it lies above the mean q / cells is comparable over families. A channel takes the
+    mean of its kernels, weighted by their energy.
+    """
+    examined = examine(layer, SEVENTEEN)
+    mean = examined.dims / examined.cells
+    spread = np.sqrt(mean * (1 - mean) / (examined.cells / 2 + 1))
+    above = ((1 - np.square(examined.residual.astype(float))) - mean) / spread
+    outputs = layer.kernels.shape[0]
+    energy = layer.kernels.double().flatten(2).square().sum(2).numpy()
+    energy /= np.maximum(energy.sum(1, keepdims=True), 1e-300)
+    weighted = above.reshape(outputs, -1, len(mean)) * energy[:, :, None]
+    return np.asarray(weighted.sum(1).argmax(1))
+
+
+def decomposition(study: Study, draws: int) -> list[Measured]:
+    """Ablate groups of channels of one family, and random groups as large, and look at each class's loss."""
+    concentration: dict[str, list[Floats]] = {"families": [], "random groups": []}
+    shared: dict[str, list[Floats]] = {"families": [], "random groups": []}
+    spatial = list(study.bench.bank.spatial)
+    chosen = [
+        spatial[place] for place in np.unique(np.linspace(0, len(spatial) - 1, LAYERS).round().astype(int))
+    ]
+    groups = 0
+    for seed in range(draws):
+        taken = Ablation(study, seed)
+        found = [pair for layer in chosen if (pair := taken.compare(layer)) is not None]
+        for arm in concentration:
+            concentration[arm].append(np.concatenate([pair[arm][0] for pair in found]))
+            shared[arm].append(np.array([pair[arm][1] for pair in found]))
+        groups = len(concentration["families"][-1])
+    fact = f"{groups} groups in {len(shared['families'][-1])} layers"
+    return [
+        Measured("concentration of damage on classes", concentration, less=False, fact=fact),
+        Measured("information between group and class, bits", shared, less=False, fact=fact),
+    ]
+
+
+class Ablation:
+    """The test images of one draw, and what each class loses without a group of channels."""
+
+    def __init__(self, study: Study, seed: int) -> None:
+        self.model, self.dice = study.model, np.random.default_rng(seed)
+        images, labels = zip(*study.batches(seed), strict=True)
+        self.images, self.labels = torch.cat(images), torch.cat(labels)
+        self.before = self._losses()
+
+    @torch.no_grad()
+    def _losses(self) -> Tensor:
+        return cross_entropy(self.model(self.images).double(), self.labels, reduction="none")
+
+    def compare(self, layer: LayerKernels) -> dict[str, tuple[Floats, float]] | None:
+        """Return by arm each group's concentration and the layer's information; None where there is one."""
+        labels = families_of_channels(layer)
+        kept = [label for label in np.unique(labels) if 2 <= int((labels == label).sum()) < len(labels)]
+        if len(kept) < 2:
+            return None
+        dealt = [self._judged(layer.name, self.dice.permutation(labels), kept) for _ in range(DEALT)]
+        chance = (np.mean([item[0] for item in dealt], axis=0), float(np.mean([item[1] for item in dealt])))
+        return {"families": self._judged(layer.name, labels, kept), "random groups": chance}
+
+    def _judged(self, name: str, labels: Labels, kept: Sequence[int]) -> tuple[Floats, float]:
+        damage = np.stack([self._damage(name, np.flatnonzero(labels == label)) for label in kept])
+        return concentration_of(damage), information_of(damage)
+
+    def _damage(self, name: str, channels: Labels) -> Floats:
+        """Return by how much each class's mean loss rises, (classes,), where channels say their mean."""
+        with levelled(conv_modules(self.model)[name], channels):
+            rise = (self._losses() - self.before).numpy()
+        classes = self.labels.numpy()
+        totals = np.bincount(classes, weights=rise)
+        damage: Floats = np.maximum(totals, 0) / np.maximum(np.bincount(classes), 1)
+        return damage
+
+
+@contextmanager
+def levelled(module: nn.Module, channels: Labels) -> Iterator[None]:
+    """Within the block, some channels of a layer say their mean over images and positions."""
+    places = torch.from_numpy(channels)
+
+    def level(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        made = output.clone()
+        made[:, places] = output[:, places].mean((0, 2, 3), keepdim=True)
+        return made
+
+    handle = module.register_forward_hook(level)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def concentration_of(damage: Floats) -> Floats:
+    """Return Herfindahl's index of each group's damage (groups, classes): 1 / classes where all suffer alike.
+
+    >>> concentration_of(np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 0.0]])).tolist()
+    [0.5, 1.0, 0.5]
+    """
+    level = np.full_like(damage, 1 / damage.shape[1])
+    total = damage.sum(1, keepdims=True)
+    shares = np.divide(damage, total, out=level, where=total > 0)
+    return np.asarray(np.square(shares).sum(1))
+
+
+def information_of(damage: Floats) -> float:
+    """Return the mutual information of group and class where damage (groups, classes) is their joint weight.
+
+    In bits: how far the matrix is from what its margins say, as a modularity is.
+
+    >>> information_of(np.eye(2)), information_of(np.ones((2, 2)))
+    (1.0, 0.0)
+    """
+    total = damage.sum()
+    if total <= 0:
+        return 0.0
+    joint = damage / total
+    margins = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    there = joint > 0
+    return float((joint[there] * np.log2(joint[there] / margins[there])).sum())

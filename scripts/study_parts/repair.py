@@ -1,0 +1,100 @@
+"""Co-adaptation: what snapping costs alone and together, and what re-solving and tuning repair."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from kernelsimp.records.plan import Plan
+from kernelsimp.settings import FinetuneSettings, RunSettings, Settings
+from kernelsimp.solver.apply import apply_plan
+from kernelsimp.training.finetune import finetune
+from kernelsimp.training.hold import hold, release
+from kernelsimp.training.job import job_of
+from study_parts.ground import Judge, Study, with_tensors, wrong
+from study_parts.statistics import Floats, Measured
+
+SHARES = (0.75, 0.5, 0.25)
+
+RIVALS = ("random subspaces", "cell masks")
+
+ALONE_AT, TUNED_AT = 0.5, 0.25
+
+TUNING = FinetuneSettings(finetune=True, epochs=3, lr=0.003, distill=1.0, log="none")
+"""The same for every arm and network; the recipe of the CIFAR-10 ResNets takes 12 epochs and CutMix."""
+
+
+def projected_network(study: Study, plan: Plan) -> nn.Module:
+    """Return the network with a plan carried out by plain projection."""
+    return with_tensors(study.model, apply_plan(study.bench.bank, plan))
+
+
+def repair(study: Study, draws: int) -> list[Measured]:
+    """Carry out the same plan by projection alone and re-solved, beside other structures of that size."""
+    found = []
+    for share in SHARES:
+        arms: dict[str, list[Floats]] = {name: [] for name in ("re-solved", "projected", *RIVALS)}
+        for seed in range(draws):
+            judge = Judge(study.model, study.images(seed))
+            plan = study.solution(seed, share).plan
+            arms["re-solved"].append(judge.divergence(study.simplified(seed, share)))
+            arms["projected"].append(judge.divergence(projected_network(study, plan)))
+            for name in RIVALS:
+                arms[name].append(judge.divergence(study.control(seed, share, name)))
+        places = [study.places(seed) for seed in range(draws)]
+        found.append(Measured(f"KL at {share:.0%}, nats", arms, places=places))
+    return found
+
+
+def together(study: Study, draws: int) -> list[Measured]:
+    """Snap each layer alone, and all at once, without a re-solve: the sum of the costs beside the cost."""
+    arms: dict[str, list[Floats]] = {"all together": [], "each alone, summed": []}
+    for seed in range(draws):
+        judge = Judge(study.model, study.images(seed))
+        plan = study.solution(seed, ALONE_AT).plan
+        arms["all together"].append(judge.divergence(projected_network(study, plan)))
+        alone = [
+            judge.divergence(projected_network(study, replace(plan, layers=(layer,))))
+            for layer in plan.layers
+            if layer.changed.any()
+        ]
+        arms["each alone, summed"].append(np.sum(alone, axis=0))
+    places = [study.places(seed) for seed in range(draws)]
+    return [Measured(f"KL at {ALONE_AT:.0%}, nats", arms, less=False, places=places)]
+
+
+def tuning(study: Study, draws: int) -> list[Measured]:
+    """Tune what is not simplified, its values frozen, from a projected and from a re-solved network."""
+    far: dict[str, list[Floats]] = {}
+    errors: dict[str, list[Floats]] = {}
+    for seed in range(draws):
+        judge = Judge(study.model, study.images(seed))
+        for name, model in tuned_networks(study, seed).items():
+            far.setdefault(name, []).append(judge.divergence(model))
+            errors.setdefault(name, []).append(wrong(model, study.batches(seed)))
+    places = [study.places(seed) for seed in range(draws)]
+    return [
+        Measured(f"KL at {TUNED_AT:.0%}, nats", far, places=places),
+        Measured(f"wrong at {TUNED_AT:.0%}, %", errors, places=places),
+    ]
+
+
+def tuned_networks(study: Study, seed: int) -> dict[str, nn.Module]:
+    """Return every arm's network: as it came from the plan, and tuned."""
+    plan = study.solution(seed, TUNED_AT).plan
+    starts = {"re-solved": study.simplified(seed, TUNED_AT), "projected": projected_network(study, plan)}
+    tuned = {f"{name}, tuned": tune(study, model, plan, seed) for name, model in starts.items()}
+    return {**starts, **tuned, "untouched, tuned": tune(study, study.model, None, seed)}
+
+
+def tune(study: Study, model: nn.Module, plan: Plan | None, seed: int) -> nn.Module:
+    """Return a copy that the original has taught, every simplified kernel held at its values."""
+    bench, student = study.bench, copy.deepcopy(model)
+    run = RunSettings(seed=seed, device="cpu")
+    settings = Settings(data=bench.settings, finetune=TUNING, run=run)
+    if plan is not None:
+        hold(student, plan, "freeze")
+    finetune(student, job_of(bench.data, settings, copy.deepcopy(study.model)), TUNING)
+    release(student)
+    return student.eval()

@@ -1,0 +1,116 @@
+"""Robustness: original, simplified and controls under corruptions, noise, shifts and an adversary."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from kernelsimp.data.corruptions import style_suite
+from kernelsimp.data.splits import Split
+from kernelsimp.evaluation.accuracy import measure, outputs
+from kernelsimp.evaluation.attacks import adversarial
+from kernelsimp.evaluation.corrupted import measure_corrupted
+from kernelsimp.evaluation.robustness import sample
+from kernelsimp.evaluation.stability import (
+    Bench,
+    consistency,
+    expected_calibration_error,
+    weight_noise,
+)
+from study_parts.ground import IMAGES, Study
+from study_parts.statistics import Floats, Measured, pseudo_values
+
+SHARE = 0.5
+
+CORRUPTIONS = ("gaussian_noise", "defocus_blur", "contrast", "pixelate")
+
+BLOCK = 25
+"""Images of a block, the unit of what the product tells of many images alone."""
+
+GROUPS = 20
+"""Parts of the jackknife."""
+
+NOISE, PIXELS, RADIUS, STEPS = 0.1, 2.0, 1 / 255, 10
+
+Test = Callable[[nn.Module, Split, Bench], float]
+
+
+def _under_noise(model: nn.Module, split: Split, bench: Bench) -> float:
+    return 100 - weight_noise(model, split, bench, [NOISE], 2)[0].top1
+
+
+def _under_shift(model: nn.Module, split: Split, bench: Bench) -> float:
+    return 100 - consistency(model, split, bench, [PIXELS]).shifts[0][1]
+
+
+def _under_attack(model: nn.Module, split: Split, bench: Bench) -> float:
+    return 100 - adversarial(model, split, bench, [RADIUS], STEPS)[1].top1
+
+
+BLOCKWISE: dict[str, Test] = {
+    f"wrong with noise of {NOISE:.0%} in weights, %": _under_noise,
+    f"answers changed by {PIXELS:.0f} pixels of shift, %": _under_shift,
+    "wrong under PGD within 1/255, %": _under_attack,
+}
+
+
+def robustness(study: Study, draws: int) -> list[Measured]:
+    """Measure the original, the simplified network, and two controls of the same draw."""
+    found: dict[str, dict[str, list[Floats]]] = {}
+    for seed in range(draws):
+        models = {
+            "simplified": study.simplified(seed, SHARE),
+            "original": study.model,
+            **{name: study.control(seed, SHARE, name) for name in ("random subspaces", "equal-norm noise")},
+        }
+        for measure_name, arms in measured(study, models, seed).items():
+            for arm, values in arms.items():
+                found.setdefault(measure_name, {}).setdefault(arm, []).append(values)
+    return [Measured(name, arms) for name, arms in found.items()]
+
+
+def measured(study: Study, models: dict[str, nn.Module], seed: int) -> dict[str, dict[str, Floats]]:
+    """Return {measure: {arm: values}}; noise, starts of attacks and pictures hang on the seed."""
+    data, bench = study.bench.data, Bench(study.bench.preprocess, batch_size=100, seed=seed)
+    test = sample(data.test, IMAGES, 0)
+    blocks = [test.subset(range(first, first + BLOCK)) for first in range(0, len(test) - BLOCK + 1, BLOCK)]
+    cells = measure_corrupted(models, style_suite(test, seed, CORRUPTIONS), bench)
+    clean = {arm: _right(model, test, bench) for arm, model in models.items()}
+    made = {
+        "wrong on clean images, %": {arm: 100 * (1 - right) for arm, right in clean.items()},
+        "wrong on corrupted images, %": {
+            arm: 100 * (1 - np.mean(list(there.values()), axis=0)) for arm, there in cells.items()
+        },
+    }
+    for name, test_of in BLOCKWISE.items():
+        made[name] = {
+            arm: np.array([test_of(model, block, bench) for block in blocks]) for arm, model in models.items()
+        }
+    train = sample(data.train, len(test), seed)
+    seen = {arm: _right(model, train, bench) for arm, model in models.items()}
+    made["accuracy on train less that on test, pp"] = {
+        arm: pseudo_values(len(test), GROUPS, lambda kept, arm=arm: _gap(seen[arm], clean[arm], kept))  # type: ignore[misc]
+        for arm in models
+    }
+    made["calibration error, %"] = {arm: _calibration(model, test, bench) for arm, model in models.items()}
+    return made
+
+
+def _right(model: nn.Module, split: Split, bench: Bench) -> Floats:
+    return measure(model, bench.batches(split)).correct.astype(float)
+
+
+def _gap(seen: Floats, unseen: Floats, kept: Sequence[int]) -> float:
+    return 100 * float(seen[kept].mean() - unseen[kept].mean())
+
+
+def _calibration(model: nn.Module, split: Split, bench: Bench) -> Floats:
+    """Return pseudo-values of the expected calibration error."""
+    logits, labels = zip(*outputs(model, bench.batches(split)), strict=True)
+    sure = torch.cat(logits).double().softmax(1).max(1)
+    right = (sure.indices == torch.cat(labels)).numpy()
+    confidence = sure.values.numpy()
+    return pseudo_values(
+        len(right), GROUPS, lambda kept: expected_calibration_error(confidence[kept], right[kept])
+    )

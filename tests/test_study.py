@@ -1,0 +1,104 @@
+"""`scripts/study`: a cheap cell of the smallest network becomes a page, and what its figures stand on."""
+
+import doctest
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scripts import script
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    return script("study")  # puts its parts where they can be imported
+
+
+def run(study: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["study", *map(str, words)])
+    assert study.main() == 0
+
+
+def test_a_cell_is_measured_once_and_makes_a_page(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from study_parts.page import verdict
+
+    results, text = tmp_path / "study.jsonl", tmp_path / "study.md"
+    where = ("--results", results, "--write", text)
+    run(study, monkeypatch, "digits", "--cells", "together", "--draws", 1, *where)
+    cell = json.loads(results.read_text())
+    (row,) = cell["rows"]
+    (gap,) = row["gaps"]
+    means = row["means"]
+    assert all(value > 0 for value in means.values())
+    assert gap["mean"] == pytest.approx(means["all together"] - means["each alone, summed"])
+    assert gap["freedom"] == pytest.approx(row["units"] - 1)  # one draw: images alone
+    page = text.read_text()
+    word = verdict(gap, 0.05)
+    assert f"summed: digits: **{word}**." in page.split("\n## ")[0]
+    assert f"{gap['mean']:+.2g}" in page.split("\n## ")[1]
+    assert "there are 1 comparisons" in " ".join(page.split())
+    capsys.readouterr()
+    before = results.read_bytes()
+    run(study, monkeypatch, "digits", "--cells", "together", *where)
+    assert results.read_bytes() == before
+    assert "together" not in capsys.readouterr().out
+
+
+def test_both_draws_and_units_widen_an_interval(study: ModuleType) -> None:
+    from study_parts.statistics import gap_of
+
+    places = [np.arange(4)] * 3
+    level = np.array([1.0, 2.0, 3.0])
+    of_draws = gap_of([np.full(4, value) for value in level], places)
+    assert (of_draws.mean, of_draws.freedom) == (2.0, pytest.approx(2.0))
+    assert of_draws.error == pytest.approx(level.std(ddof=1) / math.sqrt(3))
+    spread = np.array([-3.0, -1.0, 1.0, 3.0])
+    of_both = gap_of([spread + value for value in level], places)
+    assert of_both.error**2 == pytest.approx(of_draws.error**2 + spread.var(ddof=1) / 4)
+    assert 2 < of_both.freedom < 5
+    moved = gap_of([spread + value for value in level], [np.arange(4) + 4 * at for at in range(3)])
+    assert moved.error < of_both.error  # twelve images tell more than four that come thrice
+
+
+def test_many_comparisons_take_a_verdict_back(study: ModuleType) -> None:
+    from study_parts.page import verdict
+
+    gap = {"mean": 1.0, "error": 0.4, "freedom": 100.0}
+    assert verdict(gap, 0.05) == "holds"
+    assert verdict({**gap, "mean": -1.0}, 0.05) == "does not hold"
+    assert verdict(gap, 0.05 / 40) == "cannot be told"
+
+
+def test_a_found_kernel_is_paired_with_what_is_alike_in_error_and_importance(study: ModuleType) -> None:
+    from study_parts.intent import Kernels, couples_of
+
+    def layer(found: list[bool], error: list[float], minded: list[float]) -> Any:
+        flat = torch.ones(len(found), 3, 3)
+        arrays = (np.array(error), np.array(minded), np.array(found))
+        return Kernels(flat, flat, np.full(len(found), 4), *arrays)
+
+    one = layer([True, False, False], [1.0, 2.0, 1.0], [1.0, 1.0, 9.0])
+    assert couples_of([one], 0) == []  # the first is wrong by too much, the second minded by too much
+    other = layer([False, True], [1.05, 1.0], [1.1, 1.0])
+    assert len(couples_of([one, other], 0)) == 1  # used once, though two would have it
+    assert couples_of([one, other], 0)[0][1] == (1, 0)
+
+
+def test_the_examples_in_the_parts_are_true(study: ModuleType) -> None:
+    import study_parts.information
+    import study_parts.page
+    import study_parts.readable
+    import study_parts.statistics as statistics
+
+    for module in (study_parts.information, study_parts.page, study_parts.readable, statistics):
+        found = doctest.testmod(module)
+        assert found.attempted
+        assert not found.failed
