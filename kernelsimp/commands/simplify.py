@@ -1,6 +1,7 @@
 """The main story: choose, snap (re-solved where there are images), hold, fine-tune, measure, report."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.trackers import trackers_of
 from kernelsimp.settings import ModelSettings, Settings
 from kernelsimp.solver.chosen import Chosen
+from kernelsimp.solver.process_group import OtherProcessError
 from kernelsimp.solver.tolerance import is_by_weight
 from kernelsimp.training.options import hold_of
 from kernelsimp.watch import SILENT, Watcher
@@ -245,10 +247,14 @@ def follow_first_process(path: Path, settings: Settings, out: Path) -> None:
     """Do, in a process that is not the first, what all processes of a run do together; write nothing.
 
     That is to go through a part of the images while kernels are chosen and fitted, and to train. `out` is
-    where the first one writes.
+    where the first one writes. Where another process cannot go on this one ends too: that one says why.
     """
-    if not works_together(settings):
-        return
+    if works_together(settings):
+        with suppress(OtherProcessError):
+            _follow(path, settings, out)
+
+
+def _follow(path: Path, settings: Settings, out: Path) -> None:
     group = join_processes(settings)  # first: what cannot be read, the first process alone says
     original, data, settings = _open_inputs(path, settings, SILENT)
     task = Task(original, data, settings, out / "resume", group)

@@ -26,6 +26,10 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
+class OtherProcessError(KernelsimpError):
+    """Another process could not go on, and says why itself."""
+
+
 class _Failed:
     """Is told in place of what the first process could not make."""
 
@@ -90,19 +94,19 @@ class ProcessGroup:
     def from_first(self, make: Callable[[], T]) -> T:
         """Return what `make` gives in the first process; the others do not call it, and get a copy.
 
-        `make` must exchange nothing itself. Raises `KernelsimpError` in the others where it fails.
+        `make` must exchange nothing itself. Raises `OtherProcessError` in the others where it fails.
         """
         if self.size == 1:
             return make()
         if not self.first:
             told = self._broadcast(None)
             if isinstance(told, _Failed):
-                raise KernelsimpError("the first process could not go on; it says why")
+                raise OtherProcessError("the first process could not go on; it says why")
             return told  # type: ignore[no-any-return]
         try:
             made = make()
         except BaseException:
-            with suppress(KernelsimpError):  # what went wrong first is said
+            with suppress(OtherProcessError):  # what went wrong first is said
                 self._broadcast(_Failed())
             raise
         self._broadcast(made)
@@ -124,6 +128,6 @@ def _told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise KernelsimpError(
+        raise OtherProcessError(
             f"another process of this run has ended; see what it said ({short(error)})"
         ) from error

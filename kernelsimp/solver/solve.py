@@ -92,7 +92,7 @@ def calibrated_network(
     if stack.count < 2:
         raise KernelsimpError(f"{stack.count} calibration images; expected 2 at least, see --calibration")
     held = max(1, round(HELD_BACK * stack.count))
-    if held < group.size:
+    if held < group.size and group.first:
         few = f"{stack.count} calibration images leave {held} to judge by"
         raise KernelsimpError(f"{few} in {group.size} processes; expected one each, see --calibration")
     fitted = ImageBatches(stack, 0, stack.count - held, room.batch, flip)
