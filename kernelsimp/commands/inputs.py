@@ -22,6 +22,7 @@ from kernelsimp.report import read_report
 from kernelsimp.settings import Given, Settings
 from kernelsimp.settings_file import names_code, recipe, settle
 from kernelsimp.shelf import ImageBatches, ImageStack, LabelledBatches
+from kernelsimp.training.job import loading_of
 from kernelsimp.training.options import check_precision, check_settings
 from kernelsimp.training.ranks import processes
 from kernelsimp.watch import SILENT, Watcher
@@ -118,7 +119,7 @@ def batches_of(split: Split, settings: Settings, *, workers: int = 0) -> Batches
     if len(split) and size > 1 and device_of(settings).type == "cpu":
         pixels = split.fetch([0])[0][0, 0].numel()
         size = min(size, max(1, PIXELS_AT_ONCE // pixels))
-    return Batches(split, preprocess_of(settings.data), size, workers=workers)
+    return Batches(split, preprocess_of(settings.data), size, **loading_of(settings, workers))
 
 
 def room_of(settings: Settings, device: torch.device, folder: Path | None) -> Room:

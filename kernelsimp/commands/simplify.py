@@ -247,10 +247,11 @@ def follow_first_process(path: Path, settings: Settings, out: Path) -> None:
     """Do, in a process that is not the first, what all processes of a run do together; write nothing.
 
     That is to go through a part of the images while kernels are chosen and fitted, and to train. `out` is
-    where the first one writes. Where another process cannot go on this one ends too: that one says why.
+    where the first one writes. Where another process cannot go on this one ends too: that one says why. It
+    ends in peace when it is interrupted: Fabric kills the first one, which may be saving, where it does not.
     """
     if works_together(settings):
-        with suppress(OtherProcessError):
+        with suppress(OtherProcessError, KeyboardInterrupt):
             _follow(path, settings, out)
 
 
