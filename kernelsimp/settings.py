@@ -79,7 +79,7 @@ class DataSettings:
     calibration: int = option(1024, "how many unlabelled training images choose the simplification")
     calibration_flip: bool = option(False, "choose by the left-right mirror images of these, too")
     batch_size: int = option(128, "images a step")
-    workers: int = option(0, "threads that load images")
+    workers: int = option(0, "threads that load images; with 0 a GPU gets up to 8")
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class FinetuneSettings:
     compile: bool = option(False, "compile the network with torch.compile", Shown(OUTPUT))
     channels_last: bool = option(False, "keep images and weights with channels last in memory", Shown(OUTPUT))
     devices: int = option(1, "processes a node, one a device", Shown(OUTPUT))
-    num_nodes: int = option(1, "nodes that train together", Shown(OUTPUT))
+    num_nodes: int = option(1, "nodes that work together", Shown(OUTPUT))
     strategy: str = in_file("auto", "how processes work together: auto or ddp")
 
 

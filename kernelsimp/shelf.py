@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, overload
 
@@ -229,25 +229,49 @@ class ImageStack:
 
 @dataclass(frozen=True, eq=False)
 class ImageBatches(Sequence[Tensor]):
-    """A range of a stack in batches of `size`; with `flip`, each image is followed by its mirror image."""
+    """A range of a stack in batches of `size`; with `flip`, each image is followed by its mirror image.
+
+    With `part` (rank, processes) these are one process's parts of the batches, which together are the whole
+    of each; a last batch may be too small to have a part for all.
+
+    >>> stack = ImageStack.of([torch.arange(5.0).reshape(5, 1, 1, 1)])
+    >>> [batch.flatten().tolist() for batch in ImageBatches(stack, 0, 5, 4, part=(1, 2))]
+    [[2.0, 3.0], [4.0]]
+    >>> [batch.flatten().tolist() for batch in ImageBatches(stack, 0, 5, 4, part=(0, 2))]
+    [[0.0, 1.0]]
+    """
 
     stack: ImageStack
     start: int
     stop: int
     size: int
     flip: bool = False
+    part: tuple[int, int] = (0, 1)
 
     @property
     def images(self) -> int:
-        """How many images there are, mirror images too."""
+        """How many images there are in all parts, mirror images too."""
         return (self.stop - self.start) * (1 + self.flip)
+
+    @property
+    def whole(self) -> "ImageBatches":
+        """The batches with the parts of all processes."""
+        return replace(self, part=(0, 1))
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Yield for each batch the place of its first image among all, and how many images it has."""
+        for place in range(len(self)):
+            begin, end = self._range(place)
+            yield (begin - self.start) * (1 + self.flip), (end - begin) * (1 + self.flip)
 
     def first(self, images: int) -> Tensor:
         """Return the first `images` (n, C, H, W)."""
         return self._rows(self.start, min(self.stop, self.start + -(-images // (1 + self.flip))))[:images]
 
     def __len__(self) -> int:
-        return -(-(self.stop - self.start) // self._step)
+        batches = -(-(self.stop - self.start) // self._step)
+        begin, end = self._range(batches - 1) if batches else (0, 1)
+        return batches - (begin == end)
 
     @overload
     def __getitem__(self, place: int) -> Tensor: ...
@@ -258,15 +282,22 @@ class ImageBatches(Sequence[Tensor]):
             return [self[index] for index in range(*place.indices(len(self)))]
         if not -len(self) <= place < len(self):
             raise IndexError(place)
-        start = self.start + place % len(self) * self._step
-        return self._rows(start, min(self.stop, start + self._step))
+        return self._rows(*self._range(place % len(self)))
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[place] for place in range(len(self)))
 
+    def _range(self, place: int) -> tuple[int, int]:
+        """Return where in the stack this process's part of a batch begins and ends."""
+        first = self.start + place * self._step
+        count = min(self.stop, first + self._step) - first
+        rank, processes = self.part
+        return first + count * rank // processes, first + count * (rank + 1) // processes
+
     @property
     def _step(self) -> int:
-        return max(1, self.size // (1 + self.flip))
+        """How many images of the stack a batch takes; each process has a part of a whole batch."""
+        return max(self.part[1], self.size // (1 + self.flip))
 
     def _rows(self, start: int, stop: int) -> Tensor:
         images = self.stack.rows(start, stop)
@@ -310,5 +341,36 @@ def _channels_last(images: Tensor) -> Tensor:
 
 
 def count_images(batches: Sequence[Tensor]) -> int:
-    """Return how many images there are in all batches."""
+    """Return how many images there are in all batches, and in all processes' parts of them."""
     return batches.images if isinstance(batches, ImageBatches) else sum(len(batch) for batch in batches)
+
+
+def batch_size(batches: Sequence[Tensor]) -> int:
+    """Return how many images a whole batch has, all processes' parts of it."""
+    whole = batches.whole if isinstance(batches, ImageBatches) else batches
+    return next(spans_of(whole))[1]
+
+
+def spans_of(batches: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
+    """Yield for each batch the place of its first image among all, and how many images it has."""
+    if isinstance(batches, ImageBatches):
+        yield from batches.spans()
+        return
+    first = 0
+    for batch in batches:
+        yield first, len(batch)
+        first += len(batch)
+
+
+def first_images(batches: Sequence[Tensor], images: int) -> Sequence[Tensor]:
+    """Return the batches of the first `images` of all, the last one cut."""
+    if isinstance(batches, ImageBatches):
+        wanted = max(batches.part[1], -(-images // (1 + batches.flip)))
+        return replace(batches, stop=min(batches.stop, batches.start + wanted))
+    found: list[Tensor] = []
+    for batch in batches:
+        if images <= 0:
+            break
+        found.append(batch[:images])
+        images -= len(found[-1])
+    return found

@@ -181,6 +181,8 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch):
         Engine("cuda:2", FinetuneSettings())
     with pytest.raises(KernelsimpError, match=r"^--device cuda:2: 2 CUDA devices are here, from cuda:0"):
         device_of(Settings(run=RunSettings(device="cuda:2")))
+    with pytest.raises(KernelsimpError, match=r"^--device cuda:1 is one device, --devices 2 are several"):
+        Engine("cuda:1", FinetuneSettings(devices=2))
 
 
 def test_a_missing_gpu_is_named(monkeypatch):

@@ -9,9 +9,11 @@ from saying import Heard
 from tuning import PLAIN, bar_net, bars, equal, job, values_of
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.settings import DataSettings, FinetuneSettings, Settings
 from kernelsimp.training import finetune as room
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.hold import hold, projections, release, survival_in_model
+from kernelsimp.training.job import loading_of
 from kernelsimp.training.options import make_optimizer
 from kernelsimp.training.penalties import Pull
 from kernelsimp.training.statistics import re_estimate
@@ -118,6 +120,45 @@ def test_weight_decay_spares_vectors():
         (0.3, {4, 2}),
         (0.0, {1}),
     ]
+
+
+def test_on_a_gpu_a_step_is_fused_unless_the_loss_is_scaled():
+    cuda = torch.device("cuda")
+    for optimizer in ("sgd", "adamw"):
+        settings = replace(PLAIN, optimizer=optimizer)
+        scaled = replace(settings, precision="16-mixed")
+        plain, fused = make_optimizer(bar_net(), settings), make_optimizer(bar_net(), settings, cuda)
+        assert (plain.defaults["fused"], fused.defaults["fused"]) == (None, True)
+        assert make_optimizer(bar_net(), scaled, cuda).defaults["fused"] is None
+        ends = []
+        for stepper in (plain, fused):  # the CPU has fused steps, too
+            free = [p for group in stepper.param_groups for p in group["params"]]
+            for turn in range(3):
+                for p in free:
+                    p.grad = torch.full_like(p, 0.1 * (turn + 1))
+                stepper.step()
+            ends.append(torch.cat([p.detach().flatten() for p in free]))
+        torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "devices", "expected"),
+    [
+        ("cpu", 3, 1, {"workers": 3}),
+        ("cpu", 0, 4, {"workers": 0}),
+        ("cuda", 0, 1, {"workers": 8, "pinned": True}),
+        ("cuda", 0, 4, {"workers": 4, "pinned": True}),
+        ("cuda", 0, 32, {"workers": 1, "pinned": True}),
+        ("cuda", 3, 4, {"workers": 3, "pinned": True}),
+    ],
+)
+def test_images_for_a_gpu_are_loaded_ahead_into_pinned_memory(
+    device, workers, devices, expected, monkeypatch
+):
+    monkeypatch.setattr("kernelsimp.training.job.device_of", lambda _: torch.device(device))
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    settings = Settings(data=DataSettings(workers=workers), finetune=FinetuneSettings(devices=devices))
+    assert loading_of(settings, workers) == expected
 
 
 def test_the_teacher_is_left_as_it_is():

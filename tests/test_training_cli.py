@@ -319,8 +319,8 @@ def test_two_processes_make_one_run_like_one_with_double_batches(command, tmp_pa
     assert done.stderr.count("epoch 2 of 2 ...") == 1
     found, expected = weights_in(tmp_path / "run"), weights_in(tmp_path / "alone")
     assert not all(torch.equal(found[name], value) for name, value in weights_before(command).items())
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    for name, value in expected.items():  # sums over images are added up in another order
+        assert (found[name] - value).float().norm() <= 3e-4 * value.float().norm(), name
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("run", "alone")]
     losses = [[epoch["train_loss"] for epoch in report["training"]] for report in reports]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from kernelsimp.data.images import Geometry
 from kernelsimp.data.splits import Split
@@ -174,6 +175,22 @@ def test_the_epoch_depends_on_its_seeds_alone(size: int, workers: int, seed: int
     expected = by_label(reference)
     assert all(torch.equal(image, expected[label]) for label, image in by_label(loader).items())
     assert len(list(loader)) == len(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pinned_batches_are_copies_in_pinned_memory(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        taken.append(tensor.ndim)
+        return tensor.clone()
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    split = a_split()
+    assert order(batches(split, Preprocess(), 8, workers=workers)) == list(range(23))
+    assert taken == []
+    assert order(batches(split, Preprocess(), 8, workers=workers, pinned=True)) == list(range(23))
+    assert sorted(taken) == [1, 1, 1, 4, 4, 4]
 
 
 def test_other_seeds_give_other_epochs() -> None:

@@ -22,7 +22,9 @@ from kernelsimp.report import read_report
 from kernelsimp.settings import Given, Settings
 from kernelsimp.settings_file import names_code, recipe, settle
 from kernelsimp.shelf import ImageBatches, ImageStack, LabelledBatches
+from kernelsimp.training.job import loading_of
 from kernelsimp.training.options import check_precision, check_settings
+from kernelsimp.training.ranks import processes
 from kernelsimp.watch import SILENT, Watcher
 
 
@@ -117,18 +119,20 @@ def batches_of(split: Split, settings: Settings, *, workers: int = 0) -> Batches
     if len(split) and size > 1 and device_of(settings).type == "cpu":
         pixels = split.fetch([0])[0][0, 0].numel()
         size = min(size, max(1, PIXELS_AT_ONCE // pixels))
-    return Batches(split, preprocess_of(settings.data), size, workers=workers)
+    return Batches(split, preprocess_of(settings.data), size, **loading_of(settings, workers))
 
 
 def room_of(settings: Settings, device: torch.device, folder: Path | None) -> Room:
     """Return what stages may take: --memory, or half of what is free now; files go to `folder`.
 
-    Raises `KernelsimpError` for a --memory that is no positive number.
+    Processes that share a machine's memory have a part of that half each. Raises `KernelsimpError` for a
+    --memory that is no positive number.
     """
     asked = settings.run.memory
     if asked is not None and not 0 < asked < math.inf:
         raise KernelsimpError(f"--memory is {asked:g}; expected gigabytes, such as 4")
-    room = asked * GB if asked is not None else (free_bytes(device) + used_bytes(device)) / 2
+    sharing = processes(settings.finetune)[0] if device.type == "cpu" else 1
+    room = asked * GB if asked is not None else (free_bytes(device) + used_bytes(device)) / (2 * sharing)
     return Room(room, settings.data.batch_size, folder)
 
 

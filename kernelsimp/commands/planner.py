@@ -147,9 +147,9 @@ def budget_judge(task: Task, watcher: Watcher) -> BudgetJudge:
     settings, data = task.settings, task.data
     original, metric = task.network.module(), metric_of(settings)
     if settings.plan.holdout is None:
-        return BudgetJudge(original, load_split(data.val, settings), metric)
+        return BudgetJudge(original, load_split(data.val, settings), metric, group=task.group)
     split = holdout_split(data, settings.data, settings.plan.holdout, settings.run.seed)
-    judge = BudgetJudge(original, load_split(split, settings), metric, "holdout")
+    judge = BudgetJudge(original, load_split(split, settings), metric, "holdout", task.group)
     if judge.top1 is not None and len(data.val):
         known = BudgetJudge(original, load_split(data.val, settings)).top1
         if known is not None and known - judge.top1 > UNSEEN_GAP:
@@ -180,7 +180,7 @@ def judge_memorised(
     )
     if judge.memorised:  # counted all along
         return chosen, (f"{found}; {ADVICE}",)
-    trial = judge.trial(chosen.network.module(), 0.0, "")
+    trial = judge.measured(chosen.network.module(), 0.0, "")
     within = trial.drop(memorised=True) <= float(settings.plan.max_drop or 0)
     verdict = "within" if within else "beyond"
     told = f"{trial.changed_answers:.2f} % of the answers changed, KL {trial.divergence:.4f}"
@@ -192,10 +192,12 @@ def survey_network(task: Task, data: Data, watcher: Watcher) -> tuple[Surveyed, 
     """Survey the original network on its calibration images; return what to doubt about these, too."""
     images = data.calibration(task.settings.data.calibration, task.settings.run.seed)  # without labels
     calibrated = calibrate(task, images, watcher)
-    doubts = tuple(_doubts(data, task.settings.data.calibration, calibrated))
-    for doubt in doubts:
-        watcher.warn(doubt)
-    watcher.note(_time_needed(calibrated, task.settings.plan))
+    doubts: tuple[str, ...] = ()
+    if task.group.first:
+        doubts = tuple(_doubts(data, task.settings.data.calibration, calibrated.alone()))
+        for doubt in doubts:
+            watcher.warn(doubt)
+        watcher.note(_time_needed(calibrated, task.settings.plan))
     return survey_layers(calibrated, task.settings.plan, watcher, survey_file(task, images)), doubts
 
 
@@ -233,7 +235,9 @@ def calibrate(task: Task, images: Split, watcher: Watcher) -> CalibratedNetwork:
     room = room_of(settings, network.device, task.resume)
     flip = settings.data.calibration_flip
     seed = settings.run.seed
-    calibrated = calibrated_network(network.module(), network.bank, inputs, seed, room, flip=flip)
+    calibrated = calibrated_network(
+        network.module(), network.bank, inputs, seed, room, flip=flip, group=task.group
+    )
     check_disk(room.folder, bytes_of_files(calibrated))
     watcher.note(
         f"up to {room.bytes / GB:.1f} GB of memory (--memory), {len(calibrated.images[0])} images at once"

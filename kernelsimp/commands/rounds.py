@@ -6,6 +6,7 @@ from functools import partial
 
 from kernelsimp.commands.round_files import RoundFiles, round_files
 from kernelsimp.commands.task import Task
+from kernelsimp.commands.together import with_first_weights
 from kernelsimp.commands.tune import finetune_briefly
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.models.network import Network
@@ -78,8 +79,9 @@ class NetworkRoundRunner:
         return solution, network.with_weights(solution.tensors)
 
     def tune(self, network: Network, plan: Plan) -> Network:
-        """Train for the epochs of a round."""
-        return finetune_briefly(self.task, network, plan, self.watcher)
+        """Train for the epochs of a round; all processes go on with what the first one has."""
+        tuned = finetune_briefly(self.task, network, plan, self.watcher)
+        return with_first_weights(self.task, tuned)
 
     def drop(self, network: Network) -> float | None:
         """Return what the budget is held against, if an accuracy budget is."""

@@ -1,8 +1,8 @@
 """The main story: choose, snap (re-solved where there are images), hold, fine-tune, measure, report."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from kernelsimp.analysis.scan import scan_bank
@@ -14,7 +14,6 @@ from kernelsimp.commands.evaluate import (
     explain_channels,
     robustness_of,
 )
-from kernelsimp.commands.handover import Handover, plans_for_others
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
 from kernelsimp.commands.measure import MEASURING, StageMeasurer
 from kernelsimp.commands.optional import Part, add_all, write_by_parts
@@ -29,6 +28,7 @@ from kernelsimp.commands.run import (
     write_checkpoint,
 )
 from kernelsimp.commands.task import Task
+from kernelsimp.commands.together import join_processes, settle_together, works_together
 from kernelsimp.commands.tune import finetune_network, re_estimate_network
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
@@ -41,6 +41,7 @@ from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.trackers import trackers_of
 from kernelsimp.settings import ModelSettings, Settings
 from kernelsimp.solver.chosen import Chosen
+from kernelsimp.solver.process_group import OtherProcessError
 from kernelsimp.solver.tolerance import is_by_weight
 from kernelsimp.training.options import hold_of
 from kernelsimp.watch import SILENT, Watcher
@@ -77,17 +78,17 @@ def simplify_to(
     """Do the same, and return the networks of every stage beside the report."""
     check_hold(settings)
     trackers_of(settings.finetune.log)  # before anything is read
+    given = settings
     original, data, settings = _open_inputs(path, settings, watcher)
     watcher.expect(phases_of(settings, data))
-    measurer = measure_original(original, data, settings, watcher)  # before anything is written
+    check_asked(original, data, settings)
+    group = join_processes(given)  # what is refused, no other process has to be told
+    measurer = _measured(original, data, settings, watcher)  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
-    task = _task_of(original, data, settings, out)
-    handover = Handover(task, out / "resume")
-    done = scan_and_solve(task, measurer, log, handover)
+    done = scan_and_solve(Task(original, data, settings, out / "resume", group), measurer, log)
     if settings.finetune.finetune:
         finetune_last(done, out / "resume", log)
-        handover.clear()
     measure_stages(done, log)
     written = write_checkpoint(done.last, run, settings)
     verify_held(done, written)
@@ -142,6 +143,18 @@ def measure_original(
     original: Network, data: Data | None, settings: Settings, watcher: Watcher
 ) -> StageMeasurer:
     """Refuse what these images cannot serve, then measure the original network on the test split."""
+    check_asked(original, data, settings)
+    return _measured(original, data, settings, watcher)
+
+
+def _measured(original: Network, data: Data | None, settings: Settings, watcher: Watcher) -> StageMeasurer:
+    measurer = StageMeasurer(original, data, settings)
+    measurer.measure("original", original, watcher)
+    return measurer
+
+
+def check_asked(original: Network, data: Data | None, settings: Settings) -> None:
+    """Raise `KernelsimpError` for what is asked for and these images cannot serve."""
     if settings.finetune.finetune and data is None:
         raise KernelsimpError("--finetune needs a network and images: pass --arch and --data")
     check_controls(settings, data)
@@ -149,17 +162,12 @@ def measure_original(
     check_similarity(settings, data)
     check_explained(settings, data)
     check_memory(original, data, settings)
-    measurer = StageMeasurer(original, data, settings)
-    measurer.measure("original", original, watcher)
-    return measurer
 
 
-def scan_and_solve(
-    task: Task, measurer: StageMeasurer, watcher: Watcher, handover: Handover | None = None
-) -> Simplified:
+def scan_and_solve(task: Task, measurer: StageMeasurer, watcher: Watcher) -> Simplified:
     """Scan the kernels as they came, choose what they become, and make the network that has them."""
-    make = partial(_scan_and_choose, task, watcher)
-    chosen = handover.choose_and_share(make) if handover else make()
+    scan = scan_bank(task.network.bank, replace(task.settings.scan, depth="shallow"), {}, watcher)
+    chosen = replace(_choose(task, watcher), scan=scan)
     stages = {"original": task.network, **stages_of(chosen.schedule), "simplified": chosen.network}
     notes = (*task.network.checkpoint.warnings, *chosen.notes)
     return Simplified(task, chosen, measurer, stages, notes=notes)
@@ -234,10 +242,12 @@ def parts_of(done: Simplified, log: Watcher) -> tuple[Part, ...]:
     return tuple(part for wanted, part in asked if wanted)
 
 
-def _scan_and_choose(task: Task, watcher: Watcher) -> Chosen:
-    """Scan the kernels as they came, for the report, and choose what they become."""
-    scan = scan_bank(task.network.bank, replace(task.settings.scan, depth="shallow"), {}, watcher)
-    return replace(re_estimate_network(task, plan_and_solve(task, watcher), watcher), scan=scan)
+def _choose(task: Task, watcher: Watcher) -> Chosen:
+    """Choose what kernels become, together with the other processes; all go on with what the first has."""
+    chosen = plan_and_solve(task, watcher)
+    if task.group.first:
+        chosen = re_estimate_network(task, chosen, watcher)
+    return settle_together(task, chosen)
 
 
 def _stages_to_compare(stages: Mapping[str, Network]) -> dict[str, Network]:
@@ -248,31 +258,28 @@ def _stages_to_compare(stages: Mapping[str, Network]) -> dict[str, Network]:
 def follow_first_process(path: Path, settings: Settings, out: Path) -> None:
     """Do, in a process that is not the first, what all processes of a run do together; write nothing.
 
-    That is to train what the first one has planned; with rounds, which train too, also to choose (the same
-    everywhere, by the seed). `out` is where the first one writes.
+    That is to go through a part of the images while kernels are chosen and fitted, and to train. `out` is
+    where the first one writes. Where another process cannot go on this one ends too: that one says why. It
+    ends in peace when it is interrupted: Fabric kills the first one, which may be saving, where it does not.
     """
-    if not settings.finetune.finetune and settings.plan.rounds == 1:
-        return  # nothing is done together
+    if works_together(settings):
+        with suppress(OtherProcessError, KeyboardInterrupt):
+            _follow(path, settings, out)
+
+
+def _follow(path: Path, settings: Settings, out: Path) -> None:
+    group = join_processes(settings)  # first: what cannot be read, the first process alone says
     original, data, settings = _open_inputs(path, settings, SILENT)
-    task = _task_of(original, data, settings, out)
-    if plans_for_others(settings):
-        network, plan = Handover(task, out / "resume").wait_for_plan()
-    else:
-        chosen = re_estimate_network(task, plan_and_solve(task, SILENT), SILENT)
-        network, plan = chosen.network, chosen.plan
+    task = Task(original, data, settings, out / "resume", group)
+    chosen = _choose(task, SILENT)
     if settings.finetune.finetune and data is not None:
-        finetune_network(task, network, plan, out / "resume", SILENT)
+        finetune_network(task, chosen.network, chosen.plan, out / "resume", SILENT)
 
 
 def command_of_run(path: Path, settings: Settings, out: Path) -> str:
     """Return the command that repeats this run."""
     usual = settle_for_model({"model": {"arch": settings.model.arch}}, None)
     return command_again(path, settings, replace(usual, model=ModelSettings()), out)
-
-
-def _task_of(network: Network, data: Data | None, settings: Settings, out: Path) -> Task:
-    """Return the task of a run in `out`."""
-    return Task(network, data, settings, out / "resume")
 
 
 def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:

@@ -147,9 +147,10 @@ class Batches:
     """Iterate over (images, labels): float32 normalised (n, C, H, W) and int64 (n,).
 
     Without `shuffle_seed` images come in their own order, without `augment_seed` unchanged. `workers`
-    threads prepare batches ahead. `shard` (rank, world) takes every world-th image of each batch of
-    `batch_size * world`: together the processes see the batches that one process sees at that larger size.
-    A shuffled epoch then drops the last images (fewer than world) that would not go round.
+    threads prepare batches ahead; `pinned` ones lie in memory that a GPU copies from by itself. `shard`
+    (rank, world) takes every world-th image of each batch of `batch_size * world`: together the processes
+    see the batches that one process sees at that larger size. A shuffled epoch then drops the last images
+    (fewer than world) that would not go round.
     """
 
     split: Split
@@ -159,6 +160,7 @@ class Batches:
     shuffle_seed: int | None = None
     augment_seed: int | None = None
     workers: int = 0
+    pinned: bool = False
     shard: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
@@ -201,7 +203,8 @@ class Batches:
         images, labels = self.split.fetch(part.tolist())
         if draws is not None:
             images = self.preprocess.augment_by(images, draws[part])
-        return self.preprocess.normalise(images), labels
+        images = self.preprocess.normalise(images)
+        return (images.pin_memory(), labels.pin_memory()) if self.pinned else (images, labels)
 
 
 batches = Batches

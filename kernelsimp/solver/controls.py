@@ -52,6 +52,10 @@ class ControlCase:
     surveyed: Surveyed
     kept: PlanTrial
 
+    def alone(self) -> "ControlCase":
+        """Return the same for what one process of a group does by itself."""
+        return replace(self, surveyed=self.surveyed.alone())
+
     @property
     def calibrated(self) -> CalibratedNetwork:
         return self.surveyed.calibrated

@@ -7,6 +7,7 @@ outputs on real inputs by an aimed share, one aim for the network; without image
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from kernelsimp.solver.apply import denoise_kernels
 from kernelsimp.solver.candidates import FREE_NAME, chosen_layers, rows_of_layer
 from kernelsimp.solver.costs import input_energy, predicted_loss
 from kernelsimp.solver.fisher import Sensitivity
+from kernelsimp.solver.plan_builder import Prepared
 from kernelsimp.solver.solve import PlanTrial, Solution, Surveyed, try_plan
 from kernelsimp.watch import SILENT, Watcher
 
@@ -100,10 +102,9 @@ def denoise_rest(
     best: tuple[float, PlanTrial] | None = None
     while low < high:
         middle = (low + high) // 2
-        strengths = {
-            name: _strength(layer, asked.name, prepared.sensitivities.get(name), AIMS[middle])
-            for name, layer in layers.items()
-        }
+        strengths = surveyed.calibrated.group.from_first(
+            partial(_strengths, prepared, layers, asked.name, AIMS[middle])
+        )
         tried = _try_strength(surveyed, solution, layers, (asked.name, strengths), watcher)
         fits = tried.distance.divergence <= allowed and (accept is None or accept(tried.reconstruction.model))
         low, high = (middle + 1, high) if fits else (low, middle)
@@ -141,6 +142,16 @@ def _layers(plan: Plan, bank: KernelBank, changeable: frozenset[str] | set[str])
         if item.name in changeable and len(item.grid) == 2
     }
     return {name: part for name, part in parts.items() if part.mask.any()}
+
+
+def _strengths(
+    prepared: Prepared, layers: Mapping[str, _Part], denoiser: str, aim: float
+) -> dict[str, float]:
+    """Return the strength of each layer at one aim."""
+    return {
+        name: _strength(layer, denoiser, prepared.sensitivities.get(name), aim)
+        for name, layer in layers.items()
+    }
 
 
 def _strength(part: _Part, name: str, seen: Sensitivity | None, aim: float) -> float:

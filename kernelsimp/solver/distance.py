@@ -14,6 +14,7 @@ from kernelsimp.evaluation.divergence import divergence
 from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.shelf import count_images
 from kernelsimp.solver.fisher import output_tensors
+from kernelsimp.solver.process_group import ALONE, ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,19 @@ class Distance:
 
 
 class DistanceJudge:
-    """Remembers what the original network says about `images`, and compares others with it."""
+    """Remembers what the original network says about `images`, and compares others with it.
 
-    def __init__(self, original: nn.Module, images: Sequence[Tensor]) -> None:
-        self.images = images
+    With a `group`, `images` are this process's part of them, and distances are over those of all.
+    """
+
+    def __init__(self, original: nn.Module, images: Sequence[Tensor], group: ProcessGroup = ALONE) -> None:
+        self.images, self.group = images, group
         self.answers = [_answers(original, batch) for batch in images]
         self.count = count_images(images)
 
     def distance(self, model: nn.Module) -> Distance:
         """Return how far `model` is from the original network; NaN where there are no images."""
-        if not len(self.images):
+        if not self.count:
             return Distance(float("nan"), None)
         pairs = [(old, _answers(model, batch)) for old, batch in zip(self.answers, self.images, strict=True)]
         if all(is_classifier(old) for old, _ in pairs):
@@ -43,11 +47,13 @@ class DistanceJudge:
             float((n - o).square().sum()) for old, new in pairs for o, n in zip(old, new, strict=True)
         )
         whole = sum(float(o.square().sum()) for old, _ in pairs for o in old)
+        error, whole = self.group.total([error, whole])
         return Distance((error / whole) ** 0.5 if whole else float("nan"), None)
 
     def _as_classifier(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Distance:
         total = sum(float(divergence(old, new, "sum")) for old, new in pairs)
-        same = sum(int((old.argmax(1) == new.argmax(1)).sum()) for old, new in pairs)
+        same = sum(float((old.argmax(1) == new.argmax(1)).sum()) for old, new in pairs)
+        total, same = self.group.total([total, same])
         return Distance(total / self.count, same / self.count)
 
 

@@ -51,14 +51,16 @@ def estimate(calibrated: CalibratedNetwork) -> Estimate:
     uses = [(use, calibrated.bank.by_name[use.name]) for use in calibrated.traced.uses]
     single, double = (_rate(dtype, batch) for dtype in (torch.float32, torch.float64))
     read = [calibrated.images_for(use, layer.kernels[0].numel())[1] for use, layer in uses]
+    processes = calibrated.group.size
     algebra = sum(
-        _numbers(use, layer, images) / GATHERED
-        + _products(use, layer, images) / single
+        _numbers(use, layer, images) / GATHERED / processes
+        + _products(use, layer, images) / single / processes
         + _fits(layer) / double
         for (use, layer), images in zip(uses, read, strict=True)
     )
     held = sum(len(part) for part in calibrated.held_back[:1]) * len(calibrated.held_back)
-    return Estimate(calibrated.count * both, 2 * max(read, default=0) * forward + algebra, held * forward)
+    forwards = 2 * max(read, default=0) * forward / processes
+    return Estimate(calibrated.count * both / processes, forwards + algebra, held * forward)
 
 
 def _rows(use: Use, layer: LayerKernels, images: int) -> int:

@@ -27,8 +27,9 @@ from kernelsimp.files import read_sealed, write_sealed
 from kernelsimp.memory import give_back, is_out_of_memory
 from kernelsimp.models.hooks import Call, Trace, tap_convolutions
 from kernelsimp.models.layers import TRANSPOSED, kind_of
-from kernelsimp.shelf import count_images
+from kernelsimp.shelf import count_images, spans_of
 from kernelsimp.solver.moments import ROWS_AT_ONCE, WindowSampling, rows_of, sampling_for, windows
+from kernelsimp.solver.process_group import ALONE, ProcessGroup
 from kernelsimp.watch import SILENT, Watcher
 
 FORMAT = 2
@@ -49,21 +50,28 @@ class Sensitivity:
 
 
 def survey(
-    model: nn.Module, traced: Trace, images: Sequence[Tensor], seed: int, watcher: Watcher = SILENT
+    model: nn.Module,
+    traced: Trace,
+    images: Sequence[Tensor],
+    seed: int,
+    watcher: Watcher = SILENT,
+    group: ProcessGroup = ALONE,
 ) -> Mapping[str, Sensitivity]:
     """Return the sensitivity of every convolution larger than 1x1 that the images reach.
 
     L is the cross-entropy against a label drawn from the model's own output (the Fisher information);
     a network whose output is not (n, classes) gets Gaussian noise on its output in place of that. What is
     drawn hangs on the seed and an image's place alone. Where memory does not do for a batch, it is halved.
-    Raises `KernelsimpError` where it does not do for one image.
+    With a `group`, `images` are this process's part of them. Raises `KernelsimpError` where memory does not
+    do for one image.
     """
     count = count_images(images)
     surveyor = _Surveyor(model, {use.name: sampling_for(use, 1, count, seed) for use in traced.uses}, seed)
-    watcher.start("measuring what each layer sees", count)
-    first, most = 0, count
+    spans = list(spans_of(images))
+    watcher.start("measuring what each layer sees", sum(size for _, size in spans))
+    most = count
     with without_weight_gradients(model), torch.enable_grad():
-        for batch in images:
+        for batch, (first, _) in zip(images, spans, strict=True):
             done = 0
             while done < len(batch):
                 part = batch[done : done + most]
@@ -76,8 +84,8 @@ def survey(
                     continue
                 done += len(part)
                 watcher.step(len(part))
-            first += len(batch)
             give_back()
+    surveyor.share(group)
     if not surveyor.heard:
         watcher.warn("this network gives no gradients: every output channel counts alike")
     return surveyor.result(count)
@@ -104,23 +112,41 @@ def without_weight_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def cached_survey(
-    path: Path | None, make: Callable[[], Mapping[str, Sensitivity]], watcher: Watcher = SILENT
+    path: Path | None,
+    make: Callable[[], Mapping[str, Sensitivity]],
+    watcher: Watcher = SILENT,
+    group: ProcessGroup = ALONE,
 ) -> Mapping[str, Sensitivity]:
     """Return the survey kept in the file `path`, or make it and keep it there; say which was done.
 
-    The file's name must tell network, images and seed apart. A file that cannot be read is made again.
+    The file's name must tell network, images and seed apart. A file that cannot be read is made again. Of a
+    `group` the first process reads and writes.
     """
     if path is None:
         return make()
+    kept = group.from_first(lambda: _kept_survey(path, watcher))
+    if kept is not None:
+        return kept
+    found = make()
+    if group.first:
+        _keep_survey(found, path)
+    return found
+
+
+def _kept_survey(path: Path, watcher: Watcher) -> Mapping[str, Sensitivity] | None:
+    """Return the survey in the file `path`; None where there is none that can be used."""
     try:
         kept = load(read_sealed(path))
         read = {name: _read(kept, name) for name in _names(kept)}
-        watcher.note(f"what each layer sees was measured before: read from {path}")
-        return read
     except (OSError, DamagedError, SafetensorError, KeyError) as error:
         if path.exists():
             watcher.warn(f"{path}: cannot be used ({type(error).__name__}); measured again")
-        found = make()
+        return None
+    watcher.note(f"what each layer sees was measured before: read from {path}")
+    return read
+
+
+def _keep_survey(found: Mapping[str, Sensitivity], path: Path) -> None:
     arrays = {
         f"{name}/{part.name}": value.contiguous()
         for name, item in found.items()
@@ -128,7 +154,6 @@ def cached_survey(
         if (value := getattr(item, part.name)) is not None
     }
     write_sealed(path, lambda partial: save_file(arrays, partial))
-    return found
 
 
 def _names(kept: Mapping[str, Tensor]) -> list[str]:
@@ -202,6 +227,15 @@ class _Surveyor:
         for name, item in batch.items():
             self.sums.setdefault(name, _Sum()).add(item)
 
+    def share(self, group: ProcessGroup) -> None:
+        """Add up the sums of all processes."""
+        if group.size == 1:
+            return
+        named = {(name, part): value for name, item in self.sums.items() for part, value in item.tensors()}
+        for (name, part), value in group.sums(named).items():
+            setattr(self.sums.setdefault(name, _Sum()), part, value)
+        self.heard = all(group.gather(self.heard))
+
     def result(self, images: int) -> dict[str, Sensitivity]:
         """Return the means over all images, in the order of the layers."""
         found = (name for name in self.samplings if name in self.sums)
@@ -221,7 +255,7 @@ class _Sum:
     fisher: Tensor | float = 0.0
     means: Tensor | float = 0.0
     kernels: Tensor | None = None
-    rows: int = 0
+    rows: Tensor | int = 0
     calls: int = 0
     waiting: list[Call] = field(default_factory=list)
     slopes: Tensor | None = None
@@ -267,6 +301,13 @@ class _Sum:
             each = other.slopes.transpose(0, 1)
             square = (each.mT @ each).double().cpu()
             self.kernels = square if self.kernels is None else self.kernels + square
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield everything that adds up over images, by name."""
+        for name in ("blocks", "fisher", "means", "kernels", "rows"):
+            value = getattr(self, name)
+            if value is not None:
+                yield name, torch.as_tensor(value)
 
     def result(self, images: int | None) -> Sensitivity:
         """Return the means over windows and over images; without gradients every channel counts alike."""

@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from kernelsimp.memory import USUAL, Room, give_back
 from kernelsimp.models.hooks import Trace, Use
 from kernelsimp.models.layers import conv_modules, stored_order, tensor_name
 from kernelsimp.models.replay import Replay
-from kernelsimp.shelf import Shelf, count_images
+from kernelsimp.shelf import ImageBatches, Shelf, batch_size, count_images, spans_of
 from kernelsimp.solver.alternating import settle
 from kernelsimp.solver.moments import Moments, images_wanted, pair_moments, sampling_for
+from kernelsimp.solver.process_group import ALONE, ProcessGroup
 from kernelsimp.solver.projected_cg import FilterConstraint, UnsolvableError, resolve
 from kernelsimp.solver.targets import Target
 from kernelsimp.watch import SILENT, Watcher
@@ -33,6 +35,7 @@ class CalibratedNetwork:
 
     `model` runs in float32, in evaluation mode; `images` are batches of its input, in a random order,
     `held_back` batches that judge and are never fitted to. `room` says what may be held in memory at once.
+    With a `group`, both are this process's part of the batches.
     """
 
     model: nn.Module
@@ -42,15 +45,24 @@ class CalibratedNetwork:
     held_back: Sequence[Tensor] = ()
     seed: int = 0
     room: Room = USUAL
+    group: ProcessGroup = ALONE
 
     @property
     def count(self) -> int:
+        """How many images there are to fit to, in all processes."""
         return count_images(self.images)
+
+    def alone(self) -> "CalibratedNetwork":
+        """Return the same with whole batches, for what one process of a group does by itself."""
+        images, held_back = (
+            part.whole if isinstance(part, ImageBatches) else part for part in (self.images, self.held_back)
+        )
+        return replace(self, images=images, held_back=held_back, group=ALONE)
 
     def images_for(self, use: Use, width: int) -> tuple[int, int]:
         """Return how many of the batches a layer of D = `width` is read at, and how many images these are."""
-        size = len(self.images[0])
-        batches = min(len(self.images), math.ceil(images_wanted(use, width) / size))
+        size = batch_size(self.images)
+        batches = math.ceil(min(self.count, images_wanted(use, width)) / size)
         return batches, min(self.count, batches * size)
 
 
@@ -137,13 +149,17 @@ def reconstruct(
         if fitted and (state.tensors or target):
             replays = (now, before if state.tensors else None)
             moments = moments_now(use, layer, replays, calibrated, halved=target is None)
-            _fit_layer(state, use, (layer, target), moments)
+            # one process fits; the others are told
+            fit = partial(_fit_layer, state.model, use, (layer, target), moments)
+            if fitting := calibrated.group.from_first(fit):
+                _store(state, fitting.tensors)
+                state.fits[use.name] = fitting.fit
         elif target:
-            _store(state, layer, target.nearest_kernels(layer.kernels))
+            _store(state, _stored(state.model, layer, target.nearest_kernels(layer.kernels)))
         give_back()
         watcher.step()
     for name in targets.keys() - {use.name for use in calibrated.traced.uses}:
-        _store(state, layers[name], targets[name].nearest_kernels(layers[name].kernels))
+        _store(state, _stored(state.model, layers[name], targets[name].nearest_kernels(layers[name].kernels)))
         state.fits[name] = Fit(None, trouble="never run on calibration images: only projected")
     return Reconstruction(state.model, state.tensors, state.fits)
 
@@ -163,24 +179,36 @@ def moments_now(
     batches, images = calibrated.images_for(use, width)
     sampling = sampling_for(use, width, images, calibrated.seed)
     was = before.inputs_of(use, batches) if before is not None else None
-    return pair_moments(now.inputs_of(use, batches), was, original, sampling, halved=halved)
+    how: dict[str, Any] = {"halved": halved, "spans": spans_of(calibrated.images), "group": calibrated.group}
+    return pair_moments(now.inputs_of(use, batches), was, original, sampling, **how)
+
+
+@dataclass(frozen=True, eq=False)
+class _FittedLayer:
+    """What fitting one layer came to: the tensors of the checkpoint that change, and how it went."""
+
+    tensors: Mapping[str, Tensor]
+    fit: Fit
 
 
 def _fit_layer(
-    state: _ReconstructionState, use: Use, work: tuple[LayerKernels, Target | None], moments: Moments | None
-) -> None:
+    model: nn.Module, use: Use, work: tuple[LayerKernels, Target | None], moments: Moments | None
+) -> _FittedLayer | None:
+    """Return what becomes of one layer of the network as it is now; None where it stays."""
     layer, target = work
     if moments is None or (moments.same and target is None):
-        return
-    shifted = takes_shift(state.model, use)
+        return None
+    shifted = takes_shift(model, use)
     metric = moments.centred() if shifted else moments
     weights, fit = _solve(layer, target, metric)
-    written = _write(state, layer, target, weights)
+    kernels = _kernels_in_place(layer, target, weights)
+    written = kernels.double().reshape(weights.shape)
+    tensors = _stored(model, layer, kernels)
     if shifted:
-        _shift(state, use, written, moments.to("cpu"))
+        tensors |= _shifted(model, use, written, moments.to("cpu"))
     here = metric.to("cpu")
     share = here.error(written).sum() / here.power.sum().clamp_min(1e-300)
-    state.fits[use.name] = replace(fit, output_error=float(share.sqrt()))
+    return _FittedLayer(tensors, replace(fit, output_error=float(share.sqrt())))
 
 
 def _solve(layer: LayerKernels, target: Target | None, moments: Moments) -> tuple[Tensor, Fit]:
@@ -225,27 +253,30 @@ def layer_weights(layer: LayerKernels) -> Tensor:
     return layer.kernels.detach().double().reshape(layer.groups, len(layer.kernels) // layer.groups, -1)
 
 
-def _write(
-    state: _ReconstructionState, layer: LayerKernels, target: Target | None, weights: Tensor
-) -> Tensor:
-    """Put new weights into the network, exactly in their structures in the stored dtype; return those.
+def _kernels_in_place(layer: LayerKernels, target: Target | None, weights: Tensor) -> Tensor:
+    """Return new weights as kernels that are exactly in their structures in the stored dtype.
 
     A filter whose weights did not move beyond rounding keeps its bits.
     """
     kernels = weights.reshape(layer.kernels.shape).to(layer.kernels.dtype)
     still = torch.isclose(weights, layer_weights(layer), rtol=1e-12, atol=0).all(-1).reshape(-1)
     kernels[still] = layer.kernels[still]
-    kernels = target.write(kernels) if target else kernels
-    _store(state, layer, kernels)
-    return kernels.double().reshape(weights.shape)
+    return target.write(kernels) if target else kernels
 
 
-def _store(state: _ReconstructionState, layer: LayerKernels, kernels: Tensor) -> None:
-    weight: Any = conv_modules(state.model)[layer.name].weight
+def _stored(model: nn.Module, layer: LayerKernels, kernels: Tensor) -> dict[str, Tensor]:
+    """Return the layer's weight as its checkpoint has it, by its name."""
+    weight: Any = conv_modules(model)[layer.name].weight
     value = stored_order(kernels, layer.kind, layer.groups, tuple(weight.shape))
-    with torch.no_grad():
-        weight.copy_(value)
-    state.tensors[tensor_name(layer.name)] = value.contiguous()
+    return {tensor_name(layer.name): value.detach().contiguous()}
+
+
+def _store(state: _ReconstructionState, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors into the network, and keep them as they are."""
+    own = state.model.state_dict()
+    for name, value in tensors.items():
+        own[name].copy_(value)
+    state.tensors.update(tensors)
 
 
 def takes_shift(model: nn.Module, use: Use) -> bool:
@@ -259,21 +290,19 @@ def takes_shift(model: nn.Module, use: Use) -> bool:
     return norm is not None and norm.running_mean is not None
 
 
-def _shift(state: _ReconstructionState, use: Use, weights: Tensor, moments: Moments) -> None:
-    """Let the bias, or the batch norm's running mean, take the change of the layer's mean output.
+def _shifted(model: nn.Module, use: Use, weights: Tensor, moments: Moments) -> dict[str, Tensor]:
+    """Return the bias, or the batch norm's running mean, that takes the change of the layer's mean output.
 
     b* = b + level - mean'w, `level` the mean output before; a running mean moves the other way.
     """
     change = ((weights @ moments.mean[:, :, None])[:, :, 0] - moments.level).reshape(-1)
-    module: Any = conv_modules(state.model)[use.name]
+    module: Any = conv_modules(model)[use.name]
     if module.bias is not None:
         name, target, change = f"{use.name}.bias" if use.name else "bias", module.bias, -change
     else:
-        norm: Any = dict(state.model.named_modules())[str(use.norm)]
+        norm: Any = dict(model.named_modules())[str(use.norm)]
         name, target = f"{use.norm}.running_mean", norm.running_mean
-    with torch.no_grad():
-        target.add_(change.to(target.device, target.dtype))
-    state.tensors[name] = target.detach().clone().cpu()
+    return {name: (target.detach() + change.to(target.device, target.dtype)).cpu()}
 
 
 def in_float32(model: nn.Module) -> nn.Module:

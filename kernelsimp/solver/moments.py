@@ -8,7 +8,7 @@ size of a batch.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 
 from kernelsimp.models.hooks import Call, Use
 from kernelsimp.models.layers import TRANSPOSED
+from kernelsimp.solver.process_group import ALONE, ProcessGroup
 
 ROWS_AT_LEAST, ROWS_ENOUGH = 16_384, 65_536
 ROWS_A_CELL, ROWS_A_CELL_AT_LEAST = 128, 10
@@ -31,6 +32,9 @@ this: neighbouring windows say the same."""
 
 ROWS_AT_ONCE = 1 << 23
 """Windows times cells in memory at once."""
+
+SUMS = ("gram", "target", "mean", "level", "power")
+"""The tensors of moments, which are sums over windows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +69,8 @@ class Moments:
 
     def to(self, device: torch.device | str) -> "Moments":
         """Return the same moments on `device`."""
-        names = ("gram", "target", "mean", "level", "power")
         halves = tuple(half.to(device) for half in self.halves)
-        return replace(self, halves=halves, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, halves=halves, **{name: getattr(self, name).to(device) for name in SUMS})
 
     def centred(self) -> "Moments":
         """Return covariances in place of raw moments, for a layer whose bias takes care of the means."""
@@ -196,15 +199,23 @@ def pair_moments(
     sampling: WindowSampling,
     *,
     halved: bool = False,
+    spans: Iterable[tuple[int, int]] | None = None,
+    group: ProcessGroup = ALONE,
 ) -> Moments | None:
     """Return the moments of one layer over batches of calls; `before` is None where nothing changed.
 
     `weights` (groups, filters, D) are the original ones; with `halved`, the moments of both halves of the
-    images come along. None where the layer was never called.
+    images come along. `spans` tells of each batch the place of its first image and how many it has; without
+    it, batches follow one another. With a `group`, the moments are those of the images of all its processes.
+    None where the layer was never called.
     """
     sums: dict[int, _MomentSums] = {}
     first = 0
+    known = iter(spans) if spans is not None else None
     for calls, originals in _together(now, before):
+        if known is not None:  # a network may take an image apart into several inputs of a layer
+            begin, images = next(known)
+            first = begin * len(calls[0][1]) // images
         for number, call in enumerate(calls):
             for half, image, place in _parts(call, sampling, (first, number), halved=halved):
                 current = rows_of(call, image, place)
@@ -213,17 +224,31 @@ def pair_moments(
                     sums[half] = _MomentSums.like(current, weights)
                 sums[half].add(current, original)
         first += len(calls[0][1])
-    parts = [sums[half].moments(weights) for half in sorted(sums)]
+    parts = [part.moments(weights) for part in _shared_sums(sums, weights, group)]
     if len(parts) == 2:
         return _joined(parts)
     return parts[0] if parts else None
 
 
+def _shared_sums(
+    sums: Mapping[int, "_MomentSums"], weights: Tensor, group: ProcessGroup
+) -> list["_MomentSums"]:
+    """Return the sums of both halves, or of what there is of them, over the images of all processes."""
+    if group.size == 1:
+        return [sums[half] for half in sorted(sums)]
+    named = {(half, name): value for half, item in sums.items() for name, value in item.tensors().items()}
+    whole = group.sums(named)
+    halves = sorted({half for half, _ in whole})
+    return [
+        _MomentSums.of({name: value for (own, name), value in whole.items() if own == half}, weights)
+        for half in halves
+    ]
+
+
 def _joined(parts: Sequence[Moments]) -> Moments:
     """Return the moments of all rows of `parts`, which become their halves."""
     rows = sum(part.rows for part in parts)
-    names = ("gram", "target", "mean", "level", "power")
-    whole = {name: sum(getattr(part, name) * (part.rows / rows) for part in parts) for name in names}
+    whole = {name: sum(getattr(part, name) * (part.rows / rows) for part in parts) for name in SUMS}
     return Moments(**whole, rows=rows, same=all(part.same for part in parts), halves=tuple(parts))
 
 
@@ -285,6 +310,18 @@ class _MomentSums:
             level=zeros(groups, filters),
             power=zeros(groups, filters),
         )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that adds up over images."""
+        counts = torch.tensor([self.rows, not self.same])
+        return {name: getattr(self, name) for name in SUMS} | {"counts": counts}
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor], weights: Tensor) -> "_MomentSums":
+        """Return the sums that `tensors` tells of."""
+        rows, changed = tensors["counts"].tolist()
+        own = {name: tensors[name] for name in SUMS}
+        return _MomentSums(weights, **own, rows=rows, same=not changed)
 
     def add(self, current: Tensor, original: Tensor | None) -> None:
         same = original is None or torch.equal(current, original)

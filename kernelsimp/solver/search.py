@@ -23,6 +23,7 @@ from kernelsimp.records.plan import LayerPlan
 from kernelsimp.shelf import images_of
 from kernelsimp.solver.distance import Distance, DistanceJudge, is_classifier
 from kernelsimp.solver.lagrangian import choose_for_dof
+from kernelsimp.solver.process_group import ALONE, ProcessGroup
 from kernelsimp.solver.sensitivity import layer_losses
 from kernelsimp.solver.solve import PlanTrial, Solution, Surveyed, solve_at_budget, try_plan
 from kernelsimp.watch import SILENT, Watcher, Within
@@ -62,7 +63,7 @@ class BudgetJudge:
 
     A classifier is judged by accuracy, in percentage points, any network by a `metric` (higher is better)
     in that metric's own units, where there is one; another network by the relative error of its output, in
-    percent. `name` is what the images are called.
+    percent. `name` is what the images are called. Of a `group` the first process measures, for all.
     """
 
     def __init__(
@@ -71,15 +72,16 @@ class BudgetJudge:
         batches: Sequence[tuple[Tensor, Tensor]],
         metric: UserMetric | None = None,
         name: str = "validation",
+        group: ProcessGroup = ALONE,
     ) -> None:
         if not len(batches):
             advice = "give some with --split, or choose another budget"
             raise KernelsimpError(f"--max-drop needs {name} images; {advice}")
-        self.batches, self.metric, self.name = batches, metric, name
+        self.batches, self.metric, self.name, self.group = batches, metric, name, group
         self.judge = DistanceJudge(original, images_of(batches))
         self.by_accuracy = metric is None and is_classifier(self.judge.answers[0])
-        self.top1 = self._accuracy(original) if self.by_accuracy else None
-        self.before = metric(original, batches) if metric is not None else self.top1
+        self.top1 = group.from_first(lambda: self._accuracy(original)) if self.by_accuracy else None
+        self.before = self.top1 if metric is None else group.from_first(lambda: metric(original, batches))
 
     @property
     def memorised(self) -> bool:
@@ -87,7 +89,11 @@ class BudgetJudge:
         return self.top1 is not None and is_memorised(self.top1)
 
     def trial(self, model: nn.Module, share: float, cost: str) -> Trial:
-        """Return how much worse `model` is than the original."""
+        """Return how much worse `model` is than the original; all processes ask, and are told the same."""
+        return self.group.from_first(lambda: self.measured(model, share, cost))
+
+    def measured(self, model: nn.Module, share: float, cost: str) -> Trial:
+        """Return the same as this process alone measures it."""
         distance = self.judge.distance(model)
         changed = 100 * (1 - distance.agreement) if distance.agreement is not None else 0.0
         return Trial(share, self._drop(model, distance), changed, distance.divergence, cost)
@@ -132,8 +138,8 @@ def search(
     """
     if not 0 <= budget <= 100:
         raise KernelsimpError(f"--max-drop is {budget:g}; expected percentage points from 0 to 100")
-    notes = _warn(judge, watcher)
-    trials, solutions = _read_trials(record), dict[float, Solution]()
+    notes, group = _warn(judge, watcher), surveyed.calibrated.group
+    trials, solutions = group.from_first(lambda: _read_trials(record)), dict[float, Solution]()
     memorised = judge.memorised
     while (share := next_share(trials, budget, memorised=memorised)) is not None:
         known = next((trial for trial in trials if trial.share == share), None)
@@ -144,7 +150,8 @@ def search(
         trial = Within(watcher, f"trial {len(trials) + 1} at {share:.0%} of the DOF")
         solution = solutions[share] = _solution_at(surveyed, share, cost, trial)
         trials.append(judge.trial(solution.best.reconstruction.model, share, solution.best.cost))
-        _write(record, trials)
+        if group.first:
+            _write(record, trials)
         watcher.note(f"at {share:.0%} of the degrees of freedom: {_trial_words(trials[-1], judge)}")
     best = best_trial(trials, budget, memorised=memorised)
     solution = solutions.get(best.share) or _solution_at(surveyed, best.share, best.cost, watcher)

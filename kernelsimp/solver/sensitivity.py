@@ -1,14 +1,15 @@
 """What each layer's change alone costs the network: predicted by the survey, and measured."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.records.plan import Plan
+from kernelsimp.shelf import count_images, first_images
 from kernelsimp.solver.apply import snap_layer
 from kernelsimp.solver.candidates import rows_of_layer
 from kernelsimp.solver.costs import predicted_loss
@@ -44,9 +45,10 @@ def layer_losses(
     images were held back.
     """
     changed = [layer.name for layer in tried.plan.layers if layer.changed.any()]
-    if not len(calibrated.held_back) or not changed:
+    if not count_images(calibrated.held_back) or not changed:
         return {}
-    judge = DistanceJudge(calibrated.model, _first_images(calibrated.held_back, MOST_IMAGES))
+    some = first_images(calibrated.held_back, MOST_IMAGES)
+    judge = DistanceJudge(calibrated.model, some, calibrated.group)
     model = copy.deepcopy(calibrated.model)
     watcher.start("measuring each layer's change alone", len(changed))
     losses = {}
@@ -59,17 +61,6 @@ def layer_losses(
         losses[name] = (tried.predicted.get(name, 0.0), measured)
         watcher.step()
     return losses
-
-
-def _first_images(batches: Sequence[Tensor], images: int) -> list[Tensor]:
-    """Return the batches of the first `images`, the last one cut."""
-    found: list[Tensor] = []
-    for batch in batches:
-        if images <= 0:
-            break
-        found.append(batch[:images])
-        images -= len(found[-1])
-    return found
 
 
 def _tensors_of(calibrated: CalibratedNetwork, layer: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ the costs by KL(original || simplified).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from kernelsimp.solver.layerwise import (
     reconstruct,
 )
 from kernelsimp.solver.plan_builder import Chooser, Prepared, check_prices, plan_for, prepare
+from kernelsimp.solver.process_group import ALONE, ProcessGroup
 from kernelsimp.solver.targets import targets_of
 from kernelsimp.watch import SILENT, Watcher, Within
 
@@ -77,24 +79,30 @@ def calibrated_network(
     room: Room = USUAL,
     *,
     flip: bool = False,
+    group: ProcessGroup = ALONE,
 ) -> CalibratedNetwork:
     """Return what a reconstruction stands on; the last eighth of the images is held back to judge.
 
     `images` are batches of the network's input in a random order, on its device; with `flip`, those to fit
-    to are joined by their left-right mirror images. Raises `KernelsimpError` where there are none, where the
-    network refuses them, and where `room` does not do for one of them.
+    to are joined by their left-right mirror images. Each process of a `group` is given all of them, and goes
+    through its part of every batch. Raises `KernelsimpError` where there are too few, where the network
+    refuses them, and where `room` does not do for one of them.
     """
     stack = ImageStack.of(images, room.kept, room.folder)
     if stack.count < 2:
         raise KernelsimpError(f"{stack.count} calibration images; expected 2 at least, see --calibration")
     held = max(1, round(HELD_BACK * stack.count))
+    if held < group.size and group.first:
+        few = f"{stack.count} calibration images leave {held} to judge by"
+        raise KernelsimpError(f"{few} in {group.size} processes; expected one each, see --calibration")
     fitted = ImageBatches(stack, 0, stack.count - held, room.batch, flip)
     judged = ImageBatches(stack, stack.count - held, stack.count, room.batch)
     copy = in_float32(model)
     traced = trace(copy, fitted.first(2))
-    size = batch_that_fits(copy, traced, fitted.first(1), room)
-    fitted, judged = replace(fitted, size=size), replace(judged, size=size)
-    return CalibratedNetwork(copy, bank, traced, fitted, judged, seed, room)
+    size = min(group.gather(batch_that_fits(copy, traced, fitted.first(1), room)))
+    part = (group.rank, group.size)
+    fitted, judged = (replace(item, size=size, part=part) for item in (fitted, judged))
+    return CalibratedNetwork(copy, bank, traced, fitted, judged, seed, room, group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +112,14 @@ class Surveyed:
     calibrated: CalibratedNetwork
     prepared: Prepared
     judge: DistanceJudge
+
+    def alone(self) -> "Surveyed":
+        """Return the same for what one process of a group does by itself."""
+        if self.calibrated.group.size == 1:
+            return self
+        calibrated = self.calibrated.alone()
+        judge = DistanceJudge(calibrated.model, calibrated.held_back)
+        return replace(self, calibrated=calibrated, judge=judge)
 
 
 def survey_layers(
@@ -118,25 +134,27 @@ def survey_layers(
     of the re-solve are never kept: they hang on the inputs that a plan has changed upstream.
     """
     check_prices(settings)
+    model, group = calibrated.model, calibrated.group
     seen = cached_survey(
         cache,
-        lambda: survey(calibrated.model, calibrated.traced, calibrated.images, calibrated.seed, watcher),
+        lambda: survey(model, calibrated.traced, calibrated.images, calibrated.seed, watcher, group),
         watcher,
+        group,
     )
-    return Surveyed(
-        calibrated,
-        prepare(calibrated.bank, settings, seen),
-        DistanceJudge(calibrated.model, calibrated.held_back),
-    )
+    prepared = prepare(calibrated.bank, settings, seen)
+    return Surveyed(calibrated, prepared, DistanceJudge(model, calibrated.held_back, group))
 
 
 def solve_at_budget(surveyed: Surveyed, choose: Chooser, cost: str, watcher: Watcher = SILENT) -> Solution:
     """Make a plan with `cost`, or with every cost where it is `auto`; re-solve each; keep the nearest."""
     kinds = [layer.kind for layer in surveyed.calibrated.bank.spatial]
     names = costs_to_try(kinds) if cost == "auto" else (cost,)
+    plans = (
+        surveyed.calibrated.group.from_first(partial(plan_for, surveyed.prepared, name, choose))
+        for name in names
+    )
     tried = tuple(
-        try_plan(surveyed, plan_for(surveyed.prepared, name, choose), _at_cost(watcher, place, names))
-        for place, name in enumerate(names)
+        try_plan(surveyed, made, _at_cost(watcher, place, names)) for place, made in enumerate(plans)
     )
     best = min(tried, key=lambda item: item.distance.divergence)
     return Solution(best, tried, best.reconstruction.tensors, best.reconstruction.notes)

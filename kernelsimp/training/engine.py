@@ -127,6 +127,10 @@ def _device(name: str, wanted: int) -> tuple[str, int | None]:
         raise KernelsimpError(
             f"--devices {wanted}: {count} CUDA devices found; ask for fewer, or --device cpu"
         )
+    if wanted > 1 and index:
+        raise KernelsimpError(
+            f"--device {name} is one device, --devices {wanted} are several; pass --device cuda"
+        )
     return "cuda", int(index or 0)
 
 

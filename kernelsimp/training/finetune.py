@@ -135,7 +135,8 @@ class _Finetuning:
             self.file = StateFile(job.folder, owner, settings.save_every)
         self._lay_out(torch.channels_last)
         called: nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
-        self.wrapped, self.optimizer = self.engine.setup(called, make_optimizer(model, settings))
+        optimizer = make_optimizer(model, settings, self.engine.device)
+        self.wrapped, self.optimizer = self.engine.setup(called, optimizer)
         self.teacher = job.teacher.to(self.engine.device).eval() if job.teacher is not None else None
         self.keeper = Keeper(model, EpochJudge(job.val, self.teacher, self.engine.device), verify)
         self.keeper.judge.penalty = job.penalty

@@ -1,7 +1,9 @@
 """What settings and data mean for a fine-tuning run: which images, in which order, judged on which."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +14,10 @@ from kernelsimp.models.network import device_of
 from kernelsimp.records.plan import Plan
 from kernelsimp.settings import Settings
 from kernelsimp.training.finetune import FinetuneJob, Shard
+from kernelsimp.training.ranks import processes
+
+MOST_WORKERS = 8
+"""Threads that load images for a GPU, at most, where the settings name no number."""
 
 
 def job_of(
@@ -31,7 +37,9 @@ def job_of(
         raise KernelsimpError(f"{data.name}: {found}; training takes one class an image")
     return FinetuneJob(
         train=lambda epoch, shard: epoch_batches(data, settings, epoch, shard),
-        val=batches(data.val, preprocess_of(settings.data), settings.data.batch_size),
+        val=batches(
+            data.val, preprocess_of(settings.data), settings.data.batch_size, **loading_of(settings, 0)
+        ),
         teacher=teacher,
         device=str(device_of(settings)),
         seed=settings.run.seed,
@@ -62,6 +70,14 @@ def epoch_batches(data: Data, settings: Settings, epoch: int, shard: Shard = (0,
         settings.data.batch_size,
         shuffle_seed=epoch_seed(seed, epoch, "order"),
         augment_seed=epoch_seed(seed, epoch, "augment"),
-        workers=settings.data.workers,
         shard=shard,
+        **loading_of(settings, settings.data.workers),
     )
+
+
+def loading_of(settings: Settings, workers: int) -> dict[str, Any]:
+    """Return how batches are loaded: by `workers` threads; for a GPU into pinned memory, by one at least."""
+    if device_of(settings).type != "cuda":
+        return {"workers": workers}
+    share = (os.cpu_count() or 1) // processes(settings.finetune)[0]
+    return {"workers": settings.data.workers or max(1, min(MOST_WORKERS, share)), "pinned": True}

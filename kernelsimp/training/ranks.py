@@ -23,15 +23,3 @@ def processes(settings: FinetuneSettings, environment: Mapping[str, str] = os.en
         local = int(environment["LOCAL_WORLD_SIZE"])
         return local, int(environment["WORLD_SIZE"]) // local
     return settings.devices, settings.num_nodes
-
-
-def launch_name(environment: Mapping[str, str] = os.environ) -> str:
-    """Return what the processes of one launch share and those of an earlier one did not, as far as is known.
-
-    Empty where the command starts its own processes: those are started after it has planned.
-    """
-    if "TORCHELASTIC_RUN_ID" in environment:
-        alone = environment.get("GROUP_WORLD_SIZE") == "1"  # one node: torchrun itself tells launches apart
-        names = ("TORCHELASTIC_RUN_ID", "MASTER_PORT")
-        return " ".join([*(environment.get(name, "") for name in names), str(os.getppid()) if alone else ""])
-    return " ".join(environment.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")).strip()
