@@ -1,7 +1,7 @@
 """What `scripts/bench_coding` sets beside ours: rivals are what their names say, and means are means."""
 
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -48,3 +48,11 @@ def test_a_section_is_written_in_its_place(
     bench.write_section("## c\n\nlast\n\n")
     wanted = "# Head\n\n## a\n\nnew\n\n## b\n\nkept\n\n## c\n\nlast\n"
     assert page.read_text(encoding="utf-8") == wanted
+
+
+def test_a_section_has_a_row_a_way(bench: ModuleType) -> None:
+    judge = SimpleNamespace(before=SimpleNamespace(right=90, total=100))
+    rows = [bench.Row("ours", draw, 1000, 89, 0.1, 2.0) for draw in range(2)]
+    text = bench.section("net", [*rows, bench.Row("int8", 0, 2000, 90, 0.0)], judge, "command")
+    assert text.startswith("## net\n\nThe original has 90 of 100 test images right. By `command`.\n")
+    assert "| int8 | 2,000 | 90.0 | +0.00 | 0.0000 |  | 1 |\n| ours | 1,000 | 89.0 | -1.00 | 0.1000 | 2 | 2 |\n" in text
