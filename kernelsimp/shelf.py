@@ -254,6 +254,11 @@ class ImageBatches(Sequence[Tensor]):
         return (self.stop - self.start) * (1 + self.flip)
 
     @property
+    def whole_size(self) -> int:
+        """How many images the parts of the first batch have together."""
+        return min(self.images, self._step * (1 + self.flip))
+
+    @property
     def whole(self) -> "ImageBatches":
         """The batches with the parts of all processes."""
         return replace(self, part=(0, 1))
@@ -347,8 +352,7 @@ def count_images(batches: Sequence[Tensor]) -> int:
 
 def batch_size(batches: Sequence[Tensor]) -> int:
     """Return how many images a whole batch has, all processes' parts of it."""
-    whole = batches.whole if isinstance(batches, ImageBatches) else batches
-    return next(spans_of(whole))[1]
+    return batches.whole_size if isinstance(batches, ImageBatches) else len(batches[0])
 
 
 def spans_of(batches: Sequence[Tensor]) -> Iterator[tuple[int, int]]:

@@ -17,7 +17,7 @@ from kernelsimp.commands.together import works_together
 from kernelsimp.memory import Room
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.settings import DataSettings, FinetuneSettings, PlanSettings, Settings
-from kernelsimp.shelf import ImageBatches, ImageStack, first_images
+from kernelsimp.shelf import ImageBatches, ImageStack, batch_size, first_images
 from kernelsimp.solver.process_group import ALONE, ProcessGroup
 from kernelsimp.solver.solve import calibrated_network
 
@@ -80,15 +80,17 @@ def test_two_processes_have_the_same_to_the_last_bit(ends) -> None:
 def test_the_parts_of_all_processes_are_the_images_once(processes: int, size: int, flip: bool) -> None:
     stack = ImageStack.of([torch.arange(17.0).reshape(17, 1, 1, 1)])
     whole = torch.cat(tuple(ImageBatches(stack, 3, 17, 5, flip))).flatten()
-    found = torch.full((len(whole),), -1.0)
+    found, together = torch.full((len(whole),), -1.0), 0
     for rank in range(processes):
         part = ImageBatches(stack, 3, 17, size, flip, (rank, processes))
         assert part.images == len(whole)
+        together += len(part[0])
         for (first, count), batch in zip(part.spans(), part, strict=True):
             assert len(batch) == count > 0
             assert (found[first : first + count] == -1).all()
             found[first : first + count] = batch.flatten()
     assert torch.equal(found, whole)
+    assert together == batch_size(part) >= size // 2
 
 
 def test_the_first_images_are_the_same_in_any_number_of_processes() -> None:
@@ -155,3 +157,12 @@ def test_training_from_scratch_in_a_later_process_writes_and_says_nothing(
     assert (captured.out, captured.err) == ("", "")
     assert not (tmp_path / "run" / "model.pt").exists()
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_dry_run_is_planned_and_told_by_the_first_process_alone(model, tmp_path, capsys, monkeypatch):
+    images = npz(tmp_path / "images.npz", (8, 8, 3))
+    words = ["simplify", str(model), "--arch", NET, "--data", images, "--dof", "0.5", "--dry-run"]
+    monkeypatch.setenv("RANK", "1")
+    assert run(words) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")

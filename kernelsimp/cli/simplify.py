@@ -77,21 +77,21 @@ def simplify(
     if out_dir is None and not dry_run:
         raise KernelsimpError("simplify needs a place to write: pass --out RUN, or --dry-run to see the plan")
     settings = inputs.settle_for_model(given, config)
-    if out_dir is not None and not dry_run:
-        outputs.check_not_written(out_dir, resumed=settings.finetune.resume, overwrite=overwrite)
-        outputs.check_run(out_dir, Path(model), settings, config, json)
-    if out_dir is not None and not dry_run and not first_process():
-        command.follow_first_process(
-            Path(model), settings, out_dir
-        )  # the first process writes and talks for all
+    written = None if dry_run else out_dir
+    if written is not None:
+        outputs.check_not_written(written, resumed=settings.finetune.resume, overwrite=overwrite)
+        outputs.check_run(written, Path(model), settings, config, json)
+    if not first_process():  # the first process writes and talks for all, and plans alone for a dry run
+        if written is not None:
+            command.follow_first_process(Path(model), settings, written)
         return
     with watch_command(quiet=quiet, json=json, run=out_dir) as watcher:
-        if out_dir is not None and not dry_run:
-            result = command.simplify(Path(model), settings, out_dir, watcher)
+        if written is not None:
+            result = command.simplify(Path(model), settings, written, watcher)
         else:
             plan = command.plan_only(Path(model), settings, watcher)
-    if out_dir is not None and not dry_run:
-        present_run(result, out_dir, json, quiet=quiet, everything=everything)
+    if written is not None:
+        present_run(result, written, json, quiet=quiet, everything=everything)
     elif not quiet and json != "-":
         for table in plan_tables(plan):
             out.print(draw(table))
