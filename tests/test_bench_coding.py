@@ -55,4 +55,7 @@ def test_a_section_has_a_row_a_way(bench: ModuleType) -> None:
     rows = [bench.Row("ours", draw, 1000, 89, 0.1, 2.0) for draw in range(2)]
     text = bench.section("net", [*rows, bench.Row("int8", 0, 2000, 90, 0.0)], judge, "command")
     assert text.startswith("## net\n\nThe original has 90 of 100 test images right. By `command`.\n")
-    assert "| int8 | 2,000 | 90.0 | +0.00 | 0.0000 |  | 1 |\n| ours | 1,000 | 89.0 | -1.00 | 0.1000 | 2 | 2 |\n" in text
+    assert (
+        "| int8 | 2,000 | 90.0 | +0.00 | 0.0000 |  | 1 |\n| ours | 1,000 | 89.0 | -1.00 | 0.1000 | 2 | 2 |\n"
+        in text
+    )

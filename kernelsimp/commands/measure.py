@@ -43,7 +43,6 @@ class StageMeasurer:
         """Measure one stage, unless it was measured or there are no images."""
         if self.data is None or not len(self.data.test) or stage in self.outcomes or stage in self.figures:
             return
-        give_back()  # what was freed since the last stage, which may be a gigabyte
         if self.by_accuracy:
             named = Within(watcher, stage)
             self.outcomes[stage] = measure_module(network.module(), self.data, self.settings, named)
@@ -113,6 +112,7 @@ def check_figure(settings: Settings, *, classifier: bool) -> None:
 
 def measure_module(model: nn.Module, data: Data, settings: Settings, watcher: Watcher) -> Outcome:
     """Return the outcome of a module, on the device of its settings, on the test split."""
+    give_back()  # what was freed before, which may be a gigabyte
     loader = batches_of(data.test, settings, workers=settings.data.workers)
     watcher.start(MEASURING, len(loader))
     return measure(model, loader, device_of(settings), watcher)
