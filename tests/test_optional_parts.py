@@ -72,7 +72,7 @@ def test_a_run_says_what_channels_answer_to_before_and_after(base, tmp_path: Pat
     assert sum(after) > sum(before)  # what was simplified has a name
     for page in ("report.md", "report.html"):
         text = (out / page).read_text()
-        assert all(f"{stage}: What channels answer to" in text for stage in made)
+        assert all(f"explained, {stage}" in text for stage in made)
     capsys.readouterr()
     weights = [base[0], base[1], "--tolerance", "0.1", "--explain", "--out", str(tmp_path / "none")]
     assert run(weights) == 2

@@ -60,7 +60,8 @@ from kernelsimp.report.tables.scan import (
     sentence_table,
     skipped_table,
 )
-from kernelsimp.report.tables.selectivity import selectivity_tables
+from kernelsimp.report.tables.selectivity import SAYS as SELECTIVITY_SAYS
+from kernelsimp.report.tables.selectivity import selectivity_tables, selectivity_words
 from kernelsimp.report.tables.table import Table, cut_table, flat, pairs
 from kernelsimp.report.tables.verdict import budget_words, date_words, first_facts, mood, title_words
 
@@ -221,8 +222,18 @@ def _sections(report: Report) -> list[Section]:
         *_robustness(report),
         *(
             Section(table.title, tables=_tables_with_rows(table))
-            for table in (*similarity_tables(report.similarity), *selectivity_tables(report.selectivity))
+            for table in similarity_tables(report.similarity)
         ),
+        *_selectivity(report),
+    ]
+
+
+def _selectivity(report: Report) -> list[Section]:
+    stages = report.selectivity or {}
+    said = "; ".join(f"{printable(name)}: {selectivity_words(found)}" for name, found in stages.items())
+    return [
+        Section(table.title, tables=_tables_with_rows(table), says=f"{said}. {SELECTIVITY_SAYS}")
+        for table in selectivity_tables(stages)
     ]
 
 
@@ -343,12 +354,12 @@ def _environment() -> Environment:
     return made
 
 
-@lru_cache(maxsize=4)
 def _breakable(text: str) -> Markup:
     """Return a text that may go on in the next line after the dots of its names."""
     return Markup("<wbr>").join(map(escape, re.split(r"(?<=\w\.)(?=[^\W\d])", text)))
 
 
+@lru_cache(maxsize=4)
 def _asset(name: str) -> Markup:
     return Markup((files("kernelsimp.report") / "templates" / name).read_text(encoding="utf-8"))
 
