@@ -75,8 +75,11 @@ class Pager:
         storages = {key: torch.UntypedStorage._new_with_weak_ptr(ref.cdata) for key, ref in here.items()}
         size = sum(item.nbytes() for item in storages.values() if item is not None)
         others = sum(self.held.values()) - self.held.get(owner, 0)
+        comes = owner not in self.held
         self.held[owner] = size if others + size <= self.limit else 0
         if self.held[owner]:
+            if comes:
+                give_back()  # a pass that comes from the start has left much behind
             return
         for key, storage in storages.items():
             if storage is not None and storage.nbytes():
