@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from study_parts.ground import Study
 from study_parts.information import information
-from study_parts.intent import ALIKE, FDR, MINDED, WIDEST, intent
+from study_parts.intent import ALIKE, FDR, MINDED, WIDEST, WIDEST_DEPTHWISE, intent
 from study_parts.learning import growth, roles
 from study_parts.readable import DEALT, LAYERS, decomposition, selectivity
 from study_parts.repair import TUNING, repair, together, tuning
