@@ -36,10 +36,10 @@ CLAIMS = {
         "images",
         f"Found: beyond the ring null at a false discovery rate of {FDR:.0%}. Each found kernel is paired "
         f"with an imposed one of the same dimension and grid, in any layer; both lie within {WIDEST} of a "
-        f"family, their weight errors differ by {ALIKE - 1:.0%} at most and how much the loss minds an "
-        f"error (the trace of the kernel's Fisher information) by {MINDED - 1:.0%}. All of one kind are "
-        "snapped at once; noise has the norm of each kernel's own error, so its two columns tell how well "
-        "importance was matched.",
+        f"family ({WIDEST_DEPTHWISE} in depthwise layers), their weight errors differ by {ALIKE - 1:.0%} "
+        "at most and how much the loss minds an error (the trace of the kernel's Fisher information) by "
+        f"{MINDED - 1:.0%}. All of one kind are snapped at once; noise has the norm of each kernel's own "
+        "error, so its two columns tell how well importance was matched.",
     ),
     "growth": Claim(
         "Structure beyond chance grows while a network learns",
