@@ -58,7 +58,9 @@ CLAIMS = {
         "A draw is a pair of seeds, none in two pairs. Channels of two networks are matched one to one by "
         "the correlation of what they answer to the same images; chance is how often a channel of the "
         "other network's layer has the family. A channel's family is the one its kernels' energy lies in "
-        "most, in standard deviations of a white kernel's.",
+        "most, in standard deviations of a white kernel's. Where a layer sees the image itself, as the first "
+        "depthwise one of `digits` does, kernels that answer alike are alike: a part of this is by "
+        "construction.",
     ),
     "together": Claim(
         "Kernels are co-adapted: snapping all layers together costs more than each alone, summed",
