@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from study_parts.ground import Study
 from study_parts.information import information
-from study_parts.intent import ALIKE, FDR, MINDED, WIDEST, intent
+from study_parts.intent import ALIKE, FDR, MINDED, WIDEST, WIDEST_DEPTHWISE, intent
 from study_parts.learning import growth, roles
 from study_parts.readable import DEALT, LAYERS, decomposition, selectivity
 from study_parts.repair import TUNING, repair, together, tuning
@@ -36,10 +36,10 @@ CLAIMS = {
         "images",
         f"Found: beyond the ring null at a false discovery rate of {FDR:.0%}. Each found kernel is paired "
         f"with an imposed one of the same dimension and grid, in any layer; both lie within {WIDEST} of a "
-        f"family, their weight errors differ by {ALIKE - 1:.0%} at most and how much the loss minds an "
-        f"error (the trace of the kernel's Fisher information) by {MINDED - 1:.0%}. All of one kind are "
-        "snapped at once; noise has the norm of each kernel's own error, so its two columns tell how well "
-        "importance was matched.",
+        f"family ({WIDEST_DEPTHWISE} in depthwise layers), their weight errors differ by {ALIKE - 1:.0%} "
+        "at most and how much the loss minds an error (the trace of the kernel's Fisher information) by "
+        f"{MINDED - 1:.0%}. All of one kind are snapped at once; noise has the norm of each kernel's own "
+        "error, so its two columns tell how well importance was matched.",
     ),
     "growth": Claim(
         "Structure beyond chance grows while a network learns",
@@ -58,7 +58,9 @@ CLAIMS = {
         "A draw is a pair of seeds, none in two pairs. Channels of two networks are matched one to one by "
         "the correlation of what they answer to the same images; chance is how often a channel of the "
         "other network's layer has the family. A channel's family is the one its kernels' energy lies in "
-        "most, in standard deviations of a white kernel's.",
+        "most, in standard deviations of a white kernel's. Where a layer sees the image itself, as the first "
+        "depthwise one of `digits` does, kernels that answer alike are alike: a part of this is by "
+        "construction.",
     ),
     "together": Claim(
         "Kernels are co-adapted: snapping all layers together costs more than each alone, summed",

@@ -17,8 +17,11 @@ from kernelsimp.solver.fisher import Sensitivity
 from study_parts.ground import Judge, Study, with_tensors
 from study_parts.statistics import Measured
 
-WIDEST = 0.3
-"""Kernels further than this from every family are in no pair: snapping them is no simplification."""
+WIDEST, WIDEST_DEPTHWISE = 0.3, 0.15
+"""Kernels further than this from every family are in no pair: snapping them is no simplification.
+
+Dense layers have too few pairs within the second, and depthwise ones lose all accuracy within the first.
+"""
 
 ALIKE, MINDED = 1.1, 1.25
 """The errors of a pair differ by the first factor at most, and how much the loss minds it by the second."""
@@ -66,7 +69,8 @@ class Kernels:
     @staticmethod
     def of(layer: LayerKernels, seen: Sensitivity) -> "Kernels":
         examined = examine(layer)
-        best, flat = examined.best(WIDEST), layer.kernels.flatten(0, 1)
+        widest = WIDEST_DEPTHWISE if layer.kind == "depthwise" else WIDEST
+        best, flat = examined.best(widest), layer.kernels.flatten(0, 1)
         named = torch.from_numpy(best != NONE).reshape(-1, *[1] * (flat.dim() - 1))
         snapped = torch.where(named, projected(examined, best.tolist()), flat)
         error = (snapped - flat).flatten(1).norm(dim=1).double().numpy()

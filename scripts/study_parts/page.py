@@ -64,16 +64,15 @@ def introduction(cells: Sequence[Row], command: str) -> str:
 
 
 def told(cell: Row, level: float) -> str:
-    """Return the verdicts on one network: of each measure, the first comparison."""
+    """Return the verdicts on one network by its measures' first comparisons."""
     words: dict[str, list[str]] = {}
     for row in cell["rows"]:
         words.setdefault(verdict(row["gaps"][0], level), []).append(row["measure"].split(",")[0])
-    if not words:
-        return f"{cell['network']}: nothing to compare"
-    single = len(cell["rows"]) == 1
-    parts = [
-        f"**{word}**" + ("" if single else f" ({', '.join(words[word])})") for word in HELD if word in words
-    ]
+    if len(words) < 2:
+        return f"{cell['network']}: **{next(iter(words), 'nothing to compare')}**"
+    parts = [f"**{word}** ({', '.join(words[word])})" for word in HELD[:2] if word in words]
+    if HELD[2] in words:
+        parts.append(f"**{HELD[2]}** ({len(words[HELD[2]])} of {len(cell['rows'])} measures)")
     return f"{cell['network']}: {', '.join(parts)}"
 
 
