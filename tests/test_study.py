@@ -77,6 +77,18 @@ def test_many_comparisons_take_a_verdict_back(study: ModuleType) -> None:
     assert verdict(gap, 0.05 / 40) == "cannot be told"
 
 
+def test_the_more_hold_the_less_each_is_corrected(study: ModuleType) -> None:
+    from study_parts.page import level_of
+
+    def cells(*means: float) -> list[Any]:
+        gaps = [{"mean": mean, "error": 1.0, "freedom": 1e9} for mean in means]
+        return [{"rows": [{"gaps": gaps}]}]
+
+    assert level_of(cells(9.0, 0.1, 0.2, 0.3)) == pytest.approx(0.05 / 4)
+    assert level_of(cells(9.0, 9.0, 9.0, 0.3)) == pytest.approx(0.15 / 4)
+    assert level_of(cells(0.1, 0.2)) == pytest.approx(0.05 / 2)
+
+
 def test_a_found_kernel_is_paired_with_what_is_alike_in_error_and_importance(study: ModuleType) -> None:
     from study_parts.intent import Kernels, couples_of
 

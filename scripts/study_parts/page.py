@@ -24,7 +24,7 @@ UNANSWERED = (
 
 def page(cells: Sequence[Row], command: str) -> str:
     """Return the page of cells that were measured."""
-    level = WRONG / max(1, comparisons(cells))
+    level = level_of(cells)
     lines = ["# Do the founding claims hold?", ""]
     for claim in CLAIMS:
         here = [cell for cell in cells if cell["claim"] == claim]
@@ -48,6 +48,18 @@ def comparisons(cells: Sequence[Row]) -> int:
     return sum(len(row["gaps"]) for cell in cells for row in cell["rows"])
 
 
+def level_of(cells: Sequence[Row]) -> float:
+    """Return with what probability a corrected interval misses, so that few verdicts of the page are wrong.
+
+    The false discovery rate is that of Benjamini and Hochberg (1995), and intervals at the same level are
+    theirs who may be selected (Benjamini and Yekutieli, 2005).
+    """
+    gaps = [gap for cell in cells for row in cell["rows"] for gap in row["gaps"]]
+    ranked = enumerate(sorted(gap_in(gap).chance for gap in gaps), start=1)
+    told = max((rank for rank, chance in ranked if chance <= WRONG * rank / len(gaps)), default=1)
+    return WRONG * told / max(1, len(gaps))
+
+
 def introduction(cells: Sequence[Row], command: str) -> str:
     spent, count = sum(cell["seconds"] for cell in cells) / 60, comparisons(cells)
     return (
@@ -57,9 +69,10 @@ def introduction(cells: Sequence[Row], command: str) -> str:
         "claim. A gap is by how much the first of two arms is better. Intervals are over units (images, "
         "channels, layers...) and draws (other calibration images, or seeds) by Student's t, with the "
         "degrees of freedom that so few draws leave; they err on the wide side. A verdict is that of the "
-        f"corrected interval: there are {count} comparisons on this page, so it misses with probability "
-        f"{WRONG:g} / {count} (Bonferroni). *Cannot be told* is what is left where it holds zero. What is "
-        "not in the tables was not measured."
+        f"corrected interval: there are {count} comparisons on this page, and of all that hold or do not "
+        f"hold {WRONG:.0%} may be chance (Benjamini and Hochberg), so it misses with probability "
+        f"{level_of(cells):.2g}. *Cannot be told* is what is left where it holds zero. What is not in the "
+        "tables was not measured."
     )
 
 

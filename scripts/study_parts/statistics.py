@@ -37,6 +37,15 @@ class Gap:
         half = float(stats.t.ppf(1 - wrong / 2, self.freedom)) * self.error if self.error else 0.0
         return self.mean - half, self.mean + half
 
+    @property
+    def chance(self) -> float:
+        """How often a mean as far from zero comes by chance where there is no gap; 1 where nothing varied.
+
+        >>> round(Gap(1.96, 1.0, 1e9).chance, 3)
+        0.05
+        """
+        return 2 * float(stats.t.sf(abs(self.mean) / self.error, self.freedom)) if self.error else 1.0
+
 
 def gap_of(differences: Sequence[Floats], places: Sequence[NDArray[np.int64]]) -> Gap:
     """Return the mean of differences, one array (units,) a draw; `places` (units,) say which units they are.
