@@ -68,6 +68,17 @@ def test_both_draws_and_units_widen_an_interval(study: ModuleType) -> None:
     assert moved.error < of_both.error  # twelve images tell more than four that come thrice
 
 
+def test_one_figure_alone_tells_nothing(study: ModuleType) -> None:
+    from study_parts.page import verdict
+    from study_parts.statistics import gap_of
+
+    alone = gap_of([np.ones(1)], [np.zeros(1, dtype=int)])
+    assert alone.interval() == (-math.inf, math.inf)
+    assert verdict(vars(alone), 0.05) == "cannot be told"
+    same = gap_of([np.zeros(5)] * 2, [np.arange(5)] * 2)
+    assert same.interval() == (0.0, 0.0)
+
+
 def test_many_comparisons_take_a_verdict_back(study: ModuleType) -> None:
     from study_parts.page import verdict
 

@@ -12,9 +12,11 @@ WRONG = 0.05
 HELD = ("holds", "does not hold", "cannot be told")
 
 UNANSWERED = (
-    "What in a network predicts, before simplifying, how far it can be compressed: the issue that asks "
-    "for it names three ResNet-20s by different people, and one was at hand. One network says nothing of "
-    "that.",
+    "What in a network predicts, before simplifying, how far it can be compressed: that takes several "
+    "networks of one kind by different people, and of ResNet-20 one was at hand. One network says nothing "
+    "of that.",
+    "A network that is not in a claim's table was not measured on that claim; ResNet-32 and 44 were not "
+    "at hand.",
     "Networks that were penalised or constrained while they were trained: see [three "
     "ways](study_three_ways.md).",
     "Bytes at a budget of accuracy, beside other coders: see [the study of coding](study_coding.md), "
@@ -64,6 +66,7 @@ def introduction(cells: Sequence[Row], command: str) -> str:
     spent, count = sum(cell["seconds"] for cell in cells) / 60, comparisons(cells)
     return (
         f"Measured by `{command}`, which keeps its results in `docs/study.jsonl` and with `--write "
+<<<<<<< HEAD
         f"docs/study.md` makes this page of them; {spent:.0f} CPU minutes in all. At most {IMAGES} test "
         "images a draw, which choose nothing. Bold are the verdicts on the first comparison of each "
         "claim. A gap is by how much the first of two arms is better. Intervals are over units (images, "
@@ -73,6 +76,16 @@ def introduction(cells: Sequence[Row], command: str) -> str:
         f"hold {WRONG:.0%} may be chance (Benjamini and Hochberg), so it misses with probability "
         f"{level_of(cells):.2g}. *Cannot be told* is what is left where it holds zero. What is not in the "
         "tables was not measured."
+=======
+        f"docs/study.md` makes this page of them; its cells took {spent:.0f} CPU minutes in all. At most "
+        f"{IMAGES} test images a draw, which choose nothing. Bold are the verdicts on the first comparison "
+        "of each claim. A gap is by how much the first of two arms is better. Intervals are over units "
+        "(images, channels, layers...) and draws (other calibration images, or seeds) by Student's t, "
+        "with the degrees of freedom that so few draws leave; they err on the wide side. A verdict is "
+        f"that of the corrected interval: there are {count} comparisons on this page, so it misses with "
+        f"probability {WRONG:g} / {count} (Bonferroni). *Cannot be told* is what is left where it holds "
+        "zero. What is not in the tables was not measured."
+>>>>>>> 56a693b987813578db8de1ef0487a48f23084503
     )
 
 

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Gap:
-    """A mean difference, its standard error and the degrees of freedom of that."""
+    """A mean difference, its standard error and the degrees of freedom of that: 0 where nothing tells it."""
 
     mean: float
     error: float
@@ -34,6 +34,8 @@ class Gap:
         >>> round(low, 2), round(high, 2)
         (0.02, 1.98)
         """
+        if self.freedom == 0:
+            return -math.inf, math.inf
         half = float(stats.t.ppf(1 - wrong / 2, self.freedom)) * self.error if self.error else 0.0
         return self.mean - half, self.mean + half
 
@@ -50,14 +52,17 @@ class Gap:
 def gap_of(differences: Sequence[Floats], places: Sequence[NDArray[np.int64]]) -> Gap:
     """Return the mean of differences, one array (units,) a draw; `places` (units,) say which units they are.
 
-    A draw alone, or one unit, adds no variance of its own kind: the page says how many there were.
+    A draw alone, or one unit, adds no variance of its own kind: the page says how many there were. One unit
+    of one draw tells no error at all.
     """
     draws = np.array([item.mean() for item in differences])
     units = _means_by_unit(np.concatenate(list(differences)), np.concatenate(list(places)))
     parts = [_variance_of_mean(item) for item in (draws, units)]
     total = sum(variance for variance, _ in parts)
     lost = sum(variance**2 / freedom for variance, freedom in parts if freedom)
-    return Gap(float(draws.mean()), math.sqrt(total), total**2 / lost if lost else math.inf)
+    known = any(freedom for _, freedom in parts)
+    freedom = total**2 / lost if lost else math.inf if known else 0.0
+    return Gap(float(draws.mean()), math.sqrt(total), freedom)
 
 
 def _means_by_unit(values: Floats, places: NDArray[np.int64]) -> Floats:
