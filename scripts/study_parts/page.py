@@ -66,9 +66,8 @@ def introduction(cells: Sequence[Row], command: str) -> str:
     spent, count = sum(cell["seconds"] for cell in cells) / 60, comparisons(cells)
     return (
         f"Measured by `{command}`, which keeps its results in `docs/study.jsonl` and with `--write "
-<<<<<<< HEAD
-        f"docs/study.md` makes this page of them; {spent:.0f} CPU minutes in all. At most {IMAGES} test "
-        "images a draw, which choose nothing. Bold are the verdicts on the first comparison of each "
+        f"docs/study.md` makes this page of them; its cells took {spent:.0f} CPU minutes. At most {IMAGES} "
+        "test images a draw, which choose nothing. Bold are the verdicts on the first comparison of each "
         "claim. A gap is by how much the first of two arms is better. Intervals are over units (images, "
         "channels, layers...) and draws (other calibration images, or seeds) by Student's t, with the "
         "degrees of freedom that so few draws leave; they err on the wide side. A verdict is that of the "
@@ -76,16 +75,6 @@ def introduction(cells: Sequence[Row], command: str) -> str:
         f"hold {WRONG:.0%} may be chance (Benjamini and Hochberg), so it misses with probability "
         f"{level_of(cells):.2g}. *Cannot be told* is what is left where it holds zero. What is not in the "
         "tables was not measured."
-=======
-        f"docs/study.md` makes this page of them; its cells took {spent:.0f} CPU minutes in all. At most "
-        f"{IMAGES} test images a draw, which choose nothing. Bold are the verdicts on the first comparison "
-        "of each claim. A gap is by how much the first of two arms is better. Intervals are over units "
-        "(images, channels, layers...) and draws (other calibration images, or seeds) by Student's t, "
-        "with the degrees of freedom that so few draws leave; they err on the wide side. A verdict is "
-        f"that of the corrected interval: there are {count} comparisons on this page, so it misses with "
-        f"probability {WRONG:g} / {count} (Bonferroni). *Cannot be told* is what is left where it holds "
-        "zero. What is not in the tables was not measured."
->>>>>>> 56a693b987813578db8de1ef0487a48f23084503
     )
 
 
