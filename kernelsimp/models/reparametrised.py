@@ -187,20 +187,20 @@ def _weight_normed(length: Tensor, direction: Tensor) -> Tensor | None:
     if direction.ndim < 2:
         return None
     if length.ndim == 0:
-        return torch._weight_norm(wide, length.detach().to(wide.dtype), -1).to(direction.dtype)
+        return torch._weight_norm(wide, _wide(length).to(wide.dtype), -1).to(direction.dtype)
     kept = [axis for axis, size in enumerate(length.shape) if size != 1]
     if length.ndim != direction.ndim or len(kept) > 1:
         return None
     axis = kept[0] if kept else next((at for at, size in enumerate(direction.shape) if size == 1), -1)
     if kept and length.shape[axis] != direction.shape[axis]:
         return None
-    return torch._weight_norm(wide, length.detach().to(wide.dtype), axis).to(direction.dtype)
+    return torch._weight_norm(wide, _wide(length).to(wide.dtype), axis).to(direction.dtype)
 
 
 def _spectrally_normed(weight: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
     """Return W / (u . W v); W is flattened along axis 0, or 1 as transposed convolutions are."""
     wide = _wide(weight)
-    u, v = left.detach().to(wide.dtype), right.detach().to(wide.dtype)
+    u, v = _wide(left).to(wide.dtype), _wide(right).to(wide.dtype)
     choices = []
     for axis in (0, 1)[: weight.ndim]:
         matrix = wide.movedim(axis, 0).flatten(1)
@@ -215,5 +215,6 @@ def _spectrally_normed(weight: Tensor, left: Tensor, right: Tensor) -> Tensor | 
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
+    """Return a copy, in float32 at least: numbers as they lie in a mapped file may add up otherwise."""
+    tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
