@@ -100,9 +100,9 @@ CLAIMS = {
         "Half of the degrees of freedom, re-solved, no training; controls are re-solved, too. "
         f"Corruptions: {', '.join(CORRUPTIONS)} at five severities. Units are images, blocks of {BLOCK} "
         f"images for noise, shifts and PGD, and {GROUPS} parts of a jackknife for the gap and the "
-        "calibration error. A row means something for robustness only where clean accuracy is tied: it "
-        "has a row of its own. On seven measures, random subspaces say whether it is the families or only "
-        "the smaller network.",
+        "calibration error. The jackknife takes the bias off, so an error may fall below 0. A row means "
+        "something for robustness only where clean accuracy is tied: it has a row of its own. On seven "
+        "measures, random subspaces say whether it is the families or only the smaller network.",
     ),
     "selectivity": Claim(
         "Simplified networks are easier to explain",
