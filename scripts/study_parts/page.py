@@ -73,8 +73,8 @@ def introduction(cells: Sequence[Row], command: str) -> str:
         "degrees of freedom that so few draws leave; they err on the wide side. A verdict is that of the "
         f"corrected interval: there are {count} comparisons on this page, and of all that hold or do not "
         f"hold {WRONG:.0%} may be chance (Benjamini and Hochberg), so it misses with probability "
-        f"{level_of(cells):.2g}. *Cannot be told* is what is left where it holds zero: with two to four draws "
-        "that is often for want of draws. Those of digits and MobileNetV1 were raised after a look at fewer. "
+        f"{level_of(cells):.2g}. *Cannot be told* is what is left where it holds zero, "
+        "often for want of draws. Those of digits and MobileNetV1 were raised after a look at fewer. "
         "What is not in the tables was not measured."
     )
 

@@ -46,7 +46,11 @@ class Gap:
         >>> round(Gap(1.96, 1.0, 1e9).chance, 3)
         0.05
         """
-        return 2 * float(stats.t.sf(abs(self.mean) / self.error, self.freedom)) if self.error and self.freedom else 1.0
+        return (
+            2 * float(stats.t.sf(abs(self.mean) / self.error, self.freedom))
+            if self.error and self.freedom
+            else 1.0
+        )
 
 
 def gap_of(differences: Sequence[Floats], places: Sequence[NDArray[np.int64]]) -> Gap:
