@@ -61,7 +61,7 @@ def test_all_three_forms_put_out_what_the_original_does(
     assert before["correct_bits"] == after["correct_bits"]
     assert before["ci95"][0] < before["top1"] < before["ci95"][1]
     assert [item["batch"] for item in made["latency"]] == [1, 32]
-    assert "## Thinner layers, latency" in (tmp_path / "small.md").read_text()
+    assert "## Latency" in (tmp_path / "small.md").read_text()
 
 
 def test_the_python_file_needs_nothing_of_ours(place: Path, tmp_path: Path, faster: Measured) -> None:

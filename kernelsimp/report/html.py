@@ -48,7 +48,12 @@ from kernelsimp.report.tables.comparison import (
     similarity_tables,
 )
 from kernelsimp.report.tables.course import course_tables, kept_words, training_table, training_word
-from kernelsimp.report.tables.factorised import factorised_facts, factorised_sections
+from kernelsimp.report.tables.factorised import (
+    alone_title,
+    factorised_facts,
+    factorised_sections,
+    factorised_title,
+)
 from kernelsimp.report.tables.headline import headline, in_words, speed_words, survival_words
 from kernelsimp.report.tables.robustness import SAYS, robustness_charts, robustness_tables
 from kernelsimp.report.tables.run import control_table, family_table, layer_table, stage_table
@@ -177,12 +182,14 @@ def comparison_html(found: Comparison) -> str:
 def factorised_html(made: Factorised) -> str:
     """Return an export to thinner layers as one self-contained page."""
     *sections, (how, _) = factorised_sections(made)
+    title, subtitle = factorised_title(made)
     return page(
-        title="What thinner layers buy at run time",
-        lead=f"Measured on {printable(made.machine)}.",
+        title=title,
+        subtitle=subtitle,
+        lead=f"What thinner layers buy at run time, measured on {printable(made.machine)}.",
         facts=factorised_facts(made),
         sections=[
-            Section(table.title, tables=(table,), says=says, sortable=not place)
+            Section(alone_title(table), tables=(table,), says=says, sortable=not place)
             for place, (table, says) in enumerate(sections)
         ],
         facts_below=[how],

@@ -14,7 +14,7 @@ from kernelsimp.report import fmt
 from kernelsimp.report.tables.coded import coded_tables
 from kernelsimp.report.tables.comparison import similarity_tables
 from kernelsimp.report.tables.course import course_tables, training_table
-from kernelsimp.report.tables.factorised import factorised_sections
+from kernelsimp.report.tables.factorised import alone_title, factorised_sections, factorised_title
 from kernelsimp.report.tables.headline import headline, in_words, label_words, speed_words, survival_words
 from kernelsimp.report.tables.pair import pair_tables
 from kernelsimp.report.tables.robustness import robustness_tables
@@ -71,10 +71,11 @@ def runs_markdown(runs: Sequence[Named]) -> str:
 
 def factorised_markdown(made: Factorised) -> str:
     """Return a factorised export as Markdown, with every row of its tables."""
-    parts = ["# What thinner layers buy at run time"]
+    title, said = factorised_title(made)
+    parts = [f"# {escape_markdown(title)}", said]
     for table, says in factorised_sections(made):
         body = table_markdown(table, len(table.rows))
-        parts += filter(None, (f"## {table.title}", body, says))
+        parts += filter(None, (f"## {alone_title(table)}", body, says))
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,5 +1,6 @@
 """A factorised export as JSON and tables: of its own report, and of the report of the run that it is of."""
 
+from pathlib import PurePath
 from typing import Any
 
 from kernelsimp.error_text import printable
@@ -48,6 +49,12 @@ def factorised_sections(made: Factorised | None) -> tuple[tuple[Table, str], ...
     return tuple((table, says) for table, says in tables if table.rows)
 
 
+def alone_title(table: Table) -> str:
+    """Return the title of a table where it stands among no others than these."""
+    title = table.title.removeprefix(f"{TITLE}, ")
+    return title[:1].upper() + title[1:]
+
+
 def factorised_facts(made: Factorised) -> tuple[Fact, ...]:
     """Return the figures of the first screen: what is left, where it is faster, and the accuracy."""
     (_, before), (_, after) = zip(made.parameters, made.macs, strict=True)
@@ -65,6 +72,18 @@ def factorised_facts(made: Factorised) -> tuple[Fact, ...]:
             Fact("accuracy change", fmt.points(made.accuracy.change_pp), f"95 % interval {change} pp")
         )
     return tuple(facts)
+
+
+def factorised_title(made: Factorised) -> tuple[str, str]:
+    """Return which network it is, and in one line what the export came to."""
+    facts = {fact.name: fact.value for fact in factorised_facts(made)}
+    said = [f"{facts['multiplications left']} of the multiplications"]
+    if any(item.ratio is not None for item in made.latency):
+        said.append(f"measured to be faster in {facts['measured to be faster']} ways")
+    if "accuracy change" in facts:
+        said.append(facts["accuracy change"])
+    name = PurePath(str(made.source.get("path") or made.source.get("arch") or "network")).stem
+    return printable(f"{name} in thinner layers"), ", ".join(said)
 
 
 def run_facts(made: Factorised | None) -> tuple[Fact, ...]:
