@@ -1,7 +1,8 @@
 """The coded export: a network in as few bytes as a budget allows, judged on what the file decodes to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,8 @@ def _on_images(network: Network, data: Data, source: ExportSource, watcher: Watc
     ground = replace(ground, room=calibrated.room)
     job = CodingJob(network, ground)
     budget = Budget(trials.limit, first_price(ground), by_size=settings.coding.size is not None)
-    found = search_price(lambda price: code_network(ground, price, watcher), trials.of(job), budget, watcher)
+    measure = partial(trials.measure, job)
+    found = search_price(lambda price: code_network(ground, price, watcher), measure, budget, watcher)
     best = found.best.coding
     assert best.model is not None
     far = trials.held.distance(best.model).divergence
@@ -181,24 +183,18 @@ class _Trials:
             watcher.note(f"judging by {self.words}")
             self.judge = budget_judge(task, watcher)
 
-    def of(self, job: CodingJob) -> Callable[[Coding], tuple[int, float]]:
-        """Return what gives the bytes of a coding, and what the budget is held against."""
-
-        def measure(made: Coding) -> tuple[int, float]:
-            assert made.model is not None
-            size, far = job.file(made).size, self.held.distance(made.model).divergence
-            self.points.append(CodedPoint(made.price, size, far))
-            return size, far if self.judge is None else self.judge.drop(job.decoded(made).module())
-
-        return measure
+    def measure(self, job: CodingJob, made: Coding) -> tuple[int, float]:
+        """Return the bytes of a coding, and what the budget is held against."""
+        assert made.model is not None
+        size, far = job.file(made).size, self.held.distance(made.model).divergence
+        self.points.append(CodedPoint(made.price, size, far))
+        return size, far if self.judge is None else self.judge.drop(job.decoded(made).module())
 
 
 def _check_disk(calibrated: CalibratedNetwork) -> None:
     """Raise `KernelsimpError` where the disk has no room for what the passes of both networks still need."""
     layers = layer_modules(calibrated.model)
-    waiting = np.zeros(
-        calibrated.count
-    )  # bytes of each image, at the largest of the layers that are read of it
+    waiting = np.zeros(calibrated.count)  # bytes of an image, at the largest layer that is read of it
     for use in calibrated.traced.uses:
         module = layers[use.name][0]
         read = waiting[: images_enough(module, use.positions)]

@@ -15,12 +15,11 @@ from torch import Tensor, nn, split
 
 from kernelsimp.models.stages import groups_of, matrix_of
 from kernelsimp.solver.moments import (
-    IMAGES_AT_LEAST,
-    READ_AT_MOST,
     ROWS_A_CELL_AT_LEAST,
     ROWS_AT_ONCE,
     ROWS_ENOUGH,
     WindowSampling,
+    images_giving,
     rows_of,
     rows_wanted,
     windows,
@@ -122,15 +121,14 @@ def reading_of(layer: nn.Module, inputs: Tensor, images: int) -> Reading:
     128 images at least: early layers, whose outputs are large, do with fewer of them. A kernel that alone
     makes an output has few numbers and needs fewer windows.
     """
-    positions = max(1, _positions(layer, inputs))
-    rows = _rows_enough(layer)
+    positions, rows = max(1, _positions(layer, inputs)), _rows_enough(layer)
     taken = min(images, images_enough(layer, positions))
     return Reading(taken, min(1.0, rows / max(1, taken * positions)))
 
 
 def images_enough(layer: nn.Module, positions: int) -> int:
     """Return how many images a layer of so many `positions` an image is read of; there may be fewer."""
-    return max(IMAGES_AT_LEAST, math.ceil(_rows_enough(layer) / (READ_AT_MOST * positions)))
+    return images_giving(_rows_enough(layer), positions)
 
 
 def _rows_enough(layer: nn.Module) -> int:

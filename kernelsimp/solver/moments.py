@@ -98,7 +98,12 @@ def rows_wanted(width: int) -> int:
 
 def images_wanted(use: Use, width: int) -> int:
     """Return how many images give a layer of D = `width` its windows; there may be fewer."""
-    return max(IMAGES_AT_LEAST, math.ceil(rows_wanted(width) / (READ_AT_MOST * use.positions)))
+    return images_giving(rows_wanted(width), use.positions)
+
+
+def images_giving(rows: int, positions: int) -> int:
+    """Return how many images give so many windows, where each has so many `positions`."""
+    return max(IMAGES_AT_LEAST, math.ceil(rows / (READ_AT_MOST * positions)))
 
 
 def windows(call: Call) -> Tensor:
