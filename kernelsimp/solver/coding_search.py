@@ -183,7 +183,8 @@ def search_price(
         size, spent = measure(coding)
         trial = CodingTrial(coding, size, size if by_size else spent)
         tried.append((price, size, spent))
-        watcher.note(f"price {price:.2g} a bit: {size:,} bytes, spent {trial.spent:.4g} of {limit:g}")
+        told = f"of {limit:,.0f}" if by_size else f"spent {spent:.4g} of {limit:g}"
+        watcher.note(f"price {price:.2g} a bit: {size:,} bytes, {told}")
         if best is None or _better(trial, best, budget):
             best = trial
         within = trial.spent <= limit
