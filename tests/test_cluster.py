@@ -197,6 +197,10 @@ def test_an_item_that_ends_every_worker_is_lost_alone() -> None:
     assert isinstance(results[1], Lost)
 
 
+def test_nobody_is_started_for_nothing() -> None:
+    assert not list(each_result(abs, [], Cluster(scheduler="tcp://127.0.0.1:9")))
+
+
 BAD = [
     (Cluster(0), "--jobs is 0; expected 1 or more"),
     (Cluster(2, memory=-1.0), "--memory is -1; expected gigabytes, more than 0"),

@@ -1,6 +1,10 @@
 """What is held at once: shelves, stacks of images, batch sizes, and what a replay leaves for later."""
 
 import gc
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -327,3 +331,28 @@ def test_no_memory_is_told_from_other_failures() -> None:
     assert not memory.is_out_of_memory(RuntimeError("shapes differ"))
     assert not memory.is_out_of_memory(KernelsimpError("out of memory"))
     assert shelf.PREFIX == "shelf-"
+
+
+FAULTS = """
+import resource, sys, torch
+from kernelsimp.memory import reuse_freed_memory
+
+if sys.argv[1] == "reused":
+    reuse_freed_memory()
+for turn in range(40):
+    pieces = [torch.ones(2_000_000) for _ in range(3)]
+    if turn == 20:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    del pieces
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's heap is set")
+def test_freed_memory_is_used_again_without_asking_the_system() -> None:
+    def faults(how: str) -> int:
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, capture_output=True, check=True, env=plain).stdout)
+
+    assert faults("reused") < 1000 < faults("not")

@@ -19,6 +19,7 @@ from kernelsimp.commands.scan_sources import Source, sources_of
 from kernelsimp.commands.scan_store import ScanStore, stamp_of
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_text
+from kernelsimp.memory import reuse_freed_memory
 from kernelsimp.models.header import convolutions_in, header_of
 from kernelsimp.models.remote import is_address
 from kernelsimp.models.scannable import Scannable, open_address
@@ -175,6 +176,7 @@ def _keep(done: Scanned, source: Source, job: ManyJob, store: ScanStore | None) 
 def scan_piece(job: ManyJob, piece: Piece) -> Scanned | ScannedPart:
     """Scan one network, or a part of one; what the user can mend becomes a line."""
     source = piece.source
+    reuse_freed_memory()  # here, since this runs on the workers
     try:
         opened = _opened(source.place, job)
         part = scan_part(
