@@ -23,6 +23,9 @@ ENOUGH = 1 << 30
 PIXELS_AT_ONCE = 16 * 224 * 224
 """On a CPU a pass without gradients takes so many pixels at once: larger batches are no faster there."""
 
+SHARE_AT_ONCE = 1 / 8
+"""The share of a GPU's free memory that the numbers of one step may take."""
+
 M_ARENA_MAX = -8
 """What glibc's `mallopt` calls the number of heaps."""
 
@@ -66,7 +69,10 @@ USUAL = Room()
 def free_bytes(device: torch.device) -> int:
     """Return what is free: on the GPU, or on the machine and within its control group."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free, total = torch.cuda.mem_get_info(device)
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        ours = min(free + torch.cuda.memory_reserved(device), int(share * total))
+        return int(max(0, ours - torch.cuda.memory_allocated(device)))
     return min([_machine_free(), *(_group_free(*files) for files in CGROUPS)])
 
 
@@ -86,6 +92,19 @@ def resident_bytes() -> int:
 def used_bytes(device: torch.device) -> int:
     """Return what this process holds on a device: of its own on the CPU, allocated on a GPU."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
+
+
+def numbers_at_once(device: torch.device, usual: int, each: int) -> int:
+    """Return how many numbers one step may work on, where each takes `each` bytes with all its copies.
+
+    On a CPU it is `usual`: more is no faster there. On a GPU it is what the card has room for.
+
+    >>> numbers_at_once(torch.device("cpu"), 1 << 20, 16)
+    1048576
+    """
+    if device.type == "cpu":
+        return usual
+    return max(1, int(SHARE_AT_ONCE * free_bytes(device)) // each)
 
 
 def give_back() -> None:
