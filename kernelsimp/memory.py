@@ -29,6 +29,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 REUSED = 1 << 25
 """Pieces up to this (32 MiB, the most that every glibc takes) are worth keeping for the next of their size."""
 
+SHARE_AT_ONCE = 1 / 8
+"""The share of a GPU's free memory that the numbers of one step may take."""
+
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -69,7 +72,10 @@ USUAL = Room()
 def free_bytes(device: torch.device) -> int:
     """Return what is free: on the GPU, or on the machine and within its control group."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free, total = torch.cuda.mem_get_info(device)
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        ours = min(free + torch.cuda.memory_reserved(device), int(share * total))
+        return int(max(0, ours - torch.cuda.memory_allocated(device)))
     return min([_machine_free(), *(_group_free(*files) for files in CGROUPS)])
 
 
@@ -89,6 +95,19 @@ def resident_bytes() -> int:
 def used_bytes(device: torch.device) -> int:
     """Return what this process holds on a device: of its own on the CPU, allocated on a GPU."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
+
+
+def numbers_at_once(device: torch.device, usual: int, each: int) -> int:
+    """Return how many numbers one step may work on, where each takes `each` bytes with all its copies.
+
+    On a CPU it is `usual`: more is no faster there. On a GPU it is what the card has room for.
+
+    >>> numbers_at_once(torch.device("cpu"), 1 << 20, 16)
+    1048576
+    """
+    if device.type == "cpu":
+        return usual
+    return max(1, int(SHARE_AT_ONCE * free_bytes(device)) // each)
 
 
 def give_back() -> None:

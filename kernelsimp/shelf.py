@@ -355,6 +355,13 @@ def batch_size(batches: Sequence[Tensor]) -> int:
     return batches.whole_size if isinstance(batches, ImageBatches) else len(batches[0])
 
 
+def smaller_batches(batches: Sequence[Tensor], images: int) -> Sequence[Tensor]:
+    """Return the same images in batches of at most so many; an image and its mirror image stay together."""
+    if isinstance(batches, ImageBatches):
+        return replace(batches, size=min(batches.size, images))
+    return [part for batch in batches for part in torch.split(batch, images)]
+
+
 def spans_of(batches: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
     """Yield for each batch the place of its first image among all, and how many images it has."""
     if isinstance(batches, ImageBatches):

@@ -15,6 +15,7 @@ from saying import refusal
 from torch import Tensor, nn
 
 from kernelsimp import memory, shelf
+from kernelsimp.batch_limit import ONE_IS_TOO_MANY
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.memory import GB, Room, free_bytes
@@ -222,7 +223,7 @@ def test_a_survey_without_memory_for_one_image_is_one_line(monkeypatch: pytest.M
 
     monkeypatch.setattr(model, "forward", cramped)
     words = refusal(lambda: survey(model, traced, [images], seed=3))
-    assert words == "memory does not do for a backward pass of one image; use --device cpu"
+    assert words == ONE_IS_TOO_MANY
 
 
 # ---------------------------------------------------------------- the walk

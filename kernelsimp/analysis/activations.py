@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kernelsimp.data.transforms import epoch_seed
 from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.memory import is_out_of_memory
 from kernelsimp.models.hooks import listening_to
 from kernelsimp.models.layers import conv_modules
 
@@ -100,6 +101,8 @@ class ActivationSubject:
         try:
             return self.model(images)
         except Exception as error:  # a network can raise anything
+            if is_out_of_memory(error):
+                raise
             shape = " x ".join(map(str, images.shape[1:]))
             advice = "both networks must take the same images; see --input-size, --crop and --channels"
             raise KernelsimpError(

@@ -32,12 +32,14 @@ from kernelsimp.cli.report import report
 from kernelsimp.cli.scan import scan
 from kernelsimp.cli.simplify import simplify
 from kernelsimp.cli.train import train
-from kernelsimp.error_text import one_line
+from kernelsimp.error_text import one_line, short
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.training.ranks import first_process
 from kernelsimp.version import __version__
 
 INTERRUPTED = 130
+
+NO_MEMORY = "memory does not do for this; lower --batch-size or --memory, or pass --device cpu"
 
 app = typer.Typer(
     name="kernelsimp",
@@ -110,6 +112,10 @@ def run(arguments: list[str]) -> int:
         # typer ships its own click in some versions: know its usage errors by what they can do
         if hasattr(error, "format_message"):
             return _fail(error.format_message() + _where(error), 2)
+        from kernelsimp.memory import is_out_of_memory  # here, because importing torch takes seconds
+
+        if is_out_of_memory(error):
+            return _fail(f"{NO_MEMORY} ({short(error)})", 2)
         return _bug()
     if code == INTERRUPTED:  # typer has met the interrupt before us
         return _say_interrupted()

@@ -1,10 +1,12 @@
 """Measuring one network on the test split, or several for robustness; nothing here chooses anything."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kernelsimp.analysis.selectivity import measure_selectivity
+from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.commands.inputs import load_split, open_data
 from kernelsimp.commands.measure import measure_module
 from kernelsimp.commands.outputs import NEEDS
@@ -99,7 +101,8 @@ def robustness_of(
     if not settings.robustness.robustness or data is None:
         return None
     models = {name: network.module() for name, network in networks.items()}
-    found: dict[str, Any] = to_plain(assess(models, data, bench_of(settings), settings.robustness, watcher))
+    bench = replace(bench_of(settings), limit=BatchLimit(watcher))
+    found: dict[str, Any] = to_plain(assess(models, data, bench, settings.robustness, watcher))
     return found
 
 

@@ -141,9 +141,14 @@ def _on_images(network: Network, data: Data, source: ExportSource, watcher: Watc
     task = Task(network, data, settings)
     calibrated = calibrate(task, data.calibration(settings.data.calibration, settings.run.seed), watcher)
     _check_disk(calibrated)
-    trials = _Trials(DistanceJudge(calibrated.model, calibrated.held_back), task, watcher)
+    limit = calibrated.limit
+    held = DistanceJudge(calibrated.model, calibrated.held_back, limit=limit)
+    trials = _Trials(held, task, watcher)
     dtypes = {name: item.dtype for name, item in network.checkpoint.tensors.items()}
-    ground = prepare_ground(calibrated.model, calibrated.images, dtypes, calibrated.seed, watcher)
+    ground = limit.in_batches(
+        lambda images: prepare_ground(calibrated.model, images, dtypes, calibrated.seed, watcher),
+        calibrated.images,
+    )
     if source.plan is not None:
         planned = planned_menus(source.plan.layers, source.plan.structures)
         ground = replace(ground, menus={**ground.menus, **planned})
@@ -151,7 +156,13 @@ def _on_images(network: Network, data: Data, source: ExportSource, watcher: Watc
     job = CodingJob(network, ground)
     budget = Budget(trials.limit, first_price(ground), by_size=settings.coding.size is not None)
     measure = partial(trials.measure, job)
-    found = search_price(lambda price: code_network(ground, price, watcher), measure, budget, watcher)
+
+    def make(price: float) -> Coding:
+        return limit.in_batches(
+            lambda images: code_network(replace(ground, images=images), price, watcher), ground.images
+        )
+
+    found = search_price(make, measure, budget, watcher)
     best = found.best.coding
     assert best.model is not None
     far = trials.held.distance(best.model).divergence

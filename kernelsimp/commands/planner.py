@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.commands.inputs import batches_of, layers_by_name, load_split, room_of
 from kernelsimp.commands.rounds import check_rounds, simplify_in_rounds
 from kernelsimp.commands.task import Task
@@ -145,13 +146,14 @@ def budget_judge(task: Task, watcher: Watcher) -> BudgetJudge:
     """
     assert task.data is not None
     settings, data = task.settings, task.data
-    original, metric = task.network.module(), metric_of(settings)
+    original, metric, limit = task.network.module(), metric_of(settings), BatchLimit(watcher)
     if settings.plan.holdout is None:
-        return BudgetJudge(original, load_split(data.val, settings), metric, group=task.group)
+        seen = load_split(data.val, settings)
+        return BudgetJudge(original, seen, metric, group=task.group, limit=limit)
     split = holdout_split(data, settings.data, settings.plan.holdout, settings.run.seed)
-    judge = BudgetJudge(original, load_split(split, settings), metric, "holdout", task.group)
+    judge = BudgetJudge(original, load_split(split, settings), metric, "holdout", task.group, limit)
     if judge.top1 is not None and len(data.val):
-        known = BudgetJudge(original, load_split(data.val, settings)).top1
+        known = BudgetJudge(original, load_split(data.val, settings), limit=limit).top1
         if known is not None and known - judge.top1 > UNSEEN_GAP:
             watcher.warn(
                 f"the original network has {known:.1f} % right on validation images, {judge.top1:.1f} % on "
@@ -242,7 +244,7 @@ def calibrate(task: Task, images: Split, watcher: Watcher) -> CalibratedNetwork:
     watcher.note(
         f"up to {room.bytes / GB:.1f} GB of memory (--memory), {len(calibrated.images[0])} images at once"
     )
-    return calibrated
+    return replace(calibrated, limit=BatchLimit(watcher))
 
 
 def check_memory(network: Network, data: Data | None, settings: Settings) -> None:

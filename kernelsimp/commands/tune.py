@@ -7,6 +7,7 @@ from typing import cast, get_args
 
 from torch import nn
 
+from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.commands.inputs import batches_of
 from kernelsimp.commands.task import Task
 from kernelsimp.models.network import Network
@@ -72,7 +73,8 @@ def re_estimate_network(task: Task, chosen: Chosen, watcher: Watcher) -> Chosen:
     if not (batch_norms(model) and len(data.train) and len(data.val)):
         watcher.note("batch norm is not re-estimated: that takes batch norms, train and val images")
         return chosen
-    judge = EpochJudge(batches_of(data.val, settings), task.network.module(), device)
+    limit = BatchLimit(watcher)
+    judge = EpochJudge(batches_of(data.val, settings), task.network.module(), device, limit)
     before = judge.mark(model)
     watcher.start("re-estimating batch norm")
     re_estimate(model, epoch_batches(data, settings, 1), device)

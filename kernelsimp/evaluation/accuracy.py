@@ -9,6 +9,7 @@ import binascii
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 
 import numpy as np
@@ -18,9 +19,11 @@ from scipy.special import bdtr
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.outputs import class_scores
+from kernelsimp.memory import is_out_of_memory
 from kernelsimp.models.outputs import describe_output
 from kernelsimp.records.report import Stage
 from kernelsimp.watch import SILENT, Watcher
@@ -59,16 +62,21 @@ class Outcome:
 
 
 def measure(
-    model: nn.Module, loader: Loader, device: torch.device | str = "cpu", watcher: Watcher = SILENT
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device | str = "cpu",
+    watcher: Watcher = SILENT,
+    limit: BatchLimit | None = None,
 ) -> Outcome:
     """Measure a classifier on (images, labels) batches, in evaluation mode, without gradients.
 
-    The model, already on `device`, is left in the mode it was found in. Raises `KernelsimpError` where
-    the network refuses the images, gives something else than finite (n, classes), or has too few classes.
+    The model, already on `device`, is left in the mode it was found in. Batches that memory does not do for
+    are halved, by `limit` where one is given. Raises `KernelsimpError` where the network refuses the images,
+    gives something else than finite (n, classes), or has too few classes.
     """
     correct: list[Tensor] = []
     loss, in_five, classes = 0.0, 0, 0
-    for logits, labels in outputs(model, loader, device):
+    for logits, labels in outputs(model, loader, device, limit or BatchLimit(watcher)):
         classes = logits.shape[1]
         correct.append((logits.argmax(1) == labels).cpu())
         loss += float(cross_entropy(logits.double(), labels, reduction="sum"))
@@ -83,23 +91,37 @@ def measure(
 
 
 def outputs(
-    model: nn.Module, loader: Loader, device: torch.device | str = "cpu"
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device | str = "cpu",
+    limit: BatchLimit | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (logits (n, classes), labels (n,)) on `device` for each batch; raises as `measure` does."""
+    limit = limit or BatchLimit()
     with evaluation_mode(model), torch.no_grad():
         for images, labels in loader:
             here = labels.to(device, non_blocking=True)
-            yield checked_logits(model, images.to(device, non_blocking=True), here), here
+            yield logits_within(limit, model, images.to(device, non_blocking=True), here), here
+
+
+def logits_within(limit: BatchLimit, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Return what `checked_logits` does, in as many parts as memory needs; no gradients may be asked for."""
+    return torch.cat(limit.in_parts(partial(checked_logits, model), images, labels))
 
 
 def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the network's output for one batch, once it is known to be usable; raises as `measure` does."""
+    """Return the network's output for one batch, once it is known to be usable; raises as `measure` does.
+
+    Where memory does not do for it, what torch raised is raised.
+    """
     shape = " x ".join(map(str, images.shape[1:]))
     try:
         output = model(images)
     except KernelsimpError:  # it already says what is wrong
         raise
     except Exception as error:  # a network can raise anything: RuntimeError, ValueError, TypeError...
+        if is_out_of_memory(error):
+            raise
         words = short(error, 200)
         advice = "see --input-size, --crop and --channels"
         raise KernelsimpError(f"the network cannot take images {shape}: {words}; {advice}") from error

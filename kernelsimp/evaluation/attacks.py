@@ -94,8 +94,8 @@ def _survival(attacks: tuple[_Attack, _Attack], split: Split) -> list[float]:
     with evaluation_mode(fgsm.model):
         for images, labels in fgsm.bench.raw(split):
             beside = images + pgd.radius * _noise(images, pgd.bench.seed, total)
-            right[0] += fgsm.count_survivors(images, labels, images)
-            right[1] += pgd.count_survivors(images, labels, beside)
+            for place, (attack, start) in enumerate(((fgsm, images), (pgd, beside))):
+                right[place] += sum(pgd.bench.limit.in_parts(attack.count_survivors, images, labels, start))
             total += len(labels)
     if total == 0:
         raise KernelsimpError("no images to measure on; expected at least one batch")

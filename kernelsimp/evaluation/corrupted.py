@@ -15,7 +15,7 @@ from torch import nn
 
 from kernelsimp.data.splits import Split
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.evaluation.accuracy import Bools, checked_logits, evaluation_mode, mcnemar, paired_interval
+from kernelsimp.evaluation.accuracy import Bools, evaluation_mode, logits_within, mcnemar, paired_interval
 from kernelsimp.evaluation.stability import Bench
 from kernelsimp.watch import SILENT, Watcher
 
@@ -105,7 +105,7 @@ def _correct(models: Mapping[str, nn.Module], split: Split, bench: Bench) -> dic
         there, truth = images.to(bench.device), labels.to(bench.device)
         for name, model in models.items():
             with evaluation_mode(model), torch.no_grad():
-                right = checked_logits(model, there, truth).argmax(1) == truth
+                right = logits_within(bench.limit, model, there, truth).argmax(1) == truth
             parts[name].append(right.cpu().numpy())
     if len(split) == 0:
         raise KernelsimpError("no images to measure on; expected at least one batch")

@@ -16,7 +16,7 @@ from kernelsimp.data.cifar_c import official_suite
 from kernelsimp.data.corruptions import STYLE, Suite, style_suite
 from kernelsimp.data.splits import Data, Split
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.evaluation.accuracy import Outcome, measure
+from kernelsimp.evaluation.accuracy import Outcome
 from kernelsimp.evaluation.attacks import Adversarial, adversarial, check_attacks
 from kernelsimp.evaluation.corrupted import (
     CorruptedTop1,
@@ -98,7 +98,7 @@ def assess(
     results, tested = {}, []
     for name, model in models.items():
         watcher.start(f"robustness of {name}")
-        clean = measure(model, bench.batches(trial.test), bench.device)
+        clean = bench.measure(model, trial.test)
         tested.append(CorruptionTrial(name, clean.correct, cells[name]))
         results[name] = trial.of(model, clean, scores(cells[name]))
     changes = tuple(corruption_change(tested[0], other) for other in tested[1:])
@@ -153,7 +153,7 @@ def train_test_gap(model: nn.Module, train: Split, test: Outcome, bench: Bench) 
     part = sample(train, test.total, bench.seed)
     if len(part) == 0:
         return None
-    seen = measure(model, bench.batches(part), bench.device).top1
+    seen = bench.measure(model, part).top1
     return Gap(seen, test.top1, seen - test.top1, min(len(part), test.total))
 
 

@@ -5,7 +5,7 @@ Images come in 0..1 before normalising, so that shifts and black borders mean pi
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean, pstdev
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, softmax
 
+from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.data.splits import Split
 from kernelsimp.data.transforms import Batches, Preprocess, epoch_seed
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.evaluation.accuracy import checked_logits, evaluation_mode, measure, outputs
+from kernelsimp.evaluation.accuracy import Outcome, evaluation_mode, logits_within, measure, outputs
 
 BINS = 15
 """Bins of equal width over confidence, as in Guo et al. 2017."""
@@ -27,17 +28,25 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Bench:
-    """How networks are run: the normalising, the device they are on, and the seed of all that is random."""
+    """How networks are run: the normalising, the device they are on, and the seed of all that is random.
+
+    `limit` says how many images go through at once where memory does not do for `batch_size`.
+    """
 
     preprocess: Preprocess
     device: str = "cpu"
     batch_size: int = 128
     workers: int = 0
     seed: int = 0
+    limit: BatchLimit = field(default_factory=BatchLimit)
 
     def batches(self, split: Split) -> Batches:
         """Return normalised batches of a split in its own order."""
         return Batches(split, self.preprocess, self.batch_size, workers=self.workers)
+
+    def measure(self, model: nn.Module, split: Split) -> Outcome:
+        """Measure a network on a split."""
+        return measure(model, self.batches(split), self.device, limit=self.limit)
 
     def raw(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches in 0..1, on the device."""
@@ -85,7 +94,7 @@ def weight_noise(
         found = []
         for draw in range(draws):
             noisy = _Noisy(model, _perturb_weights(model, level, epoch_seed(bench.seed, draw, "noise")))
-            found.append(measure(noisy, bench.batches(split), bench.device).top1)
+            found.append(bench.measure(noisy, split).top1)
         rows.append(NoiseLevel(level, fmean(found), pstdev(found), draws))
     return tuple(rows)
 
@@ -168,7 +177,9 @@ def _agreement(
     with evaluation_mode(model), torch.no_grad():
         for images, labels in bench.raw(split):
             answers = [
-                checked_logits(model, bench.preprocess.normalise(change(images)), labels).argmax(1)
+                logits_within(bench.limit, model, bench.preprocess.normalise(change(images)), labels).argmax(
+                    1
+                )
                 for change in (lambda unchanged: unchanged, *changes)
             ]
             same += [int((answer == answers[0]).sum()) for answer in answers[1:]]
@@ -199,7 +210,7 @@ def calibration(model: nn.Module, split: Split, bench: Bench) -> Calibration:
     `KernelsimpError` as `measure` does.
     """
     confidence, correct, loss = [], [], 0.0
-    for logits, labels in outputs(model, bench.batches(split), bench.device):
+    for logits, labels in outputs(model, bench.batches(split), bench.device, bench.limit):
         largest = softmax(logits.double(), 1).max(1)
         confidence.append(largest.values.cpu().numpy())
         correct.append((largest.indices == labels).cpu().numpy())

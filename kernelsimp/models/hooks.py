@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.memory import is_out_of_memory
 from kernelsimp.models.layers import conv_modules
 
 Call = tuple[nn.Module, Tensor]
@@ -107,6 +108,8 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
         try:
             model(images)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             shape = " x ".join(map(str, images.shape[1:]))
             advice = "see --input-size, --crop and --channels"
             raise KernelsimpError(

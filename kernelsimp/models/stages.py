@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from kernelsimp.error_text import short
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.memory import is_out_of_memory
 from kernelsimp.models.layers import CONVOLUTIONS, TRANSPOSED
 from kernelsimp.models.stored_order import LONE, canonical, stored_order
 
@@ -100,6 +101,8 @@ def stages_of(model: nn.Module, images: Tensor) -> tuple[Stage, ...]:
         try:
             model(images.clone())
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             shape = " x ".join(map(str, images.shape[1:]))
             raise KernelsimpError(
                 f"the network cannot take images {shape}: {short(error)}; see --input-size, --crop and "

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.memory import BESIDE, GB, Room, is_out_of_memory, used_bytes
 from kernelsimp.models.hooks import Trace
@@ -22,7 +23,7 @@ def batch_that_fits(model: nn.Module, traced: Trace, image: Tensor, room: Room) 
 
     Raises `KernelsimpError` where `room` does not do for one.
     """
-    each = bytes_of_a_pass(model, traced, image)
+    (each,) = BatchLimit().in_parts(lambda one: bytes_of_a_pass(model, traced, one), image)
     left = room.working(image.device)
     if each > left:
         beside = used_bytes(image.device)

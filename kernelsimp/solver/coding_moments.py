@@ -16,13 +16,13 @@ from torch import Tensor, nn, split
 from kernelsimp.models.stages import groups_of, matrix_of
 from kernelsimp.solver.moments import (
     ROWS_A_CELL_AT_LEAST,
-    ROWS_AT_ONCE,
     ROWS_ENOUGH,
     WindowSampling,
     images_giving,
     rows_of,
     rows_wanted,
     windows,
+    windows_at_once,
 )
 
 Array = NDArray[np.float64]
@@ -150,7 +150,7 @@ def _rows(
     linear = isinstance(layer, nn.Linear)
     image, place = sampling.places(len(inputs), _positions(layer, inputs), batch)
     filters = int(layer.out_features if linear else layer.out_channels)  # type: ignore[arg-type]
-    at_once = max(256, ROWS_AT_ONCE // (groups_of(layer) * matrix_of(layer).shape[1]))
+    at_once = windows_at_once(inputs.device, groups_of(layer) * matrix_of(layer).shape[1])
     for some, where in zip(split(image, at_once), split(place, at_once), strict=True):
         some, where = some.to(inputs.device), where.to(inputs.device)
         if linear:

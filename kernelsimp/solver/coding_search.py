@@ -126,9 +126,11 @@ def _calls(model: nn.Module, layer: list[nn.Module], images: Sequence[Tensor]) -
             )
             for module in layer
         ]
-        model(batch.clone())
-        for handle in handles:
-            handle.remove()
+        try:
+            model(batch.clone())
+        finally:
+            for handle in handles:
+                handle.remove()
         yield from seen
 
 

@@ -31,6 +31,7 @@ from kernelsimp.shelf import count_images
 from kernelsimp.solver.coding_kernels import KernelMenu
 from kernelsimp.solver.coding_moments import FitMoments, Seen, fit_moments, identity_moments, reading_of
 from kernelsimp.solver.passes import Change, Passes, Stop
+from kernelsimp.solver.precision import full_float32
 from kernelsimp.watch import SILENT, Watcher
 
 Array = NDArray[np.float64]
@@ -82,6 +83,7 @@ class Coding:
         return sum(item.bits for item in self.tensors.values())
 
 
+@full_float32()
 def code_network(ground: Ground, price: float, watcher: Watcher = SILENT) -> Coding:
     """Return the network coded at one price of a bit, in nats an image.
 

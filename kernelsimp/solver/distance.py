@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.evaluation.divergence import divergence
 from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.shelf import count_images
@@ -28,19 +29,29 @@ class Distance:
 class DistanceJudge:
     """Remembers what the original network says about `images`, and compares others with it.
 
-    With a `group`, `images` are this process's part of them, and distances are over those of all.
+    With a `group`, `images` are this process's part of them, and distances are over those of all. `limit`
+    says how many go through a network at once.
     """
 
-    def __init__(self, original: nn.Module, images: Sequence[Tensor], group: ProcessGroup = ALONE) -> None:
-        self.images, self.group = images, group
-        self.answers = [_answers(original, batch) for batch in images]
+    def __init__(
+        self,
+        original: nn.Module,
+        images: Sequence[Tensor],
+        group: ProcessGroup = ALONE,
+        limit: BatchLimit | None = None,
+    ) -> None:
+        self.images, self.group, self.limit = images, group, limit or BatchLimit()
+        self.answers = [_answers(original, batch, self.limit) for batch in images]
         self.count = count_images(images)
 
     def distance(self, model: nn.Module) -> Distance:
         """Return how far `model` is from the original network; NaN where there are no images."""
         if not self.count:
             return Distance(float("nan"), None)
-        pairs = [(old, _answers(model, batch)) for old, batch in zip(self.answers, self.images, strict=True)]
+        pairs = [
+            (old, _answers(model, batch, self.limit))
+            for old, batch in zip(self.answers, self.images, strict=True)
+        ]
         if all(is_classifier(old) for old, _ in pairs):
             return self._as_classifier([(old[0], new[0]) for old, new in pairs])
         error = sum(
@@ -61,8 +72,9 @@ class DistanceJudge:
 def relative_error(original: nn.Module, model: nn.Module, images: Iterable[Tensor]) -> float:
     """Return ||output - original output|| / ||original output|| over batches of images; NaN for no output."""
     error = whole = 0.0
+    limit = BatchLimit()
     for batch in images:
-        for old, new in zip(_answers(original, batch), _answers(model, batch), strict=True):
+        for old, new in zip(_answers(original, batch, limit), _answers(model, batch, limit), strict=True):
             error += float((new - old).square().sum())
             whole += float(old.square().sum())
     return float((error / whole) ** 0.5) if whole else float("nan")
@@ -74,7 +86,11 @@ def is_classifier(output: Sequence[Tensor]) -> bool:
 
 
 @torch.no_grad()
-def _answers(model: nn.Module, images: Tensor) -> list[Tensor]:
-    output = model(images)
-    scores = class_scores(output)
-    return [item.double() for item in (output_tensors(output) if scores is None else [scores])]
+def _answers(model: nn.Module, images: Tensor, limit: BatchLimit) -> list[Tensor]:
+    def answer(part: Tensor) -> list[Tensor]:
+        output = model(part)
+        scores = class_scores(output)
+        return [item.double() for item in (output_tensors(output) if scores is None else [scores])]
+
+    parts = limit.in_parts(answer, images)
+    return parts[0] if len(parts) == 1 else [torch.cat(items) for items in zip(*parts, strict=True)]

@@ -21,14 +21,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_leaves
 
-from kernelsimp.errors import DamagedError, KernelsimpError
+from kernelsimp.batch_limit import BatchLimit
+from kernelsimp.errors import DamagedError
 from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.files import read_sealed, write_sealed
 from kernelsimp.memory import give_back, is_out_of_memory
 from kernelsimp.models.hooks import Call, Trace, tap_convolutions
 from kernelsimp.models.layers import TRANSPOSED, kind_of
 from kernelsimp.shelf import count_images, spans_of
-from kernelsimp.solver.moments import ROWS_AT_ONCE, WindowSampling, rows_of, sampling_for, windows
+from kernelsimp.solver.moments import WindowSampling, rows_of, sampling_for, windows, windows_at_once
+from kernelsimp.solver.precision import full_float32
 from kernelsimp.solver.process_group import ALONE, ProcessGroup
 from kernelsimp.watch import SILENT, Watcher
 
@@ -49,6 +51,7 @@ class Sensitivity:
     kernels: Tensor | None = None
 
 
+@full_float32()
 def survey(
     model: nn.Module,
     traced: Trace,
@@ -69,33 +72,20 @@ def survey(
     surveyor = _Surveyor(model, {use.name: sampling_for(use, 1, count, seed) for use in traced.uses}, seed)
     spans = list(spans_of(images))
     watcher.start("measuring what each layer sees", sum(size for _, size in spans))
-    most = count
+    limit = BatchLimit(watcher)
+
+    def look(images: Tensor, places: range) -> None:
+        surveyor.look(images, places.start)
+        watcher.step(len(images))
+
     with without_weight_gradients(model), torch.enable_grad():
         for batch, (first, _) in zip(images, spans, strict=True):
-            done = 0
-            while done < len(batch):
-                part = batch[done : done + most]
-                try:
-                    surveyor.look(part, first + done)
-                except RuntimeError as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    most = _halved(len(part), watcher)
-                    continue
-                done += len(part)
-                watcher.step(len(part))
+            limit.in_parts(look, batch, range(first, first + len(batch)))
             give_back()
     surveyor.share(group)
     if not surveyor.heard:
         watcher.warn("this network gives no gradients: every output channel counts alike")
     return surveyor.result(count)
-
-
-def _halved(images: int, watcher: Watcher) -> int:
-    if images == 1:
-        raise KernelsimpError("memory does not do for a backward pass of one image; use --device cpu")
-    watcher.warn(f"out of memory with {images} images at once: going on with {images // 2}")
-    return images // 2
 
 
 @contextmanager
@@ -268,7 +258,7 @@ class _Sum:
         positions = math.prod(view.shape[2 : 2 + len(module.kernel_size)])
         image, place = sampling.places(view.shape[0], positions, first, self.calls)
         cells = math.prod(module.kernel_size)
-        size = max(256, ROWS_AT_ONCE // (view.shape[1] * cells))
+        size = windows_at_once(view.device, view.shape[1] * cells)
         for images, places in zip(torch.split(image, size), torch.split(place, size), strict=True):
             rows = rows_of(call, images, places)  # (groups, rows, D)
             split = rows.reshape(len(rows), len(images), -1, cells).transpose(1, 2).flatten(0, 1)

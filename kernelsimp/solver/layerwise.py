@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.memory import USUAL, Room, give_back
 from kernelsimp.models.hooks import Trace, Use
@@ -23,6 +24,7 @@ from kernelsimp.models.replay import Replay
 from kernelsimp.shelf import ImageBatches, Shelf, batch_size, count_images, spans_of
 from kernelsimp.solver.alternating import settle
 from kernelsimp.solver.moments import Moments, images_wanted, pair_moments, sampling_for
+from kernelsimp.solver.precision import full_float32
 from kernelsimp.solver.process_group import ALONE, ProcessGroup
 from kernelsimp.solver.projected_cg import FilterConstraint, UnsolvableError, resolve
 from kernelsimp.solver.targets import Target
@@ -35,7 +37,8 @@ class CalibratedNetwork:
 
     `model` runs in float32, in evaluation mode; `images` are batches of its input, in a random order,
     `held_back` batches that judge and are never fitted to. `room` says what may be held in memory at once.
-    With a `group`, both are this process's part of the batches.
+    With a `group`, both are this process's part of the batches. `limit` knows where memory did not do for
+    a batch.
     """
 
     model: nn.Module
@@ -46,6 +49,7 @@ class CalibratedNetwork:
     seed: int = 0
     room: Room = USUAL
     group: ProcessGroup = ALONE
+    limit: BatchLimit = field(default_factory=BatchLimit)
 
     @property
     def count(self) -> int:
@@ -133,8 +137,21 @@ def reconstruct(
     """Return the network in which the layers of `targets` are what these ask for.
 
     With `fitted` false every kernel is only projected and nothing else moves. A layer whose moments are
-    singular, missing or of too few rows is projected too, and its `Fit` says so.
+    singular, missing or of too few rows is projected too, and its `Fit` says so. Where memory does not do for
+    a batch, all begins again with batches of half the size; of a `group`, no process can do so alone.
     """
+    if calibrated.group.size > 1:
+        return _reconstruct(calibrated, targets, watcher, fitted=fitted)
+    return calibrated.limit.in_batches(
+        lambda images: _reconstruct(replace(calibrated, images=images), targets, watcher, fitted=fitted),
+        calibrated.images,
+    )
+
+
+@full_float32()
+def _reconstruct(
+    calibrated: CalibratedNetwork, targets: Mapping[str, Target], watcher: Watcher, *, fitted: bool
+) -> Reconstruction:
     state = _ReconstructionState(copy.deepcopy(calibrated.model))
     layers = {layer.name: layer for layer in calibrated.bank.layers}
     now, before = (
@@ -194,28 +211,43 @@ class _FittedLayer:
 def _fit_layer(
     model: nn.Module, use: Use, work: tuple[LayerKernels, Target | None], moments: Moments | None
 ) -> _FittedLayer | None:
-    """Return what becomes of one layer of the network as it is now; None where it stays."""
-    layer, target = work
-    if moments is None or (moments.same and target is None):
+    """Return what becomes of one layer of the network as it is now; None where it stays.
+
+    A device that runs out of memory hands the layer to the CPU.
+    """
+    if moments is None or (moments.same and work[1] is None):
         return None
+    device = moments.gram.device
+    try:
+        return _fitted_layer(model, use, work, moments)
+    except torch.OutOfMemoryError:
+        if device.type == "cpu":
+            raise
+    made = _fitted_layer(model, use, work, moments.to("cpu"))
+    told = f"{device} ran out of memory, solved on the CPU"
+    trouble = f"{told}; {made.fit.trouble}" if made.fit.trouble else told
+    return replace(made, fit=replace(made.fit, trouble=trouble))
+
+
+def _fitted_layer(
+    model: nn.Module, use: Use, work: tuple[LayerKernels, Target | None], moments: Moments
+) -> _FittedLayer:
+    """Return what becomes of one layer, on the device of its moments."""
+    layer, target = work
     shifted = takes_shift(model, use)
     metric = moments.centred() if shifted else moments
     weights, fit = _solve(layer, target, metric)
     kernels = _kernels_in_place(layer, target, weights)
-    written = kernels.double().reshape(weights.shape)
+    written = kernels.double().reshape(weights.shape).to(moments.gram.device)
     tensors = _stored(model, layer, kernels)
     if shifted:
-        tensors |= _shifted(model, use, written, moments.to("cpu"))
-    here = metric.to("cpu")
-    share = here.error(written).sum() / here.power.sum().clamp_min(1e-300)
+        tensors |= _shifted(model, use, written, moments)
+    share = metric.error(written).sum() / metric.power.sum().clamp_min(1e-300)
     return _FittedLayer(tensors, replace(fit, output_error=float(share.sqrt())))
 
 
 def _solve(layer: LayerKernels, target: Target | None, moments: Moments) -> tuple[Tensor, Fit]:
-    """Return the fitted weights on the CPU, or the projected ones with the reason.
-
-    A device that runs out of memory hands the layer to the CPU.
-    """
+    """Return the fitted weights on the CPU, or the projected ones with the reason."""
     device = moments.gram.device
     original = layer_weights(layer)
     free = FilterConstraint(layer.kernels[0, 0].numel(), ())
@@ -231,12 +263,6 @@ def _solve(layer: LayerKernels, target: Target | None, moments: Moments) -> tupl
     except UnsolvableError as reason:
         instead = "only projected" if target else "left as it was"
         return _unfitted(layer, target, constraint), Fit(None, trouble=f"{reason}; {instead}")
-    except torch.OutOfMemoryError:
-        if device.type == "cpu":
-            raise
-    weights, fit = _solve(layer, target, moments.to("cpu"))
-    told = f"{device} ran out of memory, solved on the CPU"
-    return weights, replace(fit, trouble=f"{told}; {fit.trouble}" if fit.trouble else told)
 
 
 def _unfitted(layer: LayerKernels, target: Target | None, constraint: FilterConstraint) -> Tensor:

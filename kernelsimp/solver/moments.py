@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kernelsimp.memory import numbers_at_once
 from kernelsimp.models.hooks import Call, Use
 from kernelsimp.models.layers import TRANSPOSED
 from kernelsimp.solver.process_group import ALONE, ProcessGroup
@@ -31,7 +32,10 @@ IMAGES_AT_LEAST = 128
 this: neighbouring windows say the same."""
 
 ROWS_AT_ONCE = 1 << 23
-"""Windows times cells in memory at once."""
+"""Windows times cells in memory at once, on a CPU."""
+
+BYTES_A_CELL = 16
+"""What a cell of a window takes on a GPU: windows of two networks in float32, and copies on the way."""
 
 SUMS = ("gram", "target", "mean", "level", "power")
 """The tensors of moments, which are sums over windows."""
@@ -67,10 +71,10 @@ class Moments:
         """The mean square of a cell of t, which damping is measured in."""
         return float(self.gram.diagonal(dim1=1, dim2=2).mean())
 
-    def to(self, device: torch.device | str) -> "Moments":
-        """Return the same moments on `device`."""
-        halves = tuple(half.to(device) for half in self.halves)
-        return replace(self, halves=halves, **{name: getattr(self, name).to(device) for name in SUMS})
+    def to(self, where: torch.device | str | torch.dtype) -> "Moments":
+        """Return the same moments on a device, or in a dtype."""
+        halves = tuple(half.to(where) for half in self.halves)
+        return replace(self, halves=halves, **{name: getattr(self, name).to(where) for name in SUMS})
 
     def centred(self) -> "Moments":
         """Return covariances in place of raw moments, for a layer whose bias takes care of the means."""
@@ -104,6 +108,11 @@ def images_wanted(use: Use, width: int) -> int:
 def images_giving(rows: int, positions: int) -> int:
     """Return how many images give so many windows, where each has so many `positions`."""
     return max(IMAGES_AT_LEAST, math.ceil(rows / (READ_AT_MOST * positions)))
+
+
+def windows_at_once(device: torch.device, cells: int) -> int:
+    """Return how many windows of so many cells are in memory at once."""
+    return max(256, numbers_at_once(device, ROWS_AT_ONCE, BYTES_A_CELL) // cells)
 
 
 def windows(call: Call) -> Tensor:
@@ -278,7 +287,7 @@ def _parts(
     positions = math.prod(view.shape[2 : 2 + axes])
     image, where = sampling.places(view.shape[0], positions, *place)
     cells = view.shape[1] * math.prod(view.shape[2 + axes :])
-    size = max(256, ROWS_AT_ONCE // cells)
+    size = windows_at_once(view.device, cells)
     own = (image + place[0]) % 2 if halved else torch.zeros_like(image)
     for half in range(1 + int(halved)):
         mine = own == half

@@ -16,6 +16,7 @@ from kernelsimp.memory import is_out_of_memory
 from kernelsimp.models.stages import groups_of, layer_modules
 from kernelsimp.shelf import count_images
 from kernelsimp.solver.fisher import output_tensors
+from kernelsimp.solver.precision import full_float32
 from kernelsimp.watch import SILENT, Watcher
 
 SOFTENED = 2.0
@@ -31,6 +32,7 @@ PIXELS_ENOUGH, IMAGES_AT_LEAST = 1 << 21, 128
 """G is measured on so many pixels, or on so many images where these have more."""
 
 
+@full_float32()
 def output_metrics(
     model: nn.Module, images: Sequence[Tensor], seed: int, watcher: Watcher = SILENT
 ) -> Mapping[str, Tensor]:

@@ -3,7 +3,7 @@
 Weights are (groups, filters a group, D) with D = in / groups * cells, in float64. With the kernels of a
 filter held to their subspaces, minimise |T w - X w0|^2 / n + d |w - w0|^2, that is
 w'(G + dI)w - 2 w'(b + d w0) with G = T'T/n and b = T'X w0/n, by conjugate gradients for many filters of a
-layer at once.
+layer at once. What is multiplied on a card, and in which precision, is in `precision`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.memory import numbers_at_once
 from kernelsimp.solver.moments import Moments
+from kernelsimp.solver.precision import product_dtype
 
 DAMPING = 0.01
 """d in units of the mean of diag G; from 1e-4 to 1e-2 at most one image of a thousand changes."""
@@ -29,8 +31,14 @@ ROUNDING = 1e-13
 
 MOST_STEPS = 2000
 
+LEG = 1e-3
+"""Products in float32 bring a residual down to this share of what it was; then it is taken anew."""
+
 BLOCK_NUMBERS = 1 << 22
-"""Kernels times cells squared that are solved at once: the preconditioner then takes 32 MiB."""
+"""Kernels times cells squared that are solved at once on a CPU: the preconditioner then takes 32 MiB."""
+
+BYTES_A_NUMBER = 32
+"""What each of them takes on a GPU, where there is room for more: float64, and copies on the way."""
 
 ROWS_A_CELL_AT_LEAST = 5
 """With fewer rows than this times D, moments are too poor to fit to."""
@@ -122,12 +130,12 @@ def resolve(
     if not constraint.pieces and constraint.offset is None:
         return Solved(_unconstrained((moments.gram, d), target), 0)
     solved = []
-    for groups, filters in _parts(original.shape, constraint.cells):
-        place = (groups, filters)
-        system = (moments.gram[groups], d, target[place])
-        solved.append(
-            _conjugate_gradients(original[place], system, _constraint_of(constraint, original, place))
-        )
+    at_once = numbers_at_once(original.device, BLOCK_NUMBERS, BYTES_A_NUMBER)
+    for place in _parts(original.shape, constraint.cells, at_once):
+        start, gram = original[place], moments.gram[place[0]]
+        own = _constraint_of(constraint, original, place)
+        precondition = _preconditioner((gram, d), own, start.shape, at_once)
+        solved.append(_conjugate_gradients(start, _Descent(gram, d, target[place], own, precondition)))
     weights = torch.cat([part.weights for part in solved], 1 if len(original) == 1 else 0)
     return Solved(weights, max(part.steps for part in solved))
 
@@ -136,33 +144,41 @@ def best_damping(original: Tensor, halves: Sequence[Moments]) -> float:
     """Return the damping at which weights fitted without constraint to one half of the images do best on
     the other: a layer with many inputs, few windows and little to mend had better stay near where it was.
     """
+    dtype = product_dtype(original.device)
     errors = []
     for damping in DAMPINGS:
         error = 0.0
         for fitted, judge in (halves, halves[::-1]):
             d = damping * fitted.scale
-            weights = _unconstrained((fitted.gram, d), fitted.target + d * original)
+            weights = _unconstrained((fitted.gram, d), fitted.target + d * original, dtype)
             error += float(judge.error(weights).sum())
         errors.append(error)
     return DAMPINGS[errors.index(min(errors))]
 
 
-def _unconstrained(operator: tuple[Tensor, float], target: Tensor) -> Tensor:
-    """Return w of (G + dI) w = b for every filter, b (groups, filters, D)."""
+def _unconstrained(
+    operator: tuple[Tensor, float], target: Tensor, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Return w of (G + dI) w = b for every filter, b (groups, filters, D), factorised in `dtype`.
+
+    Where that rounds so much that there are no factors, they are those of float64.
+    """
     gram, d = operator
-    damped = gram.clone()
+    damped = gram.to(dtype, copy=True)
     damped.diagonal(dim1=1, dim2=2).add_(d)
     factor, failed = torch.linalg.cholesky_ex(damped)
-    if bool(failed.any()):
-        raise UnsolvableError("the fit broke down: its moments are not positive definite")
-    return torch.cholesky_solve(target.mT, factor).mT
+    if not bool(failed.any()):
+        return torch.cholesky_solve(target.to(dtype).mT, factor).mT.to(target.dtype)
+    if dtype != torch.float64:
+        return _unconstrained(operator, target)
+    raise UnsolvableError("the fit broke down: its moments are not positive definite")
 
 
-def _parts(shape: torch.Size, cells: int) -> Iterator[tuple[slice, slice]]:
+def _parts(shape: torch.Size, cells: int, at_once: int) -> Iterator[tuple[slice, slice]]:
     """Yield (groups, filters) of the parts of a layer that are solved at once: filters, or whole groups."""
     groups, filters, width = shape
     numbers = width * cells if groups == 1 else filters * width * cells
-    size = max(1, BLOCK_NUMBERS // numbers)
+    size = max(1, at_once // numbers)
     for first in range(0, filters if groups == 1 else groups, size):
         part, whole = slice(first, first + size), slice(None)
         yield (whole, part) if groups == 1 else (part, whole)
@@ -187,43 +203,82 @@ def check_moments(moments: Moments) -> None:
         raise UnsolvableError("its inputs on calibration images are not finite")
 
 
-def _conjugate_gradients(
-    start: Tensor, system: tuple[Tensor, float, Tensor], constraint: FilterConstraint
-) -> Solved:
-    """Solve P A P w = P b for every filter from P start; `system` is G (groups, D, D), d, and b like `start`.
+@dataclass(frozen=True, eq=False)
+class _Descent:
+    """P A P w = P b for some filters; A = G + dI is never made: it would take as much memory as G again.
 
-    A is G + dI, which is never made: it would take as much memory as G again.
+    `gram` is G (groups, D, D), `target` b like the weights; `precondition` solves each kernel's block of A.
     """
-    gram, d, target = system
-    precondition = _preconditioner((gram, d), constraint, start.shape)
-    w = constraint.place(start)
-    left = constraint.project(target - w @ gram - d * w)
-    ready = precondition(left)
-    direction = ready.clone()
-    energy = _dot(left, ready)
-    enough = torch.maximum(STOP * left.norm(dim=-1), ROUNDING * target.norm(dim=-1))
-    live = left.norm(dim=-1) > enough
-    for step in range(1, MOST_STEPS + 1):
-        if not bool(live.any()):
-            return Solved(w, step - 1)
-        image = direction @ gram + d * direction
-        curvature = _dot(direction, image)
-        if not bool((curvature[live] > 0).all() and energy[live].isfinite().all()):
-            raise UnsolvableError("the fit broke down: its moments are not positive definite")
-        length = torch.where(live, energy / curvature, 0.0)[..., None]
-        w = w + length * direction
-        left = left - length * constraint.project(image)
-        live = live & (left.norm(dim=-1) > enough)
-        ready = precondition(left)
-        fresh = _dot(left, ready)
-        mix = torch.where(live, fresh / energy, 0.0)[..., None]
-        direction = constraint.project(ready + mix * direction)
-        energy = fresh
-    raise UnsolvableError(f"the fit did not settle in {MOST_STEPS} steps")
+
+    gram: Tensor
+    d: float
+    target: Tensor
+    constraint: FilterConstraint
+    precondition: Callable[[Tensor], Tensor]
+
+    def left(self, w: Tensor) -> Tensor:
+        """Return the residual of w."""
+        return self.constraint.project(self.target - w @ self.gram - self.d * w)
+
+    def run(self, w: Tensor, left: Tensor, enough: Tensor, gram: Tensor) -> Solved:
+        """Go on from w until the residual, followed along the way, is `enough`; G is taken to be `gram`."""
+        ready = self.precondition(left)
+        direction = ready.clone()
+        energy = _dot(left, ready)
+        live = left.norm(dim=-1) > enough
+        for step in range(1, MOST_STEPS + 1):
+            if not bool(live.any()):
+                return Solved(w, step - 1)
+            image = (direction.to(gram.dtype) @ gram).to(direction.dtype) + self.d * direction
+            curvature = _dot(direction, image)
+            if not bool((curvature[live] > 0).all() and energy[live].isfinite().all()):
+                raise UnsolvableError("the fit broke down: its moments are not positive definite")
+            length = torch.where(live, energy / curvature, 0.0)[..., None]
+            w = w + length * direction
+            left = left - length * self.constraint.project(image)
+            live = live & (left.norm(dim=-1) > enough)
+            ready = self.precondition(left)
+            fresh = _dot(left, ready)
+            mix = torch.where(live, fresh / energy, 0.0)[..., None]
+            direction = self.constraint.project(ready + mix * direction)
+            energy = fresh
+        raise UnsolvableError(f"the fit did not settle in {MOST_STEPS} steps")
+
+    def run_in_legs(self, w: Tensor, left: Tensor, enough: Tensor, dtype: torch.dtype) -> Solved:
+        """Go on from w with G in a lower precision, as long as that brings it nearer.
+
+        Rounding leads the residual that is followed astray, so each leg starts from the true one.
+        """
+        gram, steps = self.gram.to(dtype), 0
+        far = left.norm(dim=-1)
+        while bool((far > enough).any()):
+            try:
+                tried = self.run(w, left, torch.maximum(enough, LEG * far), gram)
+            except UnsolvableError:
+                break
+            left = self.left(tried.weights)
+            before, far = far, left.norm(dim=-1)
+            if not bool(far.sum() < before.sum() / 2):
+                break
+            w, steps = tried.weights, steps + tried.steps
+        return Solved(w, steps)
+
+
+def _conjugate_gradients(start: Tensor, descent: _Descent) -> Solved:
+    """Solve P A P w = P b for every filter from P start, to float64's precision on every device."""
+    w = descent.constraint.place(start)
+    left = descent.left(w)
+    enough = torch.maximum(STOP * left.norm(dim=-1), ROUNDING * descent.target.norm(dim=-1))
+    dtype, steps = product_dtype(start.device), 0
+    if dtype != start.dtype:
+        near = descent.run_in_legs(w, left, enough, dtype)
+        w, left, steps = near.weights, descent.left(near.weights), near.steps
+    solved = descent.run(w, left, enough, descent.gram)
+    return Solved(solved.weights, steps + solved.steps)
 
 
 def _preconditioner(
-    operator: tuple[Tensor, float], constraint: FilterConstraint, shape: torch.Size
+    operator: tuple[Tensor, float], constraint: FilterConstraint, shape: torch.Size, at_once: int
 ) -> Callable[[Tensor], Tensor]:
     """Return the map that solves P A_jj P x = r for every kernel by itself, j its input; A is (G, d).
 
@@ -234,7 +289,7 @@ def _preconditioner(
     cells, inputs = constraint.cells, shape[-1] // constraint.cells
     blocks = diagonal_blocks(gram, cells) + d * torch.eye(cells, dtype=gram.dtype, device=gram.device)
     kernels = shape.numel() // cells
-    if kernels * cells**2 > 4 * BLOCK_NUMBERS:
+    if kernels * cells**2 > 4 * at_once:
         level = blocks.diagonal(dim1=1, dim2=2).mean(1).repeat_interleave(cells)
         scale = level.reshape(len(gram), 1, -1)
         return lambda left: left / scale

@@ -6,7 +6,7 @@ Costs are in any one unit, seconds as measured or multiplications; losses in hal
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from kernelsimp.shelf import Shelf
 from kernelsimp.solver.fisher import Sensitivity
 from kernelsimp.solver.layerwise import CalibratedNetwork, layer_weights, moments_now, takes_shift
 from kernelsimp.solver.low_rank import LowRank
+from kernelsimp.solver.precision import full_float32
 from kernelsimp.solver.projected_cg import UnsolvableError
 from kernelsimp.watch import SILENT, Watcher
 
@@ -94,8 +95,21 @@ def losses_at(
 ) -> dict[str, dict[int, float]]:
     """Return what every rank of every layer of `ranks` loses, each layer by itself, the others as they were.
 
-    A layer that cannot be fitted to is left out, with a warning; so is one that is never run.
+    A layer that cannot be fitted to is left out, with a warning; so is one that is never run. Where memory
+    does not do for a batch, all begins again with batches of half the size.
     """
+    return calibrated.limit.in_batches(
+        lambda images: _losses_at(replace(calibrated, images=images), seen, ranks, watcher), calibrated.images
+    )
+
+
+@full_float32()
+def _losses_at(
+    calibrated: CalibratedNetwork,
+    seen: Mapping[str, Sensitivity],
+    ranks: Mapping[str, Sequence[int]],
+    watcher: Watcher,
+) -> dict[str, dict[int, float]]:
     replay = Replay(
         calibrated.model,
         calibrated.traced,

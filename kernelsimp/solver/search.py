@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.errors import DamagedError, KernelsimpError
 from kernelsimp.evaluation.accuracy import measure
 from kernelsimp.evaluation.divergence import is_memorised
@@ -73,12 +74,14 @@ class BudgetJudge:
         metric: UserMetric | None = None,
         name: str = "validation",
         group: ProcessGroup = ALONE,
+        limit: BatchLimit | None = None,
     ) -> None:
         if not len(batches):
             advice = "give some with --split, or choose another budget"
             raise KernelsimpError(f"--max-drop needs {name} images; {advice}")
         self.batches, self.metric, self.name, self.group = batches, metric, name, group
-        self.judge = DistanceJudge(original, images_of(batches))
+        self.limit = limit or BatchLimit()
+        self.judge = DistanceJudge(original, images_of(batches), limit=self.limit)
         self.by_accuracy = metric is None and is_classifier(self.judge.answers[0])
         self.top1 = group.from_first(lambda: self._accuracy(original)) if self.by_accuracy else None
         self.before = self.top1 if metric is None else group.from_first(lambda: metric(original, batches))
@@ -110,7 +113,7 @@ class BudgetJudge:
         return self.before - self._accuracy(model)
 
     def _accuracy(self, model: nn.Module) -> float:
-        return measure(model, self.batches, self.batches[0][0].device).top1
+        return measure(model, self.batches, self.batches[0][0].device, limit=self.limit).top1
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ def layer_losses(
     if not count_images(calibrated.held_back) or not changed:
         return {}
     some = first_images(calibrated.held_back, MOST_IMAGES)
-    judge = DistanceJudge(calibrated.model, some, calibrated.group)
+    judge = DistanceJudge(calibrated.model, some, calibrated.group, calibrated.limit)
     model = copy.deepcopy(calibrated.model)
     watcher.start("measuring each layer's change alone", len(changed))
     losses = {}

@@ -118,7 +118,7 @@ class Surveyed:
         if self.calibrated.group.size == 1:
             return self
         calibrated = self.calibrated.alone()
-        judge = DistanceJudge(calibrated.model, calibrated.held_back)
+        judge = DistanceJudge(calibrated.model, calibrated.held_back, limit=calibrated.limit)
         return replace(self, calibrated=calibrated, judge=judge)
 
 
@@ -142,7 +142,8 @@ def survey_layers(
         group,
     )
     prepared = prepare(calibrated.bank, settings, seen)
-    return Surveyed(calibrated, prepared, DistanceJudge(model, calibrated.held_back, group))
+    judge = DistanceJudge(model, calibrated.held_back, group, calibrated.limit)
+    return Surveyed(calibrated, prepared, judge)
 
 
 def solve_at_budget(surveyed: Surveyed, choose: Chooser, cost: str, watcher: Watcher = SILENT) -> Solution:

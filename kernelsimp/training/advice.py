@@ -1,13 +1,20 @@
-"""What to do about failures of a training step that are no fault of this program, in one line."""
+"""What to do about failures of a training step that are no fault of this program: go on, or one line."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
+from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.memory import is_out_of_memory
 
-_MEMORY = ("can't allocate memory",)
+PART_AT_LEAST = 8
+"""Images that a batch is not parted below: batch norm takes its statistics over those of a part."""
+
+Batch = tuple[Tensor, Tensor]
+
 _PEERS = ("closed by peer", "reset by peer", "broken pipe", "remote process exited")
 """As gloo and NCCL put it. Their other failures are not taken for a lost process."""
 
@@ -19,10 +26,25 @@ def advice() -> Iterator[None]:
         yield
     except RuntimeError as error:
         words = str(error).lower()
-        if isinstance(error, torch.OutOfMemoryError) or any(word in words for word in _MEMORY):
+        if is_out_of_memory(error):
             remedy = "lower --batch-size, and raise --accumulate by as much to keep the step the same"
             raise KernelsimpError(f"a training batch does not fit into memory; {remedy}") from error
         if any(word in words for word in _PEERS):
             remedy = "its own messages say why; the same command with --resume goes on from the last state"
             raise KernelsimpError(f"another process of this run is gone; {remedy}") from error
         raise
+
+
+def in_parts(
+    add: Callable[[Batch, float], Tensor], batch: Batch, limit: BatchLimit, forget: Callable[[], object]
+) -> Tensor:
+    """Return the loss of a batch, whose gradients `add(part, its share of the batch)` adds up.
+
+    In as many parts as memory needs: where it does not do, `forget` takes back all gradients, and the batch
+    begins again in smaller parts.
+    """
+
+    def work(images: Tensor, labels: Tensor) -> Tensor:
+        return add((images, labels), len(labels) / len(batch[1]))
+
+    return torch.stack(limit.in_parts(work, *batch, restart=forget)).sum()

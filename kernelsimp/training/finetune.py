@@ -15,12 +15,13 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.outputs import scores_of
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch
 from kernelsimp.settings import FinetuneSettings
-from kernelsimp.training.advice import advice
+from kernelsimp.training.advice import PART_AT_LEAST, advice, in_parts
 from kernelsimp.training.best_epoch import Average, Keeper, snapshot
 from kernelsimp.training.distill import objective
 from kernelsimp.training.hold import held_share, verify
@@ -138,7 +139,9 @@ class _Finetuning:
         optimizer = make_optimizer(model, settings, self.engine.device)
         self.wrapped, self.optimizer = self.engine.setup(called, optimizer)
         self.teacher = job.teacher.to(self.engine.device).eval() if job.teacher is not None else None
-        self.keeper = Keeper(model, EpochJudge(job.val, self.teacher, self.engine.device), verify)
+        self.limit = BatchLimit(self.watcher, least=PART_AT_LEAST)
+        judge = EpochJudge(job.val, self.teacher, self.engine.device, BatchLimit(self.watcher))
+        self.keeper = Keeper(model, judge, verify)
         self.keeper.judge.penalty = job.penalty
         self.keeper.average = Average(model, settings.ema) if settings.ema is not None else None
         if settings.soft is not None and job.plan is not None:
@@ -226,7 +229,7 @@ class _Finetuning:
             ready = (index + 1) % every == 0 or index + 1 == count
             group = min(every, count - index // every * every)
             with self.engine.alone(self.wrapped, waiting=not ready):
-                loss = self._batch(batch, 1 / group, (now.epoch - 1 + index / count) / self.settings.epochs)
+                loss = self._fitting(batch, 1 / group, (now.epoch - 1 + index / count) / self.settings.epochs)
             now.total += loss * len(batch[1])
             now.images += len(batch[1])
             if not self._look(loss, index):
@@ -239,6 +242,17 @@ class _Finetuning:
                 if index + 1 < count:
                     self._heed(interrupts, saved=False)
         return True
+
+    def _fitting(self, batch: tuple[Tensor, Tensor], share: float, progress: float) -> Tensor:
+        """Do what `_batch` does, in as many parts as memory needs where nothing else is in the step."""
+        if self.settings.accumulate > 1 or self.engine.shard[1] > 1:
+            return self._batch(batch, share, progress)
+        return in_parts(
+            lambda part, own: own * self._batch(part, share * own, progress),
+            batch,
+            self.limit,
+            lambda: self.optimizer.zero_grad(set_to_none=True),
+        )
 
     def _batch(self, batch: tuple[Tensor, Tensor], share: float, progress: float) -> Tensor:
         """Add the gradients of `share` times the loss of one batch; return that loss, detached."""

@@ -34,6 +34,10 @@ def check_settings(settings: FinetuneSettings) -> None:
 
 def check_precision(precision: str, accelerator: str) -> None:
     """Raise `KernelsimpError` where an accelerator, `cpu` or `cuda`, cannot do a precision."""
+    wants_bf16 = precision == "bf16-mixed" and accelerator == "cuda"
+    if wants_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise KernelsimpError(f"precision bf16-mixed: {name} has no bfloat16; use 16-mixed or 32-true")
     if precision == "16-mixed" and accelerator == "cpu":
         raise KernelsimpError("precision 16-mixed needs a GPU; on the CPU use bf16-mixed or 32-true")
 

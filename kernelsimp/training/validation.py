@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.evaluation.accuracy import evaluation_mode, wilson
 from kernelsimp.evaluation.divergence import divergence, is_memorised
 from kernelsimp.evaluation.outputs import scores_of
@@ -35,10 +36,19 @@ class Mark:
 
 
 class EpochJudge:
-    """Marks networks on one validation split, in evaluation mode and full precision."""
+    """Marks networks on one validation split, in evaluation mode and full precision.
 
-    def __init__(self, batches: Batches, teacher: nn.Module | None, device: torch.device) -> None:
-        self._batches, self._device = batches, device
+    `limit` says how many images go through a network at once.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        teacher: nn.Module | None,
+        device: torch.device,
+        limit: BatchLimit | None = None,
+    ) -> None:
+        self._batches, self._device, self._limit = batches, device, limit or BatchLimit()
         self._teacher: list[Tensor] | None = None
         self.rule = "validation loss"
         self.penalty: Callable[[float], Tensor] | None = None
@@ -77,7 +87,10 @@ class EpochJudge:
 
     def _outputs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (logits, labels) of the validation batches, the logits in float32."""
+
+        def scores(images: Tensor) -> Tensor:
+            return scores_of(model(images.to(self._device, non_blocking=True))).float()
+
         with evaluation_mode(model), torch.no_grad():
             for images, labels in self._batches:
-                logits = scores_of(model(images.to(self._device, non_blocking=True))).float()
-                yield logits, labels.to(self._device)
+                yield torch.cat(self._limit.in_parts(scores, images)), labels.to(self._device)
