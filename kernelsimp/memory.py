@@ -24,10 +24,10 @@ PIXELS_AT_ONCE = 16 * 224 * 224
 """On a CPU a pass without gradients takes so many pixels at once: larger batches are no faster there."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-"""What glibc's `mallopt` calls the free bytes it keeps, the size it asks the system for, the number of heaps."""
+"""What glibc's `mallopt` calls the free bytes it keeps, the size from which it asks the system, its heaps."""
 
 REUSED = 1 << 25
-"""Pieces up to this (32 MiB, the most that every glibc takes) are worth keeping for the next of their size."""
+"""Pieces up to this (32 MiB, the most that every glibc takes) are worth keeping for the next of that size."""
 
 SHARE_AT_ONCE = 1 / 8
 """The share of a GPU's free memory that the numbers of one step may take."""

@@ -35,7 +35,7 @@ CONFIG = {
     "distributed.admin.tick.limit": "60s",
     "distributed.admin.system-monitor.interval": "10s",
 }
-"""Dask's own, for the workers too: profiling and watching for a page that nobody sees takes 6 % of their time."""
+"""Dask's own, for its workers too: profiling and watching for a page nobody sees takes 6 % of the time."""
 
 
 @dataclass(frozen=True)
