@@ -159,7 +159,7 @@ def test_a_network_of_ones_own_is_measured_alike(
         (("resnet21",), "no network resnet21"),
         (("resnet20", "--cells", "growth"), "--cells growth cannot be measured on resnet20"),
         (("digits", "--checkpoint", "a.pt"), "one that is not known yet"),
-        (("mine", "--checkpoint", "a.pt"), "--checkpoint needs --arch and --data"),
+        (("another", "--checkpoint", "a.pt"), "--checkpoint needs --arch and --data"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

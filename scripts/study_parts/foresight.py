@@ -77,11 +77,12 @@ def measures(networks: Networks) -> Iterator[Measured]:
             ),
         )
     many = networks.among([kind for kind in kinds if list(networks.kinds).count(kind) >= FEWEST])
-    yield _jackknifed(
-        "rank correlation with KL within an architecture",
-        len(many.kinds),
-        lambda kept, figure: ranked_within(many.at(kept), figure, KL),
-    )
+    for outcome in (KL, LOST):
+        yield _jackknifed(
+            f"rank correlation with {outcome.split(' at ')[0]} within an architecture",
+            len(many.kinds),
+            lambda kept, figure, outcome=outcome: ranked_within(many.at(kept), figure, outcome),  # type: ignore[misc]
+        )
     errors = {figure: [left_out(networks, networks.values[figure])] for figure in FIGURES}
     errors[NOTHING] = [left_out(networks, np.ones(len(networks.kinds)))]
     yield Measured("factor by which KL is missed, in powers of 2", errors, fact="an architecture left out")

@@ -25,10 +25,10 @@ Compared = dict[str, dict[str, tuple[Floats, float]]]
 
 SHARE = 0.5
 
-DEALT = 4
+DEALT = 2
 """Random groupings beside that by families."""
 
-LAYERS = 8
+LAYERS = 4
 """Layers of a network that are taken apart, evenly spread over its depth."""
 
 WORDS: dict[str, tuple[Callable[[LayerSelectivity], float], bool]] = {
