@@ -49,8 +49,9 @@ class Claim:
 
 
 ALL_LAYERS = (
-    "A network's layers are all it has, so they are no sample; in an earlier edition they were, by which "
-    "nothing could be told of networks of two layers: **changed after looking**."
+    "A network's layers are all it has, so they are no sample, and what is told is told of this network "
+    "alone; in an earlier edition they were, by which nothing could be told of two layers: **changed after "
+    "looking**."
 )
 
 CLAIMS = {

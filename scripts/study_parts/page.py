@@ -77,9 +77,10 @@ def introduction(cells: Sequence[Row], command: str) -> str:
         f"Measured by `{command}`, which keeps its results in `docs/study.jsonl` and with `--write "
         f"docs/study.md` makes this page of them; its cells took {spent:.0f} CPU minutes. At most {IMAGES} "
         "test images a draw, which choose nothing. Bold are the verdicts on the first comparison of each "
-        "claim. A gap is by how much the first of two arms is better. Intervals are over units (images, "
-        "channels, layers...) and draws (other calibration images, or seeds) by Student's t, with the "
-        "degrees of freedom that so few draws leave; they err on the wide side. A verdict is that of the "
+        "claim; they say that a gap is there, not that it is large. A gap is by how much the first of two "
+        "arms is better. Intervals are over units (images, channels, layers...) and draws (other calibration "
+        "images, or seeds) by Student's t, with the degrees of freedom that so few draws leave; they err on "
+        "the wide side. A verdict is that of the "
         f"corrected interval: there are {count} comparisons on this page, and of all that hold or do not "
         f"hold {WRONG:.0%} may be chance (Benjamini and Hochberg), so it misses with probability "
         f"{level_of(cells):.2g}. *Cannot be told* is what is left where it holds zero, "
@@ -102,10 +103,11 @@ def told(cells: Sequence[Row], level: float) -> str:
 
 
 def _part(word: str, measures: Sequence[str], total: int) -> str:
-    """Say of which measures a verdict is, where it is not that of all."""
+    """Say of which measures a verdict is, where it is not that of all; by name where they are few."""
     if len(measures) == total:
         return ""
-    return f" ({len(measures)} of {total} measures)" if word == HELD[2] else f" ({', '.join(measures)})"
+    few = word != HELD[2] and len(measures) < 3
+    return f" ({', '.join(measures)})" if few else f" ({len(measures)} of {total} measures)"
 
 
 def verdict(gap: Row, level: float) -> str:
