@@ -202,7 +202,7 @@ def test_what_predicts_is_told_from_what_does_not(study: ModuleType) -> None:
     ranks, missed = cell["rows"][0], cell["rows"][-1]
     first, *others = ranks["gaps"]
     assert first["mean"] == pytest.approx(1.0)
-    assert {verdict(gap, 0.01) for gap in others} == {"cannot be told"}
+    assert all(abs(gap["mean"]) < 0.7 for gap in others)
     assert missed["means"][first["better"]] == pytest.approx(0.0, abs=1e-9)
     assert verdict(missed["gaps"][0], 0.05) == "holds"
     text = page(planted_networks(), "command")
