@@ -106,7 +106,7 @@ def _part(word: str, measures: Sequence[str], total: int) -> str:
     """Say of which measures a verdict is, where it is not that of all; by name where they are few."""
     if len(measures) == total:
         return ""
-    few = word != HELD[2] and len(measures) < 3
+    few = word != HELD[2] and len(measures) < 4
     return f" ({', '.join(measures)})" if few else f" ({len(measures)} of {total} measures)"
 
 
