@@ -3,7 +3,9 @@
 import doctest
 import json
 import math
+import shutil
 import sys
+from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from kernelsimp.analysis.examine import examine
+from kernelsimp.commands.demo import NETWORK
+from kernelsimp.kernels.bank import LayerKernels
+from kernelsimp.models.layers import bank_from_model
+from kernelsimp.records.plan import LayerPlan
 from scripts import script
 
 
@@ -42,7 +49,7 @@ def test_a_cell_is_measured_once_and_makes_a_page(
     assert gap["freedom"] == pytest.approx(row["units"] - 1)  # one draw: images alone
     page = text.read_text()
     word = verdict(gap, 0.05)
-    assert f"summed: digits: **{word}**." in page.split("\n## ")[0]
+    assert f"summed: **{word}** on digits." in page.split("\n## ")[0]
     assert f"{gap['mean']:+.2g}" in page.split("\n## ")[1]
     assert "there are 1 comparisons" in " ".join(page.split())
     capsys.readouterr()
@@ -116,12 +123,112 @@ def test_a_found_kernel_is_paired_with_what_is_alike_in_error_and_importance(stu
 
 
 def test_the_examples_in_the_parts_are_true(study: ModuleType) -> None:
+    import study_parts.foresight
     import study_parts.information
     import study_parts.page
     import study_parts.readable
     import study_parts.statistics as statistics
 
-    for module in (study_parts.information, study_parts.page, study_parts.readable, statistics):
+    parts = (study_parts.foresight, study_parts.information, study_parts.page, study_parts.readable)
+    for module in (*parts, statistics):
         found = doctest.testmod(module)
         assert found.attempted
         assert not found.failed
+
+
+def test_a_network_of_ones_own_is_measured_alike(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, own = tmp_path / "known.jsonl", tmp_path / "own.jsonl"
+    cell = ("--cells", "together", "--draws", 1)
+    run(study, monkeypatch, "digits", *cell, "--results", known)
+    weights = tmp_path / "mine.safetensors"
+    shutil.copy(files("kernelsimp.models") / "weights" / NETWORK, weights)
+    config = tmp_path / "settings.toml"
+    config.write_text("[data]\nmean = [0.3]\nstd = [0.37]\n")
+    where = ("--checkpoint", weights, "--arch", "zoo:digits-depthwise", "--data", "digits")
+    run(study, monkeypatch, "mine", *where, "--config", config, *cell, "--results", own)
+    first, second = (json.loads(path.read_text()) for path in (known, own))
+    assert (first["network"], second["network"]) == ("digits", "mine")
+    assert first["rows"] == second["rows"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("resnet21",), "no network resnet21"),
+        (("resnet20", "--cells", "growth"), "--cells growth cannot be measured on resnet20"),
+        (("digits", "--checkpoint", "a.pt"), "one that is not known yet"),
+        (("another", "--checkpoint", "a.pt"), "--checkpoint needs --arch and --data"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    study: ModuleType,
+    words: tuple[str, ...],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["study", *words])
+    with pytest.raises(SystemExit) as stopped:
+        study.main()
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def planted_networks() -> list[Any]:
+    """Return cells of 24 networks of 4 architectures whose KL follows the first figure, and no other."""
+    from study_parts.prediction import ACCURACY, FIGURES, KL, LOST
+
+    dice = np.random.default_rng(0)
+    cells = []
+    for kind in "abcd":
+        networks = {}
+        for seed in range(6):
+            figures = {name: float(value) for name, value in zip(FIGURES, dice.random(9), strict=True)}
+            known = next(iter(figures.values()))
+            networks[f"usual, seed {seed}"] = {**figures, ACCURACY: 90.0, KL: 3 * known**2, LOST: known}
+        row = {"measure": "figures", "units": 6, "gaps": [], "networks": networks}
+        cells.append({"claim": "prediction", "network": kind, "draws": 6, "rows": [row], "seconds": 1.0})
+    return cells
+
+
+def test_what_predicts_is_told_from_what_does_not(study: ModuleType) -> None:
+    from study_parts.page import page, pooled, verdict
+
+    (cell,) = pooled(planted_networks())
+    assert cell["network"] == "24 networks of 4 architectures"
+    assert cell["seconds"] == 4.0
+    ranks, missed = cell["rows"][0], cell["rows"][-1]
+    first, *others = ranks["gaps"]
+    assert first["mean"] == pytest.approx(1.0)
+    assert all(abs(gap["mean"]) < 0.7 for gap in others)
+    assert missed["means"][first["better"]] == pytest.approx(0.0, abs=1e-9)
+    assert verdict(missed["gaps"][0], 0.05) == "holds"
+    text = page(planted_networks(), "command")
+    assert "24 networks of 4 architectures" in text.split("\n\n")[1]
+    assert "| a | usual (6 seeds) | 90.0 |" in text
+
+
+def test_found_only_leaves_free_what_was_imposed(study: ModuleType) -> None:
+    from study_parts.ground import Study
+
+    ground = Study("digits", None)
+    plan, model = ground.solution(0, 0.5).plan, ground.arm(0, 0.5, "found only")
+    both = [np.concatenate([part(layer).reshape(-1) for layer in plan.layers]) for part in (changed, found)]
+    assert 0 < both[1].sum() < both[0].sum()
+    exact = np.concatenate([exactly_named(layer) for layer in bank_from_model(model).spatial])
+    assert exact[both[1]].all()
+    assert not exact[both[0] & ~both[1]].any()
+
+
+def changed(layer: LayerPlan) -> Any:
+    return layer.changed
+
+
+def found(layer: LayerPlan) -> Any:
+    return layer.found
+
+
+def exactly_named(layer: LayerKernels) -> Any:
+    return examine(layer).residual.min(1) < 1e-6

@@ -33,6 +33,7 @@ from kernelsimp.solver.costs import costs_to_try
 from kernelsimp.solver.denoise import denoise_by_weight, denoise_rest, denoising_of, everything_free
 from kernelsimp.solver.estimate import estimate
 from kernelsimp.solver.fisher import FORMAT as SURVEY_FORMAT
+from kernelsimp.solver.foresight import foresee
 from kernelsimp.solver.layerwise import CalibratedNetwork, bytes_of_files, in_float32
 from kernelsimp.solver.plan_builder import chooser, data_free_plan
 from kernelsimp.solver.search import BudgetJudge, search
@@ -113,7 +114,8 @@ def _solve_budget(task: Task, surveyed: Surveyed, judge: BudgetJudge | None, wat
         solution = Solution(kept, (), kept.reconstruction.tensors)
     else:
         solution = solve_at_budget(surveyed, chooser(plan), plan.cost, watcher)
-    return chosen_from_solution(task, surveyed, denoise_rest(surveyed, solution, watcher))
+    chosen = chosen_from_solution(task, surveyed, denoise_rest(surveyed, solution, watcher))
+    return replace(chosen, notes=(*chosen.notes, *foresee(solution.best)))
 
 
 def with_budget(task: Task, watcher: Watcher) -> Settings:

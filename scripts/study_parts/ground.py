@@ -2,24 +2,29 @@
 
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kernelsimp.data.splits import Data
+from kernelsimp.data.transforms import Batches
 from kernelsimp.evaluation.divergence import divergence
 from kernelsimp.kernels.families import ZERO
-from kernelsimp.settings import PlanSettings
+from kernelsimp.models.layers import bank_from_model
+from kernelsimp.records.plan import FREE
+from kernelsimp.settings import DataSettings, PlanSettings
 from kernelsimp.solver.controls import ControlCase, run_controls
 from kernelsimp.solver.plan_builder import chooser
-from kernelsimp.solver.solve import Solution, Surveyed, solve_at_budget
+from kernelsimp.solver.solve import Solution, Surveyed, solve_at_budget, try_plan
 from study_parts.statistics import Floats
 
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -48,6 +53,14 @@ class Study:
         self._draws: dict[int, Any] = {}
         self._surveyed: dict[int, Surveyed] = {}
         self._solutions: dict[tuple[int, float], Solution] = {}
+        self._arms: dict[tuple[int, float, str], nn.Module] = {}
+
+    @classmethod
+    def of_network(cls, model: nn.Module, data: Data, settings: DataSettings) -> Self:
+        """Return the study of a network that was trained here."""
+        study = cls("trained", None)
+        study.bench = simplify_script().Bench("trained", model, bank_from_model(model), data, settings, False)
+        return study
 
     @cached_property
     def bench(self) -> Any:
@@ -74,6 +87,12 @@ class Study:
         found: list[tuple[Tensor, Tensor]] = self.draw(seed).test[: IMAGES // 100]
         return found
 
+    def drawn(self, seed: int) -> list[tuple[Tensor, Tensor]]:
+        """Return test images of each draw's own, with their labels, in batches of 100."""
+        places = self.draw(seed).places
+        order = np.random.default_rng((seed, 4)).permutation(len(places))[:IMAGES]
+        return list(Batches(self.bench.data.test.subset(places[order]), self.bench.preprocess, 100))
+
     def images(self, seed: int) -> list[Tensor]:
         return [images for images, _ in self.batches(seed)]
 
@@ -99,10 +118,36 @@ class Study:
     def simplified(self, seed: int, dof: float) -> nn.Module:
         return self.solution(seed, dof).best.reconstruction.model
 
-    def control(self, seed: int, dof: float, name: str) -> nn.Module:
-        """Return a control of the product's beside the solution."""
+    def arm(self, seed: int, dof: float, name: str) -> nn.Module:
+        """Return the network of one arm, made once: of `OWN`, or a control of the product's."""
+        if (seed, dof, name) not in self._arms:
+            own = OWN.get(name, Study._control)
+            self._arms[seed, dof, name] = own(self, seed, dof, name)
+        return self._arms[seed, dof, name]
+
+    def _control(self, seed: int, dof: float, name: str) -> nn.Module:
         case = ControlCase(self.surveyed(seed), self.solution(seed, dof).best)
         return run_controls(case, [name], seed)[0].model
+
+    def _found_only(self, seed: int, dof: float, _: str) -> nn.Module:
+        """Return the network in which the solution's plan changes what was found alone, re-solved."""
+        plan = self.solution(seed, dof).plan
+        layers = tuple(
+            replace(layer, choice=np.where(layer.found, layer.choice, layer.choice.dtype.type(FREE)))
+            for layer in plan.layers
+        )
+        made = try_plan(self.surveyed(seed), (replace(plan, layers=layers), {}))
+        return made.reconstruction.model
+
+
+OWN: dict[str, Callable[[Study, int, float, str], nn.Module]] = {
+    "original": lambda study, *_: study.model,
+    "simplified": lambda study, seed, dof, _: study.simplified(seed, dof),
+    "found only": Study._found_only,
+}
+
+ARMS = (*OWN, "random subspaces", "cell masks", "equal-norm noise")
+"""What most measures are taken of, the controls at the degrees of freedom of the simplified network."""
 
 
 def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -1,7 +1,7 @@
 """Intent over training and over seeds: does structure grow, and does a channel's role choose its family?"""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,24 +10,16 @@ from torch import Tensor, nn
 
 from kernelsimp.analysis.chance import found_in
 from kernelsimp.analysis.examine import examine
-from kernelsimp.commands.train import fresh_network
 from kernelsimp.data.transforms import Batches, preprocess_of
 from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.models.hooks import Call, calls_of
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.settings_file import settle
-from kernelsimp.training.finetune import finetune
-from kernelsimp.training.job import job_of
+from kernelsimp.settings import Settings
 from study_parts.ground import IMAGES, Study
 from study_parts.intent import FDR
 from study_parts.readable import families_of_channels
 from study_parts.statistics import Floats, Measured
-
-RECIPES = {
-    "digits": ("zoo:digits-depthwise", "recipe:digits-depthwise"),
-    "digits-cnn": ("zoo:digits-cnn", "recipe:digits-train"),
-}
-"""The networks that are trained here from the first step, by the recipes that come with the product."""
+from study_parts.training import settings_of, train_network
 
 MARKS = {"start": 0.0, "an eighth of training": 0.125, "half of training": 0.5, "end": 1.0}
 
@@ -44,31 +36,25 @@ class Course:
 _COURSES: dict[tuple[str, int], Course] = {}
 
 
-def course(name: str, seed: int) -> Course:
-    """Train a network once a seed; the seed draws its weights and the order of the images."""
-    if (name, seed) not in _COURSES:
-        _COURSES[name, seed] = _trained(name, seed)
-    return _COURSES[name, seed]
+def course(study: Study, seed: int) -> Course:
+    """Train a network once a seed."""
+    if (study.name, seed) not in _COURSES:
+        _COURSES[study.name, seed] = _trained(settings_of(study.name, study.folder, seed))
+    return _COURSES[study.name, seed]
 
 
-def _trained(name: str, seed: int) -> Course:
-    arch, recipe = RECIPES[name]
-    settings = settle({"model": {"arch": arch}, "run": {"seed": seed, "device": "cpu"}}, recipe)
-    # the split of digits hangs on the seed: all seeds are shown the images of the first
-    data = fresh_network(replace(settings, run=replace(settings.run, seed=0))).data
-    model = fresh_network(settings).model
+def _trained(settings: Settings) -> Course:
     epochs = settings.finetune.epochs
     marks = {round(share * epochs): mark for mark, share in MARKS.items()}
-    found = {marks[0]: found_share(model)}
+    found: dict[str, float] = {}
 
-    def look(epoch: int) -> None:
+    def look(epoch: int, model: nn.Module) -> None:
         if epoch in marks:
             found[marks[epoch]] = found_share(model)
 
-    job = replace(job_of(data, settings, None), on_epoch=lambda epoch: look(epoch.epoch))
-    finetune(model, job, replace(settings.finetune, distill=0.0, log="none"))
+    model, data = train_network(settings, look)
     images, _ = next(iter(Batches(data.test, preprocess_of(settings.data), IMAGES)))
-    return Course(model.eval(), found, images)
+    return Course(model, found, images)
 
 
 def found_share(model: nn.Module) -> float:
@@ -80,7 +66,7 @@ def found_share(model: nn.Module) -> float:
 
 def growth(study: Study, draws: int) -> list[Measured]:
     """Count what is found through training; a draw is a seed."""
-    courses = [course(study.name, seed) for seed in range(draws)]
+    courses = [course(study, seed) for seed in range(draws)]
     arms = {mark: [np.array([item.found[mark]]) for item in courses] for mark in MARKS}
     return [Measured("kernels found, %", arms, less=False, fact=f"{draws} seeds")]
 
@@ -90,7 +76,7 @@ def roles(study: Study, draws: int) -> list[Measured]:
     arms: dict[str, list[Floats]] = {"matched channels": [], "by chance": []}
     pairs = list(zip(range(0, draws, 2), range(1, draws, 2), strict=False))  # no seed in two of them
     for one, other in pairs:
-        first, second = course(study.name, one), course(study.name, other)
+        first, second = course(study, one), course(study, other)
         same = [
             matched_families(layers, answers)
             for layers, answers in zip(_layers(first, second), _answers(first, second), strict=True)

@@ -4,37 +4,39 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 from study_parts.claims import CLAIMS
+from study_parts.foresight import judged
 from study_parts.ground import IMAGES
 from study_parts.statistics import Gap, Row
 
 WRONG = 0.05
 
+PREDICTION = "prediction"
+"""The claim whose cells are no verdicts, but networks to compare."""
+
 HELD = ("holds", "does not hold", "cannot be told")
 
 UNANSWERED = (
-    "What in a network predicts, before simplifying, how far it can be compressed: that takes several "
-    "networks of one kind by different people, and of ResNet-20 one was at hand. One network says nothing "
-    "of that.",
-    "A network that is not in a claim's table was not measured on that claim; ResNet-32 and 44 were not "
-    "at hand.",
-    "Networks that were penalised or constrained while they were trained: see [three "
+    "Networks of one kind trained by different people: of ResNet-20 one was at hand, so its siblings in the "
+    "table of what predicts the cost were made of it. ResNet-32 and 44 were not at hand.",
+    "A network that is not in a claim's table was not measured on that claim.",
+    "Bits a kernel of networks that were penalised or constrained while they were trained: see [three "
     "ways](study_three_ways.md).",
     "Bytes at a budget of accuracy, beside other coders: see [the study of coding](study_coding.md), "
     "whose figures were not measured again here.",
 )
 
 
-def page(cells: Sequence[Row], command: str) -> str:
+def page(measured: Sequence[Row], command: str) -> str:
     """Return the page of cells that were measured."""
+    cells = pooled(measured)
     level = level_of(cells)
     lines = ["# Do the founding claims hold?", ""]
-    for claim in CLAIMS:
-        here = [cell for cell in cells if cell["claim"] == claim]
+    by_claim = {claim: [cell for cell in cells if cell["claim"] == claim] for claim in CLAIMS}
+    for claim, here in by_claim.items():
         if here:
-            lines += [f"- {CLAIMS[claim].words}: {'; '.join(told(cell, level) for cell in here)}."]
+            lines += [f"- {CLAIMS[claim].words}: {told(here, level)}."]
     lines += ["", *wrapped(introduction(cells, command)), ""]
-    for claim in CLAIMS:
-        here = [cell for cell in cells if cell["claim"] == claim]
+    for claim, here in by_claim.items():
         if here:
             lines += [*section(claim, here, level), ""]
     lines += [
@@ -43,6 +45,13 @@ def page(cells: Sequence[Row], command: str) -> str:
         *(line for text in UNANSWERED for line in wrapped(f"- {text}", "  ")),
     ]
     return "\n".join(lines) + "\n"
+
+
+def pooled(cells: Sequence[Row]) -> list[Row]:
+    """Return the cells, those of `prediction` as one: it compares networks with one another."""
+    alone = [cell for cell in cells if cell["claim"] != PREDICTION]
+    together = [cell for cell in cells if cell["claim"] == PREDICTION]
+    return [*alone, judged(together, CLAIMS[PREDICTION].pairs)] if len(together) > 1 else alone
 
 
 def comparisons(cells: Sequence[Row]) -> int:
@@ -68,28 +77,37 @@ def introduction(cells: Sequence[Row], command: str) -> str:
         f"Measured by `{command}`, which keeps its results in `docs/study.jsonl` and with `--write "
         f"docs/study.md` makes this page of them; its cells took {spent:.0f} CPU minutes. At most {IMAGES} "
         "test images a draw, which choose nothing. Bold are the verdicts on the first comparison of each "
-        "claim. A gap is by how much the first of two arms is better. Intervals are over units (images, "
-        "channels, layers...) and draws (other calibration images, or seeds) by Student's t, with the "
-        "degrees of freedom that so few draws leave; they err on the wide side. A verdict is that of the "
+        "claim; they say that a gap is there, not that it is large. A gap is by how much the first of two "
+        "arms is better. Intervals are over units (images, channels, layers...) and draws (other calibration "
+        "images, or seeds) by Student's t, with the degrees of freedom that so few draws leave; they err on "
+        "the wide side. A verdict is that of the "
         f"corrected interval: there are {count} comparisons on this page, and of all that hold or do not "
         f"hold {WRONG:.0%} may be chance (Benjamini and Hochberg), so it misses with probability "
         f"{level_of(cells):.2g}. *Cannot be told* is what is left where it holds zero, "
-        "often for want of draws. Those of digits and MobileNetV1 were raised after a look at fewer. "
+        "often for want of draws. Those of digits, LeNet and MobileNetV1 were raised after a look at fewer. "
         "What is not in the tables was not measured."
     )
 
 
-def told(cell: Row, level: float) -> str:
-    """Return the verdicts on one network by its measures' first comparisons."""
+def told(cells: Sequence[Row], level: float) -> str:
+    """Return the verdicts on all networks by their measures' first comparisons, each with its networks."""
     words: dict[str, list[str]] = {}
-    for row in cell["rows"]:
-        words.setdefault(verdict(row["gaps"][0], level), []).append(row["measure"].split(",")[0])
-    if len(words) < 2:
-        return f"{cell['network']}: **{next(iter(words), 'nothing to compare')}**"
-    parts = [f"**{word}** ({', '.join(words[word])})" for word in HELD[:2] if word in words]
-    if HELD[2] in words:
-        parts.append(f"**{HELD[2]}** ({len(words[HELD[2]])} of {len(cell['rows'])} measures)")
-    return f"{cell['network']}: {', '.join(parts)}"
+    for cell in cells:
+        judged_so: dict[str, list[str]] = {}
+        for row in cell["rows"]:
+            judged_so.setdefault(verdict(row["gaps"][0], level), []).append(row["measure"].split(",")[0])
+        for word, measures in judged_so.items():
+            words.setdefault(word, []).append(cell["network"] + _part(word, measures, len(cell["rows"])))
+    told_so = [f"**{word}** on {', '.join(words[word])}" for word in HELD if word in words]
+    return "; ".join(told_so) or "**nothing to compare**"
+
+
+def _part(word: str, measures: Sequence[str], total: int) -> str:
+    """Say of which measures a verdict is, where it is not that of all; by name where they are few."""
+    if len(measures) == total:
+        return ""
+    few = word != HELD[2] and len(measures) < 4
+    return f" ({', '.join(measures)})" if few else f" ({len(measures)} of {total} measures)"
 
 
 def verdict(gap: Row, level: float) -> str:
@@ -115,6 +133,9 @@ def section(claim: str, cells: Sequence[Row], level: float) -> Iterator[str]:
     for cell in cells:
         for row in cell["rows"]:
             yield from lines_of(cell, row, level)
+    for cell in cells:
+        if "listed" in cell:
+            yield from ("", *cell["listed"])
 
 
 def lines_of(cell: Row, row: Row, level: float) -> Iterator[str]:

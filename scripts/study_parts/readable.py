@@ -15,50 +15,44 @@ from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.kernels.families import SEVENTEEN
 from kernelsimp.models.layers import bank_from_model, conv_modules
 from kernelsimp.records.selectivity import LayerSelectivity
-from study_parts.ground import Study
+from study_parts.ground import ARMS, Study
 from study_parts.statistics import Floats, Measured
 
 Labels = NDArray[np.int64]
 
+Compared = dict[str, dict[str, tuple[Floats, float]]]
+"""By layer, by arm: each group's concentration, and the layer's information."""
+
 SHARE = 0.5
 
-DEALT = 4
+DEALT = 2
 """Random groupings beside that by families."""
 
-LAYERS = 8
+LAYERS = 4
 """Layers of a network that are taken apart, evenly spread over its depth."""
 
-WORDS: dict[str, Callable[[LayerSelectivity], float]] = {
-    "share of variance that names explain": lambda layer: layer.explained,
-    "the same over chance": lambda layer: layer.explained - layer.explained_by_chance,
-    "cosine of a channel's top patches": lambda layer: layer.alike,
-    "the same over dealt patches": lambda layer: layer.alike - layer.alike_mixed,
+WORDS: dict[str, tuple[Callable[[LayerSelectivity], float], bool]] = {
+    "share of variance that names explain": (lambda layer: layer.explained, False),
+    "the same over chance": (lambda layer: layer.explained - layer.explained_by_chance, False),
+    "cosine of a channel's top patches": (lambda layer: layer.alike, False),
+    "the same over dealt patches": (lambda layer: layer.alike - layer.alike_mixed, False),
+    "bits of a kernel's name": (lambda layer: layer.bits, True),
 }
+"""What is told of a layer, and whether less of it is better."""
 
 
 def selectivity(study: Study, draws: int) -> list[Measured]:
-    """Measure what named kernels explain, before and after simplifying to half of the degrees of freedom."""
-    whole: dict[str, list[tuple[LayerSelectivity, ...]]] = {"after": [], "before": []}
+    """Measure what named kernels explain in every arm, at half of the degrees of freedom."""
+    arms: dict[str, dict[str, list[Floats]]] = {words: {} for words in WORDS}
     for seed in range(draws):
-        for when, model in (("before", study.model), ("after", study.simplified(seed, SHARE))):
-            found = measure_selectivity(model, bank_from_model(model), study.images(seed), seed=seed)
-            whole[when].append(found.layers)
-    made = [
-        Measured(
-            words,
-            {when: [_values(layers, figure) for layers in each] for when, each in whole.items()},
-            less=False,
-        )
-        for words, figure in WORDS.items()
-    ]
-    bits = {
-        when: [_values(layers, lambda layer: layer.bits) for layers in each] for when, each in whole.items()
-    }
-    return [*made, Measured("bits of a kernel's name", bits)]
-
-
-def _values(layers: Sequence[LayerSelectivity], figure: Callable[[LayerSelectivity], float]) -> Floats:
-    return np.array([figure(layer) for layer in layers])
+        images = [images for images, _ in study.drawn(seed)]
+        for arm in ARMS:
+            model = study.arm(seed, SHARE, arm)
+            layers = measure_selectivity(model, bank_from_model(model), images, seed=seed).layers
+            for words, (figure, _) in WORDS.items():
+                mean = np.mean([figure(layer) for layer in layers], keepdims=True)
+                arms[words].setdefault(arm, []).append(mean)
+    return [Measured(words, arms[words], less) for words, (_, less) in WORDS.items()]
 
 
 # --- groups of channels
@@ -86,33 +80,51 @@ def decomposition(study: Study, draws: int) -> list[Measured]:
     """Ablate groups of channels of one family, and random groups as large, and look at each class's loss."""
     concentration: dict[str, list[Floats]] = {"families": [], "random groups": []}
     shared: dict[str, list[Floats]] = {"families": [], "random groups": []}
-    spatial = list(study.bench.bank.spatial)
-    chosen = [
-        spatial[place] for place in np.unique(np.linspace(0, len(spatial) - 1, LAYERS).round().astype(int))
-    ]
-    groups = 0
+    over: dict[str, list[Floats]] = {arm: [] for arm in ARMS}
+    counts = (0, 0)
     for seed in range(draws):
-        taken = Ablation(study, seed)
-        found = [pair for layer in chosen if (pair := taken.compare(layer)) is not None]
+        found = Ablation(study, seed, "original").compare_layers()
         for arm in concentration:
-            concentration[arm].append(np.concatenate([pair[arm][0] for pair in found]))
-            shared[arm].append(np.array([pair[arm][1] for pair in found]))
-        groups = len(concentration["families"][-1])
-    fact = f"{groups} groups in {len(shared['families'][-1])} layers"
+            concentration[arm].append(np.concatenate([pair[arm][0] for pair in found.values()]))
+            shared[arm].append(np.array([np.mean([pair[arm][1] for pair in found.values()])]))
+        counts = len(concentration["families"][-1]), len(found)
+        compared = {arm: Ablation(study, seed, arm).compare_layers() for arm in ARMS[1:]}
+        for arm, layers in {ARMS[0]: found, **compared}.items():
+            over[arm].append(np.array([information_over_chance(layers, len(layers_of(study.model)))]))
+    fact = f"{counts[0]} groups in {counts[1]} layers"
     return [
         Measured("concentration of damage on classes", concentration, less=False, fact=fact),
         Measured("information between group and class, bits", shared, less=False, fact=fact),
+        Measured("that information over random groups, bits", over, less=False),
+    ]
+
+
+def information_over_chance(found: Compared, layers: int) -> float:
+    """Return the information that families have over random groups, a mean over layers, 0 of one group."""
+    return sum(pair["families"][1] - pair["random groups"][1] for pair in found.values()) / layers
+
+
+def layers_of(model: nn.Module) -> list[LayerKernels]:
+    """Return layers larger than 1x1, evenly spread over the depth."""
+    spatial = list(bank_from_model(model).spatial)
+    return [
+        spatial[place] for place in np.unique(np.linspace(0, len(spatial) - 1, LAYERS).round().astype(int))
     ]
 
 
 class Ablation:
-    """The test images of one draw, and what each class loses without a group of channels."""
+    """The test images of one draw, and what each class loses in one arm's network without some channels."""
 
-    def __init__(self, study: Study, seed: int) -> None:
-        self.model, self.dice = study.model, np.random.default_rng(seed)
-        images, labels = zip(*study.batches(seed), strict=True)
+    def __init__(self, study: Study, seed: int, arm: str) -> None:
+        self.model, self.dice = study.arm(seed, SHARE, arm), np.random.default_rng(seed)
+        images, labels = zip(*study.drawn(seed), strict=True)
         self.images, self.labels = torch.cat(images), torch.cat(labels)
         self.before = self._losses()
+
+    def compare_layers(self) -> Compared:
+        """Return by layer what it comes to where there are groups."""
+        found = {layer.name: self.compare(layer) for layer in layers_of(self.model)}
+        return {name: pair for name, pair in found.items() if pair is not None}
 
     @torch.no_grad()
     def _losses(self) -> Tensor:

@@ -41,7 +41,7 @@ def repair(study: Study, draws: int) -> list[Measured]:
             arms["re-solved"].append(judge.divergence(study.simplified(seed, share)))
             arms["projected"].append(judge.divergence(projected_network(study, plan)))
             for name in RIVALS:
-                arms[name].append(judge.divergence(study.control(seed, share, name)))
+                arms[name].append(judge.divergence(study.arm(seed, share, name)))
         places = [study.places(seed) for seed in range(draws)]
         found.append(Measured(f"KL at {share:.0%}, nats", arms, places=places))
     return found

@@ -1,6 +1,7 @@
 """Robustness: original, simplified and controls under corruptions, noise, shifts and an adversary."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from kernelsimp.evaluation.stability import (
     expected_calibration_error,
     weight_noise,
 )
-from study_parts.ground import IMAGES, Study
+from study_parts.ground import ARMS, IMAGES, Study
 from study_parts.statistics import Floats, Measured, pseudo_values
+from study_parts.training import settings_of, train_network
 
 SHARE = 0.5
 
@@ -56,23 +58,56 @@ BLOCKWISE: dict[str, Test] = {
 
 
 def robustness(study: Study, draws: int) -> list[Measured]:
-    """Measure the original, the simplified network, and two controls of the same draw."""
+    """Measure the original, the simplified network, and the controls of the same draw."""
+    taken = (
+        measured(study.bench, {name: study.arm(seed, SHARE, name) for name in ARMS}, seed)
+        for seed in range(draws)
+    )
+    return by_measure(taken)
+
+
+def by_measure(draws: Iterable[dict[str, dict[str, Floats]]]) -> list[Measured]:
+    """Return {measure: {arm: values}} of every draw as what the page compares."""
     found: dict[str, dict[str, list[Floats]]] = {}
-    for seed in range(draws):
-        models = {
-            "simplified": study.simplified(seed, SHARE),
-            "original": study.model,
-            **{name: study.control(seed, SHARE, name) for name in ("random subspaces", "equal-norm noise")},
-        }
-        for measure_name, arms in measured(study, models, seed).items():
+    for draw in draws:
+        for name, arms in draw.items():
             for arm, values in arms.items():
-                found.setdefault(measure_name, {}).setdefault(arm, []).append(values)
+                found.setdefault(name, {}).setdefault(arm, []).append(values)
     return [Measured(name, arms) for name, arms in found.items()]
 
 
-def measured(study: Study, models: dict[str, nn.Module], seed: int) -> dict[str, dict[str, Floats]]:
-    """Return {measure: {arm: values}}; noise, starts of attacks and pictures hang on the seed."""
-    data, bench = study.bench.data, Bench(study.bench.preprocess, batch_size=100, seed=seed)
+TRAINED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "penalised": {"penalty": ["rate:1"]},
+    "constrained": {
+        "constrain": ["*=full-square:0.4+mirror-h:0.2+mirror-v:0.2+odd-h:0.1+odd-v:0.1"],
+    },
+}
+"""The penalty and the families of the study of three ways, where the validation images of `digits-cnn`
+chose the penalty's weight."""
+
+
+def trained_simple(study: Study, draws: int) -> list[Measured]:
+    """Train plainly, penalised and constrained from the same seeds, and simplify the plain network too."""
+    return by_measure(_trained(study, seed) for seed in range(draws))
+
+
+def _trained(study: Study, seed: int) -> dict[str, dict[str, Floats]]:
+    models = {}
+    for name, train in TRAINED.items():
+        settings = settings_of(study.name, study.folder, seed, train=train)
+        models[name], data = train_network(settings)
+    own = Study.of_network(models["plain"], data, settings.data)
+    models["simplified"] = own.simplified(seed, SHARE)
+    return measured(own.bench, models, seed)
+
+
+def measured(ground: Any, models: dict[str, nn.Module], seed: int) -> dict[str, dict[str, Floats]]:
+    """Return {measure: {arm: values}}; noise, starts of attacks and pictures hang on the seed.
+
+    `ground` is the images and how they become inputs, as `bench_simplify` has them.
+    """
+    data, bench = ground.data, Bench(ground.preprocess, batch_size=100, seed=seed)
     test = sample(data.test, IMAGES, 0)
     blocks = [test.subset(range(first, first + BLOCK)) for first in range(0, len(test) - BLOCK + 1, BLOCK)]
     cells = measure_corrupted(models, style_suite(test, seed, CORRUPTIONS), bench)

@@ -96,14 +96,14 @@ class Measured:
     fact: str = ""
 
     def row(self, pairs: Sequence[tuple[str, str]]) -> Row:
-        """Return means by arm, and by how much the first of each pair of arms is better than the second."""
+        """Return means by arm, and by how much the first of each pair that was measured is the better one."""
         means = {name: float(np.mean([item.mean() for item in draws])) for name, draws in self.arms.items()}
         return {
             "measure": self.measure,
             "units": len(next(iter(self.arms.values()))[0]),
             "fact": self.fact,
             "means": means,
-            "gaps": [self._gap(*pair) for pair in pairs],
+            "gaps": [self._gap(*pair) for pair in pairs if self.arms.keys() >= {*pair}],
         }
 
     def _gap(self, better: str, other: str) -> Row:
