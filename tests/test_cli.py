@@ -143,6 +143,23 @@ def test_without_a_budget_the_usual_one_is_named(model, images, tmp_path, capsys
     assert "using --max-drop 0.5" in capsys.readouterr().err
 
 
+def test_a_dry_run_says_what_a_report_would(model, images, capsys):
+    arguments = [
+        "simplify",
+        str(model),
+        "--data",
+        images,
+        "--arch",
+        NET,
+        "--cost",
+        "absolute",
+        "--dof",
+        "0.5",
+    ]
+    assert run([*arguments, "--dry-run"]) == 0
+    assert "before any kernel changed, the survey predicted" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_budget_that_cannot_be_met_writes_the_best_network_and_exits_1(
     model, images, tmp_path, monkeypatch
 ):

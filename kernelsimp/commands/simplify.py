@@ -284,7 +284,10 @@ def command_of_run(path: Path, settings: Settings, out: Path) -> str:
 
 def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:
     """Return the plan that `simplify` would carry out; with images this takes all that choosing takes."""
-    return plan_and_solve(Task(*_open_inputs(path, settings, watcher)), watcher).plan
+    chosen = plan_and_solve(Task(*_open_inputs(path, settings, watcher)), watcher)
+    for note in chosen.notes:  # there is no report to hold them
+        watcher.note(note)
+    return chosen.plan
 
 
 def _open_inputs(path: Path, settings: Settings, watcher: Watcher) -> tuple[Network, Data | None, Settings]:

@@ -53,5 +53,5 @@ def _line(predicted: float, floor: float, seen: Precedent) -> str:
     return (
         f"before any kernel changed, the survey predicted a loss of {predicted:.2g} nats of this plan; the "
         f"{seen.networks} networks of the study with {span} lost {seen.median:.1f} pp in the median and "
-        f"{seen.most:.1f} at most, at {SHARE:.0%} of their degrees of freedom"
+        f"{seen.most:.1f} at most, at {100 * SHARE:.0f} % of their degrees of freedom"
     )
