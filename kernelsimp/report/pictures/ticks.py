@@ -29,7 +29,7 @@ def ticks(low: float, high: float, most: float = inf, wanted: int = 4) -> tuple[
     last = max(ceil(high / step - 1e-9), first + 1)
     values = [_clean(place * step) for place in range(first, last + 1)]
     kept = [value for value in values if value <= most]
-    if kept[-1] < high:
+    if len(kept) < len(values) and kept[-1] < high:
         kept.append(most)  # no round step of this span ends there
     return tuple(kept if len(kept) > 1 else [_clean((first - 1) * step), *kept])
 
