@@ -1,17 +1,15 @@
 """What every cell of the study stands on: a network with its images, its draws and their solutions."""
 
 import copy
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from loading import script
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,8 +25,6 @@ from kernelsimp.solver.plan_builder import chooser
 from kernelsimp.solver.solve import Solution, Surveyed, solve_at_budget, try_plan
 from study_parts.statistics import Floats
 
-SCRIPTS = Path(__file__).resolve().parents[1]
-
 IMAGES = 300
 """Test images a draw."""
 
@@ -36,13 +32,7 @@ IMAGES = 300
 @cache
 def simplify_script() -> Any:
     """Return `bench_simplify`, which knows the networks and their images."""
-    loader = SourceFileLoader("bench_simplify", str(SCRIPTS / "bench_simplify"))
-    spec = spec_from_loader("bench_simplify", loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    sys.modules["bench_simplify"] = module  # its dataclasses look themselves up
-    loader.exec_module(module)
-    return module
+    return script("bench_simplify")
 
 
 class Study:
