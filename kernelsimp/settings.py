@@ -207,7 +207,9 @@ class FinetuneSettings:
         words("train", "eval", "re-estimate"),
     )
     precision: str = option(
-        "32-true", "32-true, bf16-mixed or 16-mixed", words("32-true", "bf16-mixed", "16-mixed")
+        "32-true",
+        "32-true, bf16-mixed, or on a GPU tf32 (float32 with shorter fractions) or 16-mixed",
+        words("32-true", "tf32", "bf16-mixed", "16-mixed"),
     )
     schedule: str = option(
         "cosine",

@@ -149,7 +149,7 @@ def test_the_judge_goes_by_the_teacher_only_where_labels_no_longer_tell():
         ({"devices": 0}, "devices is 0; expected 1 or more"),
         ({"num_nodes": 0}, "num-nodes is 0; expected 1 or more"),
         ({"strategy": "fsdp"}, "unknown strategy 'fsdp'; known: auto, ddp"),
-        ({"precision": "16"}, "unknown precision '16'; known: 16-mixed, 32-true, bf16-mixed"),
+        ({"precision": "16"}, "unknown precision '16'; known: 16-mixed, 32-true, bf16-mixed, tf32"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change, words):
@@ -164,6 +164,7 @@ def test_settings_that_make_no_sense_are_refused(change, words):
         ("tpu", "32-true", "unknown device 'tpu'; expected auto, cpu, cuda or cuda:N"),
         ("cuda:x", "32-true", "unknown device 'cuda:x'; expected auto, cpu, cuda or cuda:N"),
         ("cpu", "16-mixed", "precision 16-mixed needs a GPU; on the CPU use bf16-mixed or 32-true"),
+        ("cpu", "tf32", "precision tf32 needs a GPU; on the CPU use bf16-mixed or 32-true"),
     ],
 )
 def test_a_device_or_precision_that_is_not_there_is_refused(device, precision, words):

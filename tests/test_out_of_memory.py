@@ -252,16 +252,22 @@ def test_validation_is_marked_in_smaller_batches() -> None:
     assert heard.warnings == halving(30, 7)
 
 
-def test_a_card_too_old_for_bfloat16_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("precision", "question", "lacks"),
+    [("bf16-mixed", "is_bf16_supported", "bfloat16"), ("tf32", "is_tf32_supported", "TF32")],
+)
+def test_a_card_too_old_for_a_precision_is_one_line(
+    precision: str, question: str, lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     able = [True]
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: able[0])
+    monkeypatch.setattr(torch.cuda, question, lambda **_: able[0])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
-    check_precision("bf16-mixed", "cuda")
+    check_precision(precision, "cuda")
     able[0] = False
     check_precision("32-true", "cuda")
     check_precision("bf16-mixed", "cpu")
-    words = refusal(lambda: check_precision("bf16-mixed", "cuda"))
-    assert words == "precision bf16-mixed: Tesla T4 has no bfloat16; use 16-mixed or 32-true"
+    words = refusal(lambda: check_precision(precision, "cuda"))
+    assert words == f"precision {precision}: Tesla T4 has no {lacks}; use 16-mixed or 32-true"
 
 
 # ---------------------------------------------------------------- commands

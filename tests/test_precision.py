@@ -1,22 +1,25 @@
 """What is calculated as on a card, in float32 with float64 beside it, comes to what float64 comes to."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from networks import network
 from solving import HALF, calibrated, solve
 from test_resolve import halved, moments_of, random_basis, smooth_rows
-from torch import Tensor
+from torch import Tensor, nn
+from tuning import PLAIN, bar_net, job
 
 from kernelsimp import memory
+from kernelsimp.float32 import full_float32
 from kernelsimp.solver import precision, projected_cg
 from kernelsimp.solver.fisher import survey
 from kernelsimp.solver.layerwise import reconstruct
 from kernelsimp.solver.moments import windows_at_once
 from kernelsimp.solver.plan_builder import data_free_plan
-from kernelsimp.solver.precision import full_float32
 from kernelsimp.solver.projected_cg import (
     FilterConstraint,
     Piece,
@@ -26,6 +29,8 @@ from kernelsimp.solver.projected_cg import (
     resolve,
 )
 from kernelsimp.solver.targets import targets_of
+from kernelsimp.training import engine
+from kernelsimp.training.finetune import finetune
 
 CARD = torch.device("cuda", 0)
 
@@ -159,6 +164,32 @@ def test_float32_is_float32_within_a_survey_and_a_re_solve_and_what_it_was_after
         assert precisions() == ("tf32", "tf32")
     finally:
         torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [("32-true", "ieee"), ("tf32", "tf32")])
+@pytest.mark.parametrize("fails", [False, True])
+def test_tf32_is_for_the_passes_of_a_training_step_alone(
+    wanted: str, expected: str, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "check_precision", lambda *_: None)  # it wants a card
+    model, before, seen = bar_net(), precisions(), dict[str, set[Any]](there=set(), back=set(), judged=set())
+
+    def look(module: nn.Module, _: object, made: Tensor) -> None:
+        seen["there" if module.training else "judged"].add(precisions())
+        if made.requires_grad:
+            made.register_hook(look_back)
+
+    def look_back(_: Tensor) -> None:
+        seen["back"].add(precisions())
+        if fails:
+            raise ZeroDivisionError
+
+    model.register_forward_hook(look)
+    settings = replace(PLAIN, epochs=1, precision=wanted)
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        finetune(model, job(), settings)
+    assert seen == {"there": {(expected,) * 2}, "back": {(expected,) * 2}, "judged": {("ieee", "ieee")}}
+    assert precisions() == before
 
 
 # ---------------------------------------------------------------- how much at once

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kernelsimp.float32 import full_float32
 from kernelsimp.kernels.coded_tensor import CodedTensor
 from kernelsimp.kernels.integer_coding import fade, new_memory
 from kernelsimp.kernels.kernel_coding import CodedKernels
@@ -31,7 +32,6 @@ from kernelsimp.shelf import count_images
 from kernelsimp.solver.coding_kernels import KernelMenu
 from kernelsimp.solver.coding_moments import FitMoments, Seen, fit_moments, identity_moments, reading_of
 from kernelsimp.solver.passes import Change, Passes, Stop
-from kernelsimp.solver.precision import full_float32
 from kernelsimp.watch import SILENT, Watcher
 
 Array = NDArray[np.float64]

@@ -25,12 +25,12 @@ from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.errors import DamagedError
 from kernelsimp.evaluation.outputs import class_scores
 from kernelsimp.files import read_sealed, write_sealed
+from kernelsimp.float32 import full_float32
 from kernelsimp.memory import give_back, is_out_of_memory
 from kernelsimp.models.hooks import Call, Trace, tap_convolutions
 from kernelsimp.models.layers import TRANSPOSED, kind_of
 from kernelsimp.shelf import count_images, spans_of
 from kernelsimp.solver.moments import WindowSampling, rows_of, sampling_for, windows, windows_at_once
-from kernelsimp.solver.precision import full_float32
 from kernelsimp.solver.process_group import ALONE, ProcessGroup
 from kernelsimp.watch import SILENT, Watcher
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.batch_limit import BatchLimit
+from kernelsimp.float32 import full_float32
 from kernelsimp.kernels.bank import KernelBank, LayerKernels
 from kernelsimp.memory import USUAL, Room, give_back
 from kernelsimp.models.hooks import Trace, Use
@@ -24,7 +25,6 @@ from kernelsimp.models.replay import Replay
 from kernelsimp.shelf import ImageBatches, Shelf, batch_size, count_images, spans_of
 from kernelsimp.solver.alternating import settle
 from kernelsimp.solver.moments import Moments, images_wanted, pair_moments, sampling_for
-from kernelsimp.solver.precision import full_float32
 from kernelsimp.solver.process_group import ALONE, ProcessGroup
 from kernelsimp.solver.projected_cg import FilterConstraint, UnsolvableError, resolve
 from kernelsimp.solver.targets import Target

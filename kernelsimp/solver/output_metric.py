@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.evaluation.outputs import class_scores
+from kernelsimp.float32 import full_float32
 from kernelsimp.memory import is_out_of_memory
 from kernelsimp.models.stages import groups_of, layer_modules
 from kernelsimp.shelf import count_images
 from kernelsimp.solver.fisher import output_tensors
-from kernelsimp.solver.precision import full_float32
 from kernelsimp.watch import SILENT, Watcher
 
 SOFTENED = 2.0

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kernelsimp.float32 import full_float32
 from kernelsimp.models.replay import Replay
 from kernelsimp.models.thin import Thin
 from kernelsimp.shelf import Shelf
 from kernelsimp.solver.fisher import Sensitivity
 from kernelsimp.solver.layerwise import CalibratedNetwork, layer_weights, moments_now, takes_shift
 from kernelsimp.solver.low_rank import LowRank
-from kernelsimp.solver.precision import full_float32
 from kernelsimp.solver.projected_cg import UnsolvableError
 from kernelsimp.watch import SILENT, Watcher
 

@@ -6,7 +6,7 @@ batch-norm statistics are averaged once an epoch, gradients at every step.
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -19,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from kernelsimp.errors import KernelsimpError
+from kernelsimp.float32 import tf32
 from kernelsimp.settings import FinetuneSettings
-from kernelsimp.training.options import check_precision
+from kernelsimp.training.options import PRECISIONS, check_precision
 from kernelsimp.training.ranks import processes
 
 
@@ -37,13 +38,14 @@ class Engine:
         check_precision(settings.precision, accelerator)
         several = devices * nodes > 1
         strategy: str | Strategy = DDPStrategy(**_own_buffers()) if several else "auto"
+        self._products = tf32 if settings.precision == "tf32" else nullcontext
         with _quiet():
             self.fabric = Fabric(
                 accelerator=accelerator,
                 devices=devices if several or index is None else [index],
                 num_nodes=nodes,
                 strategy=strategy,
-                precision=settings.precision,  # type: ignore[arg-type]
+                precision=PRECISIONS[settings.precision],  # type: ignore[arg-type]
             )
             if several:
                 self.fabric.launch()
@@ -71,9 +73,11 @@ class Engine:
         """Return the context in which a network that was not set up runs in this precision."""
         return self.fabric.autocast()
 
-    def alone(self, model: nn.Module, *, waiting: bool) -> AbstractContextManager[object]:
-        """Return a context that keeps gradients to this rank while the step is `waiting` for more."""
-        return self.fabric.no_backward_sync(model, enabled=waiting)  # type: ignore[arg-type]
+    @contextmanager
+    def passing(self, model: nn.Module, *, waiting: bool) -> Iterator[None]:
+        """Have a batch pass in this precision; gradients stay with this rank while its step is `waiting`."""
+        with self._products(), self.fabric.no_backward_sync(model, enabled=waiting):  # type: ignore[arg-type]
+            yield
 
     def backward(self, loss: Tensor) -> None:
         self.fabric.backward(loss)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.outputs import scores_of
+from kernelsimp.float32 import full_float32
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch
 from kernelsimp.settings import FinetuneSettings
@@ -111,7 +112,7 @@ def finetune(
         watcher.note("nothing to train: every parameter is held; fine-tuning is skipped")
         return Trained((), stopped="nothing to train")
     interrupts = Interrupts()
-    with advice(), interrupts.watch():
+    with advice(), interrupts.watch(), full_float32():
         trained = _Finetuning(model, job, settings, watcher).train(interrupts)
     model.eval()
     verify(model)
@@ -228,7 +229,7 @@ class _Finetuning:
                 continue  # done before the run was interrupted
             ready = (index + 1) % every == 0 or index + 1 == count
             group = min(every, count - index // every * every)
-            with self.engine.alone(self.wrapped, waiting=not ready):
+            with self.engine.passing(self.wrapped, waiting=not ready):
                 loss = self._fitting(batch, 1 / group, (now.epoch - 1 + index / count) / self.settings.epochs)
             now.total += loss * len(batch[1])
             now.images += len(batch[1])

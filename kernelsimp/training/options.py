@@ -10,7 +10,8 @@ from kernelsimp.errors import KernelsimpError, did_you_mean
 from kernelsimp.settings import FinetuneSettings, Settings
 from kernelsimp.training.schedule import SCHEDULES
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = {"32-true": "32-true", "tf32": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
+"""What a training step may be calculated in, and what Fabric calls it: to it TF32 is float32."""
 
 CPU = torch.device("cpu")
 
@@ -34,12 +35,18 @@ def check_settings(settings: FinetuneSettings) -> None:
 
 def check_precision(precision: str, accelerator: str) -> None:
     """Raise `KernelsimpError` where an accelerator, `cpu` or `cuda`, cannot do a precision."""
-    wants_bf16 = precision == "bf16-mixed" and accelerator == "cuda"
-    if wants_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        name = torch.cuda.get_device_name()
-        raise KernelsimpError(f"precision bf16-mixed: {name} has no bfloat16; use 16-mixed or 32-true")
-    if precision == "16-mixed" and accelerator == "cpu":
-        raise KernelsimpError("precision 16-mixed needs a GPU; on the CPU use bf16-mixed or 32-true")
+    if accelerator == "cpu" and precision in ("tf32", "16-mixed"):
+        raise KernelsimpError(f"precision {precision} needs a GPU; on the CPU use bf16-mixed or 32-true")
+    if accelerator != "cuda":
+        return
+    if precision == "bf16-mixed" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        lacks = "bfloat16"
+    elif precision == "tf32" and not torch.cuda.is_tf32_supported():
+        lacks = "TF32"
+    else:
+        return
+    name = torch.cuda.get_device_name()
+    raise KernelsimpError(f"precision {precision}: {name} has no {lacks}; use 16-mixed or 32-true")
 
 
 def _spell(name: str) -> str:
