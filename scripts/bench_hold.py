@@ -13,7 +13,8 @@ synchronising. Steps of all arms take turns; the figure is the median of paired 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from kernelsimp.training.hold import hold, projections
 
 ARMS = ("freeze", "tie", "scale")
 NETWORKS = {"zoo:resnet20": (128, 32), "torchvision:resnet50": (8, 224)}
+USUAL = (8, 224)
+"""Images a step and their side: of the networks that are measured where none is named, and of any other."""
 LAYERS = {"layer:256": (256, 14), "layer:512": (512, 7)}
 """Channels in and out, and the side of the maps, of the layers that hold most of ResNet-50's kernels."""
 LAYER_IMAGES = 128
@@ -60,7 +63,7 @@ def inputs(spec: str, device: str, count: int | None) -> Tensor:
     if spec in LAYERS:
         channels, side = LAYERS[spec]
         return torch.randn(count or LAYER_IMAGES, channels, side, side, device=device, requires_grad=True)
-    size, side = NETWORKS[spec]
+    size, side = NETWORKS.get(spec, USUAL)
     return torch.randn(count or size, 3, side, side, device=device)
 
 
@@ -144,6 +147,57 @@ def seconds(step: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of each arm's steps, which took turns, of `images` images of `side` pixels."""
+
+    images: int
+    side: int
+    taken: Mapping[str, Sequence[float]]
+
+    @property
+    def free(self) -> float:
+        """The median seconds of a step without a hold."""
+        return statistics.median(self.taken["none"])
+
+    @property
+    def per_second(self) -> float:
+        """Images a second without a hold."""
+        return self.images / self.free
+
+    def ratios(self, arm: str) -> list[float]:
+        """Return the time of each step over that of the free one beside it."""
+        return [held / free for held, free in zip(self.taken[arm], self.taken["none"], strict=True)]
+
+    def ratio(self, arm: str) -> float:
+        """Return the median of these."""
+        return statistics.median(self.ratios(arm))
+
+
+def measure(
+    spec: str,
+    device: str,
+    precision: str,
+    share: float,
+    *,
+    families: tuple[str, ...] = SEVENTEEN,
+    images: int | None = None,
+    steps: int = 9,
+) -> StepTimes:
+    """Let the arms of a network take turns, after one step each that warms up."""
+    shown = inputs(spec, device, images)
+    batch = (shown, (torch.arange(len(shown)) % 10).to(device))
+    models = arms(spec, share, device, families)
+    work = {arm: stepper(model, batch, precision) for arm, model in models.items()}
+    taken: dict[str, list[float]] = {arm: [] for arm in work}
+    for turn in range(steps + 1):
+        for arm, step in work.items():
+            now = seconds(step, device)
+            if turn:
+                taken[arm].append(now)
+    return StepTimes(len(shown), shown.shape[-1], taken)
+
+
 def main() -> None:
     """Print one line a network and hold."""
     parser = argparse.ArgumentParser(
@@ -158,24 +212,22 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    families = tuple(options.families.split(","))
     for spec in options.networks:
-        images = inputs(spec, options.device, options.images)
-        size, side = len(images), images.shape[-1]
-        batch = (images, (torch.arange(size) % 10).to(options.device))
-        models = arms(spec, options.share, options.device, tuple(options.families.split(",")))
-        steps = {arm: stepper(model, batch, options.precision) for arm, model in models.items()}
-        taken: dict[str, list[float]] = {arm: [] for arm in steps}
-        for turn in range(options.steps + 1):
-            for arm, step in steps.items():
-                now = seconds(step, options.device)
-                if turn:  # the first warms up
-                    taken[arm].append(now)
-        plain = statistics.median(taken["none"])
-        print(f"{spec}, {size} images of {side} x {side}: {plain:.3f} s a step, {size / plain:.1f} images/s")
+        found = measure(
+            spec,
+            options.device,
+            options.precision,
+            options.share,
+            families=families,
+            images=options.images,
+            steps=options.steps,
+        )
+        about = f"{spec}, {found.images} images of {found.side} x {found.side}"
+        print(f"{about}: {found.free:.3f} s a step, {found.per_second:.1f} images/s")
         for arm in ARMS:
-            ratios = [held / free for held, free in zip(taken[arm], taken["none"], strict=True)]
-            spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-            print(f"  {arm:<7} {statistics.median(ratios):.3f} times that ({spread})")
+            ratios = found.ratios(arm)
+            print(f"  {arm:<7} {found.ratio(arm):.3f} times that ({min(ratios):.3f} to {max(ratios):.3f})")
 
 
 if __name__ == "__main__":
