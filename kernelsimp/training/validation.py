@@ -53,11 +53,9 @@ class EpochJudge:
         self.rule = "validation loss"
         self.penalty: Callable[[float], Tensor] | None = None
         if teacher is not None:
-            logits = [part for part, _ in self._outputs(teacher)]
-            right = [
-                (part.argmax(1) == labels).cpu() for part, (_, labels) in zip(logits, batches, strict=True)
-            ]
-            self._teacher = logits
+            answers = list(self._outputs(teacher))
+            self._teacher = [logits for logits, _ in answers]
+            right = [logits.argmax(1) == labels for logits, labels in answers]
             if right and is_memorised(100 * float(torch.cat(right).double().mean())):
                 self.rule = "divergence from the original on validation images"
 
