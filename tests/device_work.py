@@ -4,16 +4,22 @@ A process of its own: torch asks a registered device many things that a pretende
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import pretend_device
 import torch
-from held import made
+from held import made, plan_for, simplified
+from lightning_fabric import Fabric
+from lightning_fabric.accelerators.cpu import CPUAccelerator
+from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from networks import network, smooth_images
 from pretend_device import DEVICE
 from solving import HALF, solve
 from torch import Tensor, nn
+from tuning import PLAIN, bar_net, bars, job
 
 from kernelsimp.analysis.compare import ComparedPair, compare
 from kernelsimp.data.images import Geometry
@@ -24,11 +30,14 @@ from kernelsimp.evaluation.accuracy import measure
 from kernelsimp.evaluation.robustness import assess
 from kernelsimp.evaluation.stability import Bench
 from kernelsimp.models.layers import bank_from_model
-from kernelsimp.settings import CompareSettings, RobustnessSettings
+from kernelsimp.settings import CompareSettings, FinetuneSettings, RobustnessSettings
 from kernelsimp.solver import moments
 from kernelsimp.solver.coding_search import prepare_ground
 from kernelsimp.solver.coding_walk import code_network
 from kernelsimp.solver.solve import Solution, calibrated_network
+from kernelsimp.training import engine
+from kernelsimp.training.engine import Engine
+from kernelsimp.training.finetune import finetune
 from kernelsimp.training.hold import hold, verify
 
 CPU = torch.device("cpu")
@@ -78,6 +87,80 @@ def trained(device: torch.device, mode: Any) -> list[Any]:
     return [model(smooth_images(4).to(device)).detach().to("cpu")]
 
 
+class PretendAccelerator(CPUAccelerator):
+    """The accelerator that Fabric is told of: it wants to know nothing of the device."""
+
+    def setup_device(self, device: torch.device) -> None:
+        """Take any device."""
+
+
+class PretendEngine(Engine):
+    """The engine of training, which also goes on the pretend device."""
+
+    def __init__(self, device: str, settings: FinetuneSettings) -> None:
+        super().__init__("cpu", settings)
+        if device != "cpu":
+            self.fabric = Fabric(strategy=SingleDeviceStrategy(DEVICE, accelerator=PretendAccelerator()))
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Batches of an epoch; `seen` is what the steps after the first one waited for, before the last one."""
+
+    batches: list[tuple[Tensor, Tensor]]
+    seen: Counter[str]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for index, batch in enumerate(self.batches):
+            if index == 1:  # a loss is read at the first of fifty
+                pretend_device.waits.clear()
+            if index + 1 == len(self.batches):
+                self.seen.update(+pretend_device.waits)
+            yield batch
+
+
+def fine_tuned(
+    device: torch.device, mode: Any, *, taught: bool, planted: Callable[[Tensor], object] | None = None
+) -> tuple[nn.Module, Counter[str]]:
+    """Train a held network for two steps and two more, and return it with what these two waited for."""
+    model, seen = bar_net(), Counter[str]()
+    plan = plan_for(model)
+    hold(simplified(model, plan), plan, mode)
+
+    def hook(module: nn.Module, _: object, made: Tensor) -> None:
+        if planted is not None and module.training:
+            planted(made.detach())
+
+    model[1].register_forward_hook(hook)
+    teacher = bar_net(seed=1).eval() if taught else None
+    work = job(
+        train=lambda epoch, shard: Steps(bars(epoch), seen), teacher=teacher, device=str(device), plan=plan
+    )
+    finetune(model, work, replace(PLAIN, epochs=1, clip=1.0, ema=0.9, distill=0.5))
+    return model, seen
+
+
+def tuned(device: torch.device, mode: Any) -> list[Any]:
+    model, _ = fine_tuned(device, mode, taught=True)
+    verify(model)
+    return [model(bars(7)[0][0].to(device)).detach().to("cpu")]
+
+
+PLANTED: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda made: made.sum().item(),
+    "truth": lambda made: bool(made.sum() > 0),
+    "copy": lambda made: made.cpu(),
+    "copy there": lambda made: torch.ones(3).to(made.device),
+    "number there": lambda made: torch.tensor(3.0, device=made.device),
+    "mask": lambda made: made[made > 0],
+    "places": lambda made: made.nonzero(),
+}
+"""Ways to have the host wait for the device."""
+
+
 def measured(device: torch.device) -> list[Any]:
     return [measure(network().to(device), labelled(CPU), device).loss]
 
@@ -104,6 +187,8 @@ WORK: dict[str, Callable[[torch.device], list[Any]]] = {
     "freeze": lambda device: trained(device, "freeze"),
     "tie": lambda device: trained(device, "tie"),
     "scale": lambda device: trained(device, "scale"),
+    "fine-tuning, freeze": lambda device: tuned(device, "freeze"),
+    "fine-tuning, scale": lambda device: tuned(device, "scale"),
     "accuracy": measured,
     "robustness": robust,
     "comparison": compared,
@@ -127,12 +212,22 @@ def fault_of(work: Callable[[], Any]) -> str:
 
 
 def main() -> None:
+    engine.Engine = PretendEngine  # type: ignore[misc]
     found = {name: str(work(DEVICE)) == str(work(CPU)) for name, work in WORK.items()}
     said = {"a network": fault_of(lambda: nn.Conv2d(3, 4, 3)(torch.zeros(1, 3, 5, 5, device=DEVICE)))}
     moments.rows_of = left_behind
     said["places, on the CPU"] = fault_of(lambda: solution_on(CPU))
     said["places"] = fault_of(lambda: solution_on(DEVICE))
-    print(json.dumps({"same": found, "said": said}))  # noqa: T201
+    waits = {
+        f"{mode}, {'taught' if taught else 'not taught'}": fine_tuned(DEVICE, mode, taught=taught)[1]
+        for mode in ("freeze", "scale")
+        for taught in (True, False)
+    }
+    planted = {
+        name: sum(fine_tuned(DEVICE, "freeze", taught=False, planted=fault)[1].values())
+        for name, fault in PLANTED.items()
+    }
+    print(json.dumps({"same": found, "said": said, "waits": waits, "planted": planted}))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Importing it makes `torch.device("pretend")` valid. An operation that mixes the two devices fails as it would
 on a GPU, and so does an index that lies on the CPU, which a GPU would wait for without a word. `calls` counts
-what ran there.
+what ran there, `waits` what the host of a GPU would have waited for: numbers and shapes that it reads off the
+device, and copies that were not told to go on by themselves.
 """
 
 from collections import Counter
@@ -28,10 +29,15 @@ _setup_privateuseone_for_python_backend(NAME, _Backend())
 DEVICE = torch.device(NAME, 0)
 
 calls: Counter[str] = Counter()
+waits: Counter[str] = Counter()
 
 aten = torch.ops.aten
 COPIES = (aten._to_copy.default, aten.copy_.default)
 """What may take tensors from one device to the other."""
+READ = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+"""What torch calls operations that answer with a number, or whose answer's shape depends on numbers."""
+INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+"""What has to count the places of an index that is a mask."""
 
 
 class PretendTensor(Tensor):
@@ -69,7 +75,20 @@ class PretendTensor(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         calls[str(func)] += 1
+        waits[str(func)] += _has_to_wait(func, args, kwargs or {})
         return _run(func, args, kwargs or {})
+
+
+def _has_to_wait(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if func is aten.copy_.default:
+        across = isinstance(args[0], PretendTensor) != isinstance(args[1], PretendTensor)
+        return across and not any(args[2:])
+    if func is aten._to_copy.default:
+        there = kwargs.get("device")
+        return there is not None and torch.device(there).type != NAME and not kwargs.get("non_blocking")
+    if func in INDEXED:
+        return any(item is not None and item.dtype == torch.bool for item in args[1])
+    return bool(READ.intersection(func.tags))
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -110,6 +129,7 @@ for _name, _make in (
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     """Copy from one device to the other where torch dispatches on nothing, as in `torch.tensor`."""
+    waits["a copy by itself"] += not non_blocking
     ends = (item.there if isinstance(item, PretendTensor) else item for item in (target, source))
     aten.copy_.default(*ends, non_blocking)
     return target

@@ -16,6 +16,8 @@ WORK = (
     "freeze",
     "tie",
     "scale",
+    "fine-tuning, freeze",
+    "fine-tuning, scale",
     "accuracy",
     "robustness",
     "comparison",
@@ -47,3 +49,14 @@ def test_a_tensor_on_the_wrong_device_is_found(outcome: dict[str, Any]) -> None:
     assert said["places, on the CPU"] == ""
     assert "tensors on pretend:0 and cpu" in said["places"]
     assert "tensors on pretend:0 and cpu" in said["a network"]
+
+
+@pytest.mark.parametrize("mode", ["freeze", "scale"])
+@pytest.mark.parametrize("taught", ["taught", "not taught"])
+def test_a_training_step_waits_for_nothing(outcome: dict[str, Any], mode: str, taught: str) -> None:
+    assert outcome["waits"][f"{mode}, {taught}"] == {}
+
+
+def test_a_step_that_waits_is_found(outcome: dict[str, Any]) -> None:
+    once = dict.fromkeys(("item", "truth", "copy", "copy there", "number there", "mask", "places"), 2)
+    assert outcome["planted"] == once, "two steps, one wait in each"
