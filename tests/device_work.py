@@ -5,7 +5,7 @@ A process of its own: torch asks a registered device many things that a pretende
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -39,6 +39,7 @@ from kernelsimp.training import engine
 from kernelsimp.training.engine import Engine
 from kernelsimp.training.finetune import finetune
 from kernelsimp.training.hold import hold, verify
+from kernelsimp.training.penalties import PENALTIES, Penalties
 
 CPU = torch.device("cpu")
 
@@ -123,7 +124,12 @@ class Steps:
 
 
 def fine_tuned(
-    device: torch.device, mode: Any, *, taught: bool, planted: Callable[[Tensor], object] | None = None
+    device: torch.device,
+    mode: Any,
+    *,
+    taught: bool = False,
+    planted: Callable[[Tensor], object] | None = None,
+    penalties: Mapping[str, float] | None = None,
 ) -> tuple[nn.Module, Counter[str]]:
     """Train a held network for two steps and two more, and return it with what these two waited for."""
     model, seen = bar_net(), Counter[str]()
@@ -136,9 +142,9 @@ def fine_tuned(
 
     model[1].register_forward_hook(hook)
     teacher = bar_net(seed=1).eval() if taught else None
-    work = job(
-        train=lambda epoch, shard: Steps(bars(epoch), seen), teacher=teacher, device=str(device), plan=plan
-    )
+    work = job(train=lambda epoch, shard: Steps(bars(epoch), seen), teacher=teacher, device=str(device))
+    if penalties is not None:
+        work = replace(work, penalty=Penalties(model, penalties))
     finetune(model, work, replace(PLAIN, epochs=1, clip=1.0, ema=0.9, distill=0.5))
     return model, seen
 
@@ -223,9 +229,9 @@ def main() -> None:
         for mode in ("freeze", "scale")
         for taught in (True, False)
     }
+    waits["tie, penalties"] = fine_tuned(DEVICE, "tie", penalties=dict.fromkeys(PENALTIES, 0.1))[1]
     planted = {
-        name: sum(fine_tuned(DEVICE, "freeze", taught=False, planted=fault)[1].values())
-        for name, fault in PLANTED.items()
+        name: sum(fine_tuned(DEVICE, "freeze", planted=fault)[1].values()) for name, fault in PLANTED.items()
     }
     print(json.dumps({"same": found, "said": said, "waits": waits, "planted": planted}))  # noqa: T201
 

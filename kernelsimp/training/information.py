@@ -6,6 +6,8 @@ bits a kernel, (n,).
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -47,6 +49,20 @@ def value_entropy(kernels: Tensor) -> Tensor:
     return -flat.shape[1] * (shares * (shares + TINY).log2()).sum(dim=1)
 
 
+def beside(constant: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what gives `constant` where a tensor lies and in its dtype, copied there once: a copy waits.
+
+    >>> beside(torch.ones(2).double())(torch.zeros(3)).dtype
+    torch.float32
+    """
+
+    @cache
+    def there(device: torch.device, dtype: torch.dtype) -> Tensor:
+        return constant.to(device, dtype)
+
+    return lambda tensor: there(tensor.device, tensor.dtype)
+
+
 class Rate:
     """The bits of symmetry-adapted coefficients under a learned mixture: -log2 of each one's interval.
 
@@ -59,11 +75,11 @@ class Rate:
     def __init__(self, grid: Shape, rounding: str = "noise") -> None:
         if rounding not in ROUNDINGS:
             raise KernelsimpError(f"rounding is '{rounding}'; expected {' or '.join(ROUNDINGS)}")
-        self.basis, self.rounding = torch.from_numpy(adapted_basis(grid)), rounding
+        self.basis, self.rounding = beside(torch.from_numpy(adapted_basis(grid))), rounding
 
     def __call__(self, kernels: Tensor) -> Tensor:
         flat = kernels.flatten(1)
-        exact = flat @ self.basis.to(flat) / (STEP * root_mean_square(flat))
+        exact = flat @ self.basis(flat) / (STEP * root_mean_square(flat))
         if self.rounding == "noise":
             coefficients = exact + torch.rand_like(exact) - 0.5
         else:

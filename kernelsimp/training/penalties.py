@@ -24,7 +24,7 @@ from kernelsimp.kernels.subspace import Shape
 from kernelsimp.models.layers import CONVOLUTIONS
 from kernelsimp.records.plan import Plan
 from kernelsimp.training.hold import projections
-from kernelsimp.training.information import Rate, root_mean_square, value_entropy
+from kernelsimp.training.information import Rate, beside, root_mean_square, value_entropy
 
 OfKernels = Callable[[Tensor], Tensor]
 """From kernels (n, *grid) to the penalty of each, (n,)."""
@@ -85,14 +85,14 @@ def _asymmetry(grid: Shape, settings: PenaltySettings) -> OfKernels:
     families = offered_families(grid, settings.families or SEVENTEEN)
     if not families:
         return lambda kernels: kernels.new_zeros(len(kernels))
-    outside = torch.from_numpy(np.hstack([item.subspace.complement for item in families]))
+    outside = beside(torch.from_numpy(np.hstack([item.subspace.complement for item in families])))
     widths = [item.subspace.complement.shape[1] for item in families]
-    owner = torch.repeat_interleave(torch.eye(len(families)), torch.tensor(widths), dim=0)
+    owner = beside(torch.repeat_interleave(torch.eye(len(families)), torch.tensor(widths), dim=0))
 
     def measure(kernels: Tensor) -> Tensor:
         flat = kernels.flatten(1)
         unit = flat / (root_mean_square(flat, dim=1) * math.sqrt(flat.shape[1]))
-        nearest = ((unit @ outside.to(flat)).square() @ owner.to(flat)).amin(dim=1)
+        nearest = ((unit @ outside(flat)).square() @ owner(flat)).amin(dim=1)
         return (nearest + 1e-8).sqrt()  # a slope of 1 down to a residual of 1e-4, none at 0
 
     return measure
