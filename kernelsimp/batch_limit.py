@@ -46,15 +46,17 @@ class BatchLimit:
         while done < count:
             left = count - done
             stop = done + math.ceil(left / math.ceil(left / (self.most or left)))  # parts of about one size
+            failed = False
             try:
                 made.append(work(*(item[done:stop] for item in rows)))
             except (RuntimeError, MemoryError) as error:
                 self._halve(error, stop - done)
+                failed = True
+            if failed:  # by now what did not fit, which the error held on to, is gone
+                stop = done
                 if restart is not None:
                     restart()
                     made, stop = [], 0
-                else:
-                    stop = done
             done = stop
         return made
 

@@ -1,5 +1,6 @@
 """Memory that does not do, planted at every stage: batches are halved, it is said, and the end is right."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -84,6 +85,25 @@ def test_what_failed_can_be_taken_back_and_begun_again() -> None:
 
     assert BatchLimit().in_parts(work, torch.arange(8), restart=done.clear) == [2, 2, 2, 2]
     assert done == [2, 2, 2, 2]
+
+
+def test_what_did_not_fit_is_let_go_before_anything_is_begun_again() -> None:
+    class Large:
+        """What a failing pass has made so far."""
+
+    alive: list[Any] = []
+
+    def work(images: Tensor) -> int:
+        large = Large()
+        alive.append(weakref.ref(large))
+        if len(images) > 4:
+            raise MemoryError
+        return len(images)
+
+    def restart() -> None:
+        assert alive[-1]() is None
+
+    assert BatchLimit().in_parts(work, torch.arange(8), restart=restart) == [4, 4]
 
 
 def test_one_image_too_many_is_one_line_and_another_failure_is_left_alone() -> None:
@@ -214,13 +234,14 @@ def test_an_attack_whose_gradient_does_not_fit_is_made_in_parts() -> None:
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_step_is_taken_in_parts_where_its_batch_does_not_fit(backward: bool) -> None:
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_step_is_taken_in_parts_where_its_batch_does_not_fit(backward: bool, accumulate: int) -> None:
     """Without batch norm a step in parts is the same step: gradients add up."""
 
     def made() -> nn.Module:
         return nn.Sequential(*(part for part in bar_net() if not isinstance(part, nn.BatchNorm2d)))
 
-    settings = replace(PLAIN, epochs=2, momentum=0.9)
+    settings = replace(PLAIN, epochs=2, momentum=0.9, accumulate=accumulate)
     work = job(train=lambda epoch, shard: bars(epoch, size=40), val=bars(100))
     expected, heard = made(), Heard()
     finetune(expected, work, settings)
@@ -233,9 +254,35 @@ def test_a_step_is_taken_in_parts_where_its_batch_does_not_fit(backward: bool) -
         assert torch.allclose(mine, other, rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_of_several_batches_is_one_line_with_the_remedy() -> None:
+@pytest.mark.parametrize("failing", [(40,), (40, 20)])
+def test_a_step_of_several_batches_begins_again_where_one_does_not_fit(failing: tuple[int, ...]) -> None:
+    """Memory does not do in the third batch of a step, and in the first one when it is done again."""
+
+    def made() -> nn.Module:
+        return nn.Sequential(*(part for part in bar_net() if not isinstance(part, nn.BatchNorm2d)))
+
+    class Worn(Slopes):
+        def look(self, slope: Tensor) -> None:
+            seen.append(len(slope))
+            if len(seen) >= 3 and left and len(slope) == left[0]:
+                del left[0]
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    seen, left, heard = list[int](), list(failing), Heard()
+    settings = replace(PLAIN, epochs=1, momentum=0.9, accumulate=3)
+    work = job(train=lambda epoch, shard: bars(epoch, batches=6, size=40), val=[])
+    expected, found = made(), made()
+    finetune(expected, work, settings)
+    finetune(Worn(found, 0), work, settings, heard)
+    assert not left
+    assert heard.warnings == halving(40, 40 // 2 ** len(failing))
+    for mine, other in zip(values_of(expected), values_of(found), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_of_which_not_even_a_part_fits_is_one_line_with_the_remedy() -> None:
     work = job(train=lambda epoch, shard: bars(epoch, size=40), val=bars(100))
-    words = refusal(lambda: finetune(cramp(bar_net(), 12), work, replace(PLAIN, accumulate=2)))
+    words = refusal(lambda: finetune(cramp(bar_net(), 7), work, replace(PLAIN, accumulate=2)))
     assert words.startswith("a training batch does not fit into memory; lower --batch-size")
 
 

@@ -1,6 +1,6 @@
 """What to do about failures of a training step that are no fault of this program: go on, or one line."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -36,15 +36,24 @@ def advice() -> Iterator[None]:
 
 
 def in_parts(
-    add: Callable[[Batch, float], Tensor], batch: Batch, limit: BatchLimit, forget: Callable[[], object]
+    add: Callable[[Batch, float], Tensor],
+    batches: Sequence[Batch],
+    limit: BatchLimit,
+    forget: Callable[[], object],
 ) -> Tensor:
-    """Return the loss of a batch, whose gradients `add(part, its share of the batch)` adds up.
+    """Return the loss of the last batch of a step so far; `add(part, its share of the batch)` adds gradients.
 
-    In as many parts as memory needs: where it does not do, `forget` takes back all gradients, and the batch
-    begins again in smaller parts.
+    In as many parts as memory needs: where it does not do, `forget` takes back all gradients, and all batches
+    of the step so far begin again in smaller parts.
     """
+    *others, batch = batches
 
     def work(images: Tensor, labels: Tensor) -> Tensor:
         return add((images, labels), len(labels) / len(batch[1]))
 
-    return torch.stack(limit.in_parts(work, *batch, restart=forget)).sum()
+    def restart() -> None:
+        forget()
+        for count in range(len(others)):
+            in_parts(add, others[: count + 1], limit, forget)
+
+    return torch.stack(limit.in_parts(work, *batch, restart=restart)).sum()

@@ -7,7 +7,7 @@ the epoch only.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,7 +22,7 @@ from kernelsimp.float32 import full_float32
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Epoch
 from kernelsimp.settings import FinetuneSettings
-from kernelsimp.training.advice import PART_AT_LEAST, advice, in_parts
+from kernelsimp.training.advice import PART_AT_LEAST, Batch, advice, in_parts
 from kernelsimp.training.best_epoch import Average, Keeper, snapshot
 from kernelsimp.training.distill import objective
 from kernelsimp.training.hold import held_share, verify
@@ -216,7 +216,7 @@ class _Finetuning:
 
     def _pass(self, interrupts: Interrupts) -> bool:
         """Go through the rest of the epoch's batches; False where a loss is not finite."""
-        now, every = self.progress, self.settings.accumulate
+        now, every, step = self.progress, self.settings.accumulate, list[Batch]()
         batches = self.job.train(now.epoch, self.engine.shard)
         count = len(batches)
         if not count:
@@ -227,10 +227,11 @@ class _Finetuning:
         for index, batch in enumerate(batches):
             if index < now.batch:
                 continue  # done before the run was interrupted
-            ready = (index + 1) % every == 0 or index + 1 == count
+            step = [*step, batch] if index % every else [batch]
+            ready = len(step) == every or index + 1 == count
             group = min(every, count - index // every * every)
             with self.engine.passing(self.wrapped, waiting=not ready):
-                loss = self._fitting(batch, 1 / group, (now.epoch - 1 + index / count) / self.settings.epochs)
+                loss = self._fitting(step, 1 / group, (now.epoch - 1 + index / count) / self.settings.epochs)
             now.total += loss * len(batch[1])
             now.images += len(batch[1])
             if not self._look(loss, index):
@@ -244,18 +245,17 @@ class _Finetuning:
                     self._heed(interrupts, saved=False)
         return True
 
-    def _fitting(self, batch: tuple[Tensor, Tensor], share: float, progress: float) -> Tensor:
-        """Do what `_batch` does, in as many parts as memory needs where nothing else is in the step."""
-        if self.settings.accumulate > 1 or self.engine.shard[1] > 1:
-            return self._batch(batch, share, progress)
-        return in_parts(
-            lambda part, own: own * self._batch(part, share * own, progress),
-            batch,
-            self.limit,
-            lambda: self.optimizer.zero_grad(set_to_none=True),
-        )
+    def _fitting(self, step: Sequence[Batch], share: float, progress: float) -> Tensor:
+        """Do what `_batch` does with the last batch of a step so far; one process alone in parts."""
+        if self.engine.shard[1] > 1:
+            return self._batch(step[-1], share, progress)
 
-    def _batch(self, batch: tuple[Tensor, Tensor], share: float, progress: float) -> Tensor:
+        def add(part: Batch, own: float) -> Tensor:
+            return own * self._batch(part, share * own, progress)
+
+        return in_parts(add, step, self.limit, self.optimizer.zero_grad)
+
+    def _batch(self, batch: Batch, share: float, progress: float) -> Tensor:
         """Add the gradients of `share` times the loss of one batch; return that loss, detached."""
         images, labels = (part.to(self.engine.device, non_blocking=True) for part in batch)
         images, mix = mix_images(images, self.settings)
