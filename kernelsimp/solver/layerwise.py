@@ -120,9 +120,10 @@ class Reconstruction:
 
 @dataclass
 class _ReconstructionState:
-    """What changes along the way."""
+    """What changes along the way; of the layers in the order of the trace, so many are `done`."""
 
     model: nn.Module
+    done: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
     fits: dict[str, Fit] = field(default_factory=dict)
 
@@ -138,21 +139,27 @@ def reconstruct(
 
     With `fitted` false every kernel is only projected and nothing else moves. A layer whose moments are
     singular, missing or of too few rows is projected too, and its `Fit` says so. Where memory does not do for
-    a batch, all begins again with batches of half the size; of a `group`, no process can do so alone.
+    a batch, it goes on at that layer with batches of half the size; of a `group`, no process can do so alone.
     """
+    state = _ReconstructionState(copy.deepcopy(calibrated.model))
+
+    def go_on(images: Sequence[Tensor]) -> Reconstruction:
+        return _reconstruct(replace(calibrated, images=images), targets, watcher, state, fitted=fitted)
+
     if calibrated.group.size > 1:
-        return _reconstruct(calibrated, targets, watcher, fitted=fitted)
-    return calibrated.limit.in_batches(
-        lambda images: _reconstruct(replace(calibrated, images=images), targets, watcher, fitted=fitted),
-        calibrated.images,
-    )
+        return go_on(calibrated.images)
+    return calibrated.limit.in_batches(go_on, calibrated.images)
 
 
 @full_float32()
 def _reconstruct(
-    calibrated: CalibratedNetwork, targets: Mapping[str, Target], watcher: Watcher, *, fitted: bool
+    calibrated: CalibratedNetwork,
+    targets: Mapping[str, Target],
+    watcher: Watcher,
+    state: _ReconstructionState,
+    *,
+    fitted: bool,
 ) -> Reconstruction:
-    state = _ReconstructionState(copy.deepcopy(calibrated.model))
     layers = {layer.name: layer for layer in calibrated.bank.layers}
     now, before = (
         Replay(
@@ -161,7 +168,8 @@ def _reconstruct(
         for model in (state.model, calibrated.model)
     )
     watcher.start("re-solving layer by layer" if fitted else "projecting", len(calibrated.traced.uses))
-    for use in calibrated.traced.uses:
+    watcher.step(state.done)
+    for use in calibrated.traced.uses[state.done :]:
         layer, target = layers[use.name], targets.get(use.name)
         if fitted and (state.tensors or target):
             replays = (now, before if state.tensors else None)
@@ -175,6 +183,7 @@ def _reconstruct(
             _store(state, _stored(state.model, layer, target.nearest_kernels(layer.kernels)))
         give_back()
         watcher.step()
+        state.done += 1
     for name in targets.keys() - {use.name for use in calibrated.traced.uses}:
         _store(state, _stored(state.model, layers[name], targets[name].nearest_kernels(layers[name].kernels)))
         state.fits[name] = Fit(None, trouble="never run on calibration images: only projected")
