@@ -151,7 +151,7 @@ def fit(fresh: Fresh, settings: Settings, folder: Path | None, watcher: Watcher 
 
 def save(fresh: Fresh, path: Path) -> None:
     """Write the plain state dict, which the unconstrained network loads strictly."""
-    state = plain_state(fresh.model)
+    state = {name: value.cpu() for name, value in plain_state(fresh.model).items()}
     write_atomically(path, lambda partial: torch.save({"state_dict": state}, partial))
 
 

@@ -333,7 +333,7 @@ def _like(original: Tensor, view: Tensor) -> Tensor:
 
 
 def _same(stored: Tensor, asked: Tensor) -> bool:
-    have, want = stored.detach(), asked.detach().to(stored.dtype)
+    have, want = stored.detach(), asked.detach().to(stored)  # from whatever device it was trained on
     if have.is_floating_point() and have.element_size() == 1:  # float8 knows few operations
         have, want = have.float(), want.float()
     return torch.equal(have.nan_to_num(), want.nan_to_num())

@@ -213,7 +213,7 @@ def constraints_at(model: nn.Module, targets: Mapping[str, Target]) -> dict[str,
 
     That of a bent set goes through the fitted kernel, not through the one it came from.
     """
-    kernels = {layer.name: layer.kernels for layer in bank_from_model(model).layers}
+    kernels = {layer.name: layer.kernels.detach().cpu() for layer in bank_from_model(model).layers}
     return {name: target.constraint(kernels[name]) for name, target in targets.items()}
 
 
