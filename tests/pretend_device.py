@@ -100,7 +100,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     onto = func is not aten.copy_.default or isinstance(args[0], PretendTensor)
     if kwargs.get("device") is not None:
         onto = torch.device(kwargs["device"]).type == NAME
-        kwargs = {**kwargs, "device": torch.device("cpu")}
+        kwargs = {**kwargs, "device": torch.device("cpu") if onto else kwargs["device"]}
     args, kwargs = tree_map_only(PretendTensor, lambda item: item.there, (args, kwargs))
     made = func(*args, **kwargs)
     if not onto:

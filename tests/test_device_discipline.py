@@ -24,11 +24,11 @@ WORK = (
 )
 
 
-@pytest.fixture(scope="module")
-def outcome() -> dict[str, Any]:
+def said_by(script: str) -> dict[str, Any]:
+    """Return what a script of this folder prints, in a process of its own."""
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(HERE / "device_work.py")],
+        [sys.executable, str(HERE / script)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path},
@@ -36,6 +36,11 @@ def outcome() -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def outcome() -> dict[str, Any]:
+    return said_by("device_work.py")
 
 
 @pytest.mark.parametrize("name", WORK)
@@ -62,3 +67,10 @@ def test_a_training_step_waits_for_nothing(outcome: dict[str, Any], name: str) -
 def test_a_step_that_waits_is_found(outcome: dict[str, Any]) -> None:
     once = dict.fromkeys(("item", "truth", "copy", "copy there", "number there", "mask", "places"), 2)
     assert outcome["planted"] == once, "two steps, one wait in each"
+
+
+def test_commands_run_to_their_end_there() -> None:
+    ended = said_by("device_commands.py")
+    assert list(ended) == ["train", "simplify", "evaluate", "compare", "prune"]
+    for name, end in ended.items():
+        assert end == {"code": 0, "ran there": True}, name

@@ -56,7 +56,7 @@ def network_latency(
 
 def filled(images: Tensor, count: int) -> Tensor:
     """Return `count` images: the first ones, repeated where there are fewer."""
-    return images[torch.arange(count) % len(images)].contiguous()
+    return images[torch.arange(count, device=images.device) % len(images)].contiguous()
 
 
 def _one(pair: Pair, images: Tensor, engine: str, clock: Clock) -> Latency:

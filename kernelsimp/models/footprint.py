@@ -58,7 +58,7 @@ def footprints(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> Footpr
         return _run(build().to("meta"), shape, "meta")
     except Exception:  # tensors made in forward, data-dependent steps: the CPU can
         try:
-            return _run(build(), shape, "cpu")
+            return _run(build().cpu(), shape, "cpu")
         except Exception as error:
             size = " x ".join(map(str, shape))
             advice = "see --input-size and --channels"
