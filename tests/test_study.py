@@ -124,13 +124,14 @@ def test_a_found_kernel_is_paired_with_what_is_alike_in_error_and_importance(stu
 
 def test_the_examples_in_the_parts_are_true(study: ModuleType) -> None:
     import study_parts.foresight
+    import study_parts.ground as ground
     import study_parts.information
     import study_parts.page
     import study_parts.readable
     import study_parts.statistics as statistics
 
     parts = (study_parts.foresight, study_parts.information, study_parts.page, study_parts.readable)
-    for module in (*parts, statistics):
+    for module in (*parts, ground, statistics):
         found = doctest.testmod(module)
         assert found.attempted
         assert not found.failed

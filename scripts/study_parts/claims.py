@@ -10,7 +10,7 @@ from study_parts.intent import ALIKE, FDR, MINDED, WIDEST, WIDEST_DEPTHWISE, int
 from study_parts.learning import growth, roles
 from study_parts.prediction import FIGURES, NOISE, RETUNED, SHARE, Figures, prediction
 from study_parts.readable import DEALT, LAYERS, decomposition, selectivity
-from study_parts.repair import TUNING, repair, together, tuning
+from study_parts.repair import ALONE, TUNING, repair, together, tuning
 from study_parts.robustness import BLOCK, CORRUPTIONS, GROUPS, TRAINED, robustness, trained_simple
 from study_parts.statistics import Measured
 from study_parts.training import RECIPES
@@ -105,7 +105,9 @@ CLAIMS = {
         repair,
         (("re-solved", "projected"), ("re-solved", "random subspaces"), ("re-solved", "cell masks")),
         "images",
-        "The same plan in linear families, without training. Random subspaces and cell masks are the "
+        "The same plan in linear families, without training. *One layer alone*: all other layers stay as "
+        f"they were; a mean over {ALONE} layers at most, evenly spread over the depth. Random "
+        "subspaces and cell masks are the "
         "product's controls: the same degrees of freedom, chosen and re-solved alike; "
         "against them a gap is what the families are worth, not what the re-solve is.",
     ),
@@ -133,8 +135,11 @@ CLAIMS = {
         f"Corruptions: {', '.join(CORRUPTIONS)} at five severities. Units are images, blocks of {BLOCK} "
         f"images for noise, shifts and PGD, and {GROUPS} parts of a jackknife for the gap and the "
         "calibration error. The jackknife takes the bias off, so an error may fall below 0. A row means "
-        "something for robustness only where clean accuracy is tied: it has a row of its own. Random "
-        "subspaces and cell masks say whether it is the families or only the smaller network.",
+        "something for robustness only where clean accuracy is tied: it has a row of its own. PGD, within "
+        "0.1 of grey pixels and 1/255 of colours, attacks the images that all arms have right, so clean "
+        "accuracy is equal there. Random "
+        "subspaces and cell masks say whether it is the families or only the smaller network. Of networks "
+        "without training images the images that a draw did not calibrate with are taken.",
     ),
     "trained": Claim(
         "Networks trained to be simple are more robust, less overfitted and better calibrated",
@@ -173,10 +178,11 @@ CLAIMS = {
     "information": Claim(
         "A simplified kernel carries less information: the coded file is smaller at the same divergence",
         information,
-        (("with structures", "without"),),
+        (("with structures", "without"), ("with structures", "simplified, without")),
         "draws alone",
-        "The network at half of the degrees of freedom coded by its structures, against the original "
-        "coded at two prices of a bit, bytes between them at the same KL on test images.",
+        "The network at half of the degrees of freedom coded by its structures, against the original, and "
+        "against the same simplified network coded cell by cell: sizes at the KL on test images that the "
+        "first has, between the two prices of a bit next to it. Kernels are those larger than 1x1.",
     ),
     "prediction": Claim(
         "What a network shows before it is simplified tells what that will cost",

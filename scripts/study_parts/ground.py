@@ -29,6 +29,15 @@ IMAGES = 300
 """Test images a draw."""
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """Return at most so many of the places 0..count, evenly spread, the first and the last among them.
+
+    >>> evenly(9, 3), evenly(2, 3)
+    ([0, 4, 8], [0, 1])
+    """
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
+
+
 @cache
 def simplify_script() -> Any:
     """Return `bench_simplify`, which knows the networks and their images."""

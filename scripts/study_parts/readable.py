@@ -15,7 +15,7 @@ from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.kernels.families import SEVENTEEN
 from kernelsimp.models.layers import bank_from_model, conv_modules
 from kernelsimp.records.selectivity import LayerSelectivity
-from study_parts.ground import ARMS, Study
+from study_parts.ground import ARMS, Study, evenly
 from study_parts.statistics import Floats, Measured
 
 Labels = NDArray[np.int64]
@@ -107,9 +107,7 @@ def information_over_chance(found: Compared, layers: int) -> float:
 def layers_of(model: nn.Module) -> list[LayerKernels]:
     """Return layers larger than 1x1, evenly spread over the depth."""
     spatial = list(bank_from_model(model).spatial)
-    return [
-        spatial[place] for place in np.unique(np.linspace(0, len(spatial) - 1, LAYERS).round().astype(int))
-    ]
+    return [spatial[place] for place in evenly(len(spatial), LAYERS)]
 
 
 class Ablation:
