@@ -8,7 +8,8 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.models.layers import bank_from_model
 from kernelsimp.records.plan import LayerPlan
 from scripts import script
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +52,115 @@ def test_a_cell_is_measured_once_and_makes_a_page(
     assert gap["freedom"] == pytest.approx(row["units"] - 1)  # one draw: images alone
     page = text.read_text()
     word = verdict(gap, 0.05)
-    assert f"summed: **{word}** on digits." in page.split("\n## ")[0]
+    assert f"layers cost more together: **{word}** on digits." in page.split("\n## ")[0]
     assert f"{gap['mean']:+.2g}" in page.split("\n## ")[1]
+    assert "(images/study/verdicts.svg)" in page
+    assert len(marks(tmp_path / "images" / "study" / "verdicts.svg")) == 1
     assert "there are 1 comparisons" in " ".join(page.split())
     capsys.readouterr()
     before = results.read_bytes()
     run(study, monkeypatch, "digits", "--cells", "together", *where)
     assert results.read_bytes() == before
     assert "together" not in capsys.readouterr().out
+
+
+def marks(path: Path) -> list[Any]:
+    return ElementTree.parse(path).findall("{http://www.w3.org/2000/svg}circle")
+
+
+def test_the_page_opens_with_ten_lines_on_all_claims(study: ModuleType) -> None:
+    from study_parts.claims import CLAIMS
+    from study_parts.page import OPENING
+
+    assert len(OPENING) == 10
+    assert sorted(claim for claims in OPENING.values() for claim in claims) == sorted(CLAIMS)
+
+
+def test_a_network_of_which_both_is_true_has_both_verdicts(study: ModuleType) -> None:
+    from study_parts.page import told
+
+    def cell(network: str, *means: float) -> Any:
+        gaps = [{"mean": mean, "error": 1.0, "freedom": 1e9} for mean in means]
+        return {"network": network, "rows": [{"measure": "m", "gaps": [gap]} for gap in gaps]}
+
+    said = told([cell("a", 9.0, -9.0, 0.1), cell("b", 0.1, 0.1), cell("c", 9.0)], 0.05)
+    assert said == "**holds** on a (1 of 3), c; **does not hold** on a (1 of 3); **cannot be told** on b"
+
+
+def test_figures_show_every_network_that_was_kept(study: ModuleType, tmp_path: Path) -> None:
+    from study_parts.page import write_page
+
+    kept = list(study.kept(ROOT / "docs" / "study.jsonl").values())
+    write_page(kept, study.COMMAND, tmp_path / "study.md")
+    networks = sum(
+        len(cell["rows"][0]["networks"]) for cell in kept if cell["claim"] == "prediction"
+    )  # and a mark a name in the legend
+    names = len([cell for cell in kept if cell["claim"] == "prediction"])
+    assert len(marks(tmp_path / "images" / "study" / "prediction.svg")) == networks + names
+    written = [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    assert [path.name for path in written] == [
+        "growth.svg",
+        "prediction.svg",
+        "repair.svg",
+        "verdicts.svg",
+        "study.md",
+    ]
+    for path in written:  # what is committed is what the results give
+        assert (tmp_path / path).read_text() == (ROOT / "docs" / path).read_text()
+
+
+def test_sizes_are_compared_at_one_divergence(study: ModuleType) -> None:
+    from study_parts.information import PRICE, Coded, coded_at
+
+    class Fake:
+        prices: ClassVar[list[float]] = []
+
+        def coded(self, price: float) -> Coded:
+            self.prices.append(price)
+            return Coded((1e-6 / price, 1.0), 3e3 * price)  # size times KL is constant
+
+    for level in (0.09, 1e-5):
+        found = coded_at(level, Fake())  # type: ignore[arg-type]
+        assert found.sizes == (pytest.approx(3e-3 / level), pytest.approx(1.0))
+        assert found.divergence == level
+    assert min(Fake.prices) < PRICE < max(Fake.prices)
+
+
+def test_an_attack_begins_where_all_arms_are_right(study: ModuleType) -> None:
+    from study_parts.ground import Study, with_tensors
+    from study_parts.robustness import ATTACKED, BLOCK, measured
+
+    ground = Study("digits", None)
+    weights = dict(ground.model.state_dict())
+    last = list(weights)[-2]
+    broken = with_tensors(ground.model, {**weights, last: weights[last].flip(0)})  # mirrored classes
+    clean = "wrong on clean images, %"
+    for other, attacked in ((ground.model, True), (broken, False)):
+        found = measured(ground.bench, {"original": ground.model, "other": other}, 0)
+        right = (found[clean]["original"] + found[clean]["other"] == 0).sum()
+        assert (right >= BLOCK) == attacked
+        assert (ATTACKED in found) == attacked
+    assert len(measured(ground.bench, {"original": ground.model}, 0)[ATTACKED]["original"]) == right_blocks(
+        found[clean]["original"]
+    )
+
+
+def right_blocks(wrong: Any) -> int:
+    from study_parts.robustness import BLOCK
+
+    return int((wrong == 0).sum()) // BLOCK
+
+
+def test_one_layer_alone_leaves_the_others_as_they_were(study: ModuleType) -> None:
+    from study_parts.ground import Study
+    from study_parts.repair import only, projected_network
+
+    ground = Study("digits", None)
+    plan = ground.solution(0, 0.5).plan
+    name = plan.layers[-1].name
+    alone = projected_network(ground, only(plan, {name})).state_dict()
+    moved = {key for key, value in ground.model.state_dict().items() if not torch.equal(value, alone[key])}
+    assert moved == {f"{name}.weight"}
 
 
 def test_both_draws_and_units_widen_an_interval(study: ModuleType) -> None:
@@ -123,6 +227,7 @@ def test_a_found_kernel_is_paired_with_what_is_alike_in_error_and_importance(stu
 
 
 def test_the_examples_in_the_parts_are_true(study: ModuleType) -> None:
+    import study_parts.drawings
     import study_parts.foresight
     import study_parts.ground as ground
     import study_parts.information
@@ -131,7 +236,7 @@ def test_the_examples_in_the_parts_are_true(study: ModuleType) -> None:
     import study_parts.statistics as statistics
 
     parts = (study_parts.foresight, study_parts.information, study_parts.page, study_parts.readable)
-    for module in (*parts, ground, statistics):
+    for module in (*parts, study_parts.drawings, ground, statistics):
         found = doctest.testmod(module)
         assert found.attempted
         assert not found.failed
@@ -194,8 +299,8 @@ def planted_networks() -> list[Any]:
     return cells
 
 
-def test_what_predicts_is_told_from_what_does_not(study: ModuleType) -> None:
-    from study_parts.page import page, pooled, verdict
+def test_what_predicts_is_told_from_what_does_not(study: ModuleType, tmp_path: Path) -> None:
+    from study_parts.page import pooled, verdict, write_page
 
     (cell,) = pooled(planted_networks())
     assert cell["network"] == "24 networks of 4 architectures"
@@ -206,7 +311,8 @@ def test_what_predicts_is_told_from_what_does_not(study: ModuleType) -> None:
     assert all(abs(gap["mean"]) < 0.7 for gap in others)
     assert missed["means"][first["better"]] == pytest.approx(0.0, abs=1e-9)
     assert verdict(missed["gaps"][0], 0.05) == "holds"
-    text = page(planted_networks(), "command")
+    write_page(planted_networks(), "command", tmp_path / "study.md")
+    text = (tmp_path / "study.md").read_text()
     assert "24 networks of 4 architectures" in text.split("\n\n")[1]
     assert "| a | usual (6 seeds) | 90.0 |" in text
 

@@ -26,7 +26,7 @@ class Networks:
 
     @staticmethod
     def of(cells: Sequence[Row]) -> "Networks":
-        found = [(cell["network"], item) for cell in cells for item in _networks(cell).values()]
+        found = [(cell["network"], item) for cell in cells for item in networks_of(cell).values()]
         names = (*FIGURES, KL, LOST)
         return Networks(
             {name: np.array([item[name] for _, item in found]) for name in names}, [kind for kind, _ in found]
@@ -44,7 +44,8 @@ class Networks:
         return Networks({name: values[places] for name, values in self.values.items()}, kinds)
 
 
-def _networks(cell: Row) -> dict[str, dict[str, float]]:
+def networks_of(cell: Row) -> dict[str, dict[str, float]]:
+    """Return the figures of a cell's networks by name."""
     found: dict[str, dict[str, float]] = cell["rows"][0]["networks"]
     return found
 
@@ -162,7 +163,7 @@ def listed(cells: Sequence[Row]) -> Iterator[str]:
     yield from (f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads))
     for cell in cells:
         by_way: dict[str, list[dict[str, float]]] = {}
-        for name, figures in _networks(cell).items():
+        for name, figures in networks_of(cell).items():
             by_way.setdefault(name.split(", seed")[0], []).append(figures)
         for way, seeds in by_way.items():
             means = [np.mean([item[name] for item in seeds]) for name in (ACCURACY, *FIGURES, KL, LOST)]
