@@ -10,10 +10,11 @@ from study_parts.intent import ALIKE, FDR, MINDED, WIDEST, WIDEST_DEPTHWISE, int
 from study_parts.learning import growth, roles
 from study_parts.prediction import FIGURES, NOISE, RETUNED, SHARE, Figures, prediction
 from study_parts.readable import DEALT, LAYERS, decomposition, selectivity
-from study_parts.repair import ALONE, TUNING, repair, together, tuning
+from study_parts.repair import ALONE, repair, together, tuning
 from study_parts.robustness import BLOCK, CORRUPTIONS, GROUPS, TRAINED, robustness, trained_simple
 from study_parts.statistics import Measured
 from study_parts.training import RECIPES
+from study_parts.tuning import TUNING
 
 CHECKPOINT, RECIPE = "checkpoint", "recipe"
 
@@ -23,6 +24,7 @@ BESIDE = (
     ("simplified", "cell masks"),
     ("simplified", "equal-norm noise"),
     ("found only", "original"),
+    ("frozen and tuned", "untouched, tuned"),
 )
 """The comparisons of what every arm is measured of."""
 
@@ -130,8 +132,9 @@ CLAIMS = {
         robustness,
         BESIDE,
         "images, blocks or parts",
-        "Half of the degrees of freedom, re-solved, no training; controls are re-solved, too. *Found only* "
-        "is the same plan with what was not found left free. "
+        "Half of the degrees of freedom, re-solved, not tuned; controls are re-solved, too. *Found only* "
+        "is the same plan with what was not found left free; *frozen and tuned* is tuned as above, and so is "
+        "the original beside it. "
         f"Corruptions: {', '.join(CORRUPTIONS)} at five severities. Units are images, blocks of {BLOCK} "
         f"images for noise, shifts and PGD, and {GROUPS} parts of a jackknife for the gap and the "
         "calibration error. The jackknife takes the bias off, so an error may fall below 0. A row means "
@@ -157,7 +160,7 @@ CLAIMS = {
         selectivity,
         BESIDE,
         "draws alone",
-        "Half of the degrees of freedom, no training. That simplified kernels have names is so by design; "
+        "Arms as above. That simplified kernels have names is so by design; "
         "how much of the variance these explain, and whether patches become more alike, is not. Chance is "
         "the same kernels with their cells shuffled, and patches dealt to channels at random. Means over "
         f"layers, of each draw's own calibration and test images. {ALL_LAYERS}",

@@ -24,6 +24,7 @@ from kernelsimp.solver.controls import ControlCase, run_controls
 from kernelsimp.solver.plan_builder import chooser
 from kernelsimp.solver.solve import Solution, Surveyed, solve_at_budget, try_plan
 from study_parts.statistics import Floats
+from study_parts.tuning import tuned
 
 IMAGES = 300
 """Test images a draw."""
@@ -138,12 +139,27 @@ class Study:
         made = try_plan(self.surveyed(seed), (replace(plan, layers=layers), {}))
         return made.reconstruction.model
 
+    def _tuned(self, seed: int, dof: float, _: str) -> nn.Module:
+        return tuned(self.bench, self.simplified(seed, dof), self.solution(seed, dof).plan, seed)
+
+    def _untouched(self, seed: int, _: float, __: str) -> nn.Module:
+        return tuned(self.bench, self.model, None, seed)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that can be made: without training images nothing is tuned."""
+        return ARMS if len(self.bench.data.train) else tuple(arm for arm in ARMS if arm not in TUNED)
+
 
 OWN: dict[str, Callable[[Study, int, float, str], nn.Module]] = {
     "original": lambda study, *_: study.model,
     "simplified": lambda study, seed, dof, _: study.simplified(seed, dof),
     "found only": Study._found_only,
+    "frozen and tuned": Study._tuned,
+    "untouched, tuned": Study._untouched,
 }
+
+TUNED = ("frozen and tuned", "untouched, tuned")
 
 ARMS = (*OWN, "random subspaces", "cell masks", "equal-norm noise")
 """What most measures are taken of, the controls at the degrees of freedom of the simplified network."""

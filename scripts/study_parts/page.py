@@ -192,7 +192,9 @@ def section(claim: str, cells: Sequence[Row], level: float, shown: str | None) -
     """Yield the lines of one claim: its words, what to know, its figure, its table."""
     entry = CLAIMS[claim]
     heads = ("network", "measure", "arms", "comparison", "gap", "95 %", "corrected", "verdict")
-    yield from (f"## {entry.words}", "", *wrapped(f"{entry.remark} Units: {entry.unit}."), "")
+    spent = ", ".join(f"{cell['network']} {cell['seconds']:.0f}" for cell in cells)
+    told_first = f"{entry.remark} Units: {entry.unit}. CPU seconds: {spent}."
+    yield from (f"## {entry.words}", "", *wrapped(told_first), "")
     if shown:
         yield from (shown, "")
     yield from (f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads))

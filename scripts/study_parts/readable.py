@@ -15,7 +15,7 @@ from kernelsimp.kernels.bank import LayerKernels
 from kernelsimp.kernels.families import SEVENTEEN
 from kernelsimp.models.layers import bank_from_model, conv_modules
 from kernelsimp.records.selectivity import LayerSelectivity
-from study_parts.ground import ARMS, Study, evenly
+from study_parts.ground import Study, evenly
 from study_parts.statistics import Floats, Measured
 
 Labels = NDArray[np.int64]
@@ -46,7 +46,7 @@ def selectivity(study: Study, draws: int) -> list[Measured]:
     arms: dict[str, dict[str, list[Floats]]] = {words: {} for words in WORDS}
     for seed in range(draws):
         images = [images for images, _ in study.drawn(seed)]
-        for arm in ARMS:
+        for arm in study.arms:
             model = study.arm(seed, SHARE, arm)
             layers = measure_selectivity(model, bank_from_model(model), images, seed=seed).layers
             for words, (figure, _) in WORDS.items():
@@ -80,7 +80,7 @@ def decomposition(study: Study, draws: int) -> list[Measured]:
     """Ablate groups of channels of one family, and random groups as large, and look at each class's loss."""
     concentration: dict[str, list[Floats]] = {"families": [], "random groups": []}
     shared: dict[str, list[Floats]] = {"families": [], "random groups": []}
-    over: dict[str, list[Floats]] = {arm: [] for arm in ARMS}
+    over: dict[str, list[Floats]] = {arm: [] for arm in study.arms}
     counts = (0, 0)
     for seed in range(draws):
         found = Ablation(study, seed, "original").compare_layers()
@@ -88,8 +88,8 @@ def decomposition(study: Study, draws: int) -> list[Measured]:
             concentration[arm].append(np.concatenate([pair[arm][0] for pair in found.values()]))
             shared[arm].append(np.array([np.mean([pair[arm][1] for pair in found.values()])]))
         counts = len(concentration["families"][-1]), len(found)
-        compared = {arm: Ablation(study, seed, arm).compare_layers() for arm in ARMS[1:]}
-        for arm, layers in {ARMS[0]: found, **compared}.items():
+        compared = {arm: Ablation(study, seed, arm).compare_layers() for arm in study.arms[1:]}
+        for arm, layers in {study.arms[0]: found, **compared}.items():
             over[arm].append(np.array([information_over_chance(layers, len(layers_of(study.model)))]))
     fact = f"{counts[0]} groups in {counts[1]} layers"
     return [

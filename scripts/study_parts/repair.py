@@ -1,6 +1,5 @@
 """Co-adaptation: what snapping costs alone and together, and what re-solving and tuning repair."""
 
-import copy
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
@@ -9,14 +8,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kernelsimp.records.plan import FREE, Plan
-from kernelsimp.settings import FinetuneSettings, RunSettings, Settings
 from kernelsimp.solver.apply import apply_plan
 from kernelsimp.solver.solve import try_plan
-from kernelsimp.training.finetune import finetune
-from kernelsimp.training.hold import hold, release
-from kernelsimp.training.job import job_of
 from study_parts.ground import Judge, Study, evenly, with_tensors, wrong
 from study_parts.statistics import Floats, Measured
+from study_parts.tuning import tuned
 
 SHARES = (0.75, 0.5, 0.25)
 
@@ -26,9 +22,6 @@ ALONE_AT, TUNED_AT = 0.5, 0.25
 
 ALONE = 8
 """Layers that are simplified alone, one at a time."""
-
-TUNING = FinetuneSettings(finetune=True, epochs=3, lr=0.003, distill=1.0, log="none")
-"""The same for every arm and network; the recipe of the CIFAR-10 ResNets takes 12 epochs and CutMix."""
 
 
 def projected_network(study: Study, plan: Plan) -> nn.Module:
@@ -139,19 +132,7 @@ def tuning(study: Study, draws: int) -> list[Measured]:
 
 def tuned_networks(study: Study, seed: int) -> dict[str, nn.Module]:
     """Return every arm's network: as it came from the plan, and tuned."""
-    plan = study.solution(seed, TUNED_AT).plan
+    plan, ground = study.solution(seed, TUNED_AT).plan, study.bench
     starts = {"re-solved": study.simplified(seed, TUNED_AT), "projected": projected_network(study, plan)}
-    tuned = {f"{name}, tuned": tune(study, model, plan, seed) for name, model in starts.items()}
-    return {**starts, **tuned, "untouched, tuned": tune(study, study.model, None, seed)}
-
-
-def tune(study: Study, model: nn.Module, plan: Plan | None, seed: int) -> nn.Module:
-    """Return a copy that the original has taught, every simplified kernel held at its values."""
-    bench, student = study.bench, copy.deepcopy(model)
-    run = RunSettings(seed=seed, device="cpu")
-    settings = Settings(data=bench.settings, finetune=TUNING, run=run)
-    if plan is not None:
-        hold(student, plan, "freeze")
-    finetune(student, job_of(bench.data, settings, copy.deepcopy(study.model)), TUNING)
-    release(student)
-    return student.eval()
+    ends = {f"{name}, tuned": tuned(ground, model, plan, seed) for name, model in starts.items()}
+    return {**starts, **ends, "untouched, tuned": tuned(ground, study.model, None, seed)}

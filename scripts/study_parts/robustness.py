@@ -19,7 +19,7 @@ from kernelsimp.evaluation.stability import (
     expected_calibration_error,
     weight_noise,
 )
-from study_parts.ground import ARMS, IMAGES, Study
+from study_parts.ground import IMAGES, Study
 from study_parts.statistics import Floats, Measured, pseudo_values
 from study_parts.training import settings_of, train_network
 
@@ -65,7 +65,7 @@ ATTACKED = "wrong under PGD, of what all arms have right, %"
 def robustness(study: Study, draws: int) -> list[Measured]:
     """Measure the original, the simplified network, and the controls of the same draw."""
     taken = (
-        measured(study.bench, {name: study.arm(seed, SHARE, name) for name in ARMS}, seed)
+        measured(study.bench, {name: study.arm(seed, SHARE, name) for name in study.arms}, seed)
         for seed in range(draws)
     )
     return by_measure(taken)
