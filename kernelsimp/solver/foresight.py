@@ -29,7 +29,7 @@ class Precedent:
 
 PRECEDENTS = (
     Precedent(0.01, 24, 0.0, 0.7),
-    Precedent(0.1, 25, 0.3, 1.7),
+    Precedent(0.1, 26, 0.3, 1.7),
     Precedent(1, 6, 2.3, 5.2),
 )
 """Each begins where the one before ends. Beyond the last nothing was seen."""

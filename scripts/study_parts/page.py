@@ -35,7 +35,9 @@ OPENING: dict[str, tuple[str, ...]] = {
 UNANSWERED = (
     "Networks of one kind trained by different people: of ResNet-20 one was at hand, so its siblings in the "
     "table of what predicts the cost were made of it. ResNet-32 and 44 were not at hand.",
-    "A network that is not in a claim's table was not measured on that claim.",
+    "A network that is not in a claim's table was not measured on that claim. Of a thousand classes most have "
+    "one test image or none, too few to say which classes a group of channels serves.",
+    "What tuning repairs where one layer alone was changed: all layers are tuned at once.",
     "Bits a kernel of networks that were penalised or constrained while they were trained: see [three "
     "ways](study_three_ways.md).",
     "Bytes at a budget of accuracy, beside other coders: see [the study of coding](study_coding.md), "
@@ -137,8 +139,8 @@ def introduction(cells: Sequence[Row], command: str) -> str:
         f"corrected interval: there are {count} comparisons on this page, and of all that hold or do not "
         f"hold {WRONG:.0%} may be chance (Benjamini and Hochberg), so it misses with probability "
         f"{level_of(cells):.2g}. *Cannot be told* is what is left where it holds zero, "
-        "often for want of draws. Those of digits, LeNet and MobileNetV1 were raised after a look at fewer. "
-        "What is not in the tables was not measured."
+        "often for want of draws. Those of digits, LeNet, MobileNetV1 and EfficientNet-Lite0 were raised "
+        "after a look at fewer. What is not in the tables was not measured."
     )
 
 
