@@ -35,8 +35,8 @@ OPENING: dict[str, tuple[str, ...]] = {
 UNANSWERED = (
     "Networks of one kind trained by different people: of ResNet-20 one was at hand, so its siblings in the "
     "table of what predicts the cost were made of it. ResNet-32 and 44 were not at hand.",
-    "A network that is not in a claim's table was not measured on that claim. Of a thousand classes most have "
-    "one test image or none, too few to say which classes a group of channels serves.",
+    "A network that is not in a claim's table was not measured on that claim. Of a thousand classes most "
+    "have one test image or none, too few to say which classes a group of channels serves.",
     "What tuning repairs where one layer alone was changed: all layers are tuned at once.",
     "Bits a kernel of networks that were penalised or constrained while they were trained: see [three "
     "ways](study_three_ways.md).",
