@@ -316,7 +316,7 @@ class Made:
         return self.model
 
 
-def judged(right: int, moved: float, budget: float, test_top1: float, **plan: str) -> tuple[bool, str]:
+def judged(right: int, moved: float, budget: float | None, test_top1: float, **plan: str) -> tuple[bool, str]:
     """Judge a run whose original has `right` of 40 validation images right; return (met, what was said)."""
     model = network()
     images = smooth_images(40)
@@ -347,6 +347,10 @@ def test_a_budget_met_on_images_known_by_heart_is_judged_by_changed_answers_too(
     met, said = judged(38, 0.0, 0.5, test_top1=80.0)
     assert met
     assert "0.00 % of the answers changed, KL 0.0000, within the budget" in said
+    met, _ = judged(38, 0.001, 0.0, test_top1=80.0)
+    assert not met
+    met, said = judged(38, 0.001, None, test_top1=80.0)  # where none was named the usual one holds
+    assert met, said
 
 
 def test_a_small_gap_a_holdout_and_no_judge_leave_the_verdict_as_it_is() -> None:

@@ -62,6 +62,9 @@ UNSEEN_GAP = 3.0
 
 ADVICE = "name other images with --holdout"
 
+USUAL_DROP, USUAL_TOLERANCE = 0.5, 0.1
+"""The budget in pp where there are images, and the tolerance where there are none, if neither is named."""
+
 
 def plan_and_solve(task: Task, watcher: Watcher) -> Chosen:
     """Plan by the rule that the settings ask for, say which where they leave it open, and carry it out.
@@ -131,9 +134,9 @@ def with_budget(task: Task, watcher: Watcher) -> Settings:
     if budgets or plan.denoise_all:
         return task.settings
     if task.data is None:
-        words, usual = "--tolerance 0.1", replace(plan, tolerance=0.1)
+        words, usual = f"--tolerance {USUAL_TOLERANCE}", replace(plan, tolerance=USUAL_TOLERANCE)
     else:
-        words, usual = "--max-drop 0.5", replace(plan, max_drop=0.5)
+        words, usual = f"--max-drop {USUAL_DROP}", replace(plan, max_drop=USUAL_DROP)
     watcher.note(f"neither a budget nor a tolerance was given: using {words}")
     return replace(task.settings, plan=usual)
 
@@ -185,7 +188,8 @@ def judge_memorised(
     if judge.memorised:  # counted all along
         return chosen, (f"{found}; {ADVICE}",)
     trial = judge.measured(chosen.network.module(), 0.0, "")
-    within = trial.drop(memorised=True) <= float(settings.plan.max_drop or 0)
+    asked = settings.plan.max_drop
+    within = trial.drop(memorised=True) <= (USUAL_DROP if asked is None else asked)
     verdict = "within" if within else "beyond"
     told = f"{trial.changed_answers:.2f} % of the answers changed, KL {trial.divergence:.4f}"
     note = f"{found} and the budget counts changed answers and KL too: {told}, {verdict} the budget; {ADVICE}"
