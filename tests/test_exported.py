@@ -13,9 +13,10 @@ import pytest
 import torch
 from builders import Bomb, flip_bit, position_of
 from networks import Tied
-from saying import file_refusal
+from saying import Heard, file_refusal
 from torch import Tensor, nn
 
+from kernelsimp.commands import prune, simplify
 from kernelsimp.errors import CheckpointError, KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.checkpoint import load_checkpoint
@@ -24,6 +25,7 @@ from kernelsimp.models.layers import bank_from_checkpoint, bank_from_model, chec
 from kernelsimp.models.scannable import open_to_scan
 from kernelsimp.models.torchscript import convolution_of
 from kernelsimp.settings import ModelSettings
+from kernelsimp.settings_file import settle
 
 
 class Every(nn.Module):
@@ -141,6 +143,17 @@ def test_exported_files_are_only_read(name: str, folder: Path, tmp_path: Path) -
     assert str(caught.value) == (
         f"{checkpoint.path}: {what}; simplify the PyTorch checkpoint it was exported from"
     )
+
+
+@pytest.mark.parametrize("command", [simplify.simplify, prune.prune])
+def test_what_cannot_be_written_is_refused_before_anything_is_done(
+    command: Callable[..., object], folder: Path, tmp_path: Path
+) -> None:
+    settings, heard = settle({"plan": {"tolerance": 0.2}}), Heard()
+    with pytest.raises(KernelsimpError, match="only read, not written"):
+        command(form(folder, "traced"), settings, tmp_path / "run", heard)
+    assert not (tmp_path / "run").exists()
+    assert not heard.stages
 
 
 @pytest.mark.parametrize("name", ["traced", "scripted", "exported"])

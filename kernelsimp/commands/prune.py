@@ -70,6 +70,7 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
     settings = _check_settings(settings)
     trackers_of(settings.finetune.log)  # before anything is read
     original = open_network(path, settings, watcher)
+    original.checkpoint.check_can_save()
     data = open_data(settings, watcher)
     check_robustness(settings, data)
     if data is None:

@@ -82,6 +82,7 @@ def simplify_to(
     original, data, settings = _open_inputs(path, settings, watcher)
     watcher.expect(phases_of(settings, data))
     check_asked(original, data, settings)
+    original.checkpoint.check_can_save()
     group = join_processes(given)  # what is refused, no other process has to be told
     measurer = _measured(original, data, settings, watcher)  # before anything is written
     run = RunFolder.new(out, path)

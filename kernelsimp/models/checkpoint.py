@@ -35,7 +35,7 @@ from kernelsimp.models.wrappers import (
     value_at,
     without_parallel,
 )
-from kernelsimp.models.writing import write_state
+from kernelsimp.models.writing import check_is_written, write_state
 from kernelsimp.settings import ModelSettings
 
 
@@ -148,6 +148,12 @@ class Checkpoint:
             if any(name in changed for name in names):
                 _edit_together(tensors, names, changed)
         return replace(self, tensors=tensors)
+
+    def check_can_save(self) -> None:
+        """Raise `KernelsimpError` where `save` would refuse the format."""
+        if self.raw is None:
+            raise KernelsimpError(f"{self.path}: there is no file to write it as")
+        check_is_written(self.raw.format, self.path)
 
     def save(self, path: Path) -> None:
         """Write the checkpoint in its container, wrapper, names and order; whole or not at all.

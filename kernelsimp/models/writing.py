@@ -10,7 +10,7 @@ import torch
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.files import write_atomically
 from kernelsimp.models.packed import pack
-from kernelsimp.models.reading import Raw
+from kernelsimp.models.reading import EXPORTED, Raw
 from kernelsimp.models.wrappers import FoundState, rebuild_payload
 
 
@@ -31,15 +31,20 @@ def write_state(raw: Raw, found: FoundState, state: Mapping[str, Any], paths: tu
     if raw.format == "safetensors":
         write_atomically(path, lambda partial: _write_safetensors(state, raw.metadata, partial))
         return
-    if raw.format not in ("zip", "legacy", "dcp"):
-        advice = "simplify the PyTorch checkpoint it was exported from"
-        raise KernelsimpError(f"{source}: {raw.format} files are only read, not written; {advice}")
+    check_is_written(raw.format, source)
     payload = rebuild_payload(raw.payload, found, state)
     protocol = raw.protocol
     if protocol is not None:
         write_atomically(path, lambda partial: _write_pickle(payload, partial, protocol))
         return
     write_atomically(path, lambda partial: _write_torch(payload, partial, zipped=raw.format != "legacy"))
+
+
+def check_is_written(form: str, source: Path) -> None:
+    """Raise `KernelsimpError` where a file of this form is only read; before hours are spent on it."""
+    if form in EXPORTED:
+        advice = "simplify the PyTorch checkpoint it was exported from"
+        raise KernelsimpError(f"{source}: {form} files are only read, not written; {advice}")
 
 
 def _write_safetensors(state: Mapping[str, Any], metadata: Mapping[str, str] | None, partial: Path) -> None:
