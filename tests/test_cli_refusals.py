@@ -106,6 +106,27 @@ def test_bad_options_are_one_line(model, images, tmp_path, capsys):
     fails([*simplify, *out, "--config", str(tmp_path / "s.toml")], capsys, "did you mean 'tolerance'?")
 
 
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (["--dof", "50"], "--dof is 50; expected a number from 0 to 1"),
+        (["--simplified", "-1"], "--simplified is -1; expected a number from 0 to 1"),
+        (["--max-drop", "-1"], "--max-drop is -1; expected percentage points from 0 to 100"),
+        (["--dof", "0.5", "--families", "mirror-x"], "unknown family 'mirror-x'"),
+        (["--dof", "0.5", "--tolerance", "0.1"], "choose one budget, not both --tolerance and --dof"),
+    ],
+)
+@pytest.mark.parametrize("place", ["run", None])
+def test_a_budget_that_makes_no_sense_is_refused_before_anything_is_read(
+    budget, words, place, model, images, tmp_path, capsys
+):
+    where = ["--dry-run"] if place is None else ["--out", str(tmp_path / place)]
+    # not quiet: a stage that begins would be a line of its own
+    assert run(["simplify", str(model), "--arch", NET, "--data", images, *budget, *where]) == 2
+    assert capsys.readouterr().err.startswith(f"kernelsimp: {words}")
+    assert not (tmp_path / "run").exists()
+
+
 def test_images_of_the_wrong_size_or_channels_are_one_line(model, tmp_path, capsys):
     out = ["--out", str(tmp_path / "run"), "--quiet", "--tolerance", "0.1", "--arch", NET]
     grey = npz(tmp_path / "grey.npz", (8, 8))

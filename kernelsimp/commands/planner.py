@@ -18,6 +18,7 @@ from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import Outcome
 from kernelsimp.evaluation.metric import metric_of
 from kernelsimp.files import key_of
+from kernelsimp.kernels.structures import expand
 from kernelsimp.memory import GB
 from kernelsimp.models.hooks import trace
 from kernelsimp.models.network import Network
@@ -34,9 +35,10 @@ from kernelsimp.solver.denoise import denoise_by_weight, denoise_rest, denoising
 from kernelsimp.solver.estimate import estimate
 from kernelsimp.solver.fisher import FORMAT as SURVEY_FORMAT
 from kernelsimp.solver.foresight import foresee
+from kernelsimp.solver.lagrangian import check_share
 from kernelsimp.solver.layerwise import CalibratedNetwork, bytes_of_files, in_float32
 from kernelsimp.solver.plan_builder import chooser, data_free_plan
-from kernelsimp.solver.search import BudgetJudge, search
+from kernelsimp.solver.search import BudgetJudge, check_drop, search
 from kernelsimp.solver.sensitivity import layer_losses, predicted_losses
 from kernelsimp.solver.solve import (
     Solution,
@@ -52,7 +54,8 @@ from kernelsimp.watch import Watcher, duration
 NETWORK = "network"
 """The key of a plan's rule that tells which checkpoint it was made for."""
 
-BUDGETS = ("tolerance", "dof", "simplified", "max_drop", "plan")
+SHARES = ("tolerance", "dof", "simplified")
+BUDGETS = (*SHARES, "max_drop", "plan")
 
 USUAL_TRIALS = 8
 """How many trials a search for an accuracy budget takes, about."""
@@ -124,14 +127,7 @@ def _solve_budget(task: Task, surveyed: Surveyed, judge: BudgetJudge | None, wat
 def with_budget(task: Task, watcher: Watcher) -> Settings:
     """Return the settings with the usual budget where they name none, and say which it is."""
     plan = task.settings.plan
-    budgets = [name for name in BUDGETS if getattr(plan, name) is not None]
-    if len(budgets) > 1:
-        words = " and ".join(f"--{name}" for name in budgets).replace("_", "-")
-        raise KernelsimpError(f"choose one budget, not both {words}")
-    if plan.denoise_all and budgets:
-        word = f"--{budgets[0]}".replace("_", "-")
-        raise KernelsimpError(f"--denoise-all leaves nothing for {word} to simplify; leave one of them out")
-    if budgets or plan.denoise_all:
+    if check_budget(plan) or plan.denoise_all:
         return task.settings
     if task.data is None:
         words, usual = f"--tolerance {USUAL_TOLERANCE}", replace(plan, tolerance=USUAL_TOLERANCE)
@@ -139,6 +135,28 @@ def with_budget(task: Task, watcher: Watcher) -> Settings:
         words, usual = f"--max-drop {USUAL_DROP}", replace(plan, max_drop=USUAL_DROP)
     watcher.note(f"neither a budget nor a tolerance was given: using {words}")
     return replace(task.settings, plan=usual)
+
+
+def check_budget(plan: PlanSettings) -> str | None:
+    """Return the name of the budget, None where none is named; before anything is read or measured.
+
+    Raises `KernelsimpError` for two at once, for one out of range and for a family that nobody knows.
+    """
+    budgets = [name for name in BUDGETS if getattr(plan, name) is not None]
+    words = [f"--{name}".replace("_", "-") for name in budgets]
+    if len(budgets) > 1:
+        raise KernelsimpError(f"choose one budget, not both {' and '.join(words)}")
+    if plan.denoise_all and budgets:
+        raise KernelsimpError(
+            f"--denoise-all leaves nothing for {words[0]} to simplify; leave one of them out"
+        )
+    for name in SHARES:
+        if name in budgets:
+            check_share(f"--{name}", getattr(plan, name))
+    if plan.max_drop is not None:
+        check_drop(plan.max_drop)
+    expand(plan.families or ())
+    return budgets[0] if budgets else None
 
 
 def budget_judge(task: Task, watcher: Watcher) -> BudgetJudge:

@@ -17,7 +17,7 @@ from kernelsimp.commands.evaluate import (
 from kernelsimp.commands.inputs import check_training, open_data, settle_for_model
 from kernelsimp.commands.measure import MEASURING, StageMeasurer
 from kernelsimp.commands.optional import Part, add_all, write_by_parts
-from kernelsimp.commands.planner import check_memory, judge_memorised, plan_and_solve
+from kernelsimp.commands.planner import check_budget, check_memory, judge_memorised, plan_and_solve
 from kernelsimp.commands.recipes import with_recipe
 from kernelsimp.commands.rounds import stages_of
 from kernelsimp.commands.run import (
@@ -293,6 +293,7 @@ def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan
 
 def _open_inputs(path: Path, settings: Settings, watcher: Watcher) -> tuple[Network, Data | None, Settings]:
     """Return the network, its images, and the settings with what the recipe of its kind adds."""
+    check_budget(settings.plan)
     network = open_network(path, settings, watcher)
     settings = with_recipe(network, settings, watcher)
     return network, open_data(settings, watcher), settings

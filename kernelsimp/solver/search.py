@@ -126,6 +126,12 @@ class Searched:
     notes: tuple[str, ...] = ()
 
 
+def check_drop(budget: float) -> None:
+    """Raise `KernelsimpError` unless `budget` is a drop in pp."""
+    if not 0 <= budget <= 100:
+        raise KernelsimpError(f"--max-drop is {budget:g}; expected percentage points from 0 to 100")
+
+
 def search(
     surveyed: Surveyed,
     budget: float,
@@ -139,8 +145,7 @@ def search(
     again. With cost `auto`, the first trial settles which cost is used. Raises `KernelsimpError` for a
     budget out of range and a damaged record.
     """
-    if not 0 <= budget <= 100:
-        raise KernelsimpError(f"--max-drop is {budget:g}; expected percentage points from 0 to 100")
+    check_drop(budget)
     notes, group = _warn(judge, watcher), surveyed.calibrated.group
     trials, solutions = group.from_first(lambda: _read_trials(record)), dict[float, Solution]()
     memorised = judge.memorised
