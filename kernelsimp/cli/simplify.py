@@ -73,7 +73,8 @@ def simplify(
     from kernelsimp.report.terminal import draw
     from kernelsimp.training.ranks import first_process
 
-    given = put(given, "finetune", "hold", _hold(freeze=freeze, tie=tie, none=no_freeze))
+    said = given.get("finetune", {}).get("hold")
+    given = put(given, "finetune", "hold", _hold(said, freeze=freeze, tie=tie, none=no_freeze))
     if out_dir is None and not dry_run:
         raise KernelsimpError("simplify needs a place to write: pass --out RUN, or --dry-run to see the plan")
     settings = inputs.settle_for_model(given, config)
@@ -98,8 +99,11 @@ def simplify(
         say_done(plan_words(plan))
 
 
-def _hold(*, freeze: bool, tie: bool, none: bool) -> str | None:
+def _hold(said: str | None, *, freeze: bool, tie: bool, none: bool) -> str | None:
     chosen = [name for name, flag in (("freeze", freeze), ("tie", tie), ("none", none)) if flag]
     if len(chosen) > 1:
         raise KernelsimpError("choose one of --freeze, --tie and --no-freeze")
+    if chosen and said not in (None, *chosen):
+        flag = "--no-freeze" if none else f"--{chosen[0]}"
+        raise KernelsimpError(f"{flag} is the same as --hold {chosen[0]}, and --hold is {said}; choose one")
     return chosen[0] if chosen else None
