@@ -12,7 +12,11 @@ ENGINES = ("eager", "compile", "onnx")
 class CodingSettings:
     """What a coded checkpoint may cost; one of these."""
 
-    max_drop: float | None = option(None, "coded, factorised: lose at most this accuracy, in pp [0.5]")
+    max_drop: float | None = option(
+        None,
+        "coded, factorised: lose at most this accuracy, in pp",
+        Shown(usual="coded with images: 0.5 where no budget is named"),
+    )
     kl: float | None = option(None, "coded: stay within this KL of the original, in nats an image")
     size: int | None = option(None, "coded: stay within this many bytes")
 

@@ -79,7 +79,9 @@ def test_bad_options_are_one_line(model, images, tmp_path, capsys):
     simplify = ["simplify", str(model), "--quiet"]
     fails([*simplify], capsys, "pass --out RUN, or --dry-run")
     fails([*simplify, *out, "--freeze", "--tie"], capsys, "choose one of --freeze, --tie and --no-freeze")
-    fails([*simplify, *out, "--freeze", "--hold", "tie"], capsys, "--freeze is the same as --hold freeze, and")
+    fails(
+        [*simplify, *out, "--freeze", "--hold", "tie"], capsys, "--freeze is the same as --hold freeze, and"
+    )
     fails(
         [*simplify, *out, "--finetune"],
         capsys,

@@ -72,6 +72,22 @@ def test_options_are_grouped_and_those_that_matter_come_first(capsys, monkeypatc
     assert "[linear]" in everything
 
 
+def test_the_first_help_of_export_has_the_form_and_the_place(capsys, monkeypatch):
+    text = shown(["export", "-h"], capsys, monkeypatch)
+    assert "--to FORM" in text
+    assert "--out FILE" in text
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_an_option_has_one_default(name, capsys, monkeypatch):
+    text = shown([name, "--help-all"], capsys, monkeypatch)
+    assert not re.search(r"\s\[[^\]]*\]\s+\[", text.partition("\n")[2].partition("\nExamples")[0])
+
+
+def test_pruning_trains_unless_it_is_told_not_to(capsys, monkeypatch):
+    assert "[on where there are images]" in shown(["prune", "-h"], capsys, monkeypatch)
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_no_word_of_the_help_is_broken(width, capsys, monkeypatch):
     text = shown(["simplify", "--help-all"], capsys, monkeypatch, width).partition("\nExamples")[0]

@@ -248,6 +248,7 @@ def test_filters_without_images_say_that_shapes_stay(model, tmp_path, capsys):
         (["--hold", "freeze"], "--hold, --free-scale and --soft are for simplify: prune keeps zeros at zero"),
         (["--soft", "0.1"], "--hold, --free-scale and --soft are for simplify: prune keeps zeros at zero"),
         (["--devices", "2"], "prune trains in one process; leave out --devices, --num-nodes and torchrun"),
+        (["--amount", "0.3", "--dof", "0.5"], "choose one budget, not both --amount and --dof"),
         (["--amount", "0"], "--amount is 0; expected a number between 0 and 1"),
         (["--layers", "stm"], "--layers"),
         (["--robustness"], "--robustness needs a network and images: pass --arch and --data"),

@@ -74,6 +74,9 @@ FIRST_OF_OWN = {
     "explain",
     "limits",
     "max_drop",
+    "finetune",
+    "to",
+    "file",
 }
 """Of the options that commands spell themselves, those that matter first."""
 

@@ -1,6 +1,9 @@
 """`kernelsimp prune`: iterative magnitude pruning with learning-rate rewinding, the baseline."""
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from kernelsimp.cli.console import watch_command
 from kernelsimp.cli.options import (
@@ -24,6 +27,16 @@ from kernelsimp.settings import (
     RunSettings,
 )
 
+FinetuneOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--finetune/--no-finetune",
+        help="train what is left [on where there are images]",
+        show_default=False,
+        rich_help_panel="Hold and train",
+    ),
+]
+
 
 @with_settings(
     model=ModelSettings,
@@ -38,6 +51,7 @@ def prune(
     given: Given,
     out_dir: OutOption = None,
     overwrite: OverwriteOption = False,
+    finetune: FinetuneOption = None,  # noqa: ARG001 (it stands in `given`)
     config: ConfigOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,

@@ -55,7 +55,10 @@ class _PruningState:
 
 
 def settle_for_pruning(given: Given, config: str | None) -> Settings:
-    """Return all settings; pruning trains unless it is told not to."""
+    """Return all settings; pruning trains unless it is told not to. Raises for two budgets at once."""
+    said = given.get("prune", {})
+    if said.get("amount") is not None and said.get("dof") is not None:
+        raise KernelsimpError("choose one budget, not both --amount and --dof")
     arch = settle(given, config).model.arch
     name = recipe_of(arch) if arch else None
     base: dict[str, Mapping[str, object]] = {"finetune": {"finetune": True}}
