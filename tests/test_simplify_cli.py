@@ -151,6 +151,28 @@ def test_rounds_that_are_stopped_go_on_with_resume_and_end_with_the_same_bits(
     assert run([*rounds, "--resume", "--out", str(cut)]) == 2
 
 
+def test_a_finished_run_is_not_replaced_by_resuming_another(
+    base: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    again = [*base, "--resume", "--out", str(out)]
+    assert run([*base, *HALF, "--finetune", "--out", str(out)]) == 0
+    before = {path: path.read_bytes() for path in out.glob("*.*") if path.name != "log.jsonl"}
+    capsys.readouterr()
+    start = f"{out} has a finished run "
+    fails([*again, "--tolerance", "0.2", "--quiet"], capsys, start)
+    fails(
+        [*again, "--dof", "0.6", "--cost", "absolute", "--quiet"], capsys, f"{start}with plan.dof 0.5, which"
+    )
+    fails([*again, *HALF, "--quiet"], capsys, f"{start}with --finetune, which --resume does not replace")
+    write_zip({"state_dict": {name: 2 * item for name, item in tiny_state().items()}}, model)
+    fails([*again, *HALF, "--finetune", "--quiet"], capsys, f"{start}of another checkpoint, which")
+    assert before == {path: path.read_bytes() for path in before}
+    write_zip({"state_dict": tiny_state()}, model)
+    assert run([*again, *HALF, "--finetune", "--similarity"]) == 0  # measured further, the same network
+    assert report(out)["similarity"]
+
+
 def test_controls_after_rounds_stand_beside_the_same_plan_without_rounds(
     base: list[str], tmp_path: Path
 ) -> None:

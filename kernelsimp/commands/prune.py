@@ -12,7 +12,13 @@ from kernelsimp.commands.evaluate import check_robustness, robustness_of
 from kernelsimp.commands.inputs import check_training, open_data
 from kernelsimp.commands.measure import StageMeasurer
 from kernelsimp.commands.optional import Part, write_by_parts
-from kernelsimp.commands.run import provenance, training_notes, verify_kernels, write_checkpoint
+from kernelsimp.commands.run import (
+    check_goes_on,
+    provenance,
+    training_notes,
+    verify_kernels,
+    write_checkpoint,
+)
 from kernelsimp.commands.task import Task
 from kernelsimp.commands.tune import finetune_network
 from kernelsimp.errors import KernelsimpError
@@ -74,6 +80,7 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
     trackers_of(settings.finetune.log)  # before anything is read
     original = open_network(path, settings, watcher)
     original.checkpoint.check_can_save()
+    check_goes_on(out, original, settings)
     data = open_data(settings, watcher)
     check_robustness(settings, data)
     if data is None:

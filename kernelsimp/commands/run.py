@@ -1,7 +1,7 @@
 """What the commands that make a run share: its checkpoint, its verification, its files and its report."""
 
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from kernelsimp.commands.inputs import layers_by_name
 from kernelsimp.data.sources import Data
-from kernelsimp.errors import HoldError
+from kernelsimp.errors import HoldError, KernelsimpError
 from kernelsimp.kernels.bank import KernelBank
 from kernelsimp.models.checkpoint import Checkpoint, load_checkpoint
 from kernelsimp.models.contents import narrow_checkpoint, plan_in_file, tensors_beside
@@ -22,7 +22,8 @@ from kernelsimp.models.network import Network, open_network
 from kernelsimp.models.packed import pack
 from kernelsimp.records.plan import Plan
 from kernelsimp.records.report import Report
-from kernelsimp.report import gallery_of, with_p
+from kernelsimp.records.serialise import to_plain
+from kernelsimp.report import gallery_of, read_report, with_p
 from kernelsimp.report.assemble import DIVERGED, RunFacts, assemble, p_values
 from kernelsimp.report.run_folder import RunFolder
 from kernelsimp.settings import Settings
@@ -40,6 +41,32 @@ class ExportSource:
     settings: Settings
     plan: Plan | None = None
     run: Path | None = None
+
+
+MEASURED = ("controls", "similarity", "explain", "workers", "batch_size", "trust_pickle", "sha256")
+"""Settings of a plan, images and network that change no kernel: a finished run may be measured further."""
+
+
+def check_goes_on(out: Path, original: Network, settings: Settings) -> None:
+    """Raise `KernelsimpError` where `--resume` would put another run in the place of the one in `out`."""
+    if not settings.finetune.resume or not (out / "report.json").is_file():
+        return
+    done, told = read_report(out), to_plain(asdict(settings))
+    other = [
+        f"with {stage}.{key} {value}"
+        for stage in ("model", "data", "plan", "prune")
+        for key, value in done.settings.get(stage, {}).items()
+        if key not in MEASURED and told[stage].get(key, value) != value
+    ]
+    if done.provenance.get("input_sha256") not in (None, original.checkpoint.sha256):
+        other.insert(0, "of another checkpoint")
+    if done.settings.get("finetune", {}).get("finetune") and not settings.finetune.finetune:
+        other.append("with --finetune")
+    if other:
+        raise KernelsimpError(
+            f"{out} has a finished run {other[0]}, which --resume does not replace; name another --out, or "
+            "pass --overwrite without --resume"
+        )
 
 
 def describe_checkpoint(report: Report, run: RunFolder, plan: Plan, settings: Settings) -> Report:

@@ -22,6 +22,7 @@ from kernelsimp.commands.recipes import with_recipe
 from kernelsimp.commands.rounds import stages_of
 from kernelsimp.commands.run import (
     REPORTED,
+    check_goes_on,
     provenance,
     training_notes,
     verify_kernels,
@@ -83,6 +84,7 @@ def simplify_to(
     watcher.expect(phases_of(settings, data))
     check_asked(original, data, settings)
     original.checkpoint.check_can_save()
+    check_goes_on(out, original, settings)
     group = join_processes(given)  # what is refused, no other process has to be told
     measurer = _measured(original, data, settings, watcher)  # before anything is written
     run = RunFolder.new(out, path)
