@@ -46,6 +46,7 @@ def test_a_packed_run_gives_every_tensor_back(place: Path, capsys: pytest.Captur
     target = place / "run" / "tiny.kspack"
     said = capsys.readouterr().out
     assert said.startswith(f"packed: {target}, ")
+    assert " % of " in said
     assert "left out, as no weights: 'best_prec1'" in said
     assert same(read_packed(target)["state_dict"], weights_in(place / "run" / "tiny.pt"))
 

@@ -54,6 +54,14 @@ def test_runs_of_other_networks_or_images_are_warned_of(three, tmp_path, capsys)
         assert words in (tmp_path / "all" / "runs.html").read_text()
 
 
+def test_a_run_without_images_is_not_called_one_of_other_images(three, tmp_path, capsys):
+    report = reports.report()
+    known = {key: item for key, item in report.provenance.items() if key != "data_fingerprint"}
+    put(tmp_path / "a", replace(report, accuracy=None, provenance=known))
+    assert run(["report", *map(str, three), "--out", str(tmp_path / "all")]) == 0
+    assert "different test images" not in capsys.readouterr().err
+
+
 def test_what_cannot_be_put_together_is_said(three, tmp_path, capsys):
     fails(["report", *map(str, three)], capsys, "pass --out DIR")
     fails(

@@ -350,9 +350,9 @@ def test_the_title_says_which_network_what_was_done_and_whether_it_is_good() -> 
         settings={"model": {"arch": "zoo:resnet20"}, "plan": {"max_drop": 0.5, "dof": None}},
         provenance={"date": "2026-01-02T03:04:05+00:00"},
     )
-    assert title_words(report) == "resnet20: 118 of 158 kernels simplified, -0.3 pp, within budget"
+    assert title_words(report) == "resnet20: 118 of 158 kernels simplified, -0.30 pp, within budget"
     text = report_html(report, gallery())
-    assert "<title>resnet20: 118 of 158 kernels simplified, -0.3 pp, within budget, 2026-01-02 - " in text
+    assert "<title>resnet20: 118 of 158 kernels simplified, -0.30 pp, within budget, 2026-01-02 - " in text
     assert budget_words(report).startswith(
         "Budget met: at most 0.5 pp of accuracy lost, judged on images that "
     )

@@ -203,3 +203,12 @@ def test_families_templates_and_denoisers_are_drawn(capsys, size: str) -> None:
     printed = capsys.readouterr().out
     assert all(head in printed for head in ("mirror-h", "template", "denoiser", "wiener"))
     assert ("gabor" in printed) == (size in ("3", "5"))
+
+
+def test_one_of_a_kind_is_counted_in_the_singular(tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save(torch.nn.Conv2d(3, 8, 3).state_dict(), tmp_path / "one.pt")
+    assert run(["scan", str(tmp_path / "one.pt")]) == 0
+    said = capsys.readouterr().out
+    assert "\n1 layer, 24 kernels" in said
+    assert "\n1 tensor is no convolution" in said

@@ -98,7 +98,7 @@ def _say(written: "Written", *, tables: bool) -> None:
     for table in written.tables if tables else ():
         out.print(draw(table))
     share = written.size / max(written.source_size, 1)
-    of = f", {share:.1%} of {fmt.size(written.source_size)}" if len(written.files) == 1 else ""
+    of = f", {fmt.share(share)} of {fmt.size(written.source_size)}" if len(written.files) == 1 else ""
     places = "  ".join(map(str, written.files))
     told = f"{places}, {fmt.size(written.size)}{of}" if written.files else "nothing written"
     out.print(f"{written.form}: {told}", markup=False)

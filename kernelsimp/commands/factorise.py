@@ -283,7 +283,9 @@ class _Fitting:
             trial = self._made(chosen, met=True)
             lost = judge.drop(trial.whole) if trial.fitted else 0.0
             told = f"{0 - lost:+.2f} pp" if judge.by_accuracy else f"lost {lost:.3g}"
-            self.watcher.note(f"{len(chosen)} layers thinner, {share:.0%} of what can be saved: {told}")
+            self.watcher.note(
+                f"{len(chosen)} layers thinner, {100 * share:.0f} % of what can be saved: {told}"
+            )
             low, high, made = (share, high, trial) if lost <= drop else (low, share, made)
         return made
 

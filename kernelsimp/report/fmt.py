@@ -17,6 +17,11 @@ def count(value: float | None) -> str:
     return DASH if _missing(value) else f"{value:,.0f}"
 
 
+def counted(count_of: int, thing: str) -> str:
+    """Spell a count of things: `1 layer`, `20 layers`."""
+    return f"{count(count_of)} {thing}{'s' * (count_of != 1)}"
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """Spell a number with `digits` significant digits, never in the form 1e+03."""
     if value is None or _missing(value):

@@ -19,7 +19,7 @@ from kernelsimp.kernels.families import FAMILIES, offered_families
 from kernelsimp.records.report import Report
 from kernelsimp.records.scan import Explanation, Scan, ScanLine
 from kernelsimp.records.verdict import Verdict
-from kernelsimp.report import ci_formats
+from kernelsimp.report import ci_formats, fmt
 from kernelsimp.report.tables import run as run_tables
 from kernelsimp.report.tables import scan as scan_rows
 from kernelsimp.report.tables.course import metric_table, round_table, training_table
@@ -128,11 +128,13 @@ def scan_tables(scan: Scan) -> Iterator[RenderableType]:
     yield draw(scan_rows.scan_family_brief(scan))
     kernels, dead = sum(layer.kernels for layer in scan.layers), sum(layer.dead for layer in scan.layers)
     pointwise = f", {scan.pointwise:,} pointwise kernels apart" if scan.pointwise else ""
-    yield f"{len(scan.layers)} layers, {kernels:,} kernels larger than 1x1 ({dead:,} dead){pointwise}"
+    count = fmt.counted(len(scan.layers), "layer")
+    yield f"{count}, {kernels:,} kernels larger than 1x1 ({dead:,} dead){pointwise}"
     if near := scan_rows.near_words(scan):
         yield near
     if scan.skipped:
-        yield f"{len(scan.skipped)} tensors are no convolution; --json lists each with the reason"
+        what = "tensors are" if len(scan.skipped) > 1 else "tensor is"
+        yield f"{len(scan.skipped)} {what} no convolution; --json lists each with the reason"
 
 
 def _first_rows(table: Table, most: int = 12) -> Table:

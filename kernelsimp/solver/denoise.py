@@ -110,10 +110,10 @@ def denoise_rest(
         low, high = (middle + 1, high) if fits else (low, middle)
         best = (AIMS[middle], tried) if fits else best
     if best is None:
-        least = f"even denoising that changes outputs by {AIMS[0]:.0%} costs too much"
+        least = f"even denoising that changes outputs by {100 * AIMS[0]:.0f} % costs too much"
         note = f"{asked.name}: {least}; nothing is denoised, or give a strength: {asked.name}:0.1"
         return replace(solution, notes=(*solution.notes, note))
-    return _finish(solution, best[1], f"{best[0]:.0%} of each layer's output")
+    return _finish(solution, best[1], f"{100 * best[0]:.0f} % of each layer's output")
 
 
 @dataclass(frozen=True, eq=False)

@@ -166,7 +166,7 @@ def _round(network: Network, runner: RoundRunner, now: _ScheduleState) -> tuple[
 def _round_words(record: Round) -> str:
     kappa = "" if record.kappa is None else f", kappa {record.kappa:.2f}"
     drop = "" if record.drop is None else f", {0.0 - record.drop:+.2f} pp on validation images"
-    said = f"round {record.round}: {record.dof:.1%} of the degrees of freedom, predicted loss "
+    said = f"round {record.round}: {100 * record.dof:.1f} % of the degrees of freedom, predicted loss "
     said += f"{record.predicted:.4f}, measured {record.measured:.4f}{kappa}{drop}"
     why = " (surprising)" if record.surprising else ""
     return said if record.kept else f"{said}: undone{why}"

@@ -155,12 +155,12 @@ def search(
             trials.append(known)
             continue
         cost = trials[0].cost if trials else surveyed.prepared.settings.cost
-        trial = Within(watcher, f"trial {len(trials) + 1} at {share:.0%} of the DOF")
+        trial = Within(watcher, f"trial {len(trials) + 1} at {100 * share:.0f} % of the DOF")
         solution = solutions[share] = _solution_at(surveyed, share, cost, trial)
         trials.append(judge.trial(solution.best.reconstruction.model, share, solution.best.cost))
         if group.first:
             _write(record, trials)
-        watcher.note(f"at {share:.0%} of the degrees of freedom: {_trial_words(trials[-1], judge)}")
+        watcher.note(f"at {100 * share:.0f} % of the degrees of freedom: {_trial_words(trials[-1], judge)}")
     best = best_trial(trials, budget, memorised=memorised)
     solution = solutions.get(best.share) or _solution_at(surveyed, best.share, best.cost, watcher)
     met = best.drop(memorised=memorised) <= budget

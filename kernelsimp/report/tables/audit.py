@@ -28,7 +28,8 @@ def audit_words(found: Audit) -> str:
     totals = found.totals
     macs = f", {fmt.count(totals.macs)} MACs for one image" if totals.macs is not None else ""
     shape = f" of {fmt.shape(found.input_shape)}" if found.input_shape else ""
-    return f"{totals.layers} layers, {fmt.count(totals.parameters)} parameters{macs}{shape}{_dearest(found)}"
+    layers = fmt.counted(totals.layers, "layer")
+    return f"{layers}, {fmt.count(totals.parameters)} parameters{macs}{shape}{_dearest(found)}"
 
 
 def _dearest(found: Audit) -> str:

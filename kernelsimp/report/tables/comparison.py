@@ -59,7 +59,7 @@ def comparison_facts(found: Comparison) -> tuple[Fact, ...]:
     lowest = min((row for row in found.layers if row.cka is not None), key=_cka, default=None)
     least = () if lowest is None else (Fact("lowest CKA", fmt.number(lowest.cka, 4), printable(lowest.a)),)
     return (
-        Fact("images", fmt.count(found.images), f"{len(found.layers):,} layers side by side"),
+        Fact("images", fmt.count(found.images), f"{fmt.counted(len(found.layers), 'layer')} side by side"),
         Fact("same answer", fmt.share(answers.agreement, 1.0), named),
         Fact("KL(A || B)", fmt.number(answers.kl), "nats an image"),
         *least,
@@ -74,7 +74,7 @@ def compared_names(found: Comparison) -> str:
 
 def comparison_words(found: Comparison) -> str:
     """Say in one line what a comparison came to."""
-    parts = [f"{len(found.layers):,} layers compared on {fmt.count(found.images)} images"]
+    parts = [f"{fmt.counted(len(found.layers), 'layer')} compared on {fmt.count(found.images)} images"]
     answers = found.predictions
     if answers.agreement is not None:
         parts.append(f"the same answer for {fmt.share(answers.agreement)} of them")

@@ -91,7 +91,9 @@ def warnings_of(runs: Sequence[Named]) -> tuple[str, ...]:
     for key, what in (("input_sha256", "networks"), ("data_fingerprint", "test images")):
         groups: dict[str, list[str]] = {}
         for name, report in runs:
-            groups.setdefault(str(report.provenance.get(key)), []).append(name)
+            value = report.provenance.get(key)
+            if value is not None:  # a run without images has no figures to compare
+                groups.setdefault(str(value), []).append(name)
         if len(groups) > 1:
             parts = "; ".join(", ".join(printable(name) for name in names) for names in groups.values())
             told.append(f"the runs have different {what}, their figures do not compare: {parts}")

@@ -64,7 +64,7 @@ def scan_words(scan: Scan) -> str:
     kernels, matching, found, both = map(fmt.count, counts_of(scan))
     if not scan.layers:
         return f"no kernel larger than 1x1 among {fmt.count(scan.pointwise)} pointwise ones"
-    layers = f"{fmt.count(len(scan.layers))} layer{'s' * (len(scan.layers) != 1)}"
+    layers = fmt.counted(len(scan.layers), "layer")
     return (
         f"{kernels} kernels in {layers}: {found} found (nearer to a family than chance explains), "
         f"{matching} matching (within {fmt.number(scan.settings.get('tolerance'))} of one), {both} both"

@@ -22,7 +22,7 @@ def network_name(report: Report) -> str:
 
 
 def title_words(report: Report) -> str:
-    """Return the title of a run: `resnet20: 8,168 of 9,056 kernels simplified, -0.3 pp, within budget`."""
+    """Return the title of a run: `resnet20: 8,168 of 9,056 kernels simplified, -0.29 pp, within budget`."""
     kernels, accuracy = report.kernels, report.accuracy
     if from_scratch(report):
         parts = ["trained from scratch"]
@@ -31,9 +31,9 @@ def title_words(report: Report) -> str:
     if accuracy is None or not accuracy.stages:
         parts.append("accuracy not measured")
     elif len(accuracy.stages) == 1:
-        parts.append(f"{fmt.percent(accuracy.stages[0].top1, 1)} right")
+        parts.append(f"{fmt.percent(accuracy.stages[0].top1)} right")
     else:
-        parts.append(f"{accuracy.change_pp:+.1f} pp")
+        parts.append(fmt.points(accuracy.change_pp))
     parts += [] if from_scratch(report) and report.budget_met else [outcome_words(report)]
     return f"{network_name(report)}: {', '.join(parts)}"
 
