@@ -380,7 +380,7 @@ def test_training_from_scratch_is_no_simplification() -> None:
     report = reports.report()
     assert report.accuracy is not None
     one = replace(report.accuracy, stages=(replace(report.accuracy.stages[0], stage="trained"),))
-    assert "trained from scratch, 93.2 % right" in title_words(replace(report, accuracy=one))
+    assert "trained from scratch, 93.20 % right" in title_words(replace(report, accuracy=one))
 
 
 def test_found_in_the_chart_is_what_the_card_counts() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import SMALL, tiny_state, weights_in, write_zip
+from builders import NET, SMALL, tiny_state, weights_in, write_zip
 from saying import fails
 
 from kernelsimp.cli.main import run
@@ -151,25 +151,39 @@ def test_rounds_that_are_stopped_go_on_with_resume_and_end_with_the_same_bits(
     assert run([*rounds, "--resume", "--out", str(cut)]) == 2
 
 
+def test_options_of_training_are_not_passed_over_in_silence(
+    base: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = [*base[:4], "--tolerance", "0.1", "--dry-run", "--arch", NET]
+    for words, told in (
+        (["--epochs", "3"], "--epochs"),
+        (["--epochs", "3", "--lr", "1"], "--epochs and --lr"),
+    ):
+        assert run([*plan, *words]) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{told}: nothing is trained without --finetune" in said
+    assert run([*plan, "--epochs", "3", "--finetune"]) == 0
+    assert "nothing is trained" not in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_replaced_by_resuming_another(
     base: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    again = [*base, "--resume", "--out", str(out)]
-    assert run([*base, *HALF, "--finetune", "--out", str(out)]) == 0
+    again = [*base[:4], "--arch", NET, "--resume", "--out", str(out)]
+    training = ["--finetune", *SMALL]
+    assert run([*base, *HALF, *training, "--out", str(out)]) == 0
     before = {path: path.read_bytes() for path in out.glob("*.*") if path.name != "log.jsonl"}
     capsys.readouterr()
     start = f"{out} has a finished run "
-    fails([*again, "--tolerance", "0.2", "--quiet"], capsys, start)
-    fails(
-        [*again, "--dof", "0.6", "--cost", "absolute", "--quiet"], capsys, f"{start}with plan.dof 0.5, which"
-    )
+    fails([*again, "--tolerance", "0.2", "--quiet"], capsys, f"{start}without --tolerance, which")
+    fails([*again, "--dof", "0.6", "--cost", "absolute", "--quiet"], capsys, f"{start}with --dof 0.5, which")
     fails([*again, *HALF, "--quiet"], capsys, f"{start}with --finetune, which --resume does not replace")
     write_zip({"state_dict": {name: 2 * item for name, item in tiny_state().items()}}, model)
-    fails([*again, *HALF, "--finetune", "--quiet"], capsys, f"{start}of another checkpoint, which")
+    fails([*again, *HALF, *training, "--quiet"], capsys, f"{start}of another checkpoint, which")
     assert before == {path: path.read_bytes() for path in before}
     write_zip({"state_dict": tiny_state()}, model)
-    assert run([*again, *HALF, "--finetune", "--similarity"]) == 0  # measured further, the same network
+    assert run([*again, *HALF, *training, "--similarity"]) == 0  # measured further, the same network
     assert report(out)["similarity"]
 
 

@@ -131,7 +131,7 @@ def test_a_budget_of_something_else_says_that_accuracy_fell():
     report = replace(reports.report(), settings={"plan": {"dof": 0.3, "max_drop": None}})
     lost = replace(report, accuracy=replace(report.accuracy, change_pp=-9.3, change_ci95=(-12.0, -6.6)))
     assert title_words(report).endswith("within budget")
-    assert title_words(lost).endswith("-9.3 pp, budget met, but accuracy fell")
+    assert title_words(lost).endswith("-9.30 pp, budget met, but accuracy fell")
     assert "which fell by more than chance: -9.30 pp, 95 % interval -12.00 to -6.60 pp" in budget_words(lost)
     judged = replace(lost, settings={"plan": {"dof": None, "max_drop": 10.0}})
     assert title_words(judged).endswith("within budget")

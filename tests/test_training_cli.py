@@ -146,7 +146,7 @@ def test_a_state_of_other_settings_is_one_line(command, capsys):
     fails([*again, "0.2", "--tie"], capsys, words.format("hold = auto, this one has tie"))
     fails([*again, "0.2", "--batch-size", "20"], capsys, words.format("batch-size = 10, this one has 20"))
     other = words.format("other weights (another checkpoint, or another plan)")
-    fails([*again, "0.2", "--dof", "0.6"], capsys, "has a finished run with plan.dof 0.5")
+    fails([*again, "0.2", "--dof", "0.6"], capsys, "has a finished run with --dof 0.5")
     (Path(command[-1]) / "report.json").unlink()  # as in a run that was stopped
     fails([*again, "0.2", "--dof", "0.6"], capsys, other)
 

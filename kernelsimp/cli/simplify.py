@@ -26,6 +26,7 @@ from kernelsimp.settings import (
     PlanSettings,
     RobustnessSettings,
     RunSettings,
+    Settings,
 )
 
 FreezeOption = Annotated[
@@ -77,6 +78,8 @@ def simplify(
     given = put(given, "finetune", "hold", _hold(said, freeze=freeze, tie=tie, none=no_freeze))
     if out_dir is None and not dry_run:
         raise KernelsimpError("simplify needs a place to write: pass --out RUN, or --dry-run to see the plan")
+    if dry_run and json:
+        raise KernelsimpError("--json writes the report of a run, and --dry-run makes none; leave one out")
     settings = inputs.settle_for_model(given, config)
     written = None if dry_run else out_dir
     if written is not None:
@@ -87,16 +90,27 @@ def simplify(
             command.follow_first_process(Path(model), settings, written)
         return
     with watch_command(quiet=quiet, json=json, run=out_dir) as watcher:
+        if (unused := _unused(given, settings)) is not None:
+            watcher.note(unused)
         if written is not None:
             result = command.simplify(Path(model), settings, written, watcher)
         else:
             plan = command.plan_only(Path(model), settings, watcher)
     if written is not None:
         present_run(result, written, json, quiet=quiet, everything=everything)
-    elif not quiet and json != "-":
+    elif not quiet:
         for table in plan_tables(plan):
             out.print(draw(table))
         say_done(plan_words(plan))
+
+
+def _unused(given: Given, settings: Settings) -> str | None:
+    """Say which options of training were passed where nothing is trained."""
+    said = given.get("finetune", {})
+    names = [f"--{name}" for name in ("epochs", "lr") if said.get(name) is not None]
+    if not names or settings.finetune.finetune or settings.plan.rounds > 1:
+        return None
+    return f"{' and '.join(names)}: nothing is trained without --finetune"
 
 
 def _hold(said: str | None, *, freeze: bool, tie: bool, none: bool) -> str | None:

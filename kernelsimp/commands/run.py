@@ -53,7 +53,7 @@ def check_goes_on(out: Path, original: Network, settings: Settings) -> None:
         return
     done, told = read_report(out), to_plain(asdict(settings))
     other = [
-        f"with {stage}.{key} {value}"
+        f"with --{key.replace('_', '-')} {value}" if value else f"without --{key.replace('_', '-')}"
         for stage in ("model", "data", "plan", "prune")
         for key, value in done.settings.get(stage, {}).items()
         if key not in MEASURED and told[stage].get(key, value) != value
