@@ -120,8 +120,11 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise KernelsimpError(f"{path}: no such file of settings; check the path") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise KernelsimpError(f"{path}: cannot read settings: {error}") from error
+        said = getattr(error, "strerror", None) or error
+        raise KernelsimpError(f"{path}: cannot read settings: {said}") from error
     except tomllib.TOMLDecodeError as error:
         raise KernelsimpError(f"{path}: not a TOML file: {error}") from error
     for stage, table in raw.items():

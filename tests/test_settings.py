@@ -47,8 +47,10 @@ def test_a_bad_file_gets_one_clear_line(tmp_path, text, words):
 
 
 def test_a_missing_file_says_so(tmp_path):
-    with pytest.raises(KernelsimpError, match=r"nowhere\.toml: cannot read settings"):
+    with pytest.raises(KernelsimpError, match=r"nowhere\.toml: no such file of settings; check the path$"):
         settle({}, str(tmp_path / "nowhere.toml"))
+    with pytest.raises(KernelsimpError, match=r": cannot read settings: Is a directory$"):
+        settle({}, str(tmp_path))
 
 
 def test_recipes_come_with_the_package_and_unknown_ones_are_named():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from saying import fails
 
 from kernelsimp.cli.main import run
 from kernelsimp.commands import train as from_scratch
@@ -82,6 +83,11 @@ def test_a_place_a_network_and_images_are_needed(tmp_path, capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert "pass --out RUN" in said
     assert "training needs a network and images: pass --arch and --data" in said
+
+
+@pytest.mark.parametrize("words", [["--no-finetune"], ["--distill", "0.5"]])
+def test_what_training_from_scratch_has_no_use_for_is_refused(words, tmp_path, capsys):
+    fails([*WORDS, *words, "--out", str(tmp_path / "run")], capsys, f"{words[0]}: train trains from scratch")
 
 
 def test_a_written_kernel_that_left_its_family_is_refused_by_name(tmp_path, capsys, monkeypatch):

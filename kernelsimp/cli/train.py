@@ -63,6 +63,10 @@ def train(
 
     if out_dir is None:
         raise KernelsimpError("train needs a place to write: pass --out RUN")
+    for option, said in given.get("finetune", {}).items():
+        if (option == "finetune" and said is False) or (option == "distill" and said):
+            name = "--no-finetune" if option == "finetune" else "--distill"
+            raise KernelsimpError(f"{name}: train trains from scratch, without a teacher; leave it out")
     given = put(put(given, "train", "constrain", constrain), "train", "penalty", penalty)
     outputs.check_can_train(settle(given, config))  # before torch is imported, which takes seconds
     from kernelsimp.cli.present import present_run
