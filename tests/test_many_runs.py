@@ -67,6 +67,9 @@ def test_what_cannot_be_put_together_is_said(three, tmp_path, capsys):
     fails(
         ["report", str(three[0]), str(three[0]), str(three[1]), "--out", str(tmp_path / "x")], capsys, "twice"
     )
+    twice = [str(three[0]), str(three[0] / "report.json")]
+    fails(["report", *twice, "--out", str(tmp_path / "x")], capsys, "twice")
+    assert not (tmp_path / "x").exists()
     fails(["report", str(tmp_path / "nowhere")], capsys, "there is no report")
 
 

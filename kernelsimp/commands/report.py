@@ -58,8 +58,7 @@ def render_runs(folders: Sequence[Path], out: Path) -> tuple[Table, tuple[str, .
 
     Raises `KernelsimpError` for a run that cannot be read and for one that is named twice.
     """
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise KernelsimpError("report: one run is named twice; name each once")
+    _check_once(folders)
     names = short_names([folder.absolute() for folder in folders])
     runs = tuple(zip(names, map(read_report, folders), strict=True))
     with drawing(*folders):
@@ -69,7 +68,11 @@ def render_runs(folders: Sequence[Path], out: Path) -> tuple[Table, tuple[str, .
 
 
 def render_pair(folders: tuple[Path, Path], out: Path) -> tuple[Table, ...]:
-    """Write pair.md and pair.html of two runs into `out`, and return their tables."""
+    """Write pair.md and pair.html of two runs into `out`, and return their tables.
+
+    Raises `KernelsimpError` for a run that cannot be read and for one that is named twice.
+    """
+    _check_once(folders)
     reports = (read_report(folders[0]), read_report(folders[1]))
     one, other = short_names([folder.absolute() for folder in folders])
     names = (one, other)
@@ -78,3 +81,8 @@ def render_pair(folders: tuple[Path, Path], out: Path) -> tuple[Table, ...]:
         write_text(out / "pair.md", pair_markdown(reports, names))
         write_text(out / "pair.html", pair_html(reports, names, galleries))
     return pair_tables(reports, names)
+
+
+def _check_once(folders: Sequence[Path]) -> None:
+    if len({_folder_of(folder).resolve() for folder in folders}) < len(folders):
+        raise KernelsimpError("report: one run is named twice; name each once")
