@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,27 @@ def test_impossible_settings_are_one_line(settings, words):
     with pytest.raises(KernelsimpError) as caught:
         weight_plan(planted_bank(), settings)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("budget", [{"tolerance": 0.9}, {"dof": 0.8}])
+def test_the_simple_rule_changes_only_what_it_may(budget: dict[str, float]) -> None:
+    bank, settings = planted_bank(), PlanSettings(**budget)  # type: ignore[arg-type]
+    whole = weight_plan(bank, settings)
+    assert whole.layer("a").changed.any()
+    assert whole.layer("b").changed.any()
+    for some in (
+        PlanSettings(keep_first=True),
+        PlanSettings(skip_layers=("a",)),
+        PlanSettings(layers=("b",)),
+    ):
+        plan = weight_plan(bank, replace(some, **budget))
+        assert not plan.layer("a").changed.any()
+        assert plan.layer("b").changed.any()
+    found = weight_plan(bank, PlanSettings(tolerance=0.9, only_found=True)).layer("a")
+    assert found.changed.any()
+    assert (found.changed == whole.layer("a").found).all()
+    with pytest.raises(KernelsimpError, match="no layer matches 'nowhere'"):
+        weight_plan(bank, PlanSettings(tolerance=0.9, layers=("nowhere",)))
 
 
 @pytest.mark.parametrize("name", ["rank-one", "template-gabor", "prototypes-8", "prototypes-4"])

@@ -18,10 +18,12 @@ from kernelsimp.kernels.families import SEVENTEEN, ZERO
 from kernelsimp.kernels.structures import LINEAR, expand, is_bent
 from kernelsimp.records.plan import FREE, LayerPlan, Plan
 from kernelsimp.settings import PlanSettings
+from kernelsimp.solver.candidates import chosen_layers
 from kernelsimp.solver.coefficient_bits import bits_of_layers
 from kernelsimp.solver.lagrangian import check_share
 
 BISECTIONS = 40
+NOBODY = np.zeros(1, dtype=np.bool_)
 
 
 def is_by_weight(settings: PlanSettings) -> bool:
@@ -36,10 +38,15 @@ def is_by_weight(settings: PlanSettings) -> bool:
 def weight_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
     """Return the plan of `settings.tolerance`, or of the least tolerance that leaves `settings.dof`.
 
-    Raises `KernelsimpError` for a share or tolerance out of range, one out of reach, or an unknown family.
+    Raises `KernelsimpError` for a share or tolerance out of range, one out of reach, an unknown family, or a
+    glob that matches no layer.
     """
-    names = _linear_only(settings.families)
+    names, wanted = _linear_only(settings.families), chosen_layers(bank, settings)
     examined = [examine(layer, names) for layer in bank.spatial]
+    found = [found_in(layer, settings.fdr) for layer in examined]
+    if settings.only_found:
+        examined = [_keep(layer, item) for layer, item in zip(examined, found, strict=True)]
+    examined = [layer if layer.layer.name in wanted else _keep(layer, NOBODY) for layer in examined]
     if settings.dof is not None:
         check_share("--dof", settings.dof)
         tolerance = tolerance_for(examined, settings.dof)
@@ -52,7 +59,13 @@ def weight_plan(bank: KernelBank, settings: PlanSettings) -> Plan:
         "dof": settings.dof,
         "families": list(names),
     }
-    return plan_at(examined, tolerance, settings.fdr, rule)
+    return plan_at(examined, tolerance, found, rule)
+
+
+def _keep(layer: Examined, kernels: NDArray[np.bool_]) -> Examined:
+    """Return what was examined with only these kernels near any family."""
+    residual = np.where(kernels[:, None], layer.residual, np.inf)
+    return replace(layer, residual=residual.astype(layer.residual.dtype))
 
 
 def _linear_only(names: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -87,18 +100,25 @@ def dof_at(examined: Sequence[Examined], tolerance: float) -> int:
 
 
 def plan_at(
-    examined: Sequence[Examined], tolerance: float, fdr: float, rule: dict[str, object] | None = None
+    examined: Sequence[Examined],
+    tolerance: float,
+    found: Sequence[NDArray[np.bool_]],
+    rule: dict[str, object],
 ) -> Plan:
-    """Return the plan that takes every match at `tolerance`, each labelled found or imposed at `fdr`."""
+    """Return the plan that takes every match at `tolerance`; `found` labels each kernel."""
     seen = dict.fromkeys(family.name for layer in examined for family in layer.families)
     structures = ("free", *seen)
-    layers = tuple(_layer_plan(layer, structures, tolerance, fdr) for layer in examined)
-    plan = Plan(structures, layers, rule or {"rule": "relative tolerance", "tolerance": tolerance})
+    layers = tuple(
+        _layer_plan(layer, structures, tolerance, item) for layer, item in zip(examined, found, strict=True)
+    )
+    plan = Plan(structures, layers, rule)
     bits = bits_of_layers([layer.layer for layer in examined])
     return replace(plan, choice_bits=plan.entropy_bits(), coefficient_bits=bits)
 
 
-def _layer_plan(layer: Examined, structures: tuple[str, ...], tolerance: float, fdr: float) -> LayerPlan:
+def _layer_plan(
+    layer: Examined, structures: tuple[str, ...], tolerance: float, found: NDArray[np.bool_]
+) -> LayerPlan:
     best = layer.best(tolerance)
     names = [family.name for family in layer.families]
     index = np.array([FREE, *map(structures.index, names)], dtype=np.int16)
@@ -109,7 +129,7 @@ def _layer_plan(layer: Examined, structures: tuple[str, ...], tolerance: float, 
     return replace(
         free,
         choice=index[best + 1].reshape(free.choice.shape),
-        found=(found_in(layer, fdr) & taken).reshape(free.choice.shape),
+        found=(found & taken).reshape(free.choice.shape),
         residual=residual.astype(np.float32).reshape(free.choice.shape),
     )
 
