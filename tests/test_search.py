@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import network, smooth_images
+from saying import Heard
 from solving import FAMILIES
 from torch import Tensor, nn
 
@@ -97,6 +98,22 @@ def test_the_best_plan_within_the_budget_is_returned_and_every_trial_recorded(
     assert [item["share"] for item in json.loads(read_sealed(record))] == [
         item.share for item in found.trials
     ]
+
+
+def test_a_budget_is_met_where_no_structure_reaches_the_first_share() -> None:
+    model = network()
+    bank = bank_from_model(model)
+    settings = PlanSettings(families=("mirror-h",), cost="absolute")  # leaves 2 / 3 of a 3 x 3 kernel
+    images = smooth_images(48).split(16)
+    few = survey_layers(calibrated_network(model, bank, images, 0), settings)
+    heard = Heard()
+    found = search(few, 100.0, BudgetJudge(model, batches_of(model, wrong=6)), heard)
+    assert found.met
+    assert len(found.trials) == 1
+    assert all(layer.changed.all() for layer in found.solution.plan.layers)
+    left = found.solution.plan.dof_after / found.solution.plan.dof_before
+    assert left > 0.5
+    assert f"at {100 * left:.0f} % of the degrees of freedom: " in heard.notes[-1]
 
 
 def test_a_share_is_measured_once_however_often_the_steps_lead_there(surveyed: Surveyed) -> None:

@@ -86,12 +86,17 @@ def choose_for_dof(tables: Sequence[CostTable], share: float) -> Choices:
 
     Raises `KernelsimpError` where the share is no share or these structures cannot reach it.
     """
-    check_share("--dof", share)
-    found = _least(tables, lambda tables, choices: dof_share(tables, choices) <= share)
+    found = choose_near_dof(tables, share)
     if dof_share(tables, found) > share:
         left = dof_share(tables, found)
         raise KernelsimpError(f"--dof {share:g} is out of reach: these structures leave {left:.3f} at least")
     return found
+
+
+def choose_near_dof(tables: Sequence[CostTable], share: float) -> Choices:
+    """Return the same, or where these structures cannot reach the share what they leave at least."""
+    check_share("--dof", share)
+    return _least(tables, lambda tables, choices: dof_share(tables, choices) <= share)
 
 
 def choose_for_count(tables: Sequence[CostTable], share: float) -> Choices:

@@ -23,7 +23,7 @@ from kernelsimp.files import read_sealed, write_sealed_text
 from kernelsimp.records.plan import LayerPlan
 from kernelsimp.shelf import images_of
 from kernelsimp.solver.distance import Distance, DistanceJudge, is_classifier
-from kernelsimp.solver.lagrangian import choose_for_dof
+from kernelsimp.solver.lagrangian import choose_near_dof
 from kernelsimp.solver.process_group import ALONE, ProcessGroup
 from kernelsimp.solver.sensitivity import layer_losses
 from kernelsimp.solver.solve import PlanTrial, Solution, Surveyed, solve_at_budget, try_plan
@@ -160,7 +160,11 @@ def search(
         trials.append(judge.trial(solution.best.reconstruction.model, share, solution.best.cost))
         if group.first:
             _write(record, trials)
-        watcher.note(f"at {100 * share:.0f} % of the degrees of freedom: {_trial_words(trials[-1], judge)}")
+        left = solution.plan.dof_after / solution.plan.dof_before
+        told = _trial_words(trials[-1], judge)
+        watcher.note(f"at {100 * max(share, left):.0f} % of the degrees of freedom: {told}")
+        if left > share and trials[-1].drop(memorised=memorised) <= budget:
+            break  # no structure leaves less
     best = best_trial(trials, budget, memorised=memorised)
     solution = solutions.get(best.share) or _solution_at(surveyed, best.share, best.cost, watcher)
     met = best.drop(memorised=memorised) <= budget
@@ -232,7 +236,7 @@ def best_trial(trials: Sequence[Trial], budget: float, *, memorised: bool) -> Tr
 
 
 def _solution_at(surveyed: Surveyed, share: float, cost: str, watcher: Watcher) -> Solution:
-    return solve_at_budget(surveyed, partial(choose_for_dof, share=share), cost, watcher)
+    return solve_at_budget(surveyed, partial(choose_near_dof, share=share), cost, watcher)
 
 
 def _warn(judge: BudgetJudge, watcher: Watcher) -> tuple[str, ...]:
