@@ -117,6 +117,7 @@ def test_bad_options_are_one_line(model, images, tmp_path, capsys):
         (["--simplified", "-1"], "--simplified is -1; expected a number from 0 to 1"),
         (["--max-drop", "-1"], "--max-drop is -1; expected percentage points from 0 to 100"),
         (["--dof", "0.5", "--families", "mirror-x"], "unknown family 'mirror-x'"),
+        (["--dof", "0.5", "--layers", "conv9*"], "--layers: no layer matches 'conv9*'"),
         (["--dof", "0.5", "--tolerance", "0.1"], "choose one budget, not both --tolerance and --dof"),
     ],
 )

@@ -41,6 +41,7 @@ from kernelsimp.report.command import command_again
 from kernelsimp.report.run_folder import JsonLog, RunFolder
 from kernelsimp.report.trackers import trackers_of
 from kernelsimp.settings import ModelSettings, Settings
+from kernelsimp.solver.candidates import chosen_layers
 from kernelsimp.solver.chosen import Chosen
 from kernelsimp.solver.process_group import OtherProcessError
 from kernelsimp.solver.tolerance import is_by_weight
@@ -298,4 +299,5 @@ def _open_inputs(path: Path, settings: Settings, watcher: Watcher) -> tuple[Netw
     check_budget(settings.plan)
     network = open_network(path, settings, watcher)
     settings = with_recipe(network, settings, watcher)
+    chosen_layers(network.bank, settings.plan)  # refuses globs that match no layer
     return network, open_data(settings, watcher), settings
