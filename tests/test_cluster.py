@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -106,6 +107,19 @@ def wait_for_workers(address: str, count: int) -> None:
         client.wait_for_workers(count, timeout=60)
 
 
+@pytest.fixture
+def usual_port() -> Iterator[None]:
+    """Occupy the port at which a scheduler usually serves its state, as another run on this machine may."""
+    with socket.socket() as taken:
+        try:
+            taken.bind(("127.0.0.1", 8787))
+            taken.listen()
+        except OSError:
+            pass  # somebody else has it
+        yield
+
+
+@pytest.mark.usefixtures("usual_port")
 def test_jobs_give_what_one_process_gives(tmp_path: Path) -> None:
     folder = networks(tmp_path / "nets", 3)
     assert scanned(folder, tmp_path / "two", "--jobs", "2") == scanned(folder, tmp_path / "one")

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,4 +90,5 @@ def test_a_run_is_also_known_by_its_report(tmp_path: Path, capsys) -> None:
     (out / "report.md").write_text("old")
     assert run(["report", str(out / "report.json")]) == 0
     assert (out / "report.md").read_text() == page
-    assert run(["report", str(out / "report.json"), str(out), "--out", str(tmp_path / "pair")]) == 0
+    other = shutil.copytree(out, tmp_path / "other")
+    assert run(["report", str(out / "report.json"), str(other), "--out", str(tmp_path / "pair")]) == 0

@@ -168,7 +168,8 @@ def _local(cluster: Cluster) -> dict[str, Any]:
         "threads_per_worker": 1,
         "processes": True,
         "memory_limit": int(whole / cluster.jobs),
-        "dashboard_address": None,
+        "dashboard_address": "127.0.0.1:0",  # it serves its state in any case; two runs must not meet there
+        "scheduler_kwargs": {"dashboard": False},
         "host": "127.0.0.1",
         "silence_logs": logging.CRITICAL,
     }
