@@ -212,3 +212,15 @@ def test_one_of_a_kind_is_counted_in_the_singular(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "\n1 layer, 24 kernels" in said
     assert "\n1 tensor is no convolution" in said
+
+
+@pytest.mark.parametrize(("channels", "null"), [((2, 2), "white"), ((2, 400), "matched, white")])
+def test_the_table_of_families_names_the_null_that_stood_in(channels, null, tmp_path, capsys) -> None:
+    torch.manual_seed(0)
+    state = {f"{place}.weight": torch.randn(4, width, 3, 3) for place, width in enumerate(channels)}
+    torch.save({name: weight.sign() for name, weight in state.items()}, tmp_path / "few.pt")
+    assert run(["scan", str(tmp_path / "few.pt")]) == 0
+    said = capsys.readouterr()
+    assert "matched null not estimated: 8 live kernels" in said.err
+    (row,) = [line for line in said.out.splitlines() if line.startswith(" few-values-2 ")]
+    assert row.rstrip().endswith(f"  {null}")

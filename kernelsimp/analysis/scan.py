@@ -234,6 +234,7 @@ def _extra(judged: JudgedLayer, stride: int | None, *, first: bool, deep: bool) 
     examined, settings = judged.examined, judged.settings
     usual = settings.families is None or set(settings.families) >= set(SEVENTEEN)
     cheap = {
+        "white_instead": [name for name, verdict in judged.verdicts.items() if verdict.null.note],
         "found": int(judged.asked_verdict.found.sum()),
         "beyond_its_layer": int(judged.beyond.sum()),
         "near_any": count_near_any(examined, judged.nonlinear, search_depth(settings, deep=deep))

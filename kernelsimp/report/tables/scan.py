@@ -17,7 +17,7 @@ def scan_facts(scan: Scan) -> tuple[Fact, ...]:
     return (
         Fact("layers larger than 1x1", fmt.count(len(scan.layers)), skipped),
         Fact("kernels", fmt.count(kernels), f"{dead:,} dead; {scan.pointwise:,} pointwise besides"),
-        Fact("matching a family", fmt.count(matching), f"relative residual at most {tolerance}"),
+        Fact("matching a structure", fmt.count(matching), f"relative residual at most {tolerance}"),
         Fact("found", fmt.count(found), f"{both:,} of them matching; {rule}"),
     )
 
@@ -37,8 +37,8 @@ def near_words(scan: Scan) -> str | None:
     near, chance = (fmt.share(sum(part[key] for part in parts), live) for key in ("observed", "permuted"))
     tolerance = fmt.number(scan.settings.get("tolerance"))
     return (
-        f"{near} of live kernels lie within {tolerance} of one of the 17 linear families or rank one, "
-        f"{chance} when their cells are shuffled"
+        f"{near} of live kernels lie within {tolerance} of one of the 17 linear families or rank one (other "
+        f"structures, such as pairs of lines, aside), {chance} when their cells are shuffled"
     )
 
 
@@ -67,7 +67,7 @@ def scan_words(scan: Scan) -> str:
     layers = fmt.counted(len(scan.layers), "layer")
     return (
         f"{kernels} kernels in {layers}: {found} found (nearer to a family than chance explains), "
-        f"{matching} matching (within {fmt.number(scan.settings.get('tolerance'))} of one), {both} both"
+        f"{matching} matching (within {fmt.number(scan.settings.get('tolerance'))} of any structure), {both} both"
     )
 
 
@@ -101,8 +101,18 @@ def scan_family_brief(scan: Scan) -> Table:
         if total["observed"]:
             figures = (fmt.number(chance.get("expected")), _times(chance.get("enrichment")))
             found = fmt.count(of_family[name])
-            rows.append((printable(name), fmt.count(total["observed"]), *figures, found, null))
+            row = (printable(name), fmt.count(total["observed"]), *figures, found)
+            rows.append((*row, _null_used(scan, name, null)))
     return Table("Families", heads, tuple(rows), frozenset({0, 5}), least=(5, 2))
+
+
+def _null_used(scan: Scan, family: str, null: str) -> str:
+    """Return the null that judged a family, with the white one where that stood in for it."""
+    layers = [layer for layer in scan.layers if family in layer.families]
+    white = sum(null in layer.extra.get("white_instead", ()) for layer in layers)
+    if not white:
+        return null
+    return "white" if white == len(layers) else f"{null}, white"
 
 
 def most_structured(scan: Scan) -> tuple[LayerScan, ...]:
