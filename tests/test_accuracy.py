@@ -16,6 +16,7 @@ from kernelsimp.data.transforms import Preprocess, batches
 from kernelsimp.evaluation.accuracy import (
     Outcome,
     correct_from,
+    independent_interval,
     mcnemar,
     measure,
     paired_interval,
@@ -169,6 +170,11 @@ def test_the_paired_interval_agrees_with_its_slow_twin(cells: tuple[int, int, in
 def test_the_paired_interval_is_newcombes_published_example() -> None:
     low, high = paired_interval(*table(20, 12, 2, 16))
     assert (round(low / 100, 4), round(high / 100, 4)) == (0.0562, 0.3292)
+
+
+def test_the_independent_interval_is_newcombes_published_example() -> None:
+    assert independent_interval((48, 80), (56, 70)) == pytest.approx((5.24, 33.39), abs=0.005)
+    assert independent_interval((56, 70), (48, 80)) == pytest.approx((-33.39, -5.24), abs=0.005)
 
 
 def test_the_paired_interval_turns_round_with_its_arguments() -> None:

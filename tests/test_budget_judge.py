@@ -316,7 +316,9 @@ class Made:
         return self.model
 
 
-def judged(right: int, moved: float, budget: float | None, test_top1: float, **plan: str) -> tuple[bool, str]:
+def judged(
+    right: int, moved: float, budget: float | None, test_top1: float, total: int = 1000, **plan: str
+) -> tuple[bool, str]:
     """Judge a run whose original has `right` of 40 validation images right; return (met, what was said)."""
     model = network()
     images = smooth_images(40)
@@ -330,7 +332,6 @@ def judged(right: int, moved: float, budget: float | None, test_top1: float, **p
         weight.add_(moved * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
     chosen = Chosen(Plan(("free",), ()), Made(other), judge=judge)  # type: ignore[arg-type]
     settings = Settings(plan=PlanSettings(max_drop=budget, **plan))  # type: ignore[arg-type]
-    total = 1000
     correct = np.arange(total) < total * test_top1 / 100
     again, notes = judge_memorised(settings, Outcome(correct, 0.1), chosen)
     assert again.plan is chosen.plan
@@ -356,6 +357,7 @@ def test_a_budget_met_on_images_known_by_heart_is_judged_by_changed_answers_too(
 def test_a_small_gap_a_holdout_and_no_judge_leave_the_verdict_as_it_is() -> None:
     assert judged(38, 1.0, 0.5, test_top1=92.1) == (True, "")
     assert judged(38, 1.0, 0.5, test_top1=80.0, holdout="train") == (True, "")
+    assert judged(9, 1.0, 0.5, test_top1=15.0, total=60) == (True, "")  # 22.5 % against 15.0 %: chance
     met, said = judged(40, 1.0, 0.5, test_top1=80.0)
     assert met  # the search has counted changed answers all along
     assert said.endswith("so it was probably trained on the former; name other images with --holdout")

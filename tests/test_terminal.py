@@ -120,7 +120,9 @@ def test_a_scan_counts_what_is_found_once_in_every_table():
     scan = reports.scan()
     layers = tuple(replace(layer, found=np.arange(12) < 7) for layer in scan.layers)
     scan = replace(scan, layers=layers)
-    said = "14 found (nearer to a family than chance explains), 8 matching (within 0.1 of any structure), 8 both"
+    said = (
+        "14 found (nearer to a family than chance explains), 8 matching (within 0.1 of any structure), 8 both"
+    )
     assert scan_words(scan) == f"24 kernels in 2 layers: {said}"
     by_family = [int(row[-1]) for row in scan_family_table(scan).rows]
     assert sum(by_family) == sum(found_by_family(scan).values()) == 8

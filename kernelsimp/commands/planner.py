@@ -15,7 +15,7 @@ from kernelsimp.data.holdout import holdout_split
 from kernelsimp.data.sources import Data
 from kernelsimp.data.splits import Split
 from kernelsimp.errors import KernelsimpError
-from kernelsimp.evaluation.accuracy import Outcome
+from kernelsimp.evaluation.accuracy import Outcome, independent_interval
 from kernelsimp.evaluation.metric import metric_of
 from kernelsimp.files import key_of
 from kernelsimp.kernels.structures import expand
@@ -163,9 +163,9 @@ def budget_judge(task: Task, watcher: Watcher) -> BudgetJudge:
     """Return who judges a budget: validation images, or those of --holdout.
 
     The test split takes no part. Where a holdout is named, the original is measured on the validation images
-    too, and a gap of more than 3 pp is told; the holdout judges either way. Without one, 99 % on the
-    validation images is what shows that they were trained on, and then changed answers and KL count too. A
-    gap between validation and test images counts only once everything has been chosen (`judge_memorised`).
+    too, and a gap of more than 3 pp and chance is told; the holdout judges either way. Without one, 99 % on
+    the validation images is what shows that they were trained on, and then changed answers and KL count too.
+    A gap between validation and test images counts only once everything has been chosen (`judge_memorised`).
     """
     assert task.data is not None
     settings, data = task.settings, task.data
@@ -176,13 +176,19 @@ def budget_judge(task: Task, watcher: Watcher) -> BudgetJudge:
     split = holdout_split(data, settings.data, settings.plan.holdout, settings.run.seed)
     judge = BudgetJudge(original, load_split(split, settings), metric, "holdout", task.group, limit)
     if judge.top1 is not None and len(data.val):
-        known = BudgetJudge(original, load_split(data.val, settings), limit=limit).top1
-        if known is not None and known - judge.top1 > UNSEEN_GAP:
+        known = BudgetJudge(original, load_split(data.val, settings), limit=limit)
+        if _is_beyond_chance((known.right, known.total), (judge.right, judge.total)):
             watcher.warn(
-                f"the original network has {known:.1f} % right on validation images, {judge.top1:.1f} % on "
-                "those of --holdout: it was trained on the former, and only the latter judge the budget"
+                f"the original network has {known.top1:.1f} % right on validation images, {judge.top1:.1f} % "
+                "on those of --holdout: it was probably trained on the former; the latter judge the budget"
             )
     return judge
+
+
+def _is_beyond_chance(seen: tuple[int, int], unseen: tuple[int, int]) -> bool:
+    """Say whether (right, total) of images seen is `UNSEEN_GAP` above that of others, and not by chance."""
+    gap = 100 * (seen[0] / seen[1] - unseen[0] / unseen[1])
+    return gap > UNSEEN_GAP and independent_interval(unseen, seen)[0] > 0
 
 
 def judge_memorised(
@@ -190,14 +196,15 @@ def judge_memorised(
 ) -> tuple[Chosen, tuple[str, ...]]:
     """Judge a budget by changed answers and KL as well where validation images turn out to be known by heart.
 
-    That shows where the original is more than 3 pp better on them than on the test split. This comes after
-    everything has been chosen: the network stays, and only whether the budget was met is said anew. Return
-    what was chosen and what to say. A holdout needs none of it: its labels tell networks apart.
+    That shows where the original is more than 3 pp, and more than chance, better on them than on the test
+    split. This comes after everything has been chosen: the network stays, and only whether the budget was
+    met is said anew. Return what was chosen and what to say. A holdout needs none of it:
+    its labels tell networks apart.
     """
     judge = chosen.judge
     if judge is None or judge.top1 is None or original is None or settings.plan.holdout is not None:
         return chosen, ()
-    if judge.top1 - original.top1 <= UNSEEN_GAP:
+    if not _is_beyond_chance((judge.right, judge.total), (original.right, original.total)):
         return chosen, ()
     found = (
         f"the original network has {judge.top1:.1f} % right on validation images and {original.top1:.1f} % "

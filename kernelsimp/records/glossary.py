@@ -8,7 +8,8 @@ GLOSSARY = {
     "family": "a symmetry, or equal rows or columns: all kernels that have it form a linear subspace",
     "structure": "a family, a rank, a template or few values: whatever a kernel may be simplified to",
     "residual": "how far a kernel is from a family: ||w - Pw|| / ||w||, 0 for a member, 1 for no likeness",
-    "matching": "a kernel within --tolerance of any structure; by chance or not is another question, see found",
+    "matching": "a kernel within --tolerance of any structure; by chance or not is another question, see "
+    "found",
     "found": "nearer to a family than chance explains, at the false discovery rate --fdr; a kernel may be "
     "found and yet not within the tolerance (not matching), and the other way round",
     "imposed": "simplified because the budget asked for it, where chance explains the likeness",

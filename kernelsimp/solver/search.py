@@ -84,12 +84,18 @@ class BudgetJudge:
         self.judge = DistanceJudge(original, images_of(batches), limit=self.limit)
         self.by_accuracy = metric is None and is_classifier(self.judge.answers[0])
         self.top1 = group.from_first(lambda: self._accuracy(original)) if self.by_accuracy else None
+        self.total = sum(len(answers[0]) for answers in self.judge.answers)
         self.before = self.top1 if metric is None else group.from_first(lambda: metric(original, batches))
 
     @property
     def memorised(self) -> bool:
         """Whether labels no longer tell networks apart: the original knows these images by heart."""
         return self.top1 is not None and is_memorised(self.top1)
+
+    @property
+    def right(self) -> int:
+        """How many images the original has right; none where it is no classifier."""
+        return round((self.top1 or 0.0) * self.total / 100)
 
     def trial(self, model: nn.Module, share: float, cost: str) -> Trial:
         """Return how much worse `model` is than the original; all processes ask, and are told the same."""

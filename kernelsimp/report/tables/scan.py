@@ -65,9 +65,10 @@ def scan_words(scan: Scan) -> str:
     if not scan.layers:
         return f"no kernel larger than 1x1 among {fmt.count(scan.pointwise)} pointwise ones"
     layers = fmt.counted(len(scan.layers), "layer")
+    tolerance = fmt.number(scan.settings.get("tolerance"))
     return (
         f"{kernels} kernels in {layers}: {found} found (nearer to a family than chance explains), "
-        f"{matching} matching (within {fmt.number(scan.settings.get('tolerance'))} of any structure), {both} both"
+        f"{matching} matching (within {tolerance} of any structure), {both} both"
     )
 
 
