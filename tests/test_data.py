@@ -59,6 +59,13 @@ def test_digits_are_three_splits_that_share_no_place() -> None:
     assert label in range(10)
 
 
+def test_a_split_that_is_passed_over_is_told(folder: Path) -> None:
+    assert load("digits").warnings == ()
+    told = "--split 10:4:5 is passed over: digits has splits of its own"
+    assert load("digits", split="10:4:5").warnings == (told,)
+    assert not any("passed over" in text for text in load(f"imagefolder:{folder}", split="10:4:7").warnings)
+
+
 def test_the_test_split_is_the_same_for_every_seed_and_train_is_not() -> None:
     one, two = load("digits", seed=1), load("digits", seed=2)
     assert one.test.places.tolist() == two.test.places.tolist()

@@ -38,7 +38,8 @@ def load_folder(request: Request) -> FoundSplits:
     told = f"--split {request.split} leaves {left_out} of {len(store.files)} images out"
     splits = [Split(store, part, request.geometry) for part in (train, val, test)]
     warnings = (*layout.warnings, *((told,) if left_out else ()))
-    return FoundSplits(splits[2], splits[0], splits[1], len(layout.classes), warnings, (layout.note,))
+    notes = (layout.note,)
+    return FoundSplits(splits[2], splits[0], splits[1], len(layout.classes), warnings, notes, parted=True)
 
 
 def _with_dark(root: Path, layout: FolderLayout) -> FolderLayout:

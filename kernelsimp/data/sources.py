@@ -78,6 +78,9 @@ def load_data(settings: DataSettings, seed: int) -> Data:
     source, where = _find(text)
     geometry = Geometry(settings.input_size, settings.crop or settings.input_size, settings.channels)
     found = source.load(Request(where, geometry, settings.split, seed))
+    if settings.split != DataSettings().split and not found.parted:
+        told = f"--split {settings.split} is passed over: {text} has splits of its own"
+        found = replace(found, warnings=(*found.warnings, told))
     return _complete(text, found, seed)
 
 

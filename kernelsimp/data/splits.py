@@ -177,7 +177,10 @@ class Request:
 
 @dataclass(frozen=True)
 class FoundSplits:
-    """The splits a source has; None where it has none. `class_count` is None where only labels tell."""
+    """The splits a source has; None where it has none. `class_count` is None where only labels tell.
+
+    `parted` says that --split made them.
+    """
 
     test: Split
     train: Split | None = None
@@ -185,3 +188,4 @@ class FoundSplits:
     class_count: int | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    parted: bool = False
