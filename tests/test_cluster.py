@@ -217,7 +217,7 @@ def test_nobody_is_started_for_nothing() -> None:
 
 BAD = [
     (Cluster(0), "--jobs is 0; expected 1 or more"),
-    (Cluster(2, memory=-1.0), "--memory is -1; expected gigabytes, more than 0"),
+    (Cluster(2, memory=-1.0), "--memory is -1; expected gigabytes, such as 4"),
     (Cluster(2, "tcp://h:1"), "--jobs is for workers on this machine; those of --scheduler have theirs"),
 ]
 

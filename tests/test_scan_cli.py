@@ -224,3 +224,12 @@ def test_the_table_of_families_names_the_null_that_stood_in(channels, null, tmp_
     assert "matched null not estimated: 8 live kernels" in said.err
     (row,) = [line for line in said.out.splitlines() if line.startswith(" few-values-2 ")]
     assert row.rstrip().endswith(f"  {null}")
+
+
+def test_one_source_of_several_that_is_not_there_is_refused(model: Path, tmp_path: Path, capsys) -> None:
+    words = command_refusal(["scan", str(model), str(tmp_path / "gone.pt")], capsys)
+    assert words == f"{tmp_path / 'gone.pt'}: no such file; check the path"
+
+
+def test_options_of_many_are_checked_for_one_too(model: Path, capsys) -> None:
+    assert command_refusal(["scan", str(model), "--jobs", "0"], capsys) == "--jobs is 0; expected 1 or more"

@@ -70,20 +70,23 @@ def scan(
     """Count the kernels near each family, layer by layer, beside what chance would give."""
     from kernelsimp.commands import outputs
 
-    if len(source) == 1 and not has_magic(source[0]):
-        outputs.check_is_there(source[0])  # before torch is imported, which takes seconds
-    from kernelsimp.commands.cluster import Cluster
+    for place in source:
+        if not has_magic(place):
+            outputs.check_is_there(place)  # before torch is imported, which takes seconds
+    from kernelsimp.commands.cluster import Cluster, check_cluster
     from kernelsimp.commands.scan_many import ManyJob
     from kernelsimp.commands.scan_sources import is_many
 
     settings = settle(put(given, "scan", "depth", "deep") if deep else given, config)
+    cluster = Cluster(jobs, scheduler, memory)
+    check_cluster(cluster)
     to = [("--json", json), ("--csv", csv), ("--html", html), ("--dataset", dataset)]
     outputs.check_outputs(to, source, settings, config)
     with watch_command(quiet=quiet, json=json) as watcher:
         if len(source) > 1 or is_many(source[0]) or dataset or kernels or scheduler:
             _refuse_for_many(csv=csv, html=html, explain=explain)
             places = [Path(place) if place else None for place in (json, dataset)]
-            job = ManyJob(settings, places[0], Cluster(jobs, scheduler, memory), places[1], kernels)
+            job = ManyJob(settings, places[0], cluster, places[1], kernels)
             _many(source, job, watcher, quiet=quiet)
         elif explain is not None:
             _explain((source[0], explain), settings, watcher, json)

@@ -71,7 +71,7 @@ def check_cluster(cluster: Cluster) -> None:
     if cluster.jobs < 1:
         raise KernelsimpError(f"--jobs is {cluster.jobs}; expected 1 or more")
     if cluster.memory is not None and not cluster.memory > 0:
-        raise KernelsimpError(f"--memory is {cluster.memory:g}; expected gigabytes, more than 0")
+        raise KernelsimpError(f"--memory is {cluster.memory:g}; expected gigabytes, such as 4")
     if cluster.scheduler is None:
         return
     for option, given in (("--jobs", cluster.jobs != 1), ("--memory", cluster.memory is not None)):
