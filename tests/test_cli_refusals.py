@@ -79,6 +79,8 @@ def test_bad_options_are_one_line(model, images, tmp_path, capsys):
     simplify = ["simplify", str(model), "--quiet"]
     fails([*simplify], capsys, "pass --out RUN, or --dry-run")
     fails([*simplify, "--tolerance", "0.1", "--dry-run", "--json", "-"], capsys, "--dry-run makes none")
+    fails([*simplify, "--dry-run", "--finetune", "--epochs", "0"], capsys, "epochs is 0; expected 1 or more")
+    fails([*simplify, "--dry-run", "--finetune"], capsys, "--finetune needs a network and images")
     fails([*simplify, *out, "--freeze", "--tie"], capsys, "choose one of --freeze, --tie and --no-freeze")
     fails(
         [*simplify, *out, "--freeze", "--hold", "tie"], capsys, "--freeze is the same as --hold freeze, and"

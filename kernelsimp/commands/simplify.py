@@ -287,8 +287,15 @@ def command_of_run(path: Path, settings: Settings, out: Path) -> str:
 
 
 def plan_only(path: Path, settings: Settings, watcher: Watcher = SILENT) -> Plan:
-    """Return the plan that `simplify` would carry out; with images this takes all that choosing takes."""
-    chosen = plan_and_solve(Task(*_open_inputs(path, settings, watcher)), watcher)
+    """Return the plan that `simplify` would carry out; with images this takes all that choosing takes.
+
+    Raises `KernelsimpError` for what `simplify` would refuse.
+    """
+    check_hold(settings)
+    trackers_of(settings.finetune.log)
+    inputs = _open_inputs(path, settings, watcher)
+    check_asked(*inputs)
+    chosen = plan_and_solve(Task(*inputs), watcher)
     for note in chosen.notes:  # there is no report to hold them
         watcher.note(note)
     return chosen.plan
