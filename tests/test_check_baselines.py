@@ -70,8 +70,8 @@ def test_a_newer_a_foreign_and_a_cut_baseline_are_refused(tmp_path: Path) -> Non
     path = tmp_path / "baseline.json"
     cases = {
         '{"schema": "kernelsimp.baseline/2"}': "is newer than 'kernelsimp.baseline/1', the newest",
-        '{"schema": "kernelsimp.scan/1"}': "schema is 'kernelsimp.scan/1'; expected 'kernelsimp.baseline/1'",
-        "{}": "foreign JSON without a schema",
+        '{"schema": "kernelsimp.scan/1"}': "expected 'kernelsimp.baseline/1' or a run's report",
+        "{}": "foreign JSON without a schema; expected 'kernelsimp.baseline/1' or a run's report",
         baseline_text(baseline())[:-50]: "not whole JSON",
         '{"schema": "kernelsimp.baseline/1"}': "key 'structures' is missing; the file is damaged",
     }

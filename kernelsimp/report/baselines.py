@@ -55,7 +55,7 @@ def _read(path: Path, make: str, *, accept_edited: bool) -> Baseline:
     data = read_json(path, f"baseline; make one: {make or MAKE.format(path=printable(str(path)))}")
     if _of_a_report(data):
         return baseline_of(read_report(path))
-    check_schema(path, data, SCHEMA)
+    check_schema(path, data, SCHEMA, " or a run's report")
     try:
         baseline = restore(Baseline, data)
     except MisfitError as error:

@@ -71,17 +71,20 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return data
 
 
-def check_schema(path: Path, data: dict[str, Any], expected: str) -> None:
-    """Raise `KernelsimpError` unless `data` says that it is of the `expected` schema."""
+def check_schema(path: Path, data: dict[str, Any], expected: str, besides: str = "") -> None:
+    """Raise `KernelsimpError` unless `data` says that it is of the `expected` schema.
+
+    `besides` says in the message what else would do.
+    """
     found = data.get("schema")
     if found == expected:
         return
     if not isinstance(found, str):
-        raise KernelsimpError(f"{path}: foreign JSON without a schema; expected '{expected}'")
+        raise KernelsimpError(f"{path}: foreign JSON without a schema; expected '{expected}'{besides}")
     name, _, number = found.partition("/")
     family, _, known = expected.partition("/")
     if name != family or not number.isdigit():
-        raise KernelsimpError(f"{path}: schema is '{printable(found)[:60]}'; expected '{expected}'")
+        raise KernelsimpError(f"{path}: schema is '{printable(found)[:60]}'; expected '{expected}'{besides}")
     if int(number) > int(known):
         raise KernelsimpError(
             f"{path}: schema '{found}' is newer than '{expected}', the newest this version reads; "
