@@ -251,6 +251,8 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, FileExistsError):  # a folder to write in is no folder
+        return f"{short(error.filename, 200)} is no folder"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return short(reason, 200)
 

@@ -81,6 +81,15 @@ def test_bad_options_are_one_line(model, images, tmp_path, capsys):
     fails([*simplify, "--tolerance", "0.1", "--dry-run", "--json", "-"], capsys, "--dry-run makes none")
     fails([*simplify, "--dry-run", "--finetune", "--epochs", "0"], capsys, "epochs is 0; expected 1 or more")
     fails([*simplify, "--dry-run", "--finetune"], capsys, "--finetune needs a network and images")
+    (tmp_path / "file").write_text("")
+    fails(
+        [*simplify, "--tolerance", "0.1", "--out", str(tmp_path / "file")], capsys, "file: is a file; a run"
+    )
+    fails(
+        ["scan", str(model), "-q", "--csv", str(tmp_path / "file" / "k.csv")],
+        capsys,
+        "/file is no folder; choose",
+    )
     fails([*simplify, *out, "--freeze", "--tie"], capsys, "choose one of --freeze, --tie and --no-freeze")
     fails(
         [*simplify, *out, "--freeze", "--hold", "tie"], capsys, "--freeze is the same as --hold freeze, and"

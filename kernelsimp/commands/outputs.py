@@ -102,7 +102,9 @@ def check_not_written(out: Path, *, resumed: bool, overwrite: bool) -> None:
 def check_run(
     out: Path, model: Path | None, settings: Settings, config: str | None, json: str | None = None
 ) -> None:
-    """Raise `KernelsimpError` where a run in the directory `out` would overwrite an input."""
+    """Raise `KernelsimpError` where `out` is no directory, or a run in it would overwrite an input."""
+    if out.exists() and not out.is_dir():
+        raise KernelsimpError(f"--out {out}: is a file; a run is a folder, name another")
     from kernelsimp.models.folders import files_of, is_in_parts, written_name  # torch takes seconds
 
     names = (*FILES, *((written_name(model),) if model else ()))
