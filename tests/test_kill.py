@@ -4,11 +4,13 @@
 """
 
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
-from kills.jobs import JOBS
+from kills.jobs import JOBS, Job
+from kills.run import Case
 from kills.whole import fault_of, faults_in
 from processes import run_warm
 
@@ -52,6 +54,13 @@ def test_every_kind_of_file_is_told_from_its_half(tmp_path):
     assert {".json", ".jsonl", ".html", ".pt", ".safetensors", ".npz"} <= kinds
     (out / "other.xyz").write_text("")
     assert fault_of(out / "other.xyz") == "a file of no known kind"
+
+
+def test_a_command_that_is_killed_before_it_does_anything_has_said_nothing(tmp_path):
+    case = Case(Job("scan nothing.pt", 0, ()), tmp_path / "case")
+    case.begin()
+    assert case.run(seconds=0) == -signal.SIGKILL
+    assert case.stage() == "before the first stage"
 
 
 def test_the_shares_of_all_jobs_are_a_hundred():

@@ -88,6 +88,7 @@ class Case:
         """Put the folder into the state in which the command finds it."""
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "tmp").mkdir(parents=True)
+        (self.folder / "stderr").touch()  # a command may be killed before it opens it
         if self.job.before:
             self.job.before(self.ground, self.out)
 
