@@ -22,11 +22,15 @@ class KernelsimpError(Exception):
     exit_code = 2
 
     def __str__(self) -> str:
-        return one_line(super().__str__())
+        return one_line(Exception.__str__(self))  # not the quoted one of a KeyError
 
 
 class CheckpointError(KernelsimpError):
     """A checkpoint that cannot be read; a directory scan lists it and goes on."""
+
+
+class UnknownNameError(KernelsimpError, KeyError):
+    """A name that a result does not have: `in` and `get` of a mapping take it for the KeyError that it is."""
 
 
 class DamagedError(KernelsimpError):

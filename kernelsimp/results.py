@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from torch import Tensor, nn
 
 from kernelsimp.commands.simplify import Simplified
-from kernelsimp.errors import KernelsimpError, did_you_mean
+from kernelsimp.errors import KernelsimpError, UnknownNameError, did_you_mean
 from kernelsimp.kernels.families import Offered
 from kernelsimp.records.comparison import Comparison
 from kernelsimp.records.plan import Plan
@@ -105,7 +105,7 @@ class ScanResult(Mapping[str, LayerResult]):
     def __getitem__(self, name: str) -> LayerResult:
         known = {layer.name: layer for layer in self.record.layers}
         if name not in known:
-            raise KeyError(f"no layer '{name}'{did_you_mean(name, known)}")
+            raise UnknownNameError(f"no layer '{name}'{did_you_mean(name, known)}")
         return LayerResult(known[name], Kernels((known[name],), self.record.families))
 
     def __iter__(self) -> Iterator[str]:
@@ -165,7 +165,7 @@ class SimplifyResult:
         return report_json(self.report)
 
     def __repr__(self) -> str:
-        return as_text(report_tables(self.report))
+        return as_text(report_tables(self.report, everything=True))
 
     def _repr_html_(self) -> str:
         return str(_preformatted(repr(self)))
@@ -222,7 +222,7 @@ class FamiliesResult(Mapping[str, Offered]):
 
     def __getitem__(self, name: str) -> Offered:
         if name not in self.families:
-            raise KeyError(f"no family '{name}'{did_you_mean(name, self.families)}")
+            raise UnknownNameError(f"no family '{name}'{did_you_mean(name, self.families)}")
         return self.families[name]
 
     def __iter__(self) -> Iterator[str]:

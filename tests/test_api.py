@@ -88,8 +88,12 @@ def test_kernels_are_columns() -> None:
     assert columns["layer"] == ["stem"] * 12
     assert [(row["out"], row["in"]) for row in kernels][:4] == [(0, 0), (0, 1), (0, 2), (1, 0)]
     assert len(scan.kernels) == 16
-    with pytest.raises(KeyError, match="did you mean 'stem'"):
+    with pytest.raises(ks.KernelsimpError, match=r"^no layer 'stam'; did you mean 'stem'"):
         scan["stam"]
+    assert "stam" not in scan
+    assert scan.get("stam") is None
+    with pytest.raises(ks.KernelsimpError, match=r"^no family 'mirror-x'; did you mean"):
+        ks.families(3)["mirror-x"]
 
 
 def test_pandas_is_optional(monkeypatch) -> None:
