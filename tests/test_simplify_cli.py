@@ -158,6 +158,7 @@ def test_options_of_training_are_not_passed_over_in_silence(
     for words, told in (
         (["--epochs", "3"], "--epochs"),
         (["--epochs", "3", "--lr", "1"], "--epochs and --lr"),
+        (["--label-smoothing", "0.1"], "--label-smoothing"),
     ):
         assert run([*plan, *words]) == 0
         said = " ".join(capsys.readouterr().err.split())

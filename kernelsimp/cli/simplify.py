@@ -38,6 +38,12 @@ TieOption = Annotated[
 NoFreezeOption = Annotated[
     bool, typer.Option("--no-freeze", help="the same as --hold none", rich_help_panel="Hold and train")
 ]
+TRAINING = (
+    *("epochs", "lr", "optimizer", "weight_decay", "distill", "schedule", "warmup", "clip", "accumulate"),
+    *("label_smoothing", "mixup", "cutmix", "patience", "ema"),
+)
+"""Settings that change nothing where nothing is trained."""
+
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the plan and change nothing")]
 
 
@@ -107,7 +113,7 @@ def simplify(
 def _unused(given: Given, settings: Settings) -> str | None:
     """Say which options of training were passed where nothing is trained."""
     said = given.get("finetune", {})
-    names = [f"--{name}" for name in ("epochs", "lr") if said.get(name) is not None]
+    names = [f"--{name.replace('_', '-')}" for name in TRAINING if said.get(name) is not None]
     if not names or settings.finetune.finetune or settings.plan.rounds > 1:
         return None
     return f"{' and '.join(names)}: nothing is trained without --finetune"
