@@ -288,3 +288,15 @@ def test_a_plan_of_another_network_is_refused() -> None:
     plan = Plan(("free", "mirror-h"), (planned("stem", "dense", (5, 5), (3, 3)),))
     with pytest.raises(KernelsimpError, match=r"it has no 'stem.weight' of that shape; name its own plan"):
         pack(tiny_state(), plan)
+
+
+def test_what_was_exported_of_the_run_before_is_told(model, tmp_path, capsys):
+    out = tmp_path / "run"
+    simplify = ["simplify", str(model), "--tolerance", "0.5", "--overwrite", "-q", "--out", str(out)]
+    assert run(simplify) == 0
+    assert run(["export", str(out), "--to", "packed", "-q"]) == 0
+    capsys.readouterr()
+    assert run(simplify) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    name = f"{model.stem}.kspack"
+    assert line == f"warning: {name} in {out}: of the run before, not of this one; export again"

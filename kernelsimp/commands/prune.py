@@ -17,6 +17,7 @@ from kernelsimp.commands.run import (
     provenance,
     training_notes,
     verify_kernels,
+    warn_of_exports,
     write_checkpoint,
 )
 from kernelsimp.commands.task import Task
@@ -91,6 +92,7 @@ def prune(path: Path, settings: Settings, out: Path, watcher: Watcher = SILENT) 
     measurer.measure("original", original, watcher)  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
+    warn_of_exports(run, log, resumed=settings.finetune.resume)
     task, stages = Task(original, data, settings), {"original": original}
     state = _PruningState(task, original, stages, notes=original.checkpoint.warnings)
     for number, share in enumerate(shares, 1):

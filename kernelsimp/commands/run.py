@@ -1,5 +1,6 @@
 """What the commands that make a run share: its checkpoint, its verification, its files and its report."""
 
+import glob
 import platform
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from kernelsimp.settings import Settings
 from kernelsimp.training.finetune import Trained
 from kernelsimp.training.survival import outside
 from kernelsimp.version import __version__
+from kernelsimp.watch import Watcher
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,15 @@ def check_goes_on(out: Path, original: Network, settings: Settings) -> None:
             f"{out} has a finished run {other[0]}, which --resume does not replace; name another --out, or "
             "pass --overwrite without --resume"
         )
+
+
+def warn_of_exports(run: RunFolder, watcher: Watcher, *, resumed: bool) -> None:
+    """Name what was exported from the run that this one replaces: it stays, and is not of this one."""
+    if resumed or not (run.path / "report.json").is_file():
+        return
+    names = run.path.glob(f"{glob.escape(run.checkpoint.stem)}.*")
+    if left := sorted(path.name for path in names if path != run.checkpoint and path.is_file()):
+        watcher.warn(f"{', '.join(left)} in {run.path}: of the run before, not of this one; export again")
 
 
 def describe_checkpoint(report: Report, run: RunFolder, plan: Plan, settings: Settings) -> Report:

@@ -26,6 +26,7 @@ from kernelsimp.commands.run import (
     provenance,
     training_notes,
     verify_kernels,
+    warn_of_exports,
     write_checkpoint,
 )
 from kernelsimp.commands.task import Task
@@ -90,6 +91,7 @@ def simplify_to(
     measurer = _measured(original, data, settings, watcher)  # before anything is written
     run = RunFolder.new(out, path)
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
+    warn_of_exports(run, log, resumed=settings.finetune.resume)
     done = scan_and_solve(Task(original, data, settings, out / "resume", group), measurer, log)
     if settings.finetune.finetune:
         finetune_last(done, out / "resume", log)

@@ -13,7 +13,7 @@ from kernelsimp.analysis.scan import scan_bank
 from kernelsimp.commands.inputs import batches_of, check_training, layers_by_name, open_data
 from kernelsimp.commands.measure import measure_module
 from kernelsimp.commands.outputs import check_can_train
-from kernelsimp.commands.run import provenance, training_notes, verify_kernels, write_run
+from kernelsimp.commands.run import provenance, training_notes, verify_kernels, warn_of_exports, write_run
 from kernelsimp.data.sources import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.evaluation.accuracy import checked_logits, evaluation_mode
@@ -73,6 +73,7 @@ def train(settings: Settings, out: Path, watcher: Watcher = SILENT) -> Report:
     run = RunFolder(out, CHECKPOINT)
     run.prepare()
     log = JsonLog(out / "log.jsonl", watcher, fresh=not settings.finetune.resume)
+    warn_of_exports(run, log, resumed=settings.finetune.resume)
     trained = fit(fresh, settings, out / "resume", log)
     save(fresh, run.checkpoint)
     network = open_network(run.checkpoint, replace(settings, model=replace(settings.model, sha256=None)))
