@@ -108,8 +108,8 @@ def _parted(whole: Split, request: Request) -> FoundSplits:
     left_out = len(names) - train.size - val.size - test.size
     told = f"--split {request.split} leaves {left_out} of {len(names)} images out"
     warnings = (told,) if left_out else ()
-    train, val, test = (whole.subset(part) for part in (train, val, test))
-    return FoundSplits(test, train, val, warnings=warnings, parted=True)
+    parts = whole.subset(test), whole.subset(train), whole.subset(val)
+    return FoundSplits(*parts, warnings=warnings, parted=True)
 
 
 def _split(
