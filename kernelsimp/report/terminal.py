@@ -125,7 +125,10 @@ def scan_tables(scan: Scan) -> Iterator[RenderableType]:
     layers = scan_rows.scan_layer_table(scan)  # the sentences below say what the last column says
     yield draw(replace(layers, heads=layers.heads[:-1], rows=tuple(row[:-1] for row in layers.rows)))
     yield draw(_first_rows(scan_rows.sentence_table(scan)))
-    yield draw(scan_rows.scan_family_brief(scan))
+    families = scan_rows.scan_family_brief(scan)
+    yield draw(families)
+    if any(row[-1].endswith("*") for row in families.rows):
+        yield "* white in the layers whose own null was not estimated"
     kernels, dead = sum(layer.kernels for layer in scan.layers), sum(layer.dead for layer in scan.layers)
     pointwise = f", {scan.pointwise:,} pointwise kernels apart" if scan.pointwise else ""
     count = fmt.counted(len(scan.layers), "layer")

@@ -108,12 +108,12 @@ def scan_family_brief(scan: Scan) -> Table:
 
 
 def _null_used(scan: Scan, family: str, null: str) -> str:
-    """Return the null that judged a family, with the white one where that stood in for it."""
+    """Return the null that judged a family: white where that stood in, with a star in some layers alone."""
     layers = [layer for layer in scan.layers if family in layer.families]
     white = sum(null in layer.extra.get("white_instead", ()) for layer in layers)
     if not white:
         return null
-    return "white" if white == len(layers) else f"{null}, white"
+    return "white" if white == len(layers) else f"{null}*"
 
 
 def most_structured(scan: Scan) -> tuple[LayerScan, ...]:
