@@ -9,6 +9,7 @@ from kernelsimp.report.ci_formats import (
     finding_table,
     gitlab,
     junit,
+    results_words,
     step_summary,
     verdict_table,
 )
@@ -37,6 +38,10 @@ def test_junit_is_xml_and_counts_its_cases() -> None:
     assert failure.text is not None
     assert failure.text.splitlines() == [r"""a<b>&"'%,:|`\x1b[31m\n\x00\u202e: 1 kernel"""] * 2
     assert [case.get("name") for case in suite] == ["kernels.nan", "accuracy.drop_pp", "dof.fraction"]
+
+
+def test_a_rule_that_was_skipped_was_not_examined() -> None:
+    assert results_words({"m": nasty()}).startswith("0 of 1 checkpoint passed, 2 rules examined; 1 FAILED")
 
 
 def test_a_warning_is_no_junit_failure() -> None:

@@ -44,7 +44,8 @@ def results_words(results: Results) -> str:
     failed = [verdict for verdict in verdicts if verdict.exit_code]
     unread = len(results) - len(verdicts)
     rules = dict.fromkeys(finding.rule for verdict in failed for finding in verdict.errors)
-    examined = max((len(verdict.measures) for verdict in verdicts), default=0)
+    of_each = [sum(item.outcome != "skip" for item in verdict.measures) for verdict in verdicts]
+    examined = max(of_each, default=0)
     many = f"{len(results)} checkpoint{'s' * (len(results) != 1)}"
     parts = [f"{len(verdicts) - len(failed)} of {many} passed, {examined} rules examined"]
     parts += [f"{len(failed)} FAILED ({', '.join(rules)})"] if failed else []
