@@ -25,6 +25,7 @@ from kernelsimp.commands import simplify as simplify_command
 from kernelsimp.commands.inputs import open_data
 from kernelsimp.commands.outputs import check_run
 from kernelsimp.data.in_memory import data_in_memory, labelled, test_in_memory
+from kernelsimp.data.splits import Data
 from kernelsimp.errors import KernelsimpError
 from kernelsimp.kernels.families import offered_families
 from kernelsimp.models.checkpoint import load_checkpoint
@@ -90,6 +91,8 @@ def simplify(
         return _written(source, settings, Path(out), watcher)
     network = _network(source, settings, watcher)
     data = data_in_memory(images, test, seed=settings.run.seed) if images is not None else None
+    if data is not None and settings.finetune.finetune:
+        _check_labelled(data)
     if images is None and isinstance(source, Path):
         data = open_data(settings, watcher)
     done, report = simplify_command.simplify_in_memory(network, data, settings, watcher)
@@ -112,10 +115,11 @@ def finetune(
     >>> len(ks.finetune(result, (images, labels), epochs=1).report.training)
     1
     """
+    if not isinstance(result, SimplifyResult):
+        raise KernelsimpError(f"finetune goes on from what simplify returned, not from a {_kind(result)}")
     task = result.done.task
     data = data_in_memory(images, test, seed=task.settings.run.seed)
-    if not labelled(data.train):
-        raise KernelsimpError("fine-tuning takes labels: pass a pair (inputs, labels) or a labelled data set")
+    _check_labelled(data)
     asked = settle(given_from({**options, "finetune": True}, ("data", "finetune", "run")))
     settings = replace(task.settings, data=asked.data, finetune=asked.finetune, run=asked.run)
     simplify_command.check_hold(settings)
@@ -227,13 +231,22 @@ def _network(source: nn.Module | Mapping[str, Any] | Path, settings: Settings, w
     return network_in_memory(source, device_of(settings), watcher)
 
 
+def _check_labelled(data: Data) -> None:
+    if not labelled(data.train):
+        raise KernelsimpError("fine-tuning takes labels: pass a pair (inputs, labels) or a labelled data set")
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
 def _source(model: Model) -> nn.Module | Mapping[str, Any] | Path:
     if isinstance(model, str):
         return Path(model)
     if isinstance(model, nn.Module | Mapping | Path):
         return model
     raise KernelsimpError(
-        f"the network is a {type(model).__name__}; expected a module, a state dict, a path or a name"
+        f"the network is a {_kind(model)}; expected a module, a state dict, a path or a name"
     )
 
 
@@ -242,4 +255,6 @@ def _baseline(baseline: str | Path | Report | Baseline | SimplifyResult) -> Path
         baseline = baseline.report
     if isinstance(baseline, Report):
         return baseline_of(baseline)
+    if not isinstance(baseline, str | Path | Baseline):
+        raise KernelsimpError(f"the baseline is a {_kind(baseline)}; expected a result, a report or a path")
     return baseline if isinstance(baseline, Baseline) else Path(baseline)

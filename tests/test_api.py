@@ -229,3 +229,19 @@ def test_simplify_gives_the_same_in_memory_and_as_a_run(tmp_path: Path) -> None:
         ks.simplify(tiny_net(), tolerance=0.5, out=tmp_path / "x")
     with pytest.raises(ks.KernelsimpError, match="running it needs the network"):
         ks.simplify(tiny_state(), inputs(), dof=0.5)
+
+
+def test_images_without_labels_are_not_taken_for_labelled_ones() -> None:
+    images = torch.randn(64, 3, 8, 8)
+    with pytest.raises(ks.KernelsimpError, match="fine-tuning takes labels"):
+        ks.simplify(tiny_net(), images, dof=0.5, finetune=True)
+    for options in ({}, {"max_drop": 1.0}):
+        with pytest.raises(ks.KernelsimpError, match="a budget of accuracy takes labels"):
+            ks.simplify(tiny_net(), images, **options)
+
+
+def test_what_is_no_result_is_refused_in_one_line() -> None:
+    with pytest.raises(ks.KernelsimpError, match="from what simplify returned, not from a TinyNet"):
+        ks.finetune(tiny_net(), torch.randn(8, 3, 8, 8))
+    with pytest.raises(ks.KernelsimpError, match="the baseline is a NoneType; expected a result"):
+        ks.check(tiny_net(), None)

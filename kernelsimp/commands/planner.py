@@ -12,6 +12,7 @@ from kernelsimp.commands.inputs import batches_of, layers_by_name, load_split, r
 from kernelsimp.commands.rounds import check_rounds, simplify_in_rounds
 from kernelsimp.commands.task import Task
 from kernelsimp.data.holdout import holdout_split
+from kernelsimp.data.in_memory import labelled
 from kernelsimp.data.sources import Data
 from kernelsimp.data.splits import Split
 from kernelsimp.errors import KernelsimpError
@@ -172,7 +173,10 @@ def budget_judge(task: Task, watcher: Watcher) -> BudgetJudge:
     original, metric, limit = task.network.module(), metric_of(settings), BatchLimit(watcher)
     if settings.plan.holdout is None:
         seen = load_split(data.val, settings)
-        return BudgetJudge(original, seen, metric, group=task.group, limit=limit)
+        judge = BudgetJudge(original, seen, metric, group=task.group, limit=limit)
+        if judge.by_accuracy and not labelled(data.val):
+            raise KernelsimpError("a budget of accuracy takes labels: pass images with labels, or dof=")
+        return judge
     split = holdout_split(data, settings.data, settings.plan.holdout, settings.run.seed)
     judge = BudgetJudge(original, load_split(split, settings), metric, "holdout", task.group, limit)
     if judge.top1 is not None and len(data.val):
