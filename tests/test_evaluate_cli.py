@@ -181,6 +181,8 @@ def test_what_robustness_refuses(model, images, more, words, capsys):
 
 def test_evaluate_needs_images_and_a_classifier(model, images, tmp_path, capsys):
     needs = "evaluate needs a network and images: pass --arch and --data"
+    assert command_refusal(["evaluate", str(model), "--data", images], capsys) == needs
+    needs = "evaluate needs images: pass --data"
     assert command_refusal(["evaluate", str(model), "--arch", NET], capsys) == needs
     asked = ["simplify", str(model), "--tolerance", "0.9", "--robustness", "--out", str(tmp_path / "run")]
     needs = "--robustness needs a network and images: pass --arch and --data"

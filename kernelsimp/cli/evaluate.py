@@ -40,7 +40,7 @@ def evaluate(
     """Measure accuracy on the test split; with --robustness or --explain, more than that."""
     from kernelsimp.commands import outputs
 
-    said = (outputs.NEEDS, outputs.NEEDS)
+    said = outputs.EVALUATES
     outputs.check_can_run([str(model)], settle(given, config), said)  # before torch, which takes seconds
     from kernelsimp.cli.present import say_done
     from kernelsimp.commands import evaluate as command

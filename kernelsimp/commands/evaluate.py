@@ -9,7 +9,7 @@ from kernelsimp.analysis.selectivity import measure_selectivity
 from kernelsimp.batch_limit import BatchLimit
 from kernelsimp.commands.inputs import load_split, open_data
 from kernelsimp.commands.measure import measure_module
-from kernelsimp.commands.outputs import NEEDS
+from kernelsimp.commands.outputs import EVALUATES
 from kernelsimp.data.sources import Data
 from kernelsimp.data.transforms import preprocess_of
 from kernelsimp.errors import KernelsimpError
@@ -40,7 +40,7 @@ def evaluate(
     network = open_network(path, settings, watcher)
     data = open_data(settings, watcher)
     if data is None:
-        raise KernelsimpError(NEEDS)
+        raise KernelsimpError(EVALUATES[settings.model.arch is not None])
     check_robustness(settings, data)
     figure = _figure(network, data, settings, watcher)
     outcome = measure_module(network.module(), data, settings, watcher) if figure is None else None

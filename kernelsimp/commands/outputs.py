@@ -65,7 +65,10 @@ def check_is_there(model: str) -> None:
         return
 
 
-NEEDS = "evaluate needs a network and images: pass --arch and --data"
+EVALUATES = (
+    "evaluate needs a network and images: pass --arch and --data",
+    "evaluate needs images: pass --data",
+)
 COMPARES = (
     "compare runs both networks: pass --arch, and --arch-b where B has another",
     "compare needs images that both networks are given: pass --data",
@@ -76,7 +79,7 @@ COMPARES = (
 def check_can_run(models: Iterable[str], settings: Settings, said: tuple[str, str]) -> None:
     """Raise `KernelsimpError` where a model is not there, or a plain file comes without network or images.
 
-    A RUN folder brings both, a published network its own architecture; the command itself looks again.
+    A RUN folder brings its network, a published network its own architecture; the command itself looks again.
     """
     for model in models:
         check_is_there(model)
