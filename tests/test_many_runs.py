@@ -62,6 +62,11 @@ def test_a_run_without_images_is_not_called_one_of_other_images(three, tmp_path,
     assert "different test images" not in capsys.readouterr().err
 
 
+def test_one_run_is_one_run(three, tmp_path, capsys):
+    assert run(["report", str(three[0]), "--out", str(tmp_path / "one")]) == 0
+    assert "done: 1 run, 1 within budget; see" in capsys.readouterr().out
+
+
 def test_what_cannot_be_put_together_is_said(three, tmp_path, capsys):
     fails(["report", *map(str, three)], capsys, "pass --out DIR")
     fails(
@@ -101,6 +106,8 @@ def test_a_run_stands_for_its_network(model, images, tmp_path, capsys):
     assert run(asked) == 0
     assert json.loads(capsys.readouterr().out)["a"]["path"] == str(out / "tiny.pt")
     assert [path.name for path in checkpoints_in(out)] == ["tiny.pt"]
+    (out / "tiny.kscode").write_text("")
+    assert [path.name for path in checkpoints_in(out)] == ["tiny.kscode", "tiny.pt"]
     assert [path.name for path in checkpoints_in(tmp_path)].count("tiny.pt") == 2
 
 

@@ -17,8 +17,9 @@ def atlas(
     from kernelsimp.cli.present import say_done
     from kernelsimp.commands import outputs
     from kernelsimp.commands.atlas import write_atlas
+    from kernelsimp.report import fmt
 
     outputs.check_outputs([("--out", out_file)], (dataset,))
     count = write_atlas(Path(dataset), Path(out_file))
     if not quiet:
-        say_done(f"{count:,} networks on one page", [out_file])
+        say_done(f"{fmt.counted(count, 'network')} on one page", [out_file])

@@ -27,6 +27,7 @@ def report(runs: RunsArgument, folder: FolderOption = None, everything: AllOptio
 
     from kernelsimp.cli.present import say_done
     from kernelsimp.commands import report as command
+    from kernelsimp.report import fmt
     from kernelsimp.report.tables.runs import MET
     from kernelsimp.report.tables.verdict import title_words
     from kernelsimp.report.terminal import draw, report_tables
@@ -49,4 +50,4 @@ def report(runs: RunsArgument, folder: FolderOption = None, everything: AllOptio
         err.print(f"[yellow]warning:[/] {warning}")
     pages = [*(["pair.html", "pair.md"] if len(runs) == 2 else []), "runs.html", "runs.md"]
     met = sum(row[-1] == MET for row in table_of_all.rows)
-    say_done(f"{len(runs)} runs, {met} of them within budget", [folder / page for page in pages])
+    say_done(f"{fmt.counted(len(runs), 'run')}, {met} within budget", [folder / page for page in pages])

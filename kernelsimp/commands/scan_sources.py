@@ -9,7 +9,10 @@ from kernelsimp.errors import KernelsimpError, how_to_install
 from kernelsimp.models.folders import files_of, is_in_parts
 from kernelsimp.models.remote import files_at, is_address
 
-SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt", ".safetensors", ".kspack", ".pt2", ".onnx")
+SUFFIXES = (
+    *(".pt", ".pth", ".th", ".tar", ".bin", ".ckpt", ".safetensors"),
+    *(".kspack", ".kscode", ".pt2", ".onnx"),
+)
 """Names that a folder's checkpoints end in; other files are passed over."""
 
 LIST = ".txt"
