@@ -144,7 +144,7 @@ def test_a_run_without_its_checkpoint_is_one_line(place: Path, capsys: pytest.Ca
     assert "the run's checkpoint 'tiny.pt' is not there; run simplify again" in capsys.readouterr().err
     (bare / "tiny.pt").write_bytes((place / "run" / "tiny.pt").read_bytes())
     assert run(["export", str(bare)]) == 2
-    assert "plan.safetensors: not a readable plan" in capsys.readouterr().err
+    assert "plan.safetensors: there is no plan" in capsys.readouterr().err
 
 
 def cut(path: Path) -> None:

@@ -142,3 +142,8 @@ def test_the_simple_rule_knows_no_structure_that_bends(name: str) -> None:
     settings = PlanSettings(tolerance=0.2, families=("mirror-h", name))
     with pytest.raises(KernelsimpError, match=f"linear families alone; leave '{name}' out of --families"):
         weight_plan(planted_bank(), settings)
+
+
+def test_a_plan_that_is_not_there_is_called_that(tmp_path):
+    with pytest.raises(KernelsimpError, match=r"no\.safetensors: there is no plan; 'kernelsimp simplify"):
+        read_plan(tmp_path / "no.safetensors")

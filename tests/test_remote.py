@@ -162,4 +162,4 @@ def test_without_fsspec_one_line_says_what_to_install(capsys, monkeypatch) -> No
 
     monkeypatch.setitem(sys.modules, "fsspec", None)
     words = command_refusal(["scan", "s3://bucket/a.pt", "-q"], capsys)
-    assert words == "s3://bucket/a.pt: none of its 1 checkpoints could be scanned"
+    assert words == "s3://bucket/a.pt: none of 1 checkpoint could be scanned"

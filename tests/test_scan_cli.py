@@ -180,7 +180,7 @@ def test_bad_folders_are_one_line(model: Path, tmp_path: Path, capsys) -> None:
     )
     (empty / "bad.onnx").write_bytes(b"")
     words = command_refusal(["scan", str(empty), "-q"], capsys)
-    assert words == f"{empty}: none of its 1 checkpoints could be scanned"
+    assert words == f"{empty}: none of 1 checkpoint could be scanned"
 
 
 def test_an_unknown_published_network_is_one_line(capsys) -> None:

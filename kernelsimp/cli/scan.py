@@ -145,6 +145,7 @@ def _many(sources: list[str], job: "ManyJob", watcher: TerminalWatcher, *, quiet
     """Scan every network of the sources: one line each, what else was asked for, failures listed."""
     from kernelsimp.cli.present import say_done
     from kernelsimp.commands.scan_many import scan_many
+    from kernelsimp.report import fmt
     from kernelsimp.report.tables.folder import folder_words
     from kernelsimp.report.terminal import folder_tables
 
@@ -157,7 +158,9 @@ def _many(sources: list[str], job: "ManyJob", watcher: TerminalWatcher, *, quiet
             out.print(part)
         say_done(folder_words(lines), (job.json, job.dataset))
     if all(line.error for line in lines):
-        raise KernelsimpError(f"{', '.join(sources)}: none of its {len(lines)} checkpoints could be scanned")
+        raise KernelsimpError(
+            f"{', '.join(sources)}: none of {fmt.counted(len(lines), 'checkpoint')} could be scanned"
+        )
 
 
 def _refuse_for_many(**asked: str | None) -> None:

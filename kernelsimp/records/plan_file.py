@@ -49,7 +49,7 @@ def save_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan; raises `KernelsimpError` where the file is no plan of this schema."""
+    """Read a plan; raises `KernelsimpError` where there is none, or the file is no plan of this schema."""
     try:
         data, metadata = read_tensor_file(path)
         if metadata.get("schema") != SCHEMA:
@@ -61,6 +61,10 @@ def read_plan(path: Path) -> Plan:
         if metadata.get("sha256") not in (None, _digest(metadata["plan"], arrays)):  # old plans have none
             raise DamagedError(f"{path}: damaged: its content is not what was written; make the plan again")
         layers = tuple(_layer(entry, arrays, len(head.structures)) for entry in head.layers)
+    except FileNotFoundError as error:
+        raise KernelsimpError(
+            f"{path}: there is no plan; 'kernelsimp simplify --out RUN' writes RUN/plan.safetensors"
+        ) from error
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise KernelsimpError(f"{path}: not a readable plan: {short(error)}; make the plan again") from error
     return Plan(head.structures, layers, head.rule, head.choice_bits, head.coefficient_bits)
