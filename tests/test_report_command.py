@@ -92,3 +92,4 @@ def test_a_run_is_also_known_by_its_report(tmp_path: Path, capsys) -> None:
     assert (out / "report.md").read_text() == page
     other = shutil.copytree(out, tmp_path / "other")
     assert run(["report", str(out / "report.json"), str(other), "--out", str(tmp_path / "pair")]) == 0
+    assert run(["report", str(out / "report.json"), str(out), "--out", str(tmp_path / "pair")]) == 2
