@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import WRITERS, flip_bit, npz, tiny_state, write_zip
@@ -26,6 +27,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "soft.pt").symlink_to("m.pt")
     os.link(tmp_path / "m.pt", tmp_path / "hard.pt")
     npz(tmp_path / "i.npz", (8, 8, 3))
+    for name in ("x.npy", "y.npy"):
+        np.save(tmp_path / name, np.zeros(2))
     (tmp_path / "net.py").write_text("from builders import TinyNet\n")
     (tmp_path / "c.toml").write_text('[data]\ndata = "npz:i.npz"\n')
     (tmp_path / "l.toml").write_text("")
@@ -56,6 +59,8 @@ LOST = [
     "audit m.pt --arch net.py:TinyNet --json net.py",
     "evaluate m.pt --arch net.py:TinyNet --data npz:i.npz --json i.npz",
     "evaluate m.pt --arch net.py:TinyNet --config c.toml --json i.npz",
+    "evaluate m.pt --arch net.py:TinyNet --data npy:x.npy,y.npy --json y.npy",
+    "simplify m.pt --arch net.py:TinyNet --data npy:folder --out folder",
     "evaluate m.pt --arch net.py:TinyNet --data npz:i.npz --metric net.py:TinyNet --json net.py",
     "compare m.pt hard.pt --arch net.py:TinyNet --data npz:i.npz --html hard.pt",
     "export m.pt --out m.pt",

@@ -145,5 +145,7 @@ def _of_data(text: str) -> Iterator[str]:
         yield from (value for key, value in parse_qsl(where.partition("?")[2]) if key == "root")
     elif word in ("npz", "imagefolder"):
         yield where
+    elif word == "npy":
+        yield from filter(None, where.split(","))
     elif names_code("data", text):
         yield text.rpartition(":")[0] or text
