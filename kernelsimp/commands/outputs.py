@@ -105,9 +105,7 @@ def check_not_written(out: Path, *, resumed: bool, overwrite: bool) -> None:
 def check_run(
     out: Path, model: Path | None, settings: Settings, config: str | None, json: str | None = None
 ) -> None:
-    """Raise `KernelsimpError` where `out` is no directory, or a run in it would overwrite an input."""
-    if out.exists() and not out.is_dir():
-        raise KernelsimpError(f"--out {out}: is a file; a run is a folder, name another")
+    """Raise `KernelsimpError` where a run in `out` would overwrite an input, or `out` is no directory."""
     from kernelsimp.models.folders import files_of, is_in_parts, written_name  # torch takes seconds
 
     names = (*FILES, *((written_name(model),) if model else ()))
@@ -115,6 +113,8 @@ def check_run(
     # any other folder is refused where it is opened
     sources = (model, *files_of(model)) if model and (is_in_parts(model) or not model.is_dir()) else ()
     check_outputs([*files, ("--json", json)], sources, settings, config)
+    if out.exists() and not out.is_dir():
+        raise KernelsimpError(f"--out {out}: is a file; a run is a folder, name another")
 
 
 def _takes_the_place(target: Path, source: Path) -> bool:
