@@ -238,6 +238,8 @@ def test_images_without_labels_are_not_taken_for_labelled_ones() -> None:
     for options in ({}, {"max_drop": 1.0}):
         with pytest.raises(ks.KernelsimpError, match="a budget of accuracy takes labels"):
             ks.simplify(tiny_net(), images, **options)
+    with pytest.raises(ks.KernelsimpError, match="accuracy takes labels: pass test= as a pair"):
+        ks.simplify(tiny_net(), images, dof=0.5, test=images)
 
 
 def test_what_is_no_result_is_refused_in_one_line() -> None:

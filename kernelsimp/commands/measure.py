@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelsimp.commands.inputs import batches_of, load_split
+from kernelsimp.data.in_memory import labelled
 from kernelsimp.data.sources import Data
 from kernelsimp.data.transforms import batches, preprocess_of
 from kernelsimp.errors import KernelsimpError
@@ -32,6 +33,8 @@ class StageMeasurer:
         self.classifier = output is None or class_scores(output) is not None
         self.undecided = "" if self.classifier or isinstance(output, Tensor) else describe_output(output)
         check_figure(settings, classifier=self.classifier)
+        if data is not None and len(data.test) and self.by_accuracy and not labelled(data.test):
+            raise KernelsimpError("accuracy takes labels: pass test= as a pair (inputs, labels)")
         self.outcomes: dict[str, Outcome] = {}
         self.figures: dict[str, float] = {}
 
