@@ -24,7 +24,7 @@ LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 34.0, 46.0
 ACROSS = 2
 """Panels beside one another."""
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1b1f24")
 """Those of Okabe and Ito, which most people can tell apart."""
 
 STYLE = (
@@ -140,7 +140,7 @@ class Scale:
 FARTHEST = 4.0
 """Half intervals that the figure shows; what lies further stands at its edge."""
 
-ROW, NAME, SIDE = 30.0, 480.0, 440.0
+ROW, NAME, SIDE = 30.0, 500.0, 440.0
 """A row's height, the room of its words, and that of its dots."""
 
 

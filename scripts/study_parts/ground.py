@@ -29,6 +29,9 @@ from study_parts.tuning import tuned
 IMAGES = 300
 """Test images a draw."""
 
+SURVEYS = 4
+"""Draws whose surveys are kept: one of EfficientNet-Lite0 takes 0.6 GB."""
+
 
 def evenly(count: int, most: int) -> list[int]:
     """Return at most so many of the places 0..count, evenly spread, the first and the last among them.
@@ -104,6 +107,8 @@ class Study:
 
     def surveyed(self, seed: int) -> Surveyed:
         if seed not in self._surveyed:
+            if len(self._surveyed) == SURVEYS:
+                del self._surveyed[next(iter(self._surveyed))]
             self._surveyed[seed] = self.draw(seed).surveyed(self.settings(0.5))
         return self._surveyed[seed]
 
