@@ -29,8 +29,14 @@ from study_parts.tuning import tuned
 IMAGES = 300
 """Test images a draw."""
 
-SURVEYS = 4
-"""Draws whose surveys are kept: one of EfficientNet-Lite0 takes 0.6 GB."""
+KEPT = 4
+"""Draws whose images and surveys are kept: one of EfficientNet-Lite0 takes a gigabyte."""
+
+
+def make_room(kept: dict[int, Any]) -> None:
+    """Let the oldest draw go where as many as may be are kept."""
+    if len(kept) == KEPT:
+        del kept[next(iter(kept))]
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -77,6 +83,7 @@ class Study:
     def draw(self, seed: int) -> Any:
         """Return other calibration images for each seed, and the test images."""
         if seed not in self._draws:
+            make_room(self._draws)
             self._draws[seed] = self.bench.draw(seed)
         return self._draws[seed]
 
@@ -107,8 +114,7 @@ class Study:
 
     def surveyed(self, seed: int) -> Surveyed:
         if seed not in self._surveyed:
-            if len(self._surveyed) == SURVEYS:
-                del self._surveyed[next(iter(self._surveyed))]
+            make_room(self._surveyed)
             self._surveyed[seed] = self.draw(seed).surveyed(self.settings(0.5))
         return self._surveyed[seed]
 
