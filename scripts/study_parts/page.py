@@ -139,8 +139,8 @@ def introduction(cells: Sequence[Row], command: str) -> str:
         f"corrected interval: there are {count} comparisons on this page, and of all that hold or do not "
         f"hold {WRONG:.0%} may be chance (Benjamini and Hochberg), so it misses with probability "
         f"{level_of(cells):.2g}. *Cannot be told* is what is left where it holds zero, "
-        "often for want of draws. Those of digits, LeNet and MobileNetV1 were raised after a look at "
-        "fewer. What is not in the tables was not measured."
+        "often for want of draws. Those of digits, LeNet, MobileNetV1 and EfficientNet-Lite0 were "
+        "raised after a look at fewer. What is not in the tables was not measured."
     )
 
 
