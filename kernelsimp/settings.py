@@ -220,9 +220,7 @@ class FinetuneSettings:
     clip: float | None = option(None, "clip the gradient to this norm", Shown(usual="no limit"))
     accumulate: int = option(1, "batches whose gradients are added up for one step")
     label_smoothing: float = option(0.0, "share of the label spread over all classes, 0..1")
-    mixup: float = option(
-        0.0, "blend pairs of training images, shares from Beta(a, a) with this a, such as 1"
-    )
+    mixup: float = option(0.0, "blend pairs of images, shares from Beta(a, a) with this a, such as 1")
     cutmix: float = option(
         0.0, "paste boxes between pairs of images, areas from Beta(a, a); with mixup, by turns"
     )

@@ -160,11 +160,11 @@ class Checkpoint:
 
         Raises `KernelsimpError` where the disk refuses or the format is one that is only read.
         """
-        if self.raw is None:
-            raise KernelsimpError(f"{self.path}: there is no file to write it as")
+        self.check_can_save()
+        assert self.raw is not None
         state = self._state(value_at(self.raw.payload, self.found.keys))
         if self.shards is None:
-            write_state(self.raw, self.found, state, (self.path, path))
+            write_state(self.raw, self.found, state, path)
             return
         first = {name: next(iter(form.parts)) for name, form in self.forms.items()}
         spell = self.spelled.get

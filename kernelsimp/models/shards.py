@@ -47,7 +47,7 @@ class Shards:
             own = value_at(raw.payload, found.keys)
             others = {name: value for name, value in own.items() if name not in homes}  # no tensors
             part = {name: value for name, value in state.items() if where[name] == file}
-            write_state(raw, found, {**part, **others}, (self.index.parent / file, folder / file))
+            write_state(raw, found, {**part, **others}, folder / file)
         for companion in _companions(self.index.parent):
             write_atomically(folder / companion.name, _copier(companion))
         content = {**self.content, "weight_map": {name: where[name] for name in self._order(where)}}

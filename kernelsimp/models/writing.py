@@ -14,12 +14,11 @@ from kernelsimp.models.reading import EXPORTED, Raw
 from kernelsimp.models.wrappers import FoundState, rebuild_payload
 
 
-def write_state(raw: Raw, found: FoundState, state: Mapping[str, Any], paths: tuple[Path, Path]) -> None:
-    """Write `state` where `found` says that the state dict stood in `raw`; `paths` are that file and the new.
+def write_state(raw: Raw, found: FoundState, state: Mapping[str, Any], path: Path) -> None:
+    """Write `state` where `found` says that the state dict stood in `raw`, into the file `path`.
 
-    Raises `KernelsimpError` where the disk refuses or the format is one that is only read.
+    Raises `KernelsimpError` where the disk refuses.
     """
-    source, path = paths
     if raw.format == "packed":
         pack(state, keys=found.keys).save(path)
         return
@@ -31,7 +30,6 @@ def write_state(raw: Raw, found: FoundState, state: Mapping[str, Any], paths: tu
     if raw.format == "safetensors":
         write_atomically(path, lambda partial: _write_safetensors(state, raw.metadata, partial))
         return
-    check_is_written(raw.format, source)
     payload = rebuild_payload(raw.payload, found, state)
     protocol = raw.protocol
     if protocol is not None:

@@ -46,7 +46,7 @@ def results_words(results: Results) -> str:
     rules = dict.fromkeys(finding.rule for verdict in failed for finding in verdict.errors)
     of_each = [sum(item.outcome != "skip" for item in verdict.measures) for verdict in verdicts]
     examined = max(of_each, default=0)
-    many = f"{len(results)} checkpoint{'s' * (len(results) != 1)}"
+    many = fmt.counted(len(results), "checkpoint")
     parts = [f"{len(verdicts) - len(failed)} of {many} passed, {examined} rules examined"]
     parts += [f"{len(failed)} FAILED ({', '.join(rules)})"] if failed else []
     parts += [f"{unread} could not be checked"] if unread else []

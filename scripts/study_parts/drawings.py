@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from kernelsimp.report.pictures.charts import box, dot, line, svg, text
+from kernelsimp.report.pictures.charts import box, dot, line, linear_scale, svg, text
 from kernelsimp.report.pictures.ticks import spelled, ticks
 
 Points = Sequence[tuple[float, float]]
@@ -89,7 +89,10 @@ def _panel(item: Panel, names: Sequence[str], corner: tuple[float, float]) -> li
     steps = [ticks(min(values), max(values)) for values in zip(*plane, strict=True)]
     left, right, top, bottom = x0 + LEFT, x0 + WIDTH - RIGHT, y0 + TOP, y0 + HEIGHT - BOTTOM
     parts = [text(x0 + LEFT, y0 + 20, item.title, "label strong")]
-    places = [_scaled(steps[0], left, right), _scaled(steps[1], bottom, top)]
+    places = [
+        linear_scale(steps[0][0], steps[0][-1], left, right),
+        linear_scale(steps[1][0], steps[1][-1], bottom, top),
+    ]
     for value, words in zip(steps[1], _spelled(steps[1], item.y), strict=True):
         parts += [line(left, places[1](value), right, places[1](value), "rule")]
         parts += [text(left - 6, places[1](value) + 5, words, "label end")]
@@ -106,33 +109,16 @@ def _panel(item: Panel, names: Sequence[str], corner: tuple[float, float]) -> li
 
 
 def _on(value: float, axis: Axis) -> float:
+    """Return what an axis shows of a number.
+
+    >>> _on(100.0, Axis("nats", powers=True))
+    2.0
+    """
     return math.log10(max(value, 1e-12)) if axis.powers else value
 
 
 def _spelled(values: Sequence[float], axis: Axis) -> tuple[str, ...]:
     return tuple(f"{10.0**value:.3g}" for value in values) if axis.powers else spelled(values)
-
-
-def _scaled(steps: Sequence[float], start: float, end: float) -> "Scale":
-    return Scale(steps[0], steps[-1], start, end)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Where a number lies on an axis."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        """Return the place.
-
-        >>> Scale(0.0, 2.0, 100.0, 300.0)(1.5)
-        250.0
-        """
-        return self.start + (self.end - self.start) * (value - self.low) / (self.high - self.low)
 
 
 # --- where every comparison lies
@@ -150,7 +136,7 @@ def sureness(alt: str, rows: Mapping[str, Sequence[float]]) -> str:
     Right of 1 the claim holds, left of -1 it does not.
     """
     width, bottom = NAME + SIDE, 30 + ROW * len(rows)
-    place = Scale(-FARTHEST, FARTHEST, NAME + 14, width - 14)
+    place = linear_scale(-FARTHEST, FARTHEST, NAME + 14, width - 14)
     parts = [line(place(at), 12, place(at), bottom, "axis" if at else "rule") for at in (-1, 0, 1)]
     heads = {-2.5: "does not hold", 0: "cannot be told", 2.5: "holds"}
     parts += [text(place(at), bottom + 20, words, "label middle") for at, words in heads.items()]

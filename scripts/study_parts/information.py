@@ -63,17 +63,22 @@ def information(study: Study, draws: int) -> list[Measured]:
 def coded_arms(study: Study, seed: int) -> dict[str, Coded]:
     """Return every arm of a draw, the others at the KL that the one with structures has."""
     simplified, plan = study.simplified(seed, SHARE), study.solution(seed, SHARE).plan
-    ours = Coder(study, seed, simplified, plan).coded(OWN_PRICES.get(study.name, PRICE))
+    judge = Judge(study.model, study.images(seed))
+    ours = Coder(study, seed, judge, simplified, plan).coded(OWN_PRICES.get(study.name, PRICE))
     without = {"without": study.model, "simplified, without": simplified}
-    others = {name: coded_at(ours.divergence, Coder(study, seed, model)) for name, model in without.items()}
+    others = {
+        name: coded_at(ours.divergence, Coder(study, seed, judge, model)) for name, model in without.items()
+    }
     return {"with structures": ours, **others}
 
 
 class Coder:
     """A network that can be coded, by the structures of a plan or by cells."""
 
-    def __init__(self, study: Study, seed: int, model: nn.Module, plan: Plan | None = None) -> None:
-        self.study, self.judge = study, Judge(study.model, study.images(seed))
+    def __init__(
+        self, study: Study, seed: int, judge: Judge, model: nn.Module, plan: Plan | None = None
+    ) -> None:
+        self.study, self.judge = study, judge
         checkpoint = checkpoint_in_memory(model.state_dict(), study.name)
         network = Network(checkpoint, KernelBank(()), None, torch.device("cpu"), prototype=model)
         images = torch.cat([images for images, _ in study.draw(seed).calibration])

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from kernelsimp.records.plan import FREE, Plan
+from kernelsimp.records.plan import Plan
 from kernelsimp.solver.apply import apply_plan
 from kernelsimp.solver.solve import try_plan
 from study_parts.ground import Judge, Study, evenly, with_tensors, wrong
@@ -89,9 +89,7 @@ def _alone(study: Study, seed: int) -> dict[str, Iterator[nn.Module]]:
 
 def only(plan: Plan, names: Collection[str]) -> Plan:
     """Return a plan that leaves all layers but those of these names as they are."""
-    free = [replace(layer, choice=np.full_like(layer.choice, FREE)) for layer in plan.layers]
-    layers = zip(plan.layers, free, strict=True)
-    return replace(plan, layers=tuple(layer if layer.name in names else other for layer, other in layers))
+    return replace(plan, layers=tuple(layer for layer in plan.layers if layer.name in names))
 
 
 def _places(study: Study, draws: int) -> list[NDArray[np.int64]]:
@@ -106,7 +104,7 @@ def together(study: Study, draws: int) -> list[Measured]:
         plan = study.solution(seed, ALONE_AT).plan
         arms["all together"].append(judge.divergence(projected_network(study, plan)))
         alone = [
-            judge.divergence(projected_network(study, replace(plan, layers=(layer,))))
+            judge.divergence(projected_network(study, only(plan, {layer.name})))
             for layer in plan.layers
             if layer.changed.any()
         ]

@@ -67,8 +67,8 @@ def curve(
     if len(known) < 2:
         return Markup("")
     steps = ticks(min(value for _, value in known), max(value for _, value in known), most)
-    y = _scale(steps[0], steps[-1], 150, 30)
-    x = _scale(0, max(len(values) - 1, 1), 62, 306)
+    y = linear_scale(steps[0], steps[-1], 150, 30)
+    x = linear_scale(0, max(len(values) - 1, 1), 62, 306)
     points = " ".join(f"{_f(x(place))},{_f(y(value))}" for place, value in known)
     parts = [
         *_grid(steps, y, 56, 312),
@@ -87,8 +87,8 @@ def lines(title: str, series: Sequence[Series]) -> Markup:
     """Return one line a series over the steps from 0; the first is grey, the later ones are coloured."""
     known = [value for item in series for value in item.values if isfinite(value)]
     steps = ticks(min(known, default=0.0), max(known, default=1.0), 100)
-    y = _scale(steps[0], steps[-1], 150, 30)
-    x = _scale(0, max(max(len(item.values) for item in series) - 1, 1), 62, 306)
+    y = linear_scale(steps[0], steps[-1], 150, 30)
+    x = linear_scale(0, max(max(len(item.values) for item in series) - 1, 1), 62, 306)
     parts = [*_grid(steps, y, 56, 312), text(2, 14, title, "label strong")]
     for place, item in enumerate(series):
         look = "line-a" if place == 0 and len(series) > 1 else "line-b"
@@ -111,7 +111,8 @@ def _grid(steps: Sequence[float], y: Scale, left: float, right: float) -> list[M
     return parts
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Scale:
+def linear_scale(low: float, high: float, start: float, end: float) -> Scale:
+    """Return where a number between `low` and `high` lies between `start` and `end`."""
     return lambda value: start + (end - start) * ((value - low) / (high - low))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from kernelsimp.report import fmt
-from kernelsimp.report.pictures.charts import WIDTH, dot, line, svg, text
+from kernelsimp.report.pictures.charts import WIDTH, dot, line, linear_scale, svg, text
 from kernelsimp.report.pictures.ticks import spelled, ticks
 
 NUMBER = 15.0
@@ -34,7 +34,10 @@ def scatter(points: Sequence[Point], axis: str, spell: Callable[[float], str]) -
     """
     ups = ticks(min(point.low for point in points), max(point.high for point in points), 100)
     rights = ticks(0, 1.05 * max(point.x for point in points))
-    x, y = (_scale(rights, LEFT, WIDTH - 16.0), _scale(ups, BOTTOM, TOP))
+    x, y = (
+        linear_scale(rights[0], rights[-1], LEFT, WIDTH - 16.0),
+        linear_scale(ups[0], ups[-1], BOTTOM, TOP),
+    )
     parts = [text(2, 14, "test top-1, percent, with its 95 % interval", "label strong")]
     for value, words in zip(ups, spelled(ups), strict=True):
         parts += [
@@ -54,10 +57,6 @@ def scatter(points: Sequence[Point], axis: str, spell: Callable[[float], str]) -
         f"{point.name} {fmt.percent(point.value)} at {spell(point.x)}" for point in points
     )
     return svg(WIDTH, HEIGHT, alt, parts)
-
-
-def _scale(steps: Sequence[float], start: float, end: float) -> Callable[[float], float]:
-    return lambda value: start + (end - start) * (value - steps[0]) / (steps[-1] - steps[0])
 
 
 def _free(place: tuple[float, float], taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
